@@ -1,0 +1,34 @@
+"""The absolute value."""
+
+from torch import Tensor, nn
+
+from robustcert.plain import Activation
+
+
+def absolute(x: Tensor) -> Tensor:
+    """The absolute value of every entry."""
+    return x.abs()
+
+
+class Abs(nn.Module):
+    r"""Absolute value, :math:`|x|`: the simplest activation that preserves gradient norms.
+
+    Args:
+        num_features: Size of dimension 1 of the input, which has shape ``(N, C, *)``.
+    """
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__()
+        self.num_features = self.out_features = num_features
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(N, C, *)`` to ``(N, C, *)``."""
+        return absolute(x)
+
+    def lipschitz_bound(self) -> float:
+        """1: each entry goes through a function with slopes -1 and 1."""
+        return 1.0
+
+    def fold(self) -> Activation:
+        """The activation as a pure function with constants."""
+        return Activation(function=absolute, constants={}, lipschitz=1.0)

@@ -1,0 +1,38 @@
+"""No activation: the control that makes a network linear."""
+
+from torch import Tensor, nn
+
+from robustcert.plain import Activation
+
+
+def identity(x: Tensor) -> Tensor:
+    """The input."""
+    return x
+
+
+class Identity(nn.Module):
+    """Return the input, so that the network is linear.
+
+    Args:
+        num_features: Size of dimension 1 of the input, which has shape ``(N, C, *)``.
+    """
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__()
+        self.num_features = self.out_features = num_features
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(N, C, *)`` to ``(N, C, *)``."""
+        return identity(x)
+
+    def lipschitz_bound(self) -> float:
+        """1: distances are kept."""
+        return 1.0
+
+    def jacobian_lipschitz_bound(self) -> float:
+        """0: the Jacobian is constant."""
+        return 0.0
+
+    def fold(self) -> Activation:
+        """The activation as a pure function with constants."""
+        return Activation(function=identity, constants={}, lipschitz=1.0, jacobian_lipschitz=0.0)

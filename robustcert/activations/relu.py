@@ -1,0 +1,37 @@
+"""The rectified linear unit."""
+
+from torch import Tensor, nn
+
+from robustcert.plain import Activation
+
+
+def relu(x: Tensor) -> Tensor:
+    """The positive part of every entry."""
+    return x.relu()
+
+
+class ReLU(nn.Module):
+    r"""Positive part, :math:`\max(x, 0)`.
+
+    It has slopes in [0, 1], as convex potential and sandwich layers ask for, but it blocks the
+    gradient of every negative entry, so it wastes much of a Lipschitz budget.
+
+    Args:
+        num_features: Size of dimension 1 of the input, which has shape ``(N, C, *)``.
+    """
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__()
+        self.num_features = self.out_features = num_features
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(N, C, *)`` to ``(N, C, *)``."""
+        return relu(x)
+
+    def lipschitz_bound(self) -> float:
+        """1: each entry goes through a function with slopes 0 and 1."""
+        return 1.0
+
+    def fold(self) -> Activation:
+        """The activation as a pure function with constants."""
+        return Activation(function=relu, constants={}, lipschitz=1.0)

@@ -1,0 +1,62 @@
+"""The pseudo-Huber function, a smooth absolute value."""
+
+import torch
+from torch import Tensor, nn
+
+from robustcert.activations.features import along_features
+from robustcert.activations.positive import Positive, over_least
+from robustcert.plain import Activation, constant
+
+
+def smooth_abs(x: Tensor, temperature: Tensor) -> Tensor:
+    """``sqrt(x^2 + temperature^2) - temperature``, without overflow."""
+    temperature = along_features(temperature, x)
+    return torch.hypot(x, temperature) - temperature
+
+
+class SmoothAbs(nn.Module):
+    r"""Smooth absolute value, :math:`\sqrt{x^2 + \tau^2} - \tau`, within :math:`\tau` of it.
+
+    Args:
+        num_features: Size of dimension 1 of the input, which has shape ``(N, C, *)``.
+        temperature: Initial :math:`\tau`.
+        learnable: Whether the temperature is trained, through its logarithm.
+        per_feature: One temperature for each feature rather than one for the layer.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        temperature: float = 0.05,
+        learnable: bool = True,
+        per_feature: bool = False,
+    ) -> None:
+        super().__init__()
+        self.num_features = self.out_features = num_features
+        size = num_features if per_feature else None
+        self.temperature = Positive("SmoothAbs", "temperature", temperature, learnable, size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(N, C, *)`` to ``(N, C, *)``."""
+        return smooth_abs(x, self.temperature())
+
+    def lipschitz_bound(self) -> float:
+        r"""1: the slope is :math:`x / \sqrt{x^2 + \tau^2}`."""
+        return 1.0
+
+    def jacobian_lipschitz_bound(self) -> float:
+        r""":math:`1/\tau`, the second derivative at 0."""
+        return over_least(1.0, self.temperature())
+
+    def fold(self) -> Activation:
+        """The activation as a pure function with constants."""
+        temperature = constant(self.temperature())
+        # hypot is within 8u of at most |x| + tau, and the difference rounds an output of at most
+        # |x|.
+        return Activation(
+            function=smooth_abs,
+            constants={"temperature": temperature},
+            lipschitz=1.0,
+            jacobian_lipschitz=over_least(1.0, temperature),
+            error=(10.0, 9 * float(temperature.max())),
+        )

@@ -1,0 +1,68 @@
+"""Softplus, the smooth ReLU."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from robustcert.activations.features import along_features
+from robustcert.activations.positive import Positive, over_least
+from robustcert.plain import Activation, constant
+
+
+def softplus(x: Tensor, temperature: Tensor) -> Tensor:
+    """``temperature * log(1 + exp(x / temperature))``."""
+    temperature = along_features(temperature, x)
+    # The exponent is at most 0: it cannot overflow, and for large |x| the excess over ReLU is
+    # exactly 0. At 0 it takes the branch that relu takes, so that all derivatives are right.
+    return x.relu() + temperature * F.softplus(torch.where(x > 0, -x, x) / temperature)
+
+
+class Softplus(nn.Module):
+    r"""Smooth ReLU, :math:`\tau \log(1 + e^{x/\tau})`, within :math:`\tau \log 2` of it.
+
+    Its slopes are in (0, 1), as convex potential and sandwich layers ask for.
+
+    Args:
+        num_features: Size of dimension 1 of the input, which has shape ``(N, C, *)``.
+        temperature: Initial :math:`\tau`.
+        learnable: Whether the temperature is trained, through its logarithm.
+        per_feature: One temperature for each feature rather than one for the layer.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        temperature: float = 0.05,
+        learnable: bool = True,
+        per_feature: bool = False,
+    ) -> None:
+        super().__init__()
+        self.num_features = self.out_features = num_features
+        size = num_features if per_feature else None
+        self.temperature = Positive("Softplus", "temperature", temperature, learnable, size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(N, C, *)`` to ``(N, C, *)``."""
+        return softplus(x, self.temperature())
+
+    def lipschitz_bound(self) -> float:
+        r"""1: the slope is the sigmoid of :math:`x / \tau`."""
+        return 1.0
+
+    def jacobian_lipschitz_bound(self) -> float:
+        r""":math:`1/(4 \tau)`, the second derivative at 0."""
+        return over_least(0.25, self.temperature())
+
+    def fold(self) -> Activation:
+        """The activation as a pure function with constants."""
+        temperature = constant(self.temperature())
+        # The exponent z has relative error u, which moves the excess by at most u max z/(1+e^z) =
+        # 0.28u; exp is within 8u, halved by the slope of log1p at most; log1p within 8u of at most
+        # log 2; with the product and the last sum 11.3u tau, and u |x| for the last sum.
+        return Activation(
+            function=softplus,
+            constants={"temperature": temperature},
+            lipschitz=1.0,
+            jacobian_lipschitz=over_least(0.25, temperature),
+            error=(1.0, 12 * float(temperature.max())),
+        )

@@ -1,0 +1,48 @@
+"""The hyperbolic tangent."""
+
+from torch import Tensor, nn
+
+from robustcert.plain import Activation
+
+# |tanh''| = 2 t (1 - t^2) at t = |tanh| is largest at t = 1/sqrt(3): 4 / (3 sqrt(3)), rounded up.
+CURVATURE = 0.7698003589195011
+
+
+def tanh(x: Tensor) -> Tensor:
+    """The hyperbolic tangent of every entry."""
+    return x.tanh()
+
+
+class Tanh(nn.Module):
+    """Hyperbolic tangent: smooth and bounded, with slope 1 at 0 only.
+
+    Args:
+        num_features: Size of dimension 1 of the input, which has shape ``(N, C, *)``.
+    """
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__()
+        self.num_features = self.out_features = num_features
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(N, C, *)`` to ``(N, C, *)``."""
+        return tanh(x)
+
+    def lipschitz_bound(self) -> float:
+        """1: the slope is 1 - tanh(x)^2."""
+        return 1.0
+
+    def jacobian_lipschitz_bound(self) -> float:
+        r""":math:`4/(3 \sqrt 3)`, the largest second derivative."""
+        return CURVATURE
+
+    def fold(self) -> Activation:
+        """The activation as a pure function with constants."""
+        # tanh is within 4 ulp, at most 8u of an output that is at most |x|.
+        return Activation(
+            function=tanh,
+            constants={},
+            lipschitz=1.0,
+            jacobian_lipschitz=CURVATURE,
+            error=(8.0, 0.0),
+        )

@@ -1,0 +1,240 @@
+"""The folder that certify.py writes: the claim, the plain network, the radii, the picture."""
+
+import csv
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from decimal import ROUND_FLOOR, Decimal
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from robustcert import __version__
+from robustcert.certifiers import Certificates
+from robustcert.plain import Operation, PlainNetwork, Sum, operation_bound, pairwise_bound, shapes
+
+FORMAT = 1
+CLAIM = (
+    "For every sample listed as certified with radius r, every input at l2 distance less than r from "
+    "the sample gets the listed prediction, as the unique largest logit."
+)
+FUNCTIONS = {
+    "R": "the real-valued function that the float constants of the network define",
+    "F64": "the network evaluated in IEEE float64, summed in any order",
+    "F32": "the network evaluated in IEEE float32, summed in any order, without TF32",
+}
+
+
+@dataclass(frozen=True)
+class CertifiedSplit:
+    """Certificates for the samples of a split.
+
+    Attributes:
+        inputs: Shape ``(N, *input_shape)``, uint8 or float32 as the dataset holds them.
+        target: True classes, shape ``(N,)``.
+        indices: Position of every sample in the official split.
+        certificates: What the certifier said.
+    """
+
+    inputs: Tensor
+    target: Tensor
+    indices: Tensor
+    certificates: Certificates
+
+    @property
+    def correct(self) -> Tensor:
+        """Whether the prediction is the true class, shape ``(N,)``."""
+        return self.certificates.prediction == self.target
+
+    def certified_count(self, radius: float) -> int:
+        """Samples that are correct and certified beyond ``radius``."""
+        return int((self.correct & (self.certificates.radius > radius)).sum())
+
+    def curve(self, points: int = 200) -> tuple[list[float], list[float]]:
+        """Radii and verified robust accuracy up to the largest certified radius."""
+        radius = torch.where(self.correct, self.certificates.radius, 0.0)
+        finite = radius[torch.isfinite(radius)]
+        top = float(finite.max()) if len(finite) else 0.0
+        grid = torch.linspace(0, top * 1.02 or 1.0, points, dtype=torch.float64)
+        return grid.tolist(), [(self.certified_count(float(r)) / len(radius)) for r in grid]
+
+
+def decimal_floor(value: float, digits: int = 6) -> str:
+    """Decimal of a nonnegative float, rounded down, never up."""
+    if math.isinf(value):
+        return "inf"
+    return str(Decimal(value).quantize(Decimal(1).scaleb(-digits), rounding=ROUND_FLOOR))
+
+
+def describe_bounds(network: PlainNetwork) -> list[dict[str, Any]]:
+    """Per operation: its bound and a value that the true constant is not below."""
+    rows = []
+    for operation, shape in shapes(network.operations, network.input_shape):
+        lower = operation.lipschitz_lower(shape)
+        rows.append(
+            {
+                "name": operation.name,
+                "kind": operation.kind,
+                "input_shape": list(shape),
+                "bound": operation_bound(operation, shape).hex(),
+                "lower": None if lower is None else float(lower).hex(),
+            }
+        )
+    return rows
+
+
+def describe_operations(
+    operations: Sequence[Operation], prefix: str, tensors: dict[str, Tensor]
+) -> list[dict[str, Any]]:
+    """Operations as plain dictionaries; their constants go into ``tensors``."""
+    described = []
+    for i, operation in enumerate(operations):
+        path = f"{prefix}{i}"
+        names = {}
+        for key, tensor in operation.tensors().items():
+            names[key] = f"{path}.{key}"
+            tensors[names[key]] = tensor.cpu().contiguous()
+        entry = {
+            "kind": operation.kind,
+            "name": operation.name,
+            "options": operation.options(),
+            "tensors": names,
+        }
+        if isinstance(operation, Sum):
+            entry["branches"] = [
+                describe_operations(branch, f"{path}.branch{b}.", tensors)
+                for b, branch in enumerate(operation.branches)
+            ]
+        described.append(entry)
+    return described
+
+
+def write_certificate(
+    folder: Path,
+    network: PlainNetwork,
+    split: CertifiedSplit,
+    radii: Sequence[float],
+    record: dict[str, Any],
+) -> dict[str, Any]:
+    """Write the folder, all of it or nothing, and return the claim as written.
+
+    Args:
+        folder: Replaced if it exists.
+        network: The certified network.
+        split: Samples with their certificates.
+        radii: Radii at which certified samples are counted.
+        record: Provenance: configuration, checkpoint, dataset, environment, attack.
+
+    Raises:
+        OSError: the folder cannot be written; what stood there before still stands.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        claim = _write_files(temporary, network, split, radii, record)
+        old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+        if folder.exists():
+            folder.rename(old)
+        temporary.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return claim
+
+
+def _write_files(
+    folder: Path,
+    network: PlainNetwork,
+    split: CertifiedSplit,
+    radii: Sequence[float],
+    record: dict[str, Any],
+) -> dict[str, Any]:
+    tensors: dict[str, Tensor] = {}
+    operations = describe_operations(network.operations, "", tensors)
+    save_file(tensors, folder / "network.safetensors")
+    samples = {
+        "inputs": split.inputs.cpu().contiguous(),
+        "labels": split.target.cpu().contiguous(),
+        "indices": split.indices.cpu().contiguous(),
+    }
+    save_file(samples, folder / "samples.safetensors")
+    _write_radii(folder / "radii.csv", split)
+    count = len(split.target)
+    correct = int(split.correct.sum())
+    claim = {
+        "format": FORMAT,
+        "robustcert": __version__,
+        "claim": {
+            "statement": CLAIM,
+            "norm": "l2",
+            "units": "input units: distances between inputs with values in [0, 1]; all of R^d, no clip",
+            "inputs": "float32 values; a uint8 pixel p stands for float32(p / 255)",
+            "functions": {key: FUNCTIONS[key] for key in record["functions"]},
+        },
+        "network": {
+            "input_shape": list(network.input_shape),
+            "digest": network.digest(),
+            "operations": operations,
+        },
+        "bounds": describe_bounds(network),
+        "pairwise": [[float(k).hex() for k in row] for row in pairwise_bound(network)],
+        "summary": {
+            "samples": count,
+            "correct": correct,
+            "certified": [
+                {"radius": float(r).hex(), "decimal": float(r), "count": split.certified_count(r)}
+                for r in radii
+            ],
+        },
+        **{key: value for key, value in record.items() if key != "functions"},
+        "files": {
+            name: _digest(folder / name)
+            for name in ("network.safetensors", "samples.safetensors", "radii.csv")
+        },
+    }
+    text = json.dumps(claim, indent=1, allow_nan=False)
+    (folder / "certificate.json").write_text(text + "\n")
+    return claim
+
+
+def _write_radii(path: Path, split: CertifiedSplit) -> None:
+    certificates = split.certificates
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(
+            ["index", "label", "prediction", "correct", "status", "radius", "radius_hex", "margin"]
+        )
+        for index, label, prediction, radius, margin in zip(
+            split.indices.tolist(),
+            split.target.tolist(),
+            certificates.prediction.tolist(),
+            certificates.radius.tolist(),
+            certificates.margin.tolist(),
+            strict=True,
+        ):
+            status = "certified" if radius > 0 else "abstain"
+            writer.writerow(
+                [
+                    index,
+                    label,
+                    prediction,
+                    int(label == prediction),
+                    status,
+                    decimal_floor(radius),
+                    float(radius).hex(),
+                    f"{margin:.9g}",
+                ]
+            )
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

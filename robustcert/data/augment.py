@@ -1,0 +1,98 @@
+"""Random image augmentations: one draw per example, for a whole batch at once, on its device."""
+
+from abc import abstractmethod
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor, nn
+
+
+class ImageAugmentation(nn.Module):
+    """Maps images of shape ``(N, C, H, W)`` in [0, 1] to images of that shape in [0, 1].
+
+    All randomness comes from the generator, which lives on the images' device: the same generator
+    state gives the same augmentation.
+    """
+
+    @abstractmethod
+    def forward(self, x: Tensor, generator: Generator) -> Tensor:
+        """Augment every image by its own draw."""
+
+
+class RandomCrop(ImageAugmentation):
+    """Shift every image by up to ``padding`` whole pixels in each direction, filling with zeros.
+
+    The same as padding by zeros on all sides and cropping to the old size at random.
+
+    Args:
+        padding: The largest shift in pixels.
+    """
+
+    def __init__(self, padding: int) -> None:
+        super().__init__()
+        if padding < 0:
+            raise ValueError(f"expected RandomCrop(padding) to be at least 0, but got {padding}")
+        self.padding = padding
+
+    def forward(self, x: Tensor, generator: Generator) -> Tensor:
+        """Draw one whole-pixel shift per image."""
+        n, _, height, width = x.shape
+        offset = torch.randint(
+            2 * self.padding + 1, (2, n, 1), generator=generator, device=x.device
+        )
+        rows = offset[0] + torch.arange(height, device=x.device)
+        columns = offset[1] + torch.arange(width, device=x.device)
+        padded = F.pad(x, [self.padding] * 4)
+        images = torch.arange(n, device=x.device)[:, None, None]
+        # Indices on both sides of a slice put their dimensions first: (N, H, W, C).
+        crop = padded[images, :, rows[:, :, None], columns[:, None, :]]
+        return crop.permute(0, 3, 1, 2).contiguous()
+
+
+class RandomHorizontalFlip(ImageAugmentation):
+    """Mirror every image left to right with probability one half."""
+
+    def forward(self, x: Tensor, generator: Generator) -> Tensor:
+        """Draw one coin per image."""
+        flip = torch.rand(len(x), generator=generator, device=x.device) < 0.5
+        return torch.where(flip[:, None, None, None], x.flip(-1), x)
+
+
+class RandomAffine(ImageAugmentation):
+    """Rotate, shift and scale every image about its centre, bilinearly, filling with zeros.
+
+    Args:
+        degrees: Rotation by an angle drawn from [-degrees, degrees].
+        translate: Shift by fractions of width and height drawn from [-translate, translate].
+        scale: Magnification by a factor drawn from [1 - scale, 1 + scale].
+    """
+
+    def __init__(self, degrees: float = 0.0, translate: float = 0.0, scale: float = 0.0) -> None:
+        super().__init__()
+        if not (0 <= degrees <= 180 and 0 <= translate <= 1 and 0 <= scale < 1):
+            raise ValueError(
+                "expected RandomAffine(degrees) in [0, 180], translate in [0, 1] and scale in "
+                f"[0, 1), but got {degrees}, {translate} and {scale}"
+            )
+        self.degrees = degrees
+        self.translate = translate
+        self.scale = scale
+
+    def forward(self, x: Tensor, generator: Generator) -> Tensor:
+        """Draw an angle, a magnification and two shifts per image."""
+        n, _, height, width = x.shape
+        draw = 2 * torch.rand(4, n, generator=generator, device=x.device) - 1
+        angle = torch.deg2rad(self.degrees * draw[0])
+        factor = 1 + self.scale * draw[1]
+        shift = 2 * self.translate * draw[2:]
+        # The grid maps output to input: the inverse rotation and magnification. Its coordinates
+        # run from -1 to 1 along both sides, so rotating a non-square image needs the aspect ratio.
+        cosine, sine = angle.cos() / factor, angle.sin() / factor
+        linear = torch.stack(
+            [cosine, sine * height / width, -sine * width / height, cosine], dim=1
+        ).view(n, 2, 2)
+        offset = -linear @ shift.T[:, :, None]
+        theta = torch.cat([linear, offset], dim=2).to(x.dtype)
+        grid = F.affine_grid(theta, list(x.shape), align_corners=False)
+        # Interpolation weights may sum to a rounding error more than 1.
+        return F.grid_sample(x, grid, align_corners=False).clamp_(0, 1)

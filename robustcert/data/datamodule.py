@@ -1,0 +1,247 @@
+"""From a dataset to Lightning's batches: validation split, epoch order, augmentation."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from robustcert.data.augment import ImageAugmentation
+from robustcert.data.dataset import Dataset, DatasetError, Examples, check_examples, to_unit
+from robustcert.data.sampler import EpochSampler, EvaluationSampler, derive_seed
+from robustcert.data.split import stratified_split
+
+Part = Literal["train", "validation", "test"]
+
+VALIDATION_KEY = 20_210_217
+
+
+class Batches(TorchDataset[tuple[Tensor, Tensor]]):
+    """Indexed by whole lists of rows: one gather per batch, no work per example."""
+
+    def __init__(self, examples: Examples) -> None:
+        self.examples = examples
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, rows: list[int]) -> tuple[Tensor, Tensor]:
+        return self.examples.inputs[rows], self.examples.labels[rows]
+
+
+class TrainLoader(DataLoader[Any]):
+    """A loader that resumes: each batch is a function of seed, epoch, batch number and rank.
+
+    A batch is ``(inputs, labels, seed)``, the last an integer to draw its augmentation from.
+    ``state_dict`` holds the epoch and the number of batches handed out, by which Lightning resumes
+    a run that was interrupted within an epoch.
+    """
+
+    sampler: EpochSampler
+
+    def __init__(self, examples: Examples, sampler: EpochSampler, **options: Any) -> None:
+        super().__init__(Batches(examples), sampler=sampler, batch_size=None, **options)
+        self._handed_out = 0
+        self._resume: dict[str, int] | None = None
+
+    # A generator starts at the first next(): Lightning calls iter() before set_epoch(), and worker
+    # processes started there would fetch batches of the wrong epoch.
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        sampler = self.sampler
+        resume, self._resume = self._resume, None
+        sampler.skip = 0
+        if resume is not None and resume["epoch"] == sampler.epoch:
+            sampler.skip = resume["batches"]
+        self._handed_out = sampler.skip
+        for inputs, labels in super().__iter__():
+            number = self._handed_out
+            self._handed_out += 1
+            yield (
+                inputs,
+                labels,
+                derive_seed(sampler.seed, sampler.epoch, number, sampler.rank),
+            )
+
+    def state_dict(self) -> dict[str, int]:
+        """Where the epoch stands."""
+        return {"epoch": self.sampler.epoch, "batches": self._handed_out}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Continue after the batches already handed out, if the next epoch is the state's."""
+        self._resume = dict(state)
+
+
+class DataModule(LightningDataModule):
+    """Batches of a dataset for Lightning, and plain tensors for everyone else.
+
+    Validation examples are cut from the train split, stratified by class, by a permutation that is
+    the same for every run; the test split is read for testing only. Data stays in memory as read
+    (images as uint8); batches become float32 in [0, 1], and are augmented in training, on the
+    device.
+
+    Training batches depend on ``(seed, epoch, batch number, rank)`` only, so a resumed run sees
+    those of an uninterrupted one, bit for bit on the same device type. The Trainer must have
+    ``use_distributed_sampler=False`` when it has several devices (this is checked): the samplers
+    here know the ranks themselves, and Lightning's would count examples twice in evaluation. Also
+    set ``reload_dataloaders_every_n_epochs=1``, so that each epoch's loader is made for it.
+
+    Args:
+        dataset: What to read.
+        batch_size: Training examples in a batch, on each device.
+        eval_batch_size: The most examples in a validation or test batch, on each device.
+        validation: Share of the train split held out for validation, between 0 and 1.
+        augmentation: Modules called with ``(inputs, generator)``, one after the other.
+        seed: Chooses the order of training examples and their augmentation.
+        num_workers: Processes that gather batches; 0 is fast, as the data is in memory.
+        drop_last: Leave the incomplete last training batch out.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        batch_size: int = 128,
+        eval_batch_size: int = 1024,
+        validation: float = 0.1,
+        augmentation: Sequence[nn.Module] | None = None,
+        seed: int = 0,
+        num_workers: int = 0,
+        drop_last: bool = False,
+    ) -> None:
+        super().__init__()
+        for name, value, least in (
+            ("batch_size", batch_size, 1),
+            ("eval_batch_size", eval_batch_size, 1),
+            ("num_workers", num_workers, 0),
+        ):
+            if value < least:
+                raise ValueError(f"expected loader.{name} to be at least {least}, but got {value}")
+        if not 0 < validation < 1:
+            raise ValueError(
+                "expected loader.validation, the share of the train split held out, to lie between "
+                f"0 and 1, but got {validation}"
+            )
+        self.augmentation = list(augmentation or [])
+        for module in self.augmentation:
+            if isinstance(module, ImageAugmentation) and len(dataset.input_shape) != 3:
+                raise ValueError(
+                    f"augmentation {type(module).__name__} expects images of shape (C, H, W), but "
+                    f"{dataset.name} has inputs of shape {tuple(dataset.input_shape)}: set "
+                    "loader.augmentation=[]"
+                )
+        self.dataset = dataset
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size
+        self.validation = validation
+        self.seed = seed
+        self.num_workers = num_workers
+        self.drop_last = drop_last
+        self._parts: dict[Part, Examples] = {}
+
+    def examples(self, part: Part) -> Examples:
+        """All examples of a part, as float32 in [0, 1].
+
+        ``indices`` are positions in the official split's file order: the train split's for
+        ``"train"`` and ``"validation"``.
+        """
+        stored = self.stored(part)
+        return Examples(to_unit(stored.inputs), stored.labels, stored.indices)
+
+    def prepare_data(self) -> None:
+        """Fetch missing files, in one process."""
+        self.dataset.prepare()
+
+    def setup(self, stage: str) -> None:
+        """Read what the stage needs."""
+        parts: dict[str, tuple[Part, ...]] = {
+            "fit": ("train", "validation"),
+            "validate": ("validation",),
+            "test": ("test",),
+        }
+        for part in parts.get(stage, ()):
+            self.stored(part)
+
+    def train_dataloader(self) -> TrainLoader:
+        """Batches ``(inputs, labels, seed)``, which ``on_after_batch_transfer`` completes."""
+        rank, world_size = self._rank()
+        examples = self.stored("train")
+        sampler = EpochSampler(
+            len(examples),
+            self.batch_size,
+            seed=self.seed,
+            epoch=self.trainer.current_epoch if self.trainer else 0,
+            rank=rank,
+            world_size=world_size,
+            drop_last=self.drop_last,
+        )
+        return TrainLoader(examples, sampler, **self._options())
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """Every validation example once, over all ranks."""
+        return self._eval_loader("validation")
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """Every test example once, over all ranks."""
+        return self._eval_loader("test")
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> tuple[Tensor, Tensor]:
+        """The batch as ``(inputs, labels)``, inputs in [0, 1] and, in training, augmented."""
+        del dataloader_idx
+        inputs, labels, *draw = batch
+        # The range was checked when the data was read; a check here would stall the device.
+        if inputs.dtype == torch.uint8:
+            inputs = to_unit(inputs)
+        if draw and self.augmentation:
+            generator = torch.Generator(inputs.device).manual_seed(draw[0])
+            for augment in self.augmentation:
+                inputs = augment(inputs, generator)
+        return inputs, labels
+
+    def stored(self, part: Part) -> Examples:
+        if part not in self._parts:
+            if part == "test":
+                self._parts["test"] = self._read("test")
+            elif part in ("train", "validation"):
+                train = self._read("train")
+                if len(train) < 2:
+                    raise DatasetError(
+                        f"{self.dataset.name}: expected at least two training examples, one of "
+                        f"them for validation, but got {len(train)}"
+                    )
+                rest, held_out = stratified_split(train.labels, self.validation, VALIDATION_KEY)
+                self._parts["train"] = train.take(rest)
+                self._parts["validation"] = train.take(held_out)
+            else:
+                raise ValueError(f"expected 'train', 'validation' or 'test', but got {part!r}")
+        return self._parts[part]
+
+    def _read(self, split: Literal["train", "test"]) -> Examples:
+        examples = self.dataset.read(split)
+        check_examples(self.dataset, split, examples)
+        if examples.inputs.dtype == torch.uint8:
+            return examples
+        return Examples(to_unit(examples.inputs), examples.labels, examples.indices)
+
+    def _eval_loader(self, part: Part) -> DataLoader[Any]:
+        rank, world_size = self._rank()
+        examples = self.stored(part)
+        sampler = EvaluationSampler(len(examples), self.eval_batch_size, rank, world_size)
+        return DataLoader(Batches(examples), sampler=sampler, batch_size=None, **self._options())
+
+    def _options(self) -> dict[str, Any]:
+        return {"num_workers": self.num_workers, "pin_memory": torch.cuda.is_available()}
+
+    def _rank(self) -> tuple[int, int]:
+        if self.trainer is None:
+            return 0, 1
+        if self.trainer.world_size > 1 and getattr(
+            self.trainer._accelerator_connector, "use_distributed_sampler", False
+        ):
+            raise ValueError(
+                "training on several devices needs Trainer(use_distributed_sampler=False): "
+                "Lightning's sampler would split every batch list again and repeat examples in "
+                "evaluation. Set trainer.use_distributed_sampler=false"
+            )
+        return self.trainer.global_rank, self.trainer.world_size

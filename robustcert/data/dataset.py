@@ -1,0 +1,136 @@
+"""The dataset contract: labelled examples with inputs in [0, 1], and where they came from."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+Split = Literal["train", "test"]
+
+
+class DatasetError(ValueError):
+    """A dataset is missing, damaged or not what it claims to be."""
+
+
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """Inputs and labels of one split, in file order unless ``indices`` says otherwise.
+
+    Args:
+        inputs: Shape ``(N, *input_shape)``, uint8 in 0..255 or floating point in [0, 1].
+        labels: Class indices, int64, shape ``(N,)``.
+        indices: Position of every example in the split's file order, int64, shape ``(N,)``;
+            ``0 .. N-1`` if not given.
+    """
+
+    inputs: Tensor
+    labels: Tensor
+    indices: Tensor = field(default=None)  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        if self.indices is None:
+            object.__setattr__(self, "indices", torch.arange(len(self.labels)))
+        if not len(self.inputs) == len(self.labels) == len(self.indices):
+            raise DatasetError(
+                f"expected equally many inputs, labels and indices, but got {len(self.inputs)}, "
+                f"{len(self.labels)} and {len(self.indices)}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, rows: Tensor) -> "Examples":
+        """The examples at the given rows, which keep their ``indices``."""
+        return Examples(self.inputs[rows], self.labels[rows], self.indices[rows])
+
+
+class Dataset(ABC):
+    """A train and a test split of labelled examples with inputs in [0, 1].
+
+    A subclass sets the attributes and implements ``read``. Normalisation is no part of a dataset:
+    it is a layer of the network, inside its Lipschitz bound, so that a radius is always a distance
+    between inputs in [0, 1].
+    """
+
+    name: str
+    input_shape: tuple[int, ...]
+    num_classes: int
+    class_names: tuple[str, ...] | None = None
+
+    @abstractmethod
+    def read(self, split: Split) -> Examples:
+        """All examples of the official split, in file order."""
+
+    def prepare(self) -> None:  # noqa: B027 (most datasets fetch nothing)
+        """Fetch what ``read`` needs; called in one process before all processes read."""
+
+    def provenance(self) -> dict[str, Any]:
+        """Plain record, for the certificate, of what has been read so far.
+
+        ``files`` lists name, bytes, sha256 and ``official``: whether the content is known to be
+        the published one (``True``, ``False`` or ``"unknown"``).
+        """
+        return {"name": self.name, "files": []}
+
+
+def check_split(split: str) -> None:
+    """Raise unless ``split`` names one of the two official splits."""
+    if split not in ("train", "test"):
+        raise DatasetError(f"expected split 'train' or 'test', but got {split!r}")
+
+
+def to_unit(inputs: Tensor, source: str = "inputs") -> Tensor:
+    """Inputs as float32 in [0, 1]: uint8 is divided by 255, floating point must lie there already.
+
+    Args:
+        inputs: Any shape, uint8 or floating point.
+        source: Named in the error: the file that the inputs came from.
+    """
+    if inputs.dtype == torch.uint8:
+        return inputs.to(torch.float32).div_(255)
+    if not inputs.is_floating_point():
+        raise DatasetError(
+            f"{source}: expected inputs of type uint8 or floating point, but got {inputs.dtype}"
+        )
+    # NaN compares false, so it is refused as well.
+    outside = ~((inputs >= 0) & (inputs <= 1))
+    if outside.any():
+        raise DatasetError(
+            f"{source}: expected floating-point inputs in [0, 1], but got "
+            f"{inputs[outside][0].item():g} ({int(outside.sum())} values lie outside): rescale the "
+            "data, and leave normalisation to the network (normalization.mean, normalization.std)"
+        )
+    return inputs.to(torch.float32)
+
+
+def check_labels(labels: Tensor, num_classes: int, source: str) -> None:
+    """Raise unless every label is a class index below ``num_classes``."""
+    wrong = ((labels < 0) | (labels >= num_classes)).nonzero()
+    if len(wrong):
+        place = int(wrong[0])
+        raise DatasetError(
+            f"{source}: expected labels from 0 to {num_classes - 1}, but got {int(labels[place])} "
+            f"at position {place} ({len(wrong)} of {len(labels)} labels lie outside)"
+        )
+
+
+def check_examples(dataset: Dataset, split: Split, examples: Examples) -> None:
+    """Raise unless ``examples`` keep what ``dataset`` promises: shape, types, labels, range."""
+    source = f"{dataset.name} ({split})"
+    shape = tuple(examples.inputs.shape[1:])
+    if len(examples) == 0:
+        raise DatasetError(f"{source}: expected at least one example, but got none")
+    if shape != tuple(dataset.input_shape):
+        raise DatasetError(
+            f"{source}: expected inputs of shape {tuple(dataset.input_shape)}, but got {shape}"
+        )
+    if examples.labels.dtype != torch.int64 or examples.labels.ndim != 1:
+        raise DatasetError(
+            f"{source}: expected int64 labels of shape (N,), but got {examples.labels.dtype} of "
+            f"shape {tuple(examples.labels.shape)}"
+        )
+    check_labels(examples.labels, dataset.num_classes, source)
+    if examples.inputs.dtype != torch.uint8:
+        to_unit(examples.inputs, source)

@@ -1,0 +1,122 @@
+"""Any dataset in one NumPy archive."""
+
+import os
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from robustcert.data.dataset import Dataset, DatasetError, Examples, Split, check_split, to_unit
+from robustcert.data.files import digest
+
+KEYS = ("x_train", "y_train", "x_test", "y_test")
+
+
+class NPZ(Dataset):
+    """A dataset in one ``.npz`` file, as ``numpy.savez`` writes it.
+
+    The file holds ``x_train``, ``y_train``, ``x_test`` and ``y_test``. Inputs are uint8 (divided
+    by 255) or floating point in [0, 1], of shape ``(N, C, H, W)``, ``(N, H, W)`` (grey images) or
+    ``(N, D)``. Labels are integers from 0 of shape ``(N,)``; the number of classes is the largest
+    label of both splits plus one.
+
+    Args:
+        root: The file.
+    """
+
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        self.path = Path(root).expanduser()
+        self.name = self.path.stem
+        arrays = _load(self.path)
+        self._record = {
+            "name": self.path.name,
+            "bytes": self.path.stat().st_size,
+            "sha256": digest(self.path),
+            "official": "unknown",
+        }
+        self._splits: dict[str, Examples] = {}
+        for split in ("train", "test"):
+            inputs = _inputs(arrays[f"x_{split}"], f"{self.path} (x_{split})")
+            labels = _labels(arrays[f"y_{split}"], len(inputs), f"{self.path} (y_{split})")
+            self._splits[split] = Examples(inputs, labels)
+        shapes = [tuple(examples.inputs.shape[1:]) for examples in self._splits.values()]
+        if shapes[0] != shapes[1]:
+            raise DatasetError(
+                f"{self.path}: expected x_train and x_test to have examples of one shape, but got "
+                f"{shapes[0]} and {shapes[1]}"
+            )
+        self.input_shape = shapes[0]
+        self.num_classes = 1 + max(int(e.labels.max()) for e in self._splits.values())
+        if self.num_classes < 2:
+            raise DatasetError(f"{self.path}: expected at least two classes, but every label is 0")
+
+    def read(self, split: Split) -> Examples:
+        """All examples of the split, images as uint8 if the file has them so."""
+        check_split(split)
+        return self._splits[split]
+
+    def provenance(self) -> dict[str, Any]:
+        """Record of the file as it was at construction."""
+        return {"name": self.name, "files": [dict(self._record)]}
+
+
+def _load(path: Path) -> dict[str, np.ndarray]:
+    if not path.is_file():
+        raise DatasetError(
+            f"expected dataset.root to name an .npz file, but there is no file {path}"
+        )
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise DatasetError(
+                    f"{path}: expected an .npz archive, but got a single array: write it with "
+                    "numpy.savez"
+                )
+            missing = [key for key in KEYS if key not in archive.files]
+            if missing:
+                raise DatasetError(
+                    f"{path}: expected the arrays {', '.join(KEYS)}, but got "
+                    f"{', '.join(archive.files) or 'none'}"
+                )
+            return {key: archive[key] for key in KEYS}
+    except DatasetError:
+        raise
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        raise DatasetError(
+            f"{path}: expected an .npz archive of plain arrays (no pickled objects), but got: "
+            f"{error}"
+        ) from error
+
+
+def _inputs(array: np.ndarray, source: str) -> torch.Tensor:
+    if array.ndim not in (2, 3, 4) or 0 in array.shape:
+        raise DatasetError(
+            f"{source}: expected the shape (N, C, H, W), (N, H, W) or (N, D) without a zero, but "
+            f"got {array.shape}"
+        )
+    if array.ndim == 4 and array.shape[3] in (1, 3) and array.shape[1] not in (1, 3):
+        raise DatasetError(
+            f"{source}: expected channels before rows, (N, C, H, W), but got {array.shape}, which "
+            "looks like (N, H, W, C): write array.transpose(0, 3, 1, 2)"
+        )
+    if array.dtype != np.uint8 and array.dtype.kind != "f":
+        raise DatasetError(f"{source}: expected uint8 or floating point, but got {array.dtype}")
+    if array.ndim == 3:
+        array = array[:, None]
+    if array.dtype == np.uint8:
+        return torch.from_numpy(np.ascontiguousarray(array))
+    return to_unit(torch.from_numpy(array.astype(np.float64)), source)
+
+
+def _labels(array: np.ndarray, count: int, source: str) -> torch.Tensor:
+    if array.dtype.kind not in "iu" or array.shape != (count,):
+        raise DatasetError(
+            f"{source}: expected integer labels of shape ({count},), one for each input, but got "
+            f"{array.dtype} of shape {array.shape}"
+        )
+    if array.min() < 0:
+        raise DatasetError(f"{source}: expected labels from 0, but got {array.min()}")
+    return torch.from_numpy(array.astype(np.int64))

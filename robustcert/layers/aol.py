@@ -1,0 +1,100 @@
+"""Almost-orthogonal layers by rescaling (Prach and Lampert, arXiv 2208.03160)."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from robustcert.layers.constrained import ConstrainedConv2d, ConstrainedLinear
+
+
+def _inverse_root(row_sums: Tensor) -> Tensor:
+    # A zero column has row sum 0 and stays zero whatever its finite factor is.
+    return row_sums.clamp_min(torch.finfo(row_sums.dtype).tiny).rsqrt()
+
+
+class AOLDense(nn.Module):
+    r"""Rescale columns, :math:`W D` with :math:`D_{ii} = (\sum_j |W^\top W|_{ij})^{-1/2}`.
+
+    :math:`\lVert W D \rVert_2 \le 1` because :math:`D^{-2} - W^\top W` is diagonally dominant.
+    A wide matrix is rescaled by rows, which needs the smaller product.
+
+    Reference: Prach and Lampert, `Almost-Orthogonal Layers for Efficient General-Purpose Lipschitz
+    Networks <https://arxiv.org/abs/2208.03160>`_, ECCV 2022.
+    """
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Rescale ``weight`` of shape ``(out_features, in_features)``."""
+        with torch.autocast(weight.device.type, enabled=False):
+            if weight.shape[0] < weight.shape[1]:
+                return weight * _inverse_root((weight @ weight.mT).abs().sum(1))[:, None]
+            return weight * _inverse_root((weight.mT @ weight).abs().sum(1))
+
+
+class AOLConvolution(nn.Module):
+    r"""Rescale the input channels of a kernel so that the convolution has norm at most 1.
+
+    .. math:: d_c = \Big(\sum_{c', \delta} \big|\sum_{o, \tau} K_{o c \tau} K_{o c' (\tau + \delta)}
+        \big|\Big)^{-1/2}
+
+    The sum over the shifts :math:`\delta` bounds a row of :math:`T^\top T` for the stride-1
+    convolution T on an unbounded grid; zero padding on a finite map takes a sub-matrix and a stride
+    takes rows of T, neither of which has a larger norm.
+
+    Reference: Prach and Lampert, ECCV 2022, Theorem 2.
+    """
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Rescale ``weight`` of shape ``(out_channels, in_channels, k, k)``."""
+        with torch.autocast(weight.device.type, enabled=False):
+            by_input = weight.transpose(0, 1)
+            correlation = F.conv2d(by_input, by_input, padding=weight.shape[-1] - 1)
+            return weight * _inverse_root(correlation.abs().sum((1, 2, 3)))[:, None, None]
+
+
+class AOLLinear(ConstrainedLinear):
+    """Dense layer of norm at most 1 by :class:`AOLDense`.
+
+    Args:
+        in_features: Size of the input.
+        out_features: Size of the output.
+        bias: Whether to add a learned bias.
+    """
+
+    def __init__(self, in_features: int, out_features: int, *, bias: bool = True) -> None:
+        super().__init__(in_features, out_features, parametrization=AOLDense(), bias=bias)
+
+
+class AOLConv2d(ConstrainedConv2d):
+    """Convolution of norm at most 1 by :class:`AOLConvolution`.
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        kernel_size: Side of the square kernel.
+        stride: Step between output positions.
+        padding: Zeros on each side of the input.
+        input_size: ``(H, W)`` of the input.
+        bias: Whether to add a learned bias.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        *,
+        stride: int = 1,
+        padding: int = 0,
+        input_size: tuple[int, int],
+        bias: bool = True,
+    ) -> None:
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride=stride,
+            padding=padding,
+            input_size=input_size,
+            parametrization=AOLConvolution(),
+            bias=bias,
+        )

@@ -1,0 +1,106 @@
+"""Dense and convolutional layers whose weight is the image of a parametrization."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrize
+
+from robustcert.plain import Convolution, Dense, constant
+
+
+class ConstrainedLinear(nn.Module):
+    """Dense layer ``x -> W x + b`` with ``W`` kept at norm 1 or below by a parametrization.
+
+    The constraint holds up to rounding, which is good for an estimate; a certificate bounds the
+    folded weight.
+
+    Args:
+        in_features: Size of the input, of shape ``(N, in_features)``.
+        out_features: Size of the output.
+        parametrization: Module that maps the free weight to the constrained one.
+        bias: Whether to add a learned bias.
+    """
+
+    weight: Tensor
+
+    def __init__(
+        self, in_features: int, out_features: int, *, parametrization: nn.Module, bias: bool = True
+    ) -> None:
+        super().__init__()
+        self.in_features = in_features
+        self.out_features = out_features
+        self.weight = nn.Parameter(torch.empty(out_features, in_features))
+        nn.init.orthogonal_(self.weight)
+        self.bias = nn.Parameter(torch.zeros(out_features)) if bias else None
+        parametrize.register_parametrization(self, "weight", parametrization)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(N, in_features)`` to ``(N, out_features)``."""
+        return F.linear(x, self.weight, self.bias)
+
+    def lipschitz_estimate(self) -> float:
+        """1, the norm that the constraint aims at."""
+        return 1.0
+
+    def fold(self) -> Dense:
+        """The layer with its weight as a constant."""
+        return Dense(constant(self.weight), None if self.bias is None else constant(self.bias))
+
+    def extra_repr(self) -> str:
+        """Sizes, as torch.nn.Linear shows them."""
+        return f"in_features={self.in_features}, out_features={self.out_features}"
+
+
+class ConstrainedConv2d(nn.Module):
+    """Zero-padded convolution with its operator norm kept at 1 or below by a parametrization.
+
+    Args:
+        in_channels: Channels of the input, of shape ``(N, in_channels, H, W)``.
+        out_channels: Channels of the output.
+        kernel_size: Side of the square kernel.
+        stride: Step between output positions.
+        padding: Zeros on each side of the input.
+        input_size: ``(H, W)`` of the input.
+        parametrization: Module that maps the free kernel to the constrained one.
+        bias: Whether to add a learned bias.
+    """
+
+    weight: Tensor
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        *,
+        stride: int = 1,
+        padding: int = 0,
+        input_size: tuple[int, int],
+        parametrization: nn.Module,
+        bias: bool = True,
+    ) -> None:
+        super().__init__()
+        self.stride = stride
+        self.padding = padding
+        self.input_size = input_size
+        self.weight = nn.Parameter(torch.empty(out_channels, in_channels, kernel_size, kernel_size))
+        nn.init.orthogonal_(self.weight)
+        self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
+        parametrize.register_parametrization(self, "weight", parametrization)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(N, in_channels, H, W)`` to ``(N, out_channels, H', W')``."""
+        return F.conv2d(x, self.weight, self.bias, self.stride, self.padding)
+
+    def lipschitz_estimate(self) -> float:
+        """1, the norm that the constraint stays under."""
+        return 1.0
+
+    def fold(self) -> Convolution:
+        """The layer with its kernel as a constant."""
+        return Convolution(
+            constant(self.weight),
+            None if self.bias is None else constant(self.bias),
+            (self.stride, self.stride),
+            (self.padding, self.padding),
+        )

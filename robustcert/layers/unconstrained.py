@@ -1,0 +1,126 @@
+"""Free layers whose norm is estimated and regularised by the objective (Leino et al., 2102.08452)."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from robustcert import spectral
+from robustcert.plain import Convolution, Dense, constant
+
+
+class UnconstrainedLinear(nn.Module):
+    r"""Dense layer with a free weight; its norm is estimated by warm-started power iteration.
+
+    Training reads :math:`\lVert W v \rVert / \lVert v \rVert` with v held constant, so that the
+    objective pays for the norm through its gradient. Every estimate in training mode moves v
+    further; in evaluation mode v stays.
+
+    Reference: Leino, Wang and Fredrikson, `Globally-Robust Neural Networks
+    <https://arxiv.org/abs/2102.08452>`_, ICML 2021.
+
+    Args:
+        in_features: Size of the input, of shape ``(N, in_features)``.
+        out_features: Size of the output.
+        iterations: Power iterations per training step.
+        bias: Whether to add a learned bias.
+    """
+
+    vector: Tensor
+
+    def __init__(
+        self, in_features: int, out_features: int, *, iterations: int = 2, bias: bool = True
+    ) -> None:
+        super().__init__()
+        _check_iterations(iterations)
+        self.iterations = iterations
+        self.weight = nn.Parameter(torch.empty(out_features, in_features))
+        nn.init.orthogonal_(self.weight)
+        self.bias = nn.Parameter(torch.zeros(out_features)) if bias else None
+        self.register_buffer("vector", torch.randn(in_features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(N, in_features)`` to ``(N, out_features)``."""
+        return F.linear(x, self.weight, self.bias)
+
+    def lipschitz_estimate(self) -> Tensor:
+        """The norm from below, differentiable in the weight."""
+        iterations = self.iterations if self.training else 0
+        norm, vector = spectral.power_iteration(self.weight, self.vector, iterations)
+        self.vector.copy_(vector)
+        return norm
+
+    def fold(self) -> Dense:
+        """The layer with its weight as a constant."""
+        return Dense(constant(self.weight), None if self.bias is None else constant(self.bias))
+
+
+class UnconstrainedConv2d(nn.Module):
+    """Zero-padded convolution with a free kernel; the norm of the operator is estimated.
+
+    The power iteration runs on the convolution itself, at its input size, stride and padding, not
+    on the reshaped kernel, whose norm may be off by the kernel's side.
+
+    Args:
+        in_channels: Channels of the input, of shape ``(N, in_channels, H, W)``.
+        out_channels: Channels of the output.
+        kernel_size: Side of the square kernel.
+        stride: Step between output positions.
+        padding: Zeros on each side of the input.
+        input_size: ``(H, W)`` of the input.
+        iterations: Power iterations per training step.
+        bias: Whether to add a learned bias.
+    """
+
+    vector: Tensor
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        *,
+        stride: int = 1,
+        padding: int = 0,
+        input_size: tuple[int, int],
+        iterations: int = 2,
+        bias: bool = True,
+    ) -> None:
+        super().__init__()
+        _check_iterations(iterations)
+        self.stride = stride
+        self.padding = padding
+        self.iterations = iterations
+        self.weight = nn.Parameter(torch.empty(out_channels, in_channels, kernel_size, kernel_size))
+        nn.init.orthogonal_(self.weight)
+        self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
+        self.register_buffer("vector", torch.randn(1, in_channels, *input_size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(N, in_channels, H, W)`` to ``(N, out_channels, H', W')``."""
+        return F.conv2d(x, self.weight, self.bias, self.stride, self.padding)
+
+    def lipschitz_estimate(self) -> Tensor:
+        """The norm from below, differentiable in the kernel."""
+        iterations = self.iterations if self.training else 0
+        norm, vector = spectral.conv_power_iteration(
+            self.weight, self.vector, iterations, stride=self.stride, padding=self.padding
+        )
+        self.vector.copy_(vector)
+        return norm
+
+    def fold(self) -> Convolution:
+        """The layer with its kernel as a constant."""
+        return Convolution(
+            constant(self.weight),
+            None if self.bias is None else constant(self.bias),
+            (self.stride, self.stride),
+            (self.padding, self.padding),
+        )
+
+
+def _check_iterations(iterations: int) -> None:
+    if iterations < 1:
+        raise ValueError(
+            f"iterations must be at least 1, got {iterations}: set model.layer.dense.iterations "
+            "and model.layer.conv.iterations"
+        )

@@ -1,0 +1,109 @@
+"""Metrics over per-sample certified radii; each holds sums of counts, so ranks simply add."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+
+def check_radii(radii: Sequence[float]) -> tuple[float, ...]:
+    """The thresholds, or ``ValueError`` unless every one is above 0."""
+    if not radii or not all(r > 0 for r in radii):
+        raise ValueError(f"expected radii above 0, got {list(radii)}: set radii and epsilon")
+    return tuple(radii)
+
+
+class VerifiedRobustAccuracy(Metric):
+    r"""Share of samples that are classified correctly and certified beyond a radius.
+
+    .. math:: \mathrm{VRA}(\epsilon) = \frac1N \#\{i : \hat y_i = y_i,\; r_i > \epsilon\}
+
+    Args:
+        radii: The thresholds epsilon, in input units; ``compute`` returns one share for each.
+    """
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+    certified: Tensor
+    total: Tensor
+    thresholds: Tensor
+
+    def __init__(self, radii: Sequence[float], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.radii = check_radii(radii)
+        # Radii may come in float64; the thresholds must not be rounded below them.
+        self.register_buffer("thresholds", torch.tensor(self.radii, dtype=torch.float64))
+        self.add_state("certified", torch.zeros(len(radii), dtype=torch.long), dist_reduce_fx="sum")
+        self.add_state("total", torch.tensor(0), dist_reduce_fx="sum")
+
+    def update(self, radius: Tensor, correct: Tensor) -> None:
+        """Count samples of certified ``radius`` (N,) whose prediction is ``correct`` (N,)."""
+        # NaN compares false, so a broken radius is never counted as certified.
+        certified = (radius[:, None] > self.thresholds) & correct[:, None]
+        self.certified += certified.sum(0)
+        self.total += radius.numel()
+
+    def compute(self) -> Tensor:
+        """Shape ``(len(radii),)``; a scalar for one radius, as torchmetrics squeezes it."""
+        return self.certified / self.total
+
+
+class AverageCertifiedRadius(Metric):
+    r"""Mean certified radius, where a wrong or uncertified sample counts 0.
+
+    Reference: Zhai et al., `MACER <https://arxiv.org/abs/2001.02378>`_, ICLR 2020.
+    """
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+    radius_sum: Tensor
+    total: Tensor
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.add_state("radius_sum", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("total", torch.tensor(0), dist_reduce_fx="sum")
+
+    def update(self, radius: Tensor, correct: Tensor) -> None:
+        """Add samples of certified ``radius`` (N,) whose prediction is ``correct`` (N,)."""
+        counted = torch.where(correct & (radius > 0), radius.to(self.radius_sum.dtype), 0.0)
+        self.radius_sum += counted.sum()
+        self.total += radius.numel()
+
+    def compute(self) -> Tensor:
+        """A scalar, in input units."""
+        return self.radius_sum / self.total
+
+
+class RejectionRate(Metric):
+    r"""Share of samples whose prediction, right or wrong, is not certified beyond a radius.
+
+    Args:
+        epsilon: The threshold, in input units.
+    """
+
+    is_differentiable = False
+    higher_is_better = False
+    full_state_update = False
+    rejected: Tensor
+    total: Tensor
+
+    def __init__(self, epsilon: float, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.epsilon = check_radii([epsilon])[0]
+        self.add_state("rejected", torch.tensor(0), dist_reduce_fx="sum")
+        self.add_state("total", torch.tensor(0), dist_reduce_fx="sum")
+
+    def update(self, radius: Tensor) -> None:
+        """Count samples of certified ``radius`` (N,)."""
+        # Written with 'not', so that NaN is rejected.
+        self.rejected += (~(radius > self.epsilon)).sum()
+        self.total += radius.numel()
+
+    def compute(self) -> Tensor:
+        """A scalar."""
+        return self.rejected / self.total

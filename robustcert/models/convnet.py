@@ -1,0 +1,91 @@
+"""The convolutional networks of GloRo (2C2F, 4C3F, 6C2F) and of any other size."""
+
+import math
+from collections.abc import Callable, Sequence
+
+from torch import nn
+
+from robustcert.models.layer_family import LayerFamily
+from robustcert.models.classifier import Classifier, check_sizes
+from robustcert.models.head import Head
+from robustcert.models.normalize import Normalize
+
+
+class ConvNet(Classifier):
+    """Two stages of convolutions, then dense layers and a linear head.
+
+    The second stage has twice the channels of the first. The last convolution of each stage is 4x4
+    with stride 2 and halves the map; the others are 3x3. ``2C2F`` is depth 2 with one hidden dense
+    layer, ``4C3F`` depth 4 with two, ``6C2F`` depth 6 with one.
+
+    Reference: Leino, Wang and Fredrikson, `Globally-Robust Neural Networks
+    <https://arxiv.org/abs/2102.08452>`_, ICML 2021.
+
+    Args:
+        input_shape: ``(C, H, W)`` of one input.
+        num_classes: Number of logits.
+        width: Outputs of each hidden dense layer.
+        depth: Number of convolutions, split evenly over the stages (the first takes an odd one).
+        layer: The constraint's layers.
+        activation: Called as ``activation(num_features)``.
+        channels: Channels of the first stage; a sixteenth of ``width`` by default, at least 4.
+        dense_depth: Number of hidden dense layers.
+        normalize_head: Whether the head's rows have unit norm.
+        mean: Input mean, one value or one per channel.
+        std: Input scale, one value or one per channel.
+    """
+
+    def __init__(
+        self,
+        input_shape: Sequence[int],
+        num_classes: int,
+        *,
+        width: int,
+        depth: int,
+        layer: LayerFamily,
+        activation: Callable[[int], nn.Module],
+        channels: int | None = None,
+        dense_depth: int = 1,
+        normalize_head: bool = True,
+        mean: Sequence[float] = (0.0,),
+        std: Sequence[float] = (1.0,),
+    ) -> None:
+        check_sizes(width, depth, least_depth=2)
+        if len(input_shape) != 3:
+            raise ValueError(
+                f"ConvNet takes images of shape (C, H, W), got inputs of shape {tuple(input_shape)}:"
+                " set model=mlp or another dataset"
+            )
+        channels = max(4, width // 16) if channels is None else channels
+        in_features, height, width_ = input_shape
+        modules: list[nn.Module] = [Normalize(mean, std, channels=in_features)]
+        for stage, convolutions in enumerate((math.ceil(depth / 2), depth // 2)):
+            out_channels = channels * 2**stage
+            for position in range(convolutions):
+                strided = position == convolutions - 1
+                if min(height, width_) < 2:
+                    raise ValueError(
+                        f"a map of {height}x{width_} cannot be halved: ConvNet needs images of at "
+                        "least 4x4; set model=mlp"
+                    )
+                nonlinearity = activation(out_channels)
+                kernel, stride = (4, 2) if strided else (3, 1)
+                size = (height, width_)
+                modules += [
+                    layer.conv(
+                        in_features, out_channels, kernel, stride=stride, padding=1, input_size=size
+                    ),
+                    nonlinearity,
+                ]
+                in_features = getattr(nonlinearity, "out_features", out_channels)
+                if strided:
+                    height, width_ = height // 2, width_ // 2
+        modules.append(nn.Flatten())
+        in_features *= height * width_
+        for _ in range(dense_depth):
+            nonlinearity = activation(width)
+            modules += [layer.dense(in_features, width), nonlinearity]
+            in_features = getattr(nonlinearity, "out_features", width)
+        super().__init__(
+            nn.Sequential(*modules), Head(in_features, num_classes, normalize=normalize_head)
+        )

@@ -1,0 +1,51 @@
+"""Multilayer perceptron."""
+
+import math
+from collections.abc import Callable, Sequence
+
+from torch import nn
+
+from robustcert.models.layer_family import LayerFamily
+from robustcert.models.classifier import Classifier, check_sizes
+from robustcert.models.head import Head
+from robustcert.models.normalize import Normalize
+
+
+class MLP(Classifier):
+    """``depth`` dense layers of ``width`` features, each with an activation, and a linear head.
+
+    Args:
+        input_shape: Shape of one input, without the batch dimension.
+        num_classes: Number of logits.
+        width: Outputs of each dense layer.
+        depth: Number of dense layers before the head.
+        layer: The constraint's layers; the dense one is used.
+        activation: Called as ``activation(num_features)``.
+        normalize_head: Whether the head's rows have unit norm.
+        mean: Input mean, one value or one per channel.
+        std: Input scale, one value or one per channel.
+    """
+
+    def __init__(
+        self,
+        input_shape: Sequence[int],
+        num_classes: int,
+        *,
+        width: int,
+        depth: int,
+        layer: LayerFamily,
+        activation: Callable[[int], nn.Module],
+        normalize_head: bool = True,
+        mean: Sequence[float] = (0.0,),
+        std: Sequence[float] = (1.0,),
+    ) -> None:
+        check_sizes(width, depth)
+        features = math.prod(input_shape)
+        modules: list[nn.Module] = [Normalize(mean, std, channels=input_shape[0]), nn.Flatten()]
+        for _ in range(depth):
+            nonlinearity = activation(width)
+            modules += [layer.dense(features, width), nonlinearity]
+            features = getattr(nonlinearity, "out_features", width)
+        super().__init__(
+            nn.Sequential(*modules), Head(features, num_classes, normalize=normalize_head)
+        )

@@ -1,0 +1,160 @@
+"""The LightningModule: trains with estimates, validates with bounds."""
+
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from lightning import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+from torchmetrics import MeanMetric, Metric
+from torchmetrics.classification import MulticlassAccuracy
+
+from robustcert.lipschitz import fold_network, pairwise_lipschitz_estimate
+from robustcert.margins import certified_radius
+from robustcert.metrics import AverageCertifiedRadius, RejectionRate, VerifiedRobustAccuracy
+from robustcert.plain import PlainNetwork, pairwise_bound
+from robustcert.schedules import CosineSchedule, EpsilonSchedule
+
+Batch = tuple[Tensor, Tensor]
+
+
+class CertifiedClassifier(LightningModule):
+    """Certified training of a model.
+
+    Logged per epoch: ``train/loss``, ``train/accuracy``, ``train/vra_estimate``, ``train/epsilon``;
+    ``val/loss``, ``val/accuracy``, ``val/vra`` (at ``epsilon``), ``val/vra_<radius>``, ``val/acr``,
+    ``val/rejection`` and ``val/lipschitz`` (the largest pairwise constant). Whatever is under
+    ``val/`` comes from the folded network and a bound of it, computed once an epoch.
+
+    Args:
+        model: Network with ``backbone`` and ``head``.
+        objective: ``objective(logits, target, pairwise_lipschitz, epsilon)``.
+        input_shape: Shape of one input.
+        num_classes: Number of classes.
+        epsilon: Radius that is trained for and selected by, in input units.
+        radii: Radii at which verified robust accuracy is reported.
+        optimizer: Called with the parameters.
+        epsilon_schedule: Training radius over training.
+        lr_schedule: Learning rate over training.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        objective: Callable[[Tensor, Tensor, Tensor, float], Tensor],
+        *,
+        input_shape: Sequence[int],
+        num_classes: int,
+        epsilon: float,
+        radii: Sequence[float],
+        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
+        epsilon_schedule: EpsilonSchedule | None = None,
+        lr_schedule: CosineSchedule | None = None,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.objective = objective
+        self.input_shape = tuple(input_shape)
+        self.epsilon = epsilon
+        self.radii = sorted({*radii, epsilon})
+        self.optimizer = optimizer
+        self.epsilon_schedule = epsilon_schedule or EpsilonSchedule(1.0, 1.0, 0.0)
+        self.lr_schedule = lr_schedule or CosineSchedule()
+        self.train_accuracy = MulticlassAccuracy(num_classes, average="micro")
+        self.train_vra = VerifiedRobustAccuracy([epsilon])
+        self.val_loss = MeanMetric()
+        self.val_accuracy = MulticlassAccuracy(num_classes, average="micro")
+        self.val_vra = VerifiedRobustAccuracy(self.radii)
+        self.val_acr = AverageCertifiedRadius()
+        self.val_rejection = RejectionRate(epsilon)
+        self._plain: PlainNetwork | None = None
+        self._pairwise = torch.empty(0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits of shape ``(N, C)``."""
+        return self.model(x)
+
+    @property
+    def progress(self) -> float:
+        """Share of training done, in [0, 1]."""
+        return min(1.0, self.global_step / max(1, self.trainer.estimated_stepping_batches))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:  # noqa: ARG002
+        """Objective on the estimate of the pairwise constants."""
+        x, target = batch
+        epsilon = self.epsilon_schedule(self.epsilon, self.progress)
+        logits = self.model(x).float()
+        pairwise = pairwise_lipschitz_estimate(self.model).float()
+        loss = self.objective(logits, target, pairwise, epsilon)
+        with torch.no_grad():
+            prediction = logits.argmax(1)
+            radius = certified_radius(logits, prediction, pairwise)
+            self.train_accuracy.update(prediction, target)
+            self.train_vra.update(radius, prediction == target)
+        self.log("train/loss", loss.detach(), on_step=False, on_epoch=True, batch_size=len(x))
+        self.log("train/epsilon", epsilon, on_step=False, on_epoch=True, batch_size=len(x))
+        return loss
+
+    def on_train_epoch_end(self) -> None:
+        """Log the training metrics; the constants behind them were estimates."""
+        self.log("train/accuracy", self.train_accuracy.compute())
+        self.log("train/vra_estimate", self.train_vra.compute())
+        self.train_accuracy.reset()
+        self.train_vra.reset()
+
+    @property
+    def _val_metrics(self) -> dict[str, Metric]:
+        return {
+            "val/loss": self.val_loss,
+            "val/accuracy": self.val_accuracy,
+            "val/acr": self.val_acr,
+            "val/rejection": self.val_rejection,
+        }
+
+    def on_validation_epoch_start(self) -> None:
+        """Fold the network and bound it, once."""
+        network = fold_network(self.model, self.input_shape)
+        self._plain = network.to(self.device)
+        self._pairwise = pairwise_bound(network).to(self.device)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002
+        """Count certified samples of the validation split."""
+        x, target = batch
+        assert self._plain is not None
+        # A reduced precision is for training steps: it never reaches a verified number.
+        with torch.autocast(x.device.type, enabled=False):
+            logits = self._plain(x.float())
+            loss = self.objective(logits, target, self._pairwise.float(), self.epsilon)
+        prediction = logits.argmax(1)
+        radius = certified_radius(logits.double(), prediction, self._pairwise)
+        correct = prediction == target
+        self.val_loss.update(loss, len(x))
+        self.val_accuracy.update(prediction, target)
+        self.val_vra.update(radius, correct)
+        self.val_acr.update(radius, correct)
+        self.val_rejection.update(radius)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the verified metrics of the validation split."""
+        for radius, vra in zip(self.radii, self.val_vra.compute().reshape(-1), strict=True):
+            self.log(f"val/vra_{radius:.4g}", vra)
+            if radius == self.epsilon:
+                self.log("val/vra", vra, prog_bar=True)
+        for key, metric in self._val_metrics.items():
+            self.log(key, metric.compute().float(), prog_bar=key == "val/accuracy")
+        self.log("val/lipschitz", float(self._pairwise.max()))
+        for metric in (self.val_vra, *self._val_metrics.values()):
+            metric.reset()
+        self._plain = None
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """The optimizer, with the learning-rate schedule stepped every batch."""
+        optimizer = self.optimizer(self.parameters())
+        total = max(1, int(self.trainer.estimated_stepping_batches))
+        scheduler = LambdaLR(optimizer, lambda step: self.lr_schedule(step / total))
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }

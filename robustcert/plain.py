@@ -1,0 +1,467 @@
+"""A trained network with its constraints folded into constant weights: a list of operations.
+
+This is what is certified, hashed, exported and deployed. An operation holds constants (float32;
+float64 if the module was) and evaluates them in the dtype of its input, so that one list of numbers
+defines the real-valued function and its float32 and float64 deployments.
+"""
+
+import hashlib
+import json
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from robustcert import spectral
+
+Shape = tuple[int, ...]
+
+
+class UnsoundNetworkError(ValueError):
+    """A network for which no certificate can be given: a NaN, a wrong shape, an overflow.
+
+    ``path`` is the module that it speaks of; whoever knows more of the path puts it in front.
+    """
+
+    def __init__(self, message: str, path: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.path = path
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.message}" if self.path else self.message
+
+
+def constant(tensor: Tensor) -> Tensor:
+    """A copy of a folded weight on the CPU, cut from the graph; finite or refused.
+
+    Float32, in which networks are stored and deployed, unless the module computes in float64.
+    """
+    dtype = torch.float64 if tensor.dtype == torch.float64 else torch.float32
+    frozen = tensor.detach().to("cpu", dtype, copy=True).contiguous()
+    if not torch.isfinite(frozen).all():
+        raise UnsoundNetworkError("a weight is NaN or infinite")
+    return frozen
+
+
+def join_path(*parts: str) -> str:
+    """Dotted path of the parts that are not empty."""
+    return ".".join(part for part in parts if part)
+
+
+def gamma(terms: int, unit: float) -> float:
+    """Relative error of a sum of ``terms`` products, in any order, rounded up (Higham, ch. 3)."""
+    # One ulp of slack per operation of this formula itself.
+    return math.nextafter(math.nextafter(terms * unit / (1 - terms * unit), math.inf), math.inf)
+
+
+def absolute_norm(weight: Tensor) -> float:
+    r"""Upper bound on the norm of the map with kernel :math:`|W|`, by the Schur test.
+
+    :math:`\lVert |W| \rVert_2 \le \sqrt{\max_i \sum_j |W_{ij}| \, \max_j \sum_i |W_{ij}|}`, which
+    a convolution's taps bound from above for any padding and stride.
+    """
+    magnitude = weight.double().abs().flatten(2) if weight.dim() > 2 else weight.double().abs()
+    out_sums = magnitude.flatten(1).sum(1).max()
+    in_sums = magnitude.sum(0).max() if weight.dim() == 2 else magnitude.sum((0, 2)).max()
+    return float((out_sums * in_sums).sqrt()) * (1 + 1e-9)
+
+
+@dataclass(frozen=True, eq=False)
+class Operation(ABC):
+    """One step of a plain network: a function with constant weights.
+
+    ``kind`` names it in files; ``name`` is the module that it was folded from.
+    """
+
+    kind: ClassVar[str]
+    name: str = field(default="", kw_only=True)
+
+    @property
+    def label(self) -> str:
+        """What messages call it."""
+        return self.name or self.kind
+
+    @abstractmethod
+    def __call__(self, x: Tensor) -> Tensor:
+        """Evaluate on ``x`` of shape ``(N, *input_shape)``, in the dtype and device of ``x``."""
+
+    @abstractmethod
+    def lipschitz_bound(self, input_shape: Shape) -> float:
+        r"""Upper bound on the :math:`\ell_2` Lipschitz constant on inputs of this shape."""
+
+    def lipschitz_lower(self, input_shape: Shape) -> float | None:
+        """A value that the constant is not below, to report slack; None where none is known."""
+        return None
+
+    @abstractmethod
+    def rounding(self, input_shape: Shape, unit: float) -> tuple[float, float]:
+        r"""``(a, b)`` with :math:`\lVert fl(op(z)) - op(z) \rVert_2 \le a \lVert z \rVert_2 + b`.
+
+        ``unit`` is the unit roundoff of the arithmetic, for any order of summation.
+        """
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        """Shape of the output without the batch dimension."""
+        return tuple(self(torch.zeros(1, *input_shape)).shape[1:])
+
+    def to(self, device: torch.device, dtype: torch.dtype | None = None) -> Self:
+        """A copy with its constants moved, so that evaluation does not move them every time."""
+        moved = {
+            f.name: value.to(device, dtype)
+            for f in fields(self)
+            if isinstance(value := getattr(self, f.name), Tensor)
+        }
+        return replace(self, **moved)
+
+    def options(self) -> dict[str, Any]:
+        """Plain values that define the operation beside its tensors."""
+        return {}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Constants that define the operation."""
+        return {}
+
+
+@dataclass(frozen=True, eq=False)
+class Dense(Operation):
+    """``x -> W x + b`` on inputs of shape ``(N, in_features)``."""
+
+    kind = "dense"
+    weight: Tensor
+    bias: Tensor | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        bias = None if self.bias is None else self.bias.to(x)
+        return F.linear(x, self.weight.to(x), bias)
+
+    def lipschitz_bound(self, input_shape: Shape) -> float:
+        return spectral.dense_norm_bound(self.weight)
+
+    def lipschitz_lower(self, input_shape: Shape) -> float | None:
+        return spectral.norm_lower(self.weight)
+
+    def rounding(self, input_shape: Shape, unit: float) -> tuple[float, float]:
+        return _affine_rounding(self.weight, self.bias, self.weight.shape[1], 1, unit)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return _without_none(weight=self.weight, bias=self.bias)
+
+
+@dataclass(frozen=True, eq=False)
+class Convolution(Operation):
+    """Zero-padded two-dimensional convolution on inputs of shape ``(N, C, H, W)``."""
+
+    kind = "convolution"
+    weight: Tensor
+    bias: Tensor | None = None
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+
+    def __call__(self, x: Tensor) -> Tensor:
+        bias = None if self.bias is None else self.bias.to(x)
+        return F.conv2d(
+            x, self.weight.to(x), bias, self.stride, self.padding, self.dilation, self.groups
+        )
+
+    def lipschitz_bound(self, input_shape: Shape) -> float:
+        return spectral.conv_norm_bound(
+            self.weight, input_shape[1:], self.stride, self.padding, self.dilation, self.groups
+        )
+
+    def lipschitz_lower(self, input_shape: Shape) -> float | None:
+        return spectral.conv_norm_lower(
+            self.weight, input_shape[1:], self.stride, self.padding, self.dilation, self.groups
+        )
+
+    def rounding(self, input_shape: Shape, unit: float) -> tuple[float, float]:
+        positions = math.prod(self.output_shape(input_shape)[1:])
+        return _affine_rounding(
+            self.weight, self.bias, math.prod(self.weight.shape[1:]), positions, unit
+        )
+
+    def options(self) -> dict[str, Any]:
+        return {
+            "stride": list(self.stride),
+            "padding": list(self.padding),
+            "dilation": list(self.dilation),
+            "groups": self.groups,
+        }
+
+    def tensors(self) -> dict[str, Tensor]:
+        return _without_none(weight=self.weight, bias=self.bias)
+
+
+@dataclass(frozen=True, eq=False)
+class Affine(Operation):
+    """``x -> scale * x + shift`` per channel (dimension 1), such as an input normalisation."""
+
+    kind = "affine"
+    scale: Tensor
+    shift: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        shape = (-1,) + (1,) * (x.dim() - 2)
+        return x * self.scale.to(x).view(shape) + self.shift.to(x).view(shape)
+
+    def lipschitz_bound(self, input_shape: Shape) -> float:
+        return float(self.scale.abs().max())
+
+    def lipschitz_lower(self, input_shape: Shape) -> float | None:
+        return self.lipschitz_bound(input_shape)
+
+    def rounding(self, input_shape: Shape, unit: float) -> tuple[float, float]:
+        entries = math.prod(input_shape)
+        g = gamma(2, unit)
+        tiny = _smallest_normal(unit) * math.sqrt(entries)
+        return (
+            g * self.lipschitz_bound(input_shape),
+            (g * float(self.shift.abs().max()) * math.sqrt(entries) + tiny) * (1 + 1e-12),
+        )
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"scale": self.scale, "shift": self.shift}
+
+
+@dataclass(frozen=True, eq=False)
+class Flatten(Operation):
+    """``(N, *) -> (N, D)``."""
+
+    kind = "flatten"
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return x.flatten(1)
+
+    def lipschitz_bound(self, input_shape: Shape) -> float:
+        return 1.0
+
+    def lipschitz_lower(self, input_shape: Shape) -> float | None:
+        return 1.0
+
+    def rounding(self, input_shape: Shape, unit: float) -> tuple[float, float]:
+        return 0.0, 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class Activation(Operation):
+    r"""A nonlinearity given by a pure function and its constants.
+
+    Args:
+        function: ``function(x, **constants)``, a module-level function; its name is the
+            operation's name in files. Tensor constants are cast to the dtype of ``x``.
+        constants: Tensors and integers.
+        lipschitz: Upper bound on the Lipschitz constant, for these constants.
+        jacobian_lipschitz: Upper bound on the Lipschitz constant of the Jacobian in operator norm
+            (per input unit); infinite where the function has a fold.
+        error: ``(a, b)``: in arithmetic of unit roundoff u, each evaluation is within
+            :math:`u (a \lVert z \rVert_2 + b \sqrt{n})` of the real function in the l2 norm, n the
+            number of outputs. ``(0, 0)`` if it only selects and negates.
+    """
+
+    kind = "activation"
+    function: Callable[..., Tensor]
+    constants: dict[str, Tensor | int]
+    lipschitz: float
+    jacobian_lipschitz: float = math.inf
+    error: tuple[float, float] = (0.0, 0.0)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        constants = {k: v.to(x) if isinstance(v, Tensor) else v for k, v in self.constants.items()}
+        return self.function(x, **constants)
+
+    def lipschitz_bound(self, input_shape: Shape) -> float:
+        return self.lipschitz
+
+    def rounding(self, input_shape: Shape, unit: float) -> tuple[float, float]:
+        relative, absolute = self.error
+        if relative == absolute == 0:
+            return 0.0, 0.0
+        outputs = math.prod(self.output_shape(input_shape))
+        tiny = 8 * _smallest_normal(unit) * math.sqrt(outputs)
+        return relative * unit, (absolute * unit * math.sqrt(outputs) + tiny) * (1 + 1e-12)
+
+    def options(self) -> dict[str, Any]:
+        integers = {k: v for k, v in self.constants.items() if not isinstance(v, Tensor)}
+        return {"function": self.function.__name__, **integers}
+
+    def to(self, device: torch.device, dtype: torch.dtype | None = None) -> Self:
+        moved = {
+            k: v.to(device, dtype) if isinstance(v, Tensor) else v
+            for k, v in self.constants.items()
+        }
+        return replace(self, constants=moved)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {k: v for k, v in self.constants.items() if isinstance(v, Tensor)}
+
+
+@dataclass(frozen=True, eq=False)
+class Sum(Operation):
+    r"""Sum of branches on the same input, :math:`x \mapsto \sum_k g_k(x)`; an empty one is x."""
+
+    kind = "sum"
+    branches: tuple[tuple[Operation, ...], ...]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return torch.stack([run(branch, x) for branch in self.branches]).sum(0)
+
+    def lipschitz_bound(self, input_shape: Shape) -> float:
+        return spectral.sum_up([sequence_bound(b, input_shape) for b in self.branches])
+
+    def rounding(self, input_shape: Shape, unit: float) -> tuple[float, float]:
+        raise NotImplementedError("the error of a sum is composed from its branches")
+
+    def to(self, device: torch.device, dtype: torch.dtype | None = None) -> Self:
+        branches = tuple(tuple(op.to(device, dtype) for op in branch) for branch in self.branches)
+        return replace(self, branches=branches)
+
+
+def _affine_rounding(
+    weight: Tensor, bias: Tensor | None, fan_in: int, positions: int, unit: float
+) -> tuple[float, float]:
+    # |fl(Wz + b) - (Wz + b)| <= gamma_{n+1} (|W||z| + |b|) entrywise, then the l2 norm of both.
+    g = gamma(fan_in + 1, unit)
+    outputs = weight.shape[0] * positions
+    tiny = 2 * (fan_in + 1) * _smallest_normal(unit) * math.sqrt(outputs)
+    shift = 0.0
+    if bias is not None:
+        shift = float(bias.double().norm()) * math.sqrt(positions)
+    return g * absolute_norm(weight) * (1 + 1e-12), (g * shift + tiny) * (1 + 1e-9)
+
+
+def _smallest_normal(unit: float) -> float:
+    # Covers hardware that flushes subnormal numbers to zero.
+    return torch.finfo(torch.float64 if unit < 1e-10 else torch.float32).smallest_normal
+
+
+def _without_none(**tensors: Tensor | None) -> dict[str, Tensor]:
+    return {k: v for k, v in tensors.items() if v is not None}
+
+
+def run(operations: Sequence[Operation], x: Tensor) -> Tensor:
+    """Apply the operations in turn."""
+    for operation in operations:
+        x = operation(x)
+    return x
+
+
+def shapes(operations: Sequence[Operation], input_shape: Shape) -> Iterator[tuple[Operation, Shape]]:
+    """Each operation with the shape of its input."""
+    for operation in operations:
+        yield operation, input_shape
+        input_shape = operation.output_shape(input_shape)
+
+
+def operation_bound(operation: Operation, input_shape: Shape) -> float:
+    """The operation's Lipschitz bound, or an error that names it."""
+    try:
+        bound = operation.lipschitz_bound(input_shape)
+    except ValueError as error:
+        raise UnsoundNetworkError(str(error), operation.label) from error
+    if not 0 <= bound < math.inf:
+        raise UnsoundNetworkError(f"its Lipschitz bound is {bound}, not finite", operation.label)
+    return bound
+
+
+def sequence_bound(operations: Sequence[Operation], input_shape: Shape) -> float:
+    """Product of the operations' bounds, rounded up."""
+    return spectral.product_up(
+        [operation_bound(operation, shape) for operation, shape in shapes(operations, input_shape)]
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class PlainNetwork:
+    """Operations applied in turn to inputs of shape ``(N, *input_shape)``.
+
+    Raises:
+        UnsoundNetworkError: the shapes do not fit together.
+    """
+
+    operations: tuple[Operation, ...]
+    input_shape: Shape
+
+    def __post_init__(self) -> None:
+        shape = self.input_shape
+        for operation in self.operations:
+            try:
+                shape = operation.output_shape(shape)
+            except (RuntimeError, IndexError) as error:
+                raise UnsoundNetworkError(
+                    f"it does not take inputs of shape {tuple(shape)}: {error}", operation.label
+                ) from error
+        if len(shape) != 1:
+            raise UnsoundNetworkError(f"expected logits of shape (N, C), got (N, {shape})")
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Logits of shape ``(N, C)`` in the dtype of ``x``."""
+        return run(self.operations, x)
+
+    def to(self, device: torch.device, dtype: torch.dtype | None = None) -> "PlainNetwork":
+        """A copy whose constants live on ``device``, in ``dtype`` if one is given."""
+        return replace(self, operations=tuple(op.to(device, dtype) for op in self.operations))
+
+    @property
+    def head(self) -> Dense | None:
+        """The last operation if it is dense: its rows give tighter pairwise constants."""
+        last = self.operations[-1] if self.operations else None
+        return last if isinstance(last, Dense) else None
+
+    @property
+    def backbone(self) -> tuple[Operation, ...]:
+        """All operations before the head."""
+        return self.operations[:-1] if self.head is not None else self.operations
+
+    def digest(self) -> str:
+        """SHA-256 over every operation's definition and little-endian constants."""
+        digest = hashlib.sha256()
+        digest.update(json.dumps(list(self.input_shape)).encode())
+        for line, tensors in _walk(self.operations):
+            digest.update(json.dumps(line, sort_keys=True).encode())
+            for key in sorted(tensors):
+                array = tensors[key].numpy()
+                digest.update(key.encode() + array.astype(array.dtype.newbyteorder("<")).tobytes())
+        return digest.hexdigest()
+
+
+def _shapes(tensors: dict[str, Tensor]) -> dict[str, list[Any]]:
+    return {key: [str(t.dtype).removeprefix("torch."), *t.shape] for key, t in tensors.items()}
+
+
+def _walk(operations: Sequence[Operation]) -> Iterator[tuple[dict[str, Any], dict[str, Tensor]]]:
+    for operation in operations:
+        tensors = operation.tensors()
+        yield {"kind": operation.kind, **operation.options(), "shapes": _shapes(tensors)}, tensors
+        if isinstance(operation, Sum):
+            for branch in operation.branches:
+                yield {"branch": len(branch)}, {}
+                yield from _walk(branch)
+
+
+def pairwise_bound(network: PlainNetwork) -> Tensor:
+    r"""Bounds :math:`K_{ij}` on the Lipschitz constant of logit i minus logit j.
+
+    :math:`K_{ij} = L_{backbone} \lVert w_i - w_j \rVert_2` with the head's rows (GloRo, Leino et
+    al. 2021), or :math:`\sqrt 2 L` where the network does not end in a dense operation.
+
+    Returns:
+        Shape ``(C, C)``, float64, zero on the diagonal, every entry rounded up.
+    """
+    rest = sequence_bound(network.backbone, network.input_shape)
+    if network.head is None:
+        classes = network(torch.zeros(1, *network.input_shape)).shape[1]
+        distances = torch.full((classes, classes), math.sqrt(2) * (1 + 1e-15), dtype=torch.float64)
+        distances.fill_diagonal_(0)
+    else:
+        distances = spectral.row_distance_bounds(network.head.weight)
+    pairwise = torch.nextafter(distances * rest, torch.tensor(math.inf, dtype=torch.float64))
+    if not torch.isfinite(pairwise).all():
+        raise UnsoundNetworkError("the pairwise Lipschitz bound overflows: no certificate")
+    return pairwise.fill_diagonal_(0)

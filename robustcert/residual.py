@@ -1,0 +1,312 @@
+r"""The proof behind every norm bound: an untrusted factor, a recomputed residual, exact scalars."""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+# Note [arithmetic] (what is assumed of float64)
+# ~~~~~~~~~~~~~~~~~
+# Let u = 2^-53 and gamma_k = k u / (1 - k u). The proofs assume of float64 on the CPU that every
+# entry of a matrix product, and every sum of squares, is a sum of k products evaluated in some
+# order, each operation rounded to nearest, fused or not. Its error is then at most gamma_k times
+# the sum of the products' magnitudes (Higham, Accuracy and Stability of Numerical Algorithms,
+# ch. 3 and 4). Every classical BLAS qualifies; Strassen, TF32, emulated float64 and products of
+# complex numbers by three real ones do not, so complex products are spelled out in real ones.
+#
+# Underflow: weights are scaled by a power of two until the largest lies in [1/2, 1). Those below
+# 2^-300 become zero, and the change is added to the bound; float32 weights span 2^277 and never
+# meet this. Entries of a factor below 2^-300 become zero too, which is free because the factor is
+# arbitrary. All products are then zero or at least 2^-900. Only squares of a residual can be
+# smaller: they are charged 2^-1022 each, so that flushing denormals to zero is covered as well.
+#
+# Note [residual] (why the bound holds)
+# ~~~~~~~~~~~~~~~
+# Lemma. For any matrices A and R of n columns and any t, let E = t I - A^H A - R^H R. Then
+# |A x|^2 = t |x|^2 - |R x|^2 - x^H E x, hence ||A||^2 <= t + ||E||. R and t need no property at
+# all: they come from an estimate and a Cholesky factorisation, and only E is evaluated with care.
+#
+# In float64, let A have m rows, phi = ||A||_F^2, G = fl(A^H A), S = fl(t I - G), H = fl(R^H R)
+# and D = fl(S - H); R is n x n. Then E = (t I - G - S) + (S - H) + (G - A^H A) + (H - R^H R).
+#  * S differs from t I - G on the diagonal only, by at most u |t - G_ii| <= u |t| + u G_ii.
+#  * |S - H| <= |D| / (1 - u) in every entry.
+#  * Real A: || G - A'A || <= gamma_m || |A|'|A| ||_F <= gamma_m phi, likewise gamma_n ||R||_F^2.
+#  * Complex A = X + iY: A^H A = (X'X + Y'Y) + i (T - T') with T = X'Y. The real part is one
+#    product of 2m terms, wrong by gamma_2m phi in norm; the imaginary part is wrong by
+#    gamma_{m+1} (|X|'|Y| + |Y|'|X|), hence by gamma_{m+1} 2 ||X||_F ||Y||_F <= gamma_{m+1} phi in
+#    norm. Together at most 2 gamma_2m phi, likewise 2 gamma_2n ||R||_F^2.
+# G_ii <= (1 + gamma) phi, so u G_ii is absorbed by one more unit in the index of gamma. With
+# c, k = 1, m for real and 2, 2m for complex matrices (l in place of k for R, where m is n),
+#     ||A||^2 <= t + u |t| + ||D||_F / (1 - u) + c gamma_{k+1} phi + c gamma_l ||R||_F^2.
+# The right-hand side is evaluated in exact rationals.
+
+Array = NDArray[np.float64]
+
+UNIT = Fraction(1, 2**53)
+TINY = 2.0**-300
+SLACK = (1e-9, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0)
+DIRECT_SIZE = 256
+
+
+class NormBoundError(ValueError):
+    """No bound can be proved: NaN, infinity, an unsafe range, or a failed factorisation."""
+
+
+def gamma(count: int) -> Fraction:
+    """Relative error of a sum of ``count`` products in any order, as an exact number."""
+    return count * UNIT / (1 - count * UNIT)
+
+
+def exact(value: float) -> Fraction:
+    """``value`` as a fraction; NaN and infinity raise :class:`NormBoundError`."""
+    if not math.isfinite(value):
+        raise NormBoundError(f"Expected a finite number in a norm bound but got {value}")
+    return Fraction(value)
+
+
+def round_up(value: Fraction) -> float:
+    """Return the least float that is not below ``value``."""
+    try:
+        nearest = float(value)
+    except OverflowError as error:
+        raise NormBoundError("A norm bound exceeds the float64 range") from error
+    if nearest < value:
+        nearest = math.nextafter(nearest, math.inf)
+    return float(exact(nearest))
+
+
+def root_up(value: Fraction) -> float:
+    """Return a float that is not below the square root of ``value``, within two units."""
+    if value < 0:
+        raise NormBoundError(f"Expected a nonnegative number under a root but got {float(value)}")
+    root = math.sqrt(round_up(value))
+    while Fraction(root) ** 2 < value:
+        root = math.nextafter(root, math.inf)
+    return root
+
+
+def nonnegative(values: Iterable[float]) -> list[Fraction]:
+    """``values`` as fractions; negative and non-finite ones raise :class:`NormBoundError`."""
+    fractions = [exact(value) for value in values]
+    if any(value < 0 for value in fractions):
+        raise NormBoundError("Expected nonnegative norms but got a negative one")
+    return fractions
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """A weight as ``2**exponent * (values + rest)``, all entries of ``values`` below 1.
+
+    ``values`` is an exact float64 copy; ``tail`` is at least the sum of the magnitudes of ``rest``.
+    """
+
+    values: Array
+    exponent: int
+    tail: Fraction
+
+    def unscale(self, norm: Fraction) -> float:
+        """Bound of the weight's norm from a bound ``norm`` of the norm of ``values``."""
+        return round_up((norm + self.tail) * Fraction(2) ** self.exponent)
+
+
+def scaled(weight: Tensor | NDArray[Any]) -> Scaled:
+    """Scale ``weight`` exactly; see Note [arithmetic]. The exponent of a zero weight is 0."""
+    if isinstance(weight, np.ndarray):
+        weight = torch.from_numpy(weight.copy())
+    tensor = weight.detach().cpu().contiguous()
+    integer = {8: torch.int64, 4: torch.int32, 2: torch.int16}.get(tensor.element_size())
+    if not tensor.is_floating_point() or integer is None:
+        raise ValueError(f"Expected weights in a floating-point dtype but got {tensor.dtype}")
+    if tensor.numel() == 0:
+        raise ValueError(f"Expected a weight with entries but got shape {tuple(tensor.shape)}")
+    values = tensor.to(torch.float64)
+    low, high = torch.aminmax(values)
+    peak = max(-float(low), float(high), float(high - high))  # NaN and infinity end in NaN
+    if not math.isfinite(peak):
+        raise NormBoundError(f"A weight of shape {tuple(tensor.shape)} contains NaN or infinity")
+    # A thread that treats denormals as zero would convert them, unlike their bits, to zero.
+    nonzero = tensor.view(integer) & torch.iinfo(integer).max
+    if nonzero.count_nonzero() != values.count_nonzero():
+        raise NormBoundError("This process flushes denormal weights to zero; no bound holds then")
+    if peak == 0:
+        return Scaled(values.numpy(), 0, Fraction(0))
+    exponent = math.frexp(peak)[1]
+    if abs(exponent) > 900:
+        raise NormBoundError(f"The largest weight, {peak}, lies outside the range 2**-900..2**900")
+    values = values * 2.0**-exponent
+    tail = Fraction(0)
+    if tensor.dtype == torch.float64:
+        kept = torch.nn.functional.hardshrink(values, TINY)
+        tail = int((kept != values).sum()) * Fraction(TINY)
+        values = kept
+    return Scaled(values.numpy(), exponent, tail)
+
+
+def energy_up(*parts: Array) -> Fraction:
+    """Largest squared Frobenius norm in a batch (*, m, n), rounded up; parts are summed."""
+    flat = [part.reshape(part.shape[0], -1) for part in parts]
+    total = sum(np.einsum("bi,bi->b", part, part) for part in flat)
+    count = len(flat) * flat[0].shape[1]
+    return (exact(float(np.max(total))) + count * Fraction(2) ** -1022) / (1 - gamma(count + 1))
+
+
+def hermitian_product(real: Array, imag: Array | None) -> tuple[Array, Array | None]:
+    """``A^H A`` of a batch (b, m, n) of matrices ``real + i imag``, in real products only."""
+    if imag is None:
+        return real.swapaxes(-1, -2) @ real, None
+    both = np.concatenate((real, imag), axis=-2)
+    cross = real.swapaxes(-1, -2) @ imag
+    return both.swapaxes(-1, -2) @ both, cross - cross.swapaxes(-1, -2)
+
+
+def as_tensor(real: Array, imag: Array | None) -> Tensor:
+    """``real + i imag`` as a real or complex tensor."""
+    tensor = torch.from_numpy(real)
+    return tensor if imag is None else torch.complex(tensor, torch.from_numpy(imag))
+
+
+@dataclass(frozen=True)
+class Gram:
+    """``A^H A`` of a batch of matrices with what the error analysis needs to know of ``A``."""
+
+    real: Array
+    imag: Array | None
+    rows: int
+    energy: Fraction
+
+    @staticmethod
+    def of(real: Array, imag: Array | None = None) -> "Gram":
+        """Gram matrices of a batch (b, m, n)."""
+        parts = (real,) if imag is None else (real, imag)
+        return Gram(*hermitian_product(real, imag), real.shape[-2], energy_up(*parts))
+
+    def __getitem__(self, index: Any) -> "Gram":
+        imag = None if self.imag is None else self.imag[index]
+        return Gram(self.real[index], imag, self.rows, self.energy)
+
+    def shifted(self, t: float) -> tuple[Array, Array | None]:
+        """``t I - A^H A``, rounded."""
+        real = -self.real
+        diagonal = np.einsum("bii->bi", real)
+        diagonal += t
+        return real, None if self.imag is None else -self.imag
+
+    def tensor(self) -> Tensor:
+        """The matrices as one real or complex tensor."""
+        return as_tensor(self.real, self.imag)
+
+
+def residual_bound(gram: Gram, t: float, factor: Tensor) -> Fraction:
+    r"""Bound the largest squared norm in a batch, whatever ``t`` and ``factor`` are.
+
+    .. math:: \lVert A \rVert^2 \le t + \lVert t I - A^H A - F F^H \rVert
+
+    with all rounding included: Note [residual], where ``R`` is the adjoint of ``factor``.
+
+    Args:
+        gram: Gram matrices (b, n, n).
+        t: A guess of the squared norm.
+        factor: A guess ``F`` of the Cholesky factors of ``t I - A^H A``, (b, n, n).
+    """
+    size = factor.shape[-1]
+    parts = [torch.view_as_real(factor)[..., i] for i in (0, 1)] if gram.imag is not None else []
+    adjoint = [
+        torch.nn.functional.hardshrink(part, TINY).mT.contiguous().numpy()
+        for part in parts or [factor]
+    ]
+    # conj(F) conj(F)^H has the opposite imaginary part of F F^H: hand over F^H, not F'.
+    adjoint[1:] = [-part for part in adjoint[1:]]
+    product = hermitian_product(adjoint[0], adjoint[1] if parts else None)
+    residual = []
+    for part, minus in zip(gram.shifted(t), product, strict=True):
+        if part is not None and minus is not None:
+            part -= minus
+            residual.append(part)
+    terms = 2 if parts else 1
+    return (
+        exact(t)
+        + abs(exact(t)) * UNIT
+        + exact(root_up(energy_up(*residual))) / (1 - UNIT)
+        + terms * gamma(terms * gram.rows + 1) * gram.energy
+        + terms * gamma(terms * size) * energy_up(*adjoint)
+    )
+
+
+def lanczos(
+    product: Callable[[Tensor], Tensor], start: Tensor, steps: int
+) -> tuple[Tensor, Tensor]:
+    """Largest eigenvalue and its vector of Hermitian operators, an estimate from below.
+
+    Args:
+        product: Applies the operators to a batch (b, n) of vectors.
+        start: Start vectors, (b, n), not zero.
+        steps: Dimension of the Krylov spaces.
+
+    Returns:
+        Ritz values (b,) and unit Ritz vectors (b, n).
+    """
+    steps = min(steps, start.shape[-1])
+    basis = start.new_zeros(start.shape[0], steps, start.shape[1])
+    images = torch.zeros_like(basis)
+    vector = start
+    for step in range(steps):
+        for _ in range(2):
+            overlap = basis[:, :step].conj() @ vector[..., None]
+            vector = vector - (basis[:, :step].mT @ overlap)[..., 0]
+        length = torch.linalg.vector_norm(vector, dim=-1, keepdim=True)
+        basis[:, step] = vector / torch.where(length > 0, length, 1.0)
+        images[:, step] = vector = product(basis[:, step])
+    values, vectors = torch.linalg.eigh(basis.conj() @ images.mT)
+    return values[:, -1].clamp(min=0), (basis.mT @ vectors[..., -1:])[..., 0]
+
+
+def largest_eigenvalue(matrices: Tensor) -> float:
+    """Largest eigenvalue in a batch (b, n, n) of Hermitian matrices, an estimate from below."""
+    size = matrices.shape[-1]
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(size, generator=generator, dtype=torch.float64).to(matrices.dtype)
+
+    def estimate(batch: Tensor, steps: int) -> Tensor:
+        return lanczos(
+            lambda x: (batch @ x[..., None])[..., 0], start.expand(len(batch), -1), steps
+        )[0]
+
+    if len(matrices) > 4:
+        matrices = matrices[estimate(matrices, 8).topk(4).indices]
+    if size <= DIRECT_SIZE:
+        return float(torch.linalg.eigvalsh(matrices).max())
+    return float(estimate(matrices, 48).max())
+
+
+def squared_norm_bound(real: Array, imag: Array | None = None, floor: float = 0.0) -> Fraction:
+    """Bound the largest squared spectral norm in a batch of matrices ``real + i imag``.
+
+    Args:
+        real: Real parts, (b, m, n), entries zero or between 2**-407 and 2**16 in magnitude.
+        imag: Imaginary parts, or None.
+        floor: A bound below this is of no use to the caller and need not be found.
+
+    Raises:
+        NormBoundError: if the matrices are not finite or no factorisation succeeds.
+    """
+    gram = Gram.of(real, imag)
+    # The largest squared norm is at least energy / n: this only keeps t from being zero.
+    floor = max(floor, float(gram.energy) * 2.0**-60)
+    bound = Fraction(0)
+    # A direct eigenvalue is good to rounding, a Lanczos estimate is not.
+    for slack in SLACK if gram.real.shape[-1] <= DIRECT_SIZE else SLACK[1:]:
+        t = max(floor, largest_eigenvalue(gram.tensor()) * (1 + slack))
+        factor, info = torch.linalg.cholesky_ex(as_tensor(*gram.shifted(t)))
+        done = info == 0
+        if done.all():
+            return max(bound, residual_bound(gram, t, factor))
+        if done.any():
+            bound = max(bound, residual_bound(gram[done.numpy()], t, factor[done]))
+        gram = gram[~done.numpy()]
+    raise NormBoundError(f"No Cholesky factor found for a matrix of shape {real.shape[1:]}")

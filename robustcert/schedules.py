@@ -1,0 +1,61 @@
+"""How the training radius and the learning rate move over training."""
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class EpsilonSchedule:
+    r"""Linear growth of the training radius from ``start * epsilon`` to ``end * epsilon``.
+
+    Args:
+        start: First multiple of epsilon.
+        end: Last multiple of epsilon.
+        warmup: Share of training in which it grows; constant afterwards. In [0, 1].
+    """
+
+    start: float = 0.1
+    end: float = 1.3
+    warmup: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.start < 0 or self.end < 0:
+            raise ValueError(
+                f"expected multiples of at least 0, got start={self.start} and end={self.end}: set "
+                "epsilon_schedule.start and epsilon_schedule.end"
+            )
+        if not 0 <= self.warmup <= 1:
+            raise ValueError(
+                f"expected a share in [0, 1], got {self.warmup}: set epsilon_schedule.warmup"
+            )
+
+    def __call__(self, epsilon: float, progress: float) -> float:
+        """The radius at ``progress`` in [0, 1] through training."""
+        share = 1.0 if progress >= self.warmup else progress / self.warmup
+        return epsilon * (self.start + (self.end - self.start) * share)
+
+
+@dataclass(frozen=True)
+class CosineSchedule:
+    r"""Learning-rate factor: linear warm-up to 1, then half a cosine down to ``final``.
+
+    Args:
+        warmup: Share of training in which it rises from 0. In [0, 1).
+        final: Factor at the end of training.
+    """
+
+    warmup: float = 0.0
+    final: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.warmup < 1:
+            raise ValueError(f"expected a share in [0, 1), got {self.warmup}: set lr_schedule.warmup")
+        if not 0 <= self.final <= 1:
+            raise ValueError(f"expected a factor in [0, 1], got {self.final}: set lr_schedule.final")
+
+    def __call__(self, progress: float) -> float:
+        """The factor at ``progress`` in [0, 1] through training."""
+        if progress < self.warmup:
+            return progress / self.warmup
+        share = (progress - self.warmup) / (1 - self.warmup)
+        return self.final + (1 - self.final) * (1 + math.cos(math.pi * min(share, 1.0))) / 2

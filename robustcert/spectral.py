@@ -1,0 +1,374 @@
+r"""Norms of linear maps: from below (estimates, for training) and from above (bounds, for proofs).
+
+Functions named ``*_bound`` or ``*_bounds`` never return less than the true value of the map given,
+rounding included. ``power_iteration``, ``gram_iteration`` and ``*_lower`` promise no such thing.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from robustcert.convolution import (
+    Pair,
+    circular_conv_norm_bound,
+    conv_norm_bound,
+    pair,
+)
+from robustcert.residual import (
+    TINY,
+    UNIT,
+    NormBoundError,
+    Scaled,
+    energy_up,
+    exact,
+    gamma,
+    lanczos,
+    nonnegative,
+    root_up,
+    round_up,
+    scaled,
+    squared_norm_bound,
+)
+
+__all__ = [
+    "NormBoundError",
+    "circular_conv_norm_bound",
+    "conv_norm_bound",
+    "conv_norm_lower",
+    "conv_power_iteration",
+    "dense_norm_bound",
+    "gram_bound",
+    "gram_iteration",
+    "norm_lower",
+    "power_iteration",
+    "product_up",
+    "row_distance_bounds",
+    "sqrt_up",
+    "sum_up",
+]
+
+Matrix = Tensor | NDArray[Any]
+
+
+def product_up(values: Iterable[float]) -> float:
+    """Return the least float not below the exact product of nonnegative ``values``."""
+    return round_up(math.prod(nonnegative(values), start=Fraction(1)))
+
+
+def sum_up(values: Iterable[float]) -> float:
+    """Return the least float not below the exact sum of nonnegative ``values``."""
+    return round_up(sum(nonnegative(values), start=Fraction(0)))
+
+
+def sqrt_up(value: float) -> float:
+    """Return a float not below the exact square root of a nonnegative ``value``."""
+    return root_up(exact(value))
+
+
+def dense_norm_bound(weight: Matrix) -> float:
+    r"""Bound the spectral norm of a matrix, rounding included.
+
+    .. math:: \lVert W \rVert_2^2 \le t + \lVert t I - W^\top W - R^\top R \rVert_F
+
+    for every ``t`` and ``R``. They come from a Lanczos estimate and a Cholesky factorisation, which
+    need not be trusted; the residual is recomputed with its rounding errors bounded, see Note
+    [residual] in ``residual.py``. The excess over the true norm is about 1e-6 or less.
+
+    Reference: Rump, `Verification of positive definiteness
+    <https://doi.org/10.1007/s10543-006-0056-1>`_, BIT 2006 (the factorisation, a-priori bounded).
+
+    Args:
+        weight: Shape ``(m, n)``, floating point; float64 keeps every narrower dtype exactly.
+
+    Raises:
+        NormBoundError: if the weight is not finite or nothing can be proved.
+        ValueError: if it is not a matrix with entries.
+    """
+    copy = tall(weight)
+    if not copy.values.any():
+        return copy.unscale(Fraction(0))
+    return copy.unscale(exact(root_up(squared_norm_bound(copy.values[None]))))
+
+
+def gram_bound(weight: Matrix, iterations: int = 10) -> float:
+    r"""Bound the spectral norm of a matrix by Gram iteration, rounding included: a second opinion.
+
+    .. math:: \lVert M_k \rVert^2 = \lVert M_k^\top M_k \rVert
+        \le \lVert M_{k+1} \rVert + \gamma \lVert M_k \rVert_F^2, \qquad
+        M_{k+1} = \mathrm{fl}(M_k^\top M_k),
+
+    each rounded iterate being the exact start of the next step. Nothing is estimated, but a flat
+    spectrum of size ``n`` costs a factor of ``n ** 2**-(iterations + 1)``.
+
+    Reference: Delattre et al., `Efficient bound of Lipschitz constant for convolutional layers by
+    Gram iteration <https://arxiv.org/abs/2305.16173>`_, ICML 2023 (in exact arithmetic).
+
+    Args:
+        weight: Shape ``(m, n)``, floating point.
+        iterations: Number of products.
+
+    Raises:
+        NormBoundError: if the weight is not finite or leaves the range of float64.
+        ValueError: if it is not a matrix with entries.
+    """
+    copy = tall(weight)
+    matrix = copy.values
+    if not matrix.any():
+        return copy.unscale(Fraction(0))
+    steps = []
+    for _ in range(iterations):
+        exponent = math.frexp(float(np.abs(matrix).max()))[1]
+        matrix = matrix * 2.0**-exponent
+        small = np.abs(matrix) < TINY
+        matrix[small] = 0.0
+        error = gamma(len(matrix)) * energy_up(matrix[None])
+        steps.append((exponent, error, int(small.sum()) * Fraction(TINY)))
+        matrix = matrix.T @ matrix
+    norm = exact(root_up(energy_up(matrix[None])))
+    for exponent, error, cut in reversed(steps):
+        norm = (exact(root_up(norm + error)) + cut) * Fraction(2) ** exponent
+    return copy.unscale(norm)
+
+
+def gram_iteration(weight: Tensor, iterations: int = 6) -> Tensor:
+    r"""Spectral norm by Gram iteration in the tensor's own dtype, differentiable, for training.
+
+    .. math:: \lVert (W^\top W)^{2^{K-1}} \rVert_F^{2^{-K}}, \qquad K = \text{iterations},
+
+    is an upper bound in exact arithmetic only: rounding can take it below the norm, and a proof
+    needs :func:`gram_bound` or :func:`dense_norm_bound`. The scale is taken out before every
+    product, so it neither overflows nor underflows; at zero both value and gradient are zero.
+
+    Reference: Delattre et al. 2023, see :func:`gram_bound`.
+
+    Args:
+        weight: Shape ``(m, n)``.
+        iterations: Number of products.
+
+    Returns:
+        A scalar.
+    """
+    matrix = weight if weight.shape[0] >= weight.shape[1] else weight.mT
+    # The value does not depend on the scales, so the gradient may take them for constants.
+    scales = []
+    for _ in range(iterations):
+        scales.append(peak(matrix))
+        matrix = matrix / scales[-1]
+        matrix = matrix.mT @ matrix
+    norm = length(matrix)
+    zero = norm == 0
+    root = torch.where(zero, 1.0, norm)
+    for scale in reversed(scales):
+        root = scale * root.sqrt()
+    return torch.where(zero, norm, root)
+
+
+def row_distance_bounds(weight: Matrix) -> Tensor:
+    r"""Bound the distances :math:`\lVert w_i - w_j \rVert_2` of the rows of a head from above.
+
+    Args:
+        weight: Shape ``(C, D)``, floating point.
+
+    Returns:
+        Shape ``(C, C)`` in float64, zero on the diagonal; never less than the exact distance.
+
+    Raises:
+        NormBoundError: if the weight is not finite or leaves the range of float64.
+        ValueError: if it is not a matrix with entries.
+    """
+    copy = scaled(matrix_of(weight))
+    rows = torch.from_numpy(copy.values)
+    # One rounding per difference and square, D - 1 per sum, half of that after the root; eight
+    # more units pay for the operations below.
+    growth = round_up(1 / (1 - gamma(rows.shape[1] + 16)))
+    distances = torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist") * growth
+    distances = (distances + round_up(2 * copy.tail)) * 2.0**copy.exponent
+    return distances.fill_diagonal_(0.0)
+
+
+def power_iteration(weight: Tensor, vector: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
+    r"""Estimate the spectral norm of a matrix from below by power iteration, differentiably.
+
+    .. math:: \lVert W v \rVert / \lVert v \rVert, \qquad
+        v \leftarrow W^\top W v / \lVert W^\top W v \rVert
+
+    Never above the norm but for rounding, and possibly far below it: nothing can be certified with
+    it. The gradient is that of the quotient with ``v`` held constant. A vector that ``W`` maps to
+    zero is kept.
+
+    Reference: Miyato et al., `Spectral normalization for generative adversarial networks
+    <https://arxiv.org/abs/1802.05957>`_, ICLR 2018.
+
+    Args:
+        weight: Shape ``(m, n)``.
+        vector: Start, shape ``(n,)``; hand in the last result to go on from there.
+        iterations: Number of steps; 0 evaluates the quotient.
+
+    Returns:
+        The estimate, a scalar, and the new vector, of unit length and without gradient.
+    """
+    return quotient(lambda x: weight @ x, lambda y: weight.mT @ y, vector, iterations)
+
+
+def conv_power_iteration(
+    weight: Tensor,
+    vector: Tensor,
+    iterations: int,
+    stride: Pair = 1,
+    padding: Pair = 0,
+    dilation: Pair = 1,
+    groups: int = 1,
+) -> tuple[Tensor, Tensor]:
+    r"""Estimate the norm of a zero-padded 2-D convolution from below by power iteration.
+
+    Like :func:`power_iteration`, with the convolution and its transpose in place of the products.
+
+    Args:
+        weight: Shape ``(c_out, c_in / groups, kh, kw)``.
+        vector: Start, shape ``(1, c_in, h, w)``: the norm depends on the input size.
+        iterations: Number of steps; 0 evaluates the quotient.
+        stride: Stride, an integer or (height, width), as are the next two.
+        padding: Zeros added on both sides.
+        dilation: Distance between kernel elements.
+        groups: Number of blocks of channels.
+
+    Returns:
+        The estimate, a scalar, and the new vector, of unit length and without gradient.
+    """
+    forward, adjoint = convolution(weight, vector.shape[2:], stride, padding, dilation, groups)
+    return quotient(forward, adjoint, vector, iterations)
+
+
+def norm_lower(weight: Matrix) -> float:
+    r"""Bound the spectral norm of a matrix from below, to report the slack of upper bounds.
+
+    The Rayleigh quotient :math:`\lVert W v \rVert / \lVert v \rVert` of a Ritz vector, in float64
+    with its rounding error taken off.
+
+    Args:
+        weight: Shape ``(m, n)``, floating point.
+    """
+    copy = tall(weight)
+    matrix = torch.from_numpy(copy.values)
+    rows, columns = matrix.shape
+    start = torch.randn(columns, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    _, ritz = lanczos(lambda x: (matrix.mT @ (matrix @ x[0]))[None], start[None], 60)
+    vector = F.hardshrink(ritz[0], TINY)
+    image = (matrix @ vector).numpy()
+    square = exact(float(image @ image)) / (1 + gamma(rows + 1)) - rows * Fraction(2) ** -1022
+    length2 = energy_up(vector.numpy()[None])
+    error = gamma(columns) * exact(root_up(energy_up(copy.values[None]) * length2))
+    if square <= 0:
+        return 0.0
+    root = exact(root_up(square)) * (1 - 4 * UNIT)
+    ratio = (root - error) / exact(root_up(length2)) - copy.tail
+    return max(0.0, math.nextafter(float(ratio * Fraction(2) ** copy.exponent), 0.0))
+
+
+def conv_norm_lower(
+    weight: Matrix,
+    input_size: Pair,
+    stride: Pair = 1,
+    padding: Pair = 0,
+    dilation: Pair = 1,
+    groups: int = 1,
+    steps: int = 40,
+) -> float:
+    r"""Estimate the norm of a zero-padded 2-D convolution from below, to report slack.
+
+    The quotient :math:`\lVert W * v \rVert / \lVert v \rVert` of a Ritz vector in float64, low but
+    for rounding. Arguments as for :func:`conv_norm_bound`; ``steps`` is that of Lanczos.
+    """
+    copy = scaled(weight)
+    kernel = torch.from_numpy(copy.values)
+    shape = (1, kernel.shape[1] * groups, *pair(input_size))
+    forward, adjoint = convolution(kernel, shape[2:], stride, padding, dilation, groups)
+    start = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    _, ritz = lanczos(
+        lambda x: adjoint(forward(x.reshape(shape))).reshape(1, -1), start.reshape(1, -1), steps
+    )
+    image = forward(ritz.reshape(shape))
+    return math.ldexp(float(length(image) / length(ritz)), copy.exponent)
+
+
+def matrix_of(weight: Matrix) -> Matrix:
+    """``weight`` if it is a matrix, else an error."""
+    if weight.ndim != 2:
+        raise ValueError(f"Expected a weight of shape (m, n) but got {tuple(weight.shape)}")
+    return weight
+
+
+def tall(weight: Matrix) -> Scaled:
+    """Scale a matrix, transposed where it has more columns than rows."""
+    copy = scaled(matrix_of(weight))
+    rows, columns = copy.values.shape
+    if rows >= columns:
+        return copy
+    return Scaled(np.ascontiguousarray(copy.values.T), copy.exponent, copy.tail)
+
+
+def peak(x: Tensor) -> Tensor:
+    """Largest magnitude without gradient, 1 for a zero tensor; NaN stays NaN."""
+    largest = x.detach().abs().amax()
+    return torch.where(largest == 0, 1.0, largest)
+
+
+def length(x: Tensor) -> Tensor:
+    """Euclidean length, free of overflow and underflow, with gradient 0 at 0."""
+    scale = peak(x)
+    return scale * torch.linalg.vector_norm(x / scale)
+
+
+def unit(x: Tensor) -> Tensor:
+    """``x`` divided by its length, no epsilon added; zero stays zero."""
+    x = x / peak(x)
+    norm = torch.linalg.vector_norm(x)
+    return x / torch.where(norm == 0, 1.0, norm)
+
+
+def quotient(
+    forward: Callable[[Tensor], Tensor],
+    adjoint: Callable[[Tensor], Tensor],
+    vector: Tensor,
+    iterations: int,
+) -> tuple[Tensor, Tensor]:
+    """Power iteration on an operator and its adjoint."""
+    with torch.no_grad():
+        vector = unit(vector)
+        for _ in range(iterations):
+            new = unit(adjoint(unit(forward(vector))))
+            vector = torch.where((new == 0).all(), vector, new)
+    norm = length(vector)
+    return length(forward(vector)) / torch.where(norm == 0, 1.0, norm), vector
+
+
+def convolution(
+    weight: Tensor,
+    size: tuple[int, ...],
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    groups: int,
+) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+    """A convolution on inputs of the given height and width, and its transpose."""
+    strides, paddings, dilations = pair(stride), pair(padding), pair(dilation)
+    # What the last window does not reach, the transpose must append.
+    unread = [
+        (n + 2 * p - d * (k - 1) - 1) % s
+        for n, k, s, p, d in zip(size, weight.shape[2:], strides, paddings, dilations, strict=True)
+    ]
+
+    def forward(x: Tensor) -> Tensor:
+        return F.conv2d(x, weight, None, strides, paddings, dilations, groups)
+
+    def adjoint(y: Tensor) -> Tensor:
+        return F.conv_transpose2d(y, weight, None, strides, paddings, unread, groups, dilations)
+
+    return forward, adjoint
