@@ -9,7 +9,7 @@ import importlib
 import inspect
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Union
 
@@ -150,7 +150,7 @@ def _inside(module: str, allowed: Sequence[str]) -> bool:
 
 
 def check_call(
-    cls: Callable[..., Any],
+    cls: type,
     arguments: Mapping[str, Any],
     key: str,
     provided: set[str],
@@ -160,15 +160,14 @@ def check_call(
     """Check that ``cls(**arguments)`` binds and that plain values fit the annotations."""
     parameters = inspect.signature(cls).parameters
     catches_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    hints = typing.get_type_hints(cls.__init__ if isinstance(cls, type) else cls)
-    name = getattr(cls, "__name__", str(cls))
-    settable = [p for p in parameters if p not in provided and parameters[p].kind is not 4]
+    hints = typing.get_type_hints(inspect.getattr_static(cls, "__init__"))
+    settable = [p for p in parameters if p not in provided and parameters[p].kind != 4]
     for argument, value in arguments.items():
         if argument not in parameters and not catches_all:
             close = difflib.get_close_matches(argument, settable, n=1)
             hint = f"did you mean {close[0]}? It" if close else "It"
             raise ConfigError(
-                f"{key}.{argument}: {name} takes no {argument!r}; {hint} takes "
+                f"{key}.{argument}: {cls.__name__} takes no {argument!r}; {hint} takes "
                 f"{', '.join(settable)}"
             )
         if value == "???":
@@ -185,7 +184,9 @@ def check_call(
         and p.name not in provided
     ]
     if missing and not partial:
-        raise ConfigError(f"{key}: {name} needs {', '.join(missing)}: set {key}.{missing[0]}=...")
+        raise ConfigError(
+            f"{key}: {cls.__name__} needs {', '.join(missing)}: set {key}.{missing[0]}=..."
+        )
 
 
 def matches(value: Any, hint: Any) -> bool:

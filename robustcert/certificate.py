@@ -22,8 +22,8 @@ from robustcert.plain import Operation, PlainNetwork, Sum, operation_bound, pair
 
 FORMAT = 1
 CLAIM = (
-    "For every sample listed as certified with radius r, every input at l2 distance less than r from "
-    "the sample gets the listed prediction, as the unique largest logit."
+    "For every sample listed as certified with radius r, every input at l2 distance less than r "
+    "from the sample gets the listed prediction, as the unique largest logit."
 )
 FUNCTIONS = {
     "R": "the real-valued function that the float constants of the network define",
@@ -101,7 +101,7 @@ def describe_operations(
         for key, tensor in operation.tensors().items():
             names[key] = f"{path}.{key}"
             tensors[names[key]] = tensor.cpu().contiguous()
-        entry = {
+        entry: dict[str, Any] = {
             "kind": operation.kind,
             "name": operation.name,
             "options": operation.options(),
@@ -176,7 +176,8 @@ def _write_files(
         "claim": {
             "statement": CLAIM,
             "norm": "l2",
-            "units": "input units: distances between inputs with values in [0, 1]; all of R^d, no clip",
+            "units": "input units: distances between inputs with values in [0, 1]",
+            "domain": "all of R^d, no clipping",
             "inputs": "float32 values; a uint8 pixel p stands for float32(p / 255)",
             "functions": {key: FUNCTIONS[key] for key in record["functions"]},
         },

@@ -280,9 +280,9 @@ def conv_norm_bound(
         \Big\lVert \sum_a W_a e^{i \omega \cdot a} \Big\rVert_2
 
     over a frequency grid larger than the input by the padding, see Note [symbol]. The grid of the
-    input's own size, that of a circular convolution, is *not* enough. Strides become channels. Small
-    maps are bounded as a matrix too, and the lesser bound counts. The transposed convolution has
-    the same norm.
+    input's own size, that of a circular convolution, is *not* enough. Strides become channels.
+    Small maps are bounded as a matrix too, and the lesser bound counts. The transposed convolution
+    has the same norm.
 
     The norm depends on the input size: a bound holds for the size it was computed for.
 

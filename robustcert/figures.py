@@ -38,7 +38,11 @@ def draw_vra_curve(
     if empirical:
         radii, values = zip(*empirical, strict=True)
         axes.plot(
-            radii, values, color="#c1440e", marker="o", linestyle="--",
+            radii,
+            values,
+            color="#c1440e",
+            marker="o",
+            linestyle="--",
             label=f"under PGD, clipped to [0, 1] ({attacked} samples)",
         )
     axes.set(

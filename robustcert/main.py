@@ -1,4 +1,4 @@
-"""The commands ``python train.py`` and ``python certify.py``: Hydra in front of :mod:`robustcert.run`.
+"""The commands ``train.py`` and ``certify.py``: Hydra in front of :mod:`robustcert.run`.
 
 Everything heavy is imported when a job runs, so that ``--help`` and a typing error answer at once.
 """
@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -69,8 +69,7 @@ def _train(config: DictConfig) -> float | None:
 
         settings = HydraConfig.get()
         multirun = settings.mode == RunMode.MULTIRUN
-        plain = OmegaConf.to_container(config, resolve=True)
-        assert isinstance(plain, dict)
+        plain = _plain(config)
         if plain["resume"]:
             plain = _resumed(plain, list(settings.overrides.task))
         return run_train(plain, Path(settings.runtime.output_dir), multirun=multirun)
@@ -84,9 +83,7 @@ def _certify(config: DictConfig) -> dict[str, float] | None:
 
         if OmegaConf.is_missing(config, "checkpoint"):
             raise ValueError("set checkpoint=<run>/checkpoints/best.ckpt")
-        plain = OmegaConf.to_container(config, resolve=True)
-        assert isinstance(plain, dict)
-        return run_certify(plain)
+        return run_certify(_plain(config))
 
     return _report(job)
 
@@ -104,6 +101,10 @@ def _report(job: Callable[[], Any]) -> Any:
         sys.exit(f"error: {error}")
 
 
+def _plain(config: DictConfig) -> dict[str, Any]:
+    return cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
+
+
 def _resumed(plain: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
     """The run's own configuration, with the values of this command line on top."""
     from robustcert.checkpoint import read_checkpoint
@@ -116,9 +117,7 @@ def _resumed(plain: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
                 f"{override.input_line}: a resumed run keeps its groups; only values can change"
             )
         OmegaConf.update(config, override.key_or_group, override.value())
-    config = OmegaConf.to_container(config, resolve=True)
-    assert isinstance(config, dict)
-    return {**config, "run_dir": plain["run_dir"], "resume": plain["resume"]}
+    return {**_plain(config), "run_dir": plain["run_dir"], "resume": plain["resume"]}
 
 
 def explain_command_line(config_name: str, arguments: list[str]) -> str | None:
@@ -128,8 +127,11 @@ def explain_command_line(config_name: str, arguments: list[str]) -> str | None:
     advice for a typing error; this names what is allowed instead.
     """
     overrides = [a for a in arguments if not a.startswith("-")]
-    if any(a in ("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn") or
-           a.startswith("--config") for a in arguments):
+    if any(
+        a in ("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn")
+        or a.startswith("--config")
+        for a in arguments
+    ):
         return None  # Hydra must find the user's own groups first
     if any(a in ("--help", "-h", "--hydra-help", "--version") for a in arguments):
         return None
@@ -138,7 +140,7 @@ def explain_command_line(config_name: str, arguments: list[str]) -> str | None:
     except HydraException as error:
         return str(error).splitlines()[0]
     with hydra.initialize_config_dir(str(CONFIG_DIR), **_VERSION):
-        good = []
+        good: list[str] = []
         for override in parsed:
             for candidate in _candidates(override):
                 try:

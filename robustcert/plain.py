@@ -112,7 +112,7 @@ class Operation(ABC):
 
     def to(self, device: torch.device, dtype: torch.dtype | None = None) -> Self:
         """A copy with its constants moved, so that evaluation does not move them every time."""
-        moved = {
+        moved: dict[str, Any] = {
             f.name: value.to(device, dtype)
             for f in fields(self)
             if isinstance(value := getattr(self, f.name), Tensor)
@@ -173,12 +173,12 @@ class Convolution(Operation):
 
     def lipschitz_bound(self, input_shape: Shape) -> float:
         return spectral.conv_norm_bound(
-            self.weight, input_shape[1:], self.stride, self.padding, self.dilation, self.groups
+            self.weight, _plane(input_shape), self.stride, self.padding, self.dilation, self.groups
         )
 
     def lipschitz_lower(self, input_shape: Shape) -> float | None:
         return spectral.conv_norm_lower(
-            self.weight, input_shape[1:], self.stride, self.padding, self.dilation, self.groups
+            self.weight, _plane(input_shape), self.stride, self.padding, self.dilation, self.groups
         )
 
     def rounding(self, input_shape: Shape, unit: float) -> tuple[float, float]:
@@ -341,6 +341,11 @@ def _smallest_normal(unit: float) -> float:
     return torch.finfo(torch.float64 if unit < 1e-10 else torch.float32).smallest_normal
 
 
+def _plane(input_shape: Shape) -> tuple[int, int]:
+    _, height, width = input_shape
+    return height, width
+
+
 def _without_none(**tensors: Tensor | None) -> dict[str, Tensor]:
     return {k: v for k, v in tensors.items() if v is not None}
 
@@ -352,7 +357,9 @@ def run(operations: Sequence[Operation], x: Tensor) -> Tensor:
     return x
 
 
-def shapes(operations: Sequence[Operation], input_shape: Shape) -> Iterator[tuple[Operation, Shape]]:
+def shapes(
+    operations: Sequence[Operation], input_shape: Shape
+) -> Iterator[tuple[Operation, Shape]]:
     """Each operation with the shape of its input."""
     for operation in operations:
         yield operation, input_shape

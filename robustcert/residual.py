@@ -256,11 +256,13 @@ def lanczos(
     images = torch.zeros_like(basis)
     vector = start
     for step in range(steps):
+        before = torch.linalg.vector_norm(vector, dim=-1, keepdim=True)
         for _ in range(2):
             overlap = basis[:, :step].conj() @ vector[..., None]
             vector = vector - (basis[:, :step].mT @ overlap)[..., 0]
         length = torch.linalg.vector_norm(vector, dim=-1, keepdim=True)
-        basis[:, step] = vector / torch.where(length > 0, length, 1.0)
+        # Nothing but rounding is left of a vector in an invariant space: go on with zero.
+        basis[:, step] = torch.where(length > 1e-14 * before, vector / length, 0.0)
         images[:, step] = vector = product(basis[:, step])
     values, vectors = torch.linalg.eigh(basis.conj() @ images.mT)
     return values[:, -1].clamp(min=0), (basis.mT @ vectors[..., -1:])[..., 0]

@@ -119,7 +119,7 @@ def certify(options: Config) -> dict[str, float]:
     """Certify a checkpoint's network on a split and write the certificate folder.
 
     Args:
-        options: The keys of ``conf/certify.yaml``; only ``checkpoint`` and ``certifier`` are needed.
+        options: The keys of ``conf/certify.yaml``; ``checkpoint`` and ``certifier`` are needed.
 
     Returns:
         ``<split>/accuracy`` and ``<split>/vra_<radius>``.
@@ -205,7 +205,7 @@ def _keep_rows(logger: CSVLogger, epochs: int) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*Previous log files.*")
         writer = logger.experiment
-    writer.metrics = [row for row in rows if float(row["epoch"] or 0) < epochs]  # type: ignore[misc]
+    writer.metrics = [row for row in rows if float(row["epoch"] or 0) < epochs]
     writer.save()
 
 
@@ -287,9 +287,7 @@ def _attack(
     return record
 
 
-def _print_table(
-    claim: dict[str, Any], attack: dict[str, Any], folder: Path, split: str
-) -> None:
+def _print_table(claim: dict[str, Any], attack: dict[str, Any], folder: Path, split: str) -> None:
     count = claim["summary"]["samples"]
     empirical = dict(zip(attack["radii"], attack["accuracy"], strict=True))
     table = Table(title=f"{claim['dataset']['name']}, {split} split, {count} samples")

@@ -49,9 +49,13 @@ class CosineSchedule:
 
     def __post_init__(self) -> None:
         if not 0 <= self.warmup < 1:
-            raise ValueError(f"expected a share in [0, 1), got {self.warmup}: set lr_schedule.warmup")
+            raise ValueError(
+                f"expected a share in [0, 1), got {self.warmup}: set lr_schedule.warmup"
+            )
         if not 0 <= self.final <= 1:
-            raise ValueError(f"expected a factor in [0, 1], got {self.final}: set lr_schedule.final")
+            raise ValueError(
+                f"expected a factor in [0, 1], got {self.final}: set lr_schedule.final"
+            )
 
     def __call__(self, progress: float) -> float:
         """The factor at ``progress`` in [0, 1] through training."""

@@ -210,7 +210,7 @@ def test_download_is_atomic_and_verified(tmp_path: Path) -> None:
 def test_fetch_reports_every_mirror(tmp_path: Path) -> None:
     urls = [(tmp_path / name).as_uri() for name in ("a", "b")]
     with pytest.raises(OSError, match=r"/a: .*; .*/b: "):
-        fetch(urls, tmp_path / "root" / "c", lambda path: None)  # noqa: ARG005
+        fetch(urls, tmp_path / "root" / "c", lambda path: None)
     assert list((tmp_path / "root").iterdir()) == []
 
 
@@ -408,7 +408,7 @@ def test_unknown_split_is_refused(mnist: MNIST, split: str) -> None:
 )
 def test_a_users_dataset_is_held_to_its_promises(examples: Examples, message: str) -> None:
     class Wrong(Numbered):
-        def read(self, split: Split) -> Examples:  # noqa: ARG002
+        def read(self, split: Split) -> Examples:
             return examples
 
     with pytest.raises(DatasetError, match=message):
@@ -559,8 +559,8 @@ def test_affine_without_ranges_is_the_identity_and_keeps_a_centred_disc() -> Non
     torch.testing.assert_close(RandomAffine()(x, generator), x, atol=1e-5, rtol=0)
     # On a non-square image, a rotation that ignored the aspect ratio would make an ellipse.
     rows, columns = torch.meshgrid(torch.arange(40) - 19.5, torch.arange(60) - 29.5, indexing="ij")
-    disc = (1 - (rows**2 + columns**2) / 15**2).clamp(min=0).expand(16, 1, 40, 60)
-    torch.testing.assert_close(RandomAffine(180)(disc, generator), disc, atol=0.02, rtol=0)
+    disc = (1 - (rows**2 + columns**2) / 10**2).clamp(min=0).expand(16, 1, 40, 60)
+    torch.testing.assert_close(RandomAffine(180)(disc, generator), disc, atol=0.05, rtol=0)
     moved = RandomAffine(translate=0.2)(disc, generator)
     torch.testing.assert_close(moved.sum((1, 2, 3)), disc.sum((1, 2, 3)), rtol=1e-3, atol=0)
     centre = (moved * columns).sum((1, 2, 3)) / moved.sum((1, 2, 3))
@@ -688,6 +688,7 @@ def test_only_training_batches_are_augmented(mnist: MNIST, tmp_path: Path) -> No
     assert torch.equal(module.seen["validation"][0][1], data.examples("validation").inputs)
 
 
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
 @pytest.mark.parametrize("reload_every", [0, 1])
 @pytest.mark.parametrize("save", ["validation", "train epoch", "within an epoch"])
 def test_resumed_run_sees_the_batches_of_an_uninterrupted_one(
@@ -767,6 +768,11 @@ def test_lightnings_own_sampler_is_refused_on_several_devices(tmp_path: Path) ->
     )
     with pytest.raises(ValueError, match="use_distributed_sampler"):
         data.val_dataloader()
+
+
+def test_overfit_batches_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="limit_train_batches"):
+        trainer(tmp_path, 1, overfit_batches=2).fit(Recorder(), DataModule(Numbered()))
 
 
 @pytest.mark.slow

@@ -104,10 +104,11 @@ class Householder2(nn.Module):
         """The activation as a pure function with constants."""
         # In units of u |z|: a reflection is within 13 (as in Householder), two of them within 26.
         # The fourth ray is a product of three within 5.7 of its length, so its test errs only
-        # within 8 of the ray, where the two isometries differ by at most 16. Together 42.
+        # within 8 of the ray, where the two isometries differ by at most 16. Together 42. The
+        # absolute term covers numbers that two reflections flush to 0.
         return Activation(
             function=householder2,
             constants={"rays": constant(self.rays())},
             lipschitz=1.0,
-            error=(48.0, 0.0),
+            error=(48.0, 1e-20),
         )

@@ -19,9 +19,9 @@ def sin_cos(x: Tensor, frequency: Tensor) -> Tensor:
 class SinCos(nn.Module):
     r"""Wind every feature round a circle, :math:`x \mapsto (\cos \omega x, \sin \omega x)/\omega`.
 
-    It has ``2 * num_features`` outputs, feature by feature. It is smooth and preserves the norm of
-    every gradient that points along the circle: where an activation of equal width with orthogonal
-    Jacobians can only be affine, more outputs than inputs leave room for curvature.
+    It has ``2 * num_features`` outputs, feature by feature, and it is an isometric immersion: its
+    Jacobian has orthonormal columns. A smooth activation of equal width whose Jacobian is
+    orthogonal everywhere is affine; more outputs than inputs leave room for curvature.
 
     Args:
         num_features: Size of dimension 1 of the input, which has shape ``(N, C, *)``.

@@ -28,8 +28,9 @@ class SmoothHouseholder(nn.Module):
     r"""Replace the component of every pair along a mirror normal by its smooth absolute value.
 
     The component s becomes :math:`\sqrt{s^2 + \tau^2} - \tau`; the one across stays. With the
-    initial mirrors, which ``learn_normal=False`` keeps, it is a smooth MaxMin that, unlike the
-    log-sum-exp one, approaches MaxMin only as fast as :math:`\tau^2 / |s|`.
+    initial mirrors, which ``learn_normal=False`` keeps, it is another smooth MaxMin: away from
+    ties it tends to MaxMin, shifted by :math:`\tau` across the mirror, like :math:`\tau^2 / |s|`,
+    where log-sum-exp does so exponentially.
 
     Args:
         num_features: Size of dimension 1 of the input, which has shape ``(N, C, *)``; even.

@@ -60,7 +60,10 @@ def pgd_survivors(
             if alive.any():
                 rows = alive.nonzero()[:, 0]
                 _, adversarial, _ = attack(
-                    model, x[rows], foolbox.criteria.Misclassification(target[rows]), epsilons=radii[i]
+                    model,
+                    x[rows],
+                    foolbox.criteria.Misclassification(target[rows]),
+                    epsilons=radii[i],
                 )
                 with torch.no_grad():
                     distance = (adversarial - x[rows]).flatten(1).norm(dim=1)

@@ -83,10 +83,11 @@ class DataModule(LightningDataModule):
     device.
 
     Training batches depend on ``(seed, epoch, batch number, rank)`` only, so a resumed run sees
-    those of an uninterrupted one, bit for bit on the same device type. The Trainer must have
-    ``use_distributed_sampler=False`` when it has several devices (this is checked): the samplers
-    here know the ranks themselves, and Lightning's would count examples twice in evaluation. Also
-    set ``reload_dataloaders_every_n_epochs=1``, so that each epoch's loader is made for it.
+    those of an uninterrupted one, bit for bit on the same device type, also when the checkpoint was
+    written within an epoch. On several devices the Trainer must have
+    ``use_distributed_sampler=False`` (this is checked): the samplers here know the ranks
+    themselves, and Lightning's would count examples twice in evaluation.
+    ``reload_dataloaders_every_n_epochs`` may have any value.
 
     Args:
         dataset: What to read.
@@ -200,6 +201,7 @@ class DataModule(LightningDataModule):
         return inputs, labels
 
     def stored(self, part: Part) -> Examples:
+        """All examples of a part as read: images as uint8, a quarter of the memory."""
         if part not in self._parts:
             if part == "test":
                 self._parts["test"] = self._read("test")
@@ -236,6 +238,11 @@ class DataModule(LightningDataModule):
     def _rank(self) -> tuple[int, int]:
         if self.trainer is None:
             return 0, 1
+        if getattr(self.trainer, "overfit_batches", 0):
+            raise ValueError(
+                "Trainer(overfit_batches) would replace the sampler of whole batches by one of "
+                "single examples. Set trainer.limit_train_batches instead"
+            )
         if self.trainer.world_size > 1 and getattr(
             self.trainer._accelerator_connector, "use_distributed_sampler", False
         ):

@@ -69,7 +69,8 @@ def _load(path: Path) -> dict[str, np.ndarray]:
             f"expected dataset.root to name an .npz file, but there is no file {path}"
         )
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file:
+            archive = np.load(file, allow_pickle=False)
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise DatasetError(
                     f"{path}: expected an .npz archive, but got a single array: write it with "

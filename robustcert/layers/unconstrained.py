@@ -1,4 +1,4 @@
-"""Free layers whose norm is estimated and regularised by the objective (Leino et al., 2102.08452)."""
+"""Free layers whose norm is estimated and regularised by the objective (GloRo, 2102.08452)."""
 
 import torch
 from torch import Tensor, nn

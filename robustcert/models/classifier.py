@@ -44,4 +44,6 @@ def check_sizes(width: int, depth: int, least_depth: int = 1) -> None:
     if width < 1:
         raise ValueError(f"expected a width of at least 1, got {width}: set model.width")
     if depth < least_depth:
-        raise ValueError(f"expected a depth of at least {least_depth}, got {depth}: set model.depth")
+        raise ValueError(
+            f"expected a depth of at least {least_depth}, got {depth}: set model.depth"
+        )

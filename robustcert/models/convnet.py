@@ -5,9 +5,9 @@ from collections.abc import Callable, Sequence
 
 from torch import nn
 
-from robustcert.models.layer_family import LayerFamily
 from robustcert.models.classifier import Classifier, check_sizes
 from robustcert.models.head import Head
+from robustcert.models.layer_family import LayerFamily
 from robustcert.models.normalize import Normalize
 
 
@@ -53,8 +53,8 @@ class ConvNet(Classifier):
         check_sizes(width, depth, least_depth=2)
         if len(input_shape) != 3:
             raise ValueError(
-                f"ConvNet takes images of shape (C, H, W), got inputs of shape {tuple(input_shape)}:"
-                " set model=mlp or another dataset"
+                f"ConvNet takes images (C, H, W), got inputs of shape {tuple(input_shape)}: "
+                "set model=mlp or another dataset"
             )
         channels = max(4, width // 16) if channels is None else channels
         in_features, height, width_ = input_shape

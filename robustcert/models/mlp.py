@@ -5,9 +5,9 @@ from collections.abc import Callable, Sequence
 
 from torch import nn
 
-from robustcert.models.layer_family import LayerFamily
 from robustcert.models.classifier import Classifier, check_sizes
 from robustcert.models.head import Head
+from robustcert.models.layer_family import LayerFamily
 from robustcert.models.normalize import Normalize
 
 

@@ -37,6 +37,4 @@ class EMMA(nn.Module):
         attack = constants.detach() * epsilon
         reach = (-deficit.detach()).clamp(attack / 100, attack)
         share = reach / attack.clamp_min(1e-30)
-        return F.cross_entropy(
-            (deficit + share * epsilon * constants) / self.temperature, target
-        )
+        return F.cross_entropy((deficit + share * epsilon * constants) / self.temperature, target)
