@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from robustcert.plain import Activation
+from robustcert.plain import Activation, Slopes
 
 
 def absolute(x: Tensor) -> Tensor:
@@ -31,4 +31,4 @@ class Abs(nn.Module):
 
     def fold(self) -> Activation:
         """The activation as a pure function with constants."""
-        return Activation(function=absolute, constants={}, lipschitz=1.0)
+        return Activation(function=absolute, constants={}, lipschitz=1.0, slopes=Slopes(-1.0, 1.0))

@@ -11,13 +11,16 @@ def along_features(value: Tensor, x: Tensor) -> Tensor:
 
 def split_pairs(x: Tensor) -> tuple[Tensor, Tensor]:
     """The first and the second feature of every pair of neighbours: even and odd ones."""
-    first, second = x.unflatten(1, (-1, 2)).unbind(2)
+    # Not unflatten and flatten, which autograd's vectorised Jacobians do not know.
+    first, second = x.reshape(x.shape[0], x.shape[1] // 2, 2, *x.shape[2:]).unbind(2)
     return first, second
 
 
 def join_pairs(first: Tensor, second: Tensor) -> Tensor:
     """The inverse of `split_pairs`."""
-    return torch.stack((first, second), dim=2).flatten(1, 2)
+    return torch.stack((first, second), dim=2).reshape(
+        first.shape[0], 2 * first.shape[1], *first.shape[2:]
+    )
 
 
 def ordered(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from robustcert.plain import Activation
+from robustcert.plain import Activation, Slopes
 
 
 def identity(x: Tensor) -> Tensor:
@@ -35,4 +35,10 @@ class Identity(nn.Module):
 
     def fold(self) -> Activation:
         """The activation as a pure function with constants."""
-        return Activation(function=identity, constants={}, lipschitz=1.0, jacobian_lipschitz=0.0)
+        return Activation(
+            function=identity,
+            constants={},
+            lipschitz=1.0,
+            jacobian_lipschitz=0.0,
+            slopes=Slopes(1.0, 1.0),
+        )

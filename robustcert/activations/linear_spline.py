@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from robustcert.plain import Activation, constant
+from robustcert.plain import Activation, Slopes, constant
 
 
 def linear_spline(x: Tensor, slopes: Tensor, step: Tensor) -> Tensor:
@@ -93,4 +93,5 @@ class LinearSpline(nn.Module):
             constants={"slopes": slopes, "step": step},
             lipschitz=1.0,
             error=(3.0, (half + 12) * radius),
+            slopes=Slopes(float(slopes.min()), float(slopes.max())),
         )

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from robustcert.plain import Activation
+from robustcert.plain import Activation, Slopes
 
 
 def relu(x: Tensor) -> Tensor:
@@ -34,4 +34,4 @@ class ReLU(nn.Module):
 
     def fold(self) -> Activation:
         """The activation as a pure function with constants."""
-        return Activation(function=relu, constants={}, lipschitz=1.0)
+        return Activation(function=relu, constants={}, lipschitz=1.0, slopes=Slopes(0.0, 1.0))

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from robustcert.activations.features import along_features
 from robustcert.activations.positive import Positive, over_least
-from robustcert.plain import Activation, constant
+from robustcert.plain import Activation, Slopes, constant
 
 
 def smooth_abs(x: Tensor, temperature: Tensor) -> Tensor:
@@ -59,4 +59,5 @@ class SmoothAbs(nn.Module):
             lipschitz=1.0,
             jacobian_lipschitz=over_least(1.0, temperature),
             error=(10.0, 9 * float(temperature.max())),
+            slopes=Slopes(-1.0, 1.0),
         )

@@ -13,7 +13,7 @@ from robustcert.activations.features import (
     split_pairs,
 )
 from robustcert.activations.positive import Positive, over_least
-from robustcert.plain import Activation, constant
+from robustcert.plain import Activation, Slopes, constant
 
 
 def smooth_maxmin(x: Tensor, temperature: Tensor) -> Tensor:
@@ -88,4 +88,5 @@ class SmoothMaxMin(nn.Module):
             lipschitz=1.0,
             jacobian_lipschitz=over_least(math.sqrt(0.5), temperature),
             error=(1.0, 12 * float(temperature.max())),
+            slopes=Slopes(-1.0, 1.0, pairs=True),
         )

@@ -7,7 +7,7 @@ from robustcert.activations.features import along_features
 from robustcert.activations.n_activation import Corners
 from robustcert.activations.positive import Positive, over_least
 from robustcert.activations.softplus import softplus
-from robustcert.plain import Activation, constant
+from robustcert.plain import Activation, Slopes, constant
 
 
 def smooth_n(x: Tensor, corners: Tensor, temperature: Tensor) -> Tensor:
@@ -76,4 +76,5 @@ class SmoothN(nn.Module):
             lipschitz=1.0,
             jacobian_lipschitz=over_least(0.5, temperature),
             error=(8.0, 9 * offset + 56 * float(temperature.max())),
+            slopes=Slopes(-1.0, 1.0),
         )

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from robustcert.activations.features import along_features
 from robustcert.activations.positive import Positive, over_least
-from robustcert.plain import Activation, constant
+from robustcert.plain import Activation, Slopes, constant
 
 
 def softplus(x: Tensor, temperature: Tensor) -> Tensor:
@@ -67,4 +67,5 @@ class Softplus(nn.Module):
             lipschitz=1.0,
             jacobian_lipschitz=over_least(0.25, temperature),
             error=(1.0, 12 * float(temperature.max())),
+            slopes=Slopes(0.0, 1.0),
         )

@@ -1,5 +1,15 @@
 """Attacks: what a certificate is compared with, never a proof."""
 
+from robustcert.attacks.crosscheck import BrokenCertificate, cross_check
+from robustcert.attacks.ddn import ddn
+from robustcert.attacks.margin import margin_attack
 from robustcert.attacks.pgd import PlainModule, pgd_survivors
 
-__all__ = ["PlainModule", "pgd_survivors"]
+__all__ = [
+    "BrokenCertificate",
+    "PlainModule",
+    "cross_check",
+    "ddn",
+    "margin_attack",
+    "pgd_survivors",
+]

@@ -1,0 +1,117 @@
+"""Try to break certificates: attacks strictly inside the certified radius."""
+
+import time
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from robustcert.attacks.ddn import ddn
+from robustcert.attacks.gradient import lengths, margin_gradient
+from robustcert.attacks.margin import margin_attack
+from robustcert.plain import PlainNetwork
+
+# Attacks go this close to the radius; the rounding of an attack's own norm is far below it.
+INSIDE = 1 - 1e-6
+_CHUNK = 64
+
+
+class BrokenCertificate(RuntimeError):
+    """An attack changed a prediction inside its certified radius: a defect of ours, always."""
+
+
+def cross_check(
+    network: PlainNetwork,
+    x: Tensor,
+    prediction: Tensor,
+    radius: Tensor,
+    *,
+    samples: int = 256,
+    margin_steps: int = 20,
+    ddn_steps: int = 50,
+    ddn_restarts: int = 10,
+    seconds: float = 60.0,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Attack certificates by the margin attack just inside the radius and by restarted DDN.
+
+    A third of the samples are those with the steepest margin for their radius (least slack), a
+    third have the largest radii, the rest are random. All of R^d is searched: nothing is clipped.
+
+    Args:
+        network: The certified network.
+        x: Inputs, shape ``(N, *input_shape)``.
+        prediction: Certified classes, shape ``(N,)``.
+        radius: Certified radii, shape ``(N,)``.
+        samples: Certificates to attack.
+        margin_steps: Steps of the margin attack.
+        ddn_steps: Steps of each start of DDN.
+        ddn_restarts: Starts of DDN.
+        seconds: No new attack begins after so long; the record says how many were made.
+        seed: Of the selection and the random starts.
+
+    Returns:
+        Counts, budget and the smallest quotient of distance found by DDN over certified radius.
+
+    Raises:
+        BrokenCertificate: an attack succeeded.
+    """
+    rows = _stratified(network, x, prediction, radius, samples, seed)
+    started = time.monotonic()
+    attacked, quotients = 0, []
+    for chunk in rows.split(_CHUNK):
+        if time.monotonic() - started > seconds:
+            break
+        inputs, label, size = x[chunk].double(), prediction[chunk], radius[chunk]
+        least = margin_attack(network, inputs, label, size * INSIDE, steps=margin_steps, seed=seed)
+        distance, _ = ddn(
+            network,
+            inputs,
+            label,
+            steps=ddn_steps,
+            restarts=ddn_restarts,
+            initial_norm=float(size.median()),
+            seed=seed,
+        )
+        broken = (least < 0) | (distance < size * INSIDE)
+        if broken.any():
+            raise BrokenCertificate(
+                f"the certificate of sample {int(chunk[broken][0])} is broken: an attack changes "
+                "its prediction inside the certified radius"
+            )
+        attacked += len(chunk)
+        quotients.append(distance / size)
+    quotient = torch.cat(quotients) if quotients else torch.empty(0)
+    return {
+        "samples": attacked,
+        "requested": len(rows),
+        "broken": 0,
+        "margin_steps": margin_steps,
+        "ddn": {"steps": ddn_steps, "restarts": ddn_restarts},
+        "clipped": False,
+        "least_distance_over_radius": float(quotient.min()) if len(quotient) else None,
+        "median_distance_over_radius": float(quotient.median()) if len(quotient) else None,
+        "seconds": round(time.monotonic() - started, 2),
+    }
+
+
+def _stratified(
+    network: PlainNetwork, x: Tensor, prediction: Tensor, radius: Tensor, samples: int, seed: int
+) -> Tensor:
+    # Infinite radii (constant networks) have no sphere to attack.
+    certified = ((radius > 0) & torch.isfinite(radius)).nonzero()[:, 0]
+    generator = torch.Generator().manual_seed(seed)
+    certified = certified[torch.randperm(len(certified), generator=generator)]
+    if len(certified) <= samples:
+        return certified
+    third = samples // 3
+    # The slope is taken on a random part only: a gradient for each of 10,000 samples would cost
+    # more than the certificates.
+    pool = certified[: 8 * samples]
+    margin, gradient = margin_gradient(network, x[pool].double(), prediction[pool])
+    steepness = lengths(gradient).flatten() * radius[pool] / margin
+    chosen = [pool[steepness.argsort(descending=True)[:third]]]
+    chosen.append(certified[radius[certified].argsort(descending=True)[:third]])
+    taken = torch.cat(chosen).unique()
+    rest = certified[~torch.isin(certified, taken)]
+    return torch.cat([taken, rest[: samples - len(taken)]])

@@ -1,0 +1,78 @@
+"""Decoupled direction and norm: the distance to the nearest adversarial input, from above."""
+
+import torch
+from torch import Tensor
+
+from robustcert.attacks.gradient import lengths, margin_gradient, random_directions, to_length
+from robustcert.plain import PlainNetwork
+
+
+def ddn(
+    network: PlainNetwork,
+    x: Tensor,
+    label: Tensor,
+    *,
+    steps: int = 100,
+    restarts: int = 10,
+    gamma: float = 0.05,
+    initial_norm: float = 1.0,
+    seed: int = 0,
+) -> tuple[Tensor, Tensor]:
+    r"""Smallest perturbation found that changes the prediction from ``label``, without clipping.
+
+    The perturbation follows the normalised gradient; its norm shrinks by :math:`1 - \gamma` after a
+    step that was adversarial and grows by :math:`1 + \gamma` otherwise. The first start is the
+    sample itself, the others random points at ``initial_norm``. What is found is pulled back to
+    the boundary by bisection.
+
+    Reference: Rony et al., `Decoupling Direction and Norm for Efficient Gradient-Based L2
+    Adversarial Attacks and Defenses <https://arxiv.org/abs/1811.09600>`_, CVPR 2019.
+
+    Args:
+        network: The network under attack.
+        x: Inputs of shape ``(N, *input_shape)``; use float64.
+        label: The class to leave, shape ``(N,)``.
+        steps: Gradient steps from each start.
+        restarts: Number of starts.
+        gamma: Relative change of the norm in a step.
+        initial_norm: First norm, in input units.
+        seed: Of the random starts.
+
+    Returns:
+        Distances ``(N,)``, infinite where nothing was found, and the perturbations.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    best = torch.zeros_like(x)
+    found = torch.full_like(lengths(x), torch.inf)
+    for start in range(restarts):
+        delta = torch.zeros_like(x)
+        if start > 0:
+            delta = initial_norm * random_directions(x, generator)
+        norm = torch.full_like(lengths(x), initial_norm)
+        for step in range(steps):
+            margin, gradient = margin_gradient(network, x + delta, label)
+            adversarial = (margin < 0).view(norm.shape)
+            size = lengths(delta)
+            closer = adversarial & (size < found)
+            found, best = torch.where(closer, size, found), torch.where(closer, delta, best)
+            # Cosine step size, as published.
+            alpha = (1 + torch.cos(torch.tensor(torch.pi * step / steps))).item() / 2
+            delta = delta - alpha * to_length(gradient, torch.ones_like(norm))
+            norm = norm * torch.where(adversarial, 1 - gamma, 1 + gamma)
+            delta = to_length(delta, norm)
+        best, found = _pull_back(network, x, label, best, found)
+    return found.flatten(), best
+
+
+def _pull_back(
+    network: PlainNetwork, x: Tensor, label: Tensor, delta: Tensor, size: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Bisect the segment from the sample to the adversarial input; keep what is adversarial."""
+    low, high = torch.zeros_like(size), torch.ones_like(size)
+    for _ in range(25):
+        middle = (low + high) / 2
+        margin, _ = margin_gradient(network, x + middle * delta, label)
+        adversarial = (margin < 0).view(size.shape)
+        high, low = torch.where(adversarial, middle, high), torch.where(adversarial, low, middle)
+    delta = torch.where(torch.isfinite(size), high * delta, delta)
+    return delta, torch.where(torch.isfinite(size), lengths(delta), size)

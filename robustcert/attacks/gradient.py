@@ -1,0 +1,44 @@
+"""The gradient that l2 attacks follow, and the geometry that they share."""
+
+import torch
+from torch import Tensor
+
+from robustcert.plain import PlainNetwork
+
+
+def margin_gradient(network: PlainNetwork, x: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+    r"""Smallest margin :math:`\min_{j \ne y} f_y - f_j` and its gradient at ``x``.
+
+    Unlike cross-entropy's, this gradient does not fade where the network is confident.
+
+    Args:
+        network: The network under attack.
+        x: Shape ``(N, *input_shape)``.
+        label: Classes, shape ``(N,)``.
+
+    Returns:
+        Margins ``(N,)`` and gradients of the shape of ``x``.
+    """
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        logits = network(x)
+        own = logits.gather(1, label[:, None])
+        margin = (own - logits).scatter(1, label[:, None], torch.inf).amin(1)
+        (gradient,) = torch.autograd.grad(margin.sum(), x)
+    return margin.detach(), gradient
+
+
+def lengths(x: Tensor) -> Tensor:
+    """L2 norm of every sample, shaped to broadcast over it."""
+    return x.flatten(1).norm(dim=1).view(-1, *(1,) * (x.dim() - 1))
+
+
+def to_length(x: Tensor, length: Tensor) -> Tensor:
+    """Every sample scaled to the given l2 norm; a zero sample stays zero."""
+    return x * (length / lengths(x).clamp_min(torch.finfo(x.dtype).tiny))
+
+
+def random_directions(x: Tensor, generator: torch.Generator) -> Tensor:
+    """A random unit vector for every sample, drawn on the CPU so that devices agree."""
+    noise = torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x)
+    return to_length(noise, torch.ones_like(lengths(noise)))

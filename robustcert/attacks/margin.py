@@ -1,0 +1,46 @@
+"""Margin attack on a sphere: does anything at this distance change the prediction?"""
+
+import torch
+from torch import Tensor
+
+from robustcert.attacks.gradient import lengths, margin_gradient, random_directions, to_length
+from robustcert.plain import PlainNetwork
+
+
+def margin_attack(
+    network: PlainNetwork,
+    x: Tensor,
+    label: Tensor,
+    radius: Tensor,
+    *,
+    steps: int = 20,
+    seed: int = 0,
+) -> Tensor:
+    """Descend the margin on the sphere of every sample's own radius, without clipping.
+
+    A linear network is broken by the first step; each further one turns the perturbation towards
+    the gradient, by less and less.
+
+    Args:
+        network: The network under attack.
+        x: Inputs of shape ``(N, *input_shape)``; use float64.
+        label: The class to leave, shape ``(N,)``.
+        radius: Distances, shape ``(N,)``, finite.
+        steps: Gradient steps.
+        seed: Of the direction taken where the gradient vanishes.
+
+    Returns:
+        Smallest margin seen, shape ``(N,)``; below 0 the prediction changed.
+    """
+    size = radius.to(x).view(-1, *(1,) * (x.dim() - 1))
+    least, gradient = margin_gradient(network, x, label)
+    generator = torch.Generator().manual_seed(seed)
+    flat = lengths(gradient) == 0
+    direction = torch.where(flat, random_directions(x, generator), -gradient)
+    delta = to_length(direction, size)
+    for step in range(steps):
+        margin, gradient = margin_gradient(network, x + delta, label)
+        least = torch.minimum(least, margin)
+        turn = to_length(gradient, size * (1 - step / steps))
+        delta = to_length(delta - turn, size)
+    return least

@@ -1,0 +1,117 @@
+"""Attacks find what exists and count nothing that does not."""
+
+import warnings
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from robustcert.attacks import (
+    BrokenCertificate,
+    PlainModule,
+    cross_check,
+    ddn,
+    margin_attack,
+    pgd_survivors,
+)
+from robustcert.certifiers import certify
+from robustcert.lipschitz import fold_network
+from robustcert.plain import PlainNetwork
+
+
+def linear(weight: list[list[float]]) -> PlainNetwork:
+    layer = nn.Linear(len(weight[0]), len(weight), bias=False)
+    layer.weight.data = torch.tensor(weight)
+    return fold_network(nn.Sequential(layer), (len(weight[0]),))
+
+
+def relu_network(seed: int = 0) -> tuple[PlainNetwork, Tensor, Tensor]:
+    torch.manual_seed(seed)
+    net = nn.Sequential(nn.Linear(6, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 4))
+    network = fold_network(net, (6,))
+    x = torch.rand(40, 6, dtype=torch.float64)
+    return network, x, network(x).argmax(1)
+
+
+def test_ddn_finds_the_exact_distance_to_a_hyperplane() -> None:
+    network = linear([[3.0, 4.0, 0.0], [0.0, 0.0, 0.0]])
+    x = torch.tensor([[1.0, 0.5, 0.2], [-0.3, -0.4, 2.0]], dtype=torch.float64)
+    distance, delta = ddn(network, x, network(x).argmax(1), steps=50, restarts=2)
+    expected = (x @ torch.tensor([3.0, 4.0, 0.0], dtype=torch.float64)).abs() / 5
+    torch.testing.assert_close(distance, expected, rtol=1e-4, atol=0)
+    assert (network(x + delta).argmax(1) != network(x).argmax(1)).all()
+    torch.testing.assert_close(delta.norm(dim=1), distance)
+
+
+def test_ddn_reports_no_distance_where_no_other_class_can_win() -> None:
+    network = linear([[0.0, 0.0], [0.0, 0.0]])
+    constant = PlainNetwork(
+        (type(network.head)(network.head.weight, torch.tensor([1.0, 0.0])),), (2,)
+    )
+    distance, _ = ddn(constant, torch.zeros(1, 2, dtype=torch.float64), torch.tensor([0]))
+    assert distance.isinf().all()
+
+
+def test_ddn_is_never_worse_than_foolbox() -> None:
+    foolbox = pytest.importorskip("foolbox")
+    network, x, label = relu_network()
+    ours, _ = ddn(network, x, label, steps=100, restarts=10)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = foolbox.PyTorchModel(PlainModule(network).eval(), bounds=(-100, 100), device="cpu")
+        attack = foolbox.attacks.DDNAttack(steps=100)
+        criterion = foolbox.criteria.Misclassification(label)
+        _, adversarial, success = attack(model, x.float(), criterion, epsilons=None)
+    theirs = (adversarial.double() - x).norm(dim=1)
+    theirs[~success] = torch.inf
+    # Their last iterate is float32: allow for its rounding.
+    assert (ours <= theirs * (1 + 1e-4) + 1e-6).all()
+
+
+def test_the_margin_attack_breaks_a_linear_network_just_outside_its_radius() -> None:
+    network = linear([[1.0, 2.0], [-1.0, 0.0], [0.0, 1.0]])
+    x = torch.rand(20, 2, dtype=torch.float64)
+    result = certify(network, x)
+    inside = margin_attack(network, x, result.prediction, result.radius * (1 - 1e-6))
+    assert (inside > 0).all()
+    # The nearest boundary of a linear network is at the radius itself, for the nearest rival.
+    outside = margin_attack(network, x, result.prediction, result.radius * 1.2)
+    assert (outside < 0).float().mean() > 0.9
+
+
+def test_certificates_survive_the_cross_check() -> None:
+    network, x, label = relu_network()
+    record = cross_check(network, x, label, certify(network, x).radius, samples=30, ddn_restarts=2)
+    assert record["broken"] == 0
+    assert record["samples"] == 30
+    assert record["least_distance_over_radius"] >= 1
+
+
+@pytest.mark.parametrize("factor", [1.01, 2.0])
+def test_radii_that_claim_too_much_are_broken(factor: float) -> None:
+    network = linear([[1.0, 0.0], [-1.0, 0.0]])
+    x = torch.rand(12, 2, dtype=torch.float64) + 0.1
+    result = certify(network, x)
+    with pytest.raises(BrokenCertificate, match="sample"):
+        cross_check(network, x, result.prediction, result.radius * factor, ddn_restarts=1)
+
+
+def test_the_cross_check_says_how_much_its_time_allowed() -> None:
+    network, x, label = relu_network()
+    record = cross_check(network, x, label, certify(network, x).radius, seconds=-1.0)
+    assert record["samples"] == 0
+    assert record["requested"] > 0
+
+
+def test_pgd_survivors_shrink_with_the_radius_and_contain_what_is_certified() -> None:
+    network, x, label = relu_network()
+    radius = certify(network, x).radius
+    radii = [0.5, 0.05, 0.2]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        survivors = pgd_survivors(network, x, label, radii, steps=10)
+    small, medium, large = survivors[1], survivors[2], survivors[0]
+    assert (large <= medium).all()
+    assert (medium <= small).all()
+    for row, r in zip(survivors, radii, strict=True):
+        assert row[radius > r].all()

@@ -1,0 +1,27 @@
+"""The README's code runs as it stands."""
+
+import re
+from pathlib import Path
+
+import torch
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+def test_the_notebook_section_runs(capsys) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    torch.manual_seed(0)
+    exec(compile(code, str(README), "exec"), {})
+    accuracy, verified = re.findall(r"\d\.\d+", capsys.readouterr().out.splitlines()[0])[0::2]
+    assert float(accuracy) > 0.6
+    assert float(verified) <= float(accuracy)
+
+
+def test_every_option_that_the_readme_names_exists() -> None:
+    conf = README.parent / "conf"
+    text = README.read_text()
+    for group in (p.name for p in conf.iterdir() if p.is_dir() and p.name != "hydra"):
+        for names in re.findall(rf"\b{group}=([a-z0-9][\w.,]*)", text):
+            for name in names.strip(".,").split(","):
+                known = (conf / group / f"{name}.yaml").is_file()
+                assert known or name == "hinge_abs", f"{group}={name}"
