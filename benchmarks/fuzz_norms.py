@@ -243,7 +243,7 @@ def fuzz_convolution(rng: Generator, tally: Tally, case: str) -> None:
 
     groups, size = int(rng.choice([1, 1, 1, 2, 3])), pair(8)
     stride, kernel, dilation = pair(3), pair(5), pair(3)
-    padding = tuple(int(v) for v in rng.integers(0, 5, 2))
+    padding = (int(rng.integers(0, 5)), int(rng.integers(0, 5)))
     channels = pair(3)
     _, flat = draw_matrix(rng, 2)
     shape = (groups * channels[0], channels[1], *kernel)

@@ -22,7 +22,7 @@ from robustcert.residual import (
 )
 
 # Note [symbol] (why the bound holds)
-# ~~~~~~~~~~~~~
+# ~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~
 # One dimension, kernel k, input n, stride s, padding p, dilation d; dimensions are independent.
 #     y[i] = sum_t K_t x[s i + d t - p],  0 <= i < n_out,  with x = 0 outside 0..n-1.
 # Write d t - p = s a_t + r_t with 0 <= r_t < s. On the space-to-depth signal X_r[q] = x[s q + r],

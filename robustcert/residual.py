@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 # Note [arithmetic] (what is assumed of float64)
-# ~~~~~~~~~~~~~~~~~
+# ~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~
 # Let u = 2^-53 and gamma_k = k u / (1 - k u). The proofs assume of float64 on the CPU that every
 # entry of a matrix product, and every sum of squares, is a sum of k products evaluated in some
 # order, each operation rounded to nearest, fused or not. Its error is then at most gamma_k times
@@ -27,7 +27,7 @@ from torch import Tensor
 # smaller: they are charged 2^-1022 each, so that flushing denormals to zero is covered as well.
 #
 # Note [residual] (why the bound holds)
-# ~~~~~~~~~~~~~~~
+# ~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~
 # Lemma. For any matrices A and R of n columns and any t, let E = t I - A^H A - R^H R. Then
 # |A x|^2 = t |x|^2 - |R x|^2 - x^H E x, hence ||A||^2 <= t + ||E||. R and t need no property at
 # all: they come from an estimate and a Cholesky factorisation, and only E is evaluated with care.
@@ -52,6 +52,7 @@ UNIT = Fraction(1, 2**53)
 TINY = 2.0**-300
 SLACK = (1e-9, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0)
 DIRECT_SIZE = 256
+LANCZOS_STEPS = 48
 
 
 class NormBoundError(ValueError):
@@ -268,7 +269,7 @@ def lanczos(
     return values[:, -1].clamp(min=0), (basis.mT @ vectors[..., -1:])[..., 0]
 
 
-def largest_eigenvalue(matrices: Tensor) -> float:
+def largest_eigenvalue(matrices: Tensor, steps: int) -> float:
     """Largest eigenvalue in a batch (b, n, n) of Hermitian matrices, an estimate from below."""
     size = matrices.shape[-1]
     generator = torch.Generator().manual_seed(0)
@@ -283,7 +284,7 @@ def largest_eigenvalue(matrices: Tensor) -> float:
         matrices = matrices[estimate(matrices, 8).topk(4).indices]
     if size <= DIRECT_SIZE:
         return float(torch.linalg.eigvalsh(matrices).max())
-    return float(estimate(matrices, 48).max())
+    return float(estimate(matrices, steps).max())
 
 
 def squared_norm_bound(real: Array, imag: Array | None = None, floor: float = 0.0) -> Fraction:
@@ -302,8 +303,10 @@ def squared_norm_bound(real: Array, imag: Array | None = None, floor: float = 0.
     floor = max(floor, float(gram.energy) * 2.0**-60)
     bound = Fraction(0)
     # A direct eigenvalue is good to rounding, a Lanczos estimate is not.
-    for slack in SLACK if gram.real.shape[-1] <= DIRECT_SIZE else SLACK[1:]:
-        t = max(floor, largest_eigenvalue(gram.tensor()) * (1 + slack))
+    ladder = SLACK if gram.real.shape[-1] <= DIRECT_SIZE else SLACK[1:]
+    for failures, slack in enumerate(ladder):
+        steps = min(LANCZOS_STEPS << failures, 8 * LANCZOS_STEPS)
+        t = max(floor, largest_eigenvalue(gram.tensor(), steps) * (1 + slack))
         factor, info = torch.linalg.cholesky_ex(as_tensor(*gram.shifted(t)))
         done = info == 0
         if done.all():

@@ -79,7 +79,8 @@ def dense_norm_bound(weight: Matrix) -> float:
 
     for every ``t`` and ``R``. They come from a Lanczos estimate and a Cholesky factorisation, which
     need not be trusted; the residual is recomputed with its rounding errors bounded, see Note
-    [residual] in ``residual.py``. The excess over the true norm is about 1e-6 or less.
+    [residual] in ``residual.py``. The excess over the true norm is about
+    5e-10 up to 256 rows or columns and 5e-7 above, seldom more.
 
     Reference: Rump, `Verification of positive definiteness
     <https://doi.org/10.1007/s10543-006-0056-1>`_, BIT 2006 (the factorisation, a-priori bounded).

@@ -282,6 +282,32 @@ def test_circular_stride_must_divide_the_size() -> None:
         circular_conv_norm_bound(torch.ones(1, 1, 3, 3), 5, stride=2)
 
 
+@pytest.mark.parametrize("seed", range(200))
+def test_wrapped_reads_find_zeros_only(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    kernel, size, stride, dilation = (int(v) for v in rng.integers(1, (7, 12, 5, 4)))
+    padding = int(rng.integers(0, 6))
+    try:
+        axis = convolution.Axis.of(kernel, size, stride, padding, dilation, circular=False)
+    except ValueError:
+        return
+    length = -(-size // stride)
+    for tap, shift, residue, *_ in axis.taps if len({tap[1] for tap in axis.taps}) > 1 else ():
+        assert axis.points >= max(length, axis.outputs)
+        for output in range(axis.outputs):
+            position = (output + shift) % axis.points
+            read = stride * position + residue if position < length else size
+            true = stride * output + dilation * tap - padding
+            assert read == true if 0 <= true < size else read >= size
+
+
+def test_the_period_holds_all_outputs() -> None:
+    # The outer taps read padding only; five outputs come from one input.
+    axis = convolution.Axis.of(4, 1, 1, 5, 2, circular=False)
+    assert [tap[0] for tap in axis.taps] == [1, 2]
+    assert axis.points >= axis.outputs == 5
+
+
 def high_pass() -> Tensor:
     row = torch.tensor([1.0, -2.0, 1.0])
     return torch.outer(row, row)[None, None]
