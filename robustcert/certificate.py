@@ -4,8 +4,6 @@ import csv
 import hashlib
 import json
 import math
-import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import ROUND_FLOOR, Decimal
@@ -18,7 +16,7 @@ from torch import Tensor
 
 from robustcert import __version__
 from robustcert.certifiers import Certificates
-from robustcert.plain import Operation, PlainNetwork, Sum, operation_bound, pairwise_bound, shapes
+from robustcert.plain import Operation, PlainNetwork, Sum, operation_bound, shapes
 
 FORMAT = 1
 CLAIM = (
@@ -116,48 +114,37 @@ def describe_operations(
     return described
 
 
+def is_certificate(folder: Path) -> bool:
+    """Whether a folder is one that :func:`write_certificate` filled."""
+    try:
+        claim = json.loads((folder / "certificate.json").read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(claim, dict) and {"robustcert", "claim"} <= claim.keys()
+
+
 def write_certificate(
     folder: Path,
     network: PlainNetwork,
+    pairwise: Tensor,
     split: CertifiedSplit,
     radii: Sequence[float],
     record: dict[str, Any],
 ) -> dict[str, Any]:
-    """Write the folder, all of it or nothing, and return the claim as written.
+    """Write a certificate into an empty folder and return the claim as written.
 
     Args:
-        folder: Replaced if it exists.
+        folder: An existing folder; see :func:`robustcert.atomic.complete_folder`.
         network: The certified network.
+        pairwise: The pairwise constants that the radii rest on, shape ``(C, C)``.
         split: Samples with their certificates.
         radii: Radii at which certified samples are counted.
-        record: Provenance: configuration, checkpoint, dataset, environment, attack.
+        record: Provenance: configuration, checkpoint, dataset, environment, attack; and
+            ``functions``, the keys of :data:`FUNCTIONS` that the claim speaks of.
 
     Raises:
-        OSError: the folder cannot be written; what stood there before still stands.
+        OSError: a file cannot be written.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    try:
-        claim = _write_files(temporary, network, split, radii, record)
-        old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
-        if folder.exists():
-            folder.rename(old)
-        temporary.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return claim
-
-
-def _write_files(
-    folder: Path,
-    network: PlainNetwork,
-    split: CertifiedSplit,
-    radii: Sequence[float],
-    record: dict[str, Any],
-) -> dict[str, Any]:
     tensors: dict[str, Tensor] = {}
     operations = describe_operations(network.operations, "", tensors)
     save_file(tensors, folder / "network.safetensors")
@@ -187,7 +174,7 @@ def _write_files(
             "operations": operations,
         },
         "bounds": describe_bounds(network),
-        "pairwise": [[float(k).hex() for k in row] for row in pairwise_bound(network)],
+        "pairwise": [[float(k).hex() for k in row] for row in pairwise],
         "summary": {
             "samples": count,
             "correct": correct,

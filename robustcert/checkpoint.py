@@ -1,53 +1,21 @@
 """What a checkpoint holds beside Lightning's own state, and how it is read: as data, never code."""
 
 import hashlib
+import io
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning import Callback, LightningModule, Trainer
-from torch import Tensor
-
-from robustcert import __version__
+from torch import Tensor, nn
 
 FORMAT = 1
-_KEY = "robustcert"
+RECORD_KEY = "robustcert"
 
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be used; the message names the file."""
-
-
-class RecordRun(Callback):
-    """Puts the resolved configuration and the shapes of a run into its checkpoints.
-
-    Args:
-        config: Plain dictionary, so that the file loads without executing anything.
-        input_shape: Shape of one input.
-        num_classes: Number of classes.
-    """
-
-    def __init__(
-        self, config: dict[str, Any], input_shape: tuple[int, ...], num_classes: int
-    ) -> None:
-        self.record = {
-            "format": FORMAT,
-            "version": __version__,
-            "config": config,
-            "input_shape": list(input_shape),
-            "num_classes": num_classes,
-        }
-
-    def on_save_checkpoint(
-        self,
-        trainer: Trainer,  # noqa: ARG002
-        pl_module: LightningModule,  # noqa: ARG002
-        checkpoint: dict[str, Any],
-    ) -> None:
-        """Add the record."""
-        checkpoint[_KEY] = self.record
 
 
 @dataclass(frozen=True)
@@ -62,6 +30,8 @@ class Checkpoint:
         num_classes: Number of classes.
         model_state: State of the model.
         epoch: Epochs done when it was written.
+        metrics: Metrics of its epoch, ``val/...``.
+        seconds: Seconds of training until it was written.
     """
 
     path: Path
@@ -71,25 +41,37 @@ class Checkpoint:
     num_classes: int
     model_state: dict[str, Tensor]
     epoch: int
+    metrics: dict[str, float]
+    seconds: float
+
+    def load_into(self, model: nn.Module) -> None:
+        """Put the weights into a model of the same architecture.
+
+        Raises:
+            CheckpointError: the architecture is another one.
+        """
+        try:
+            model.load_state_dict(self.model_state)
+        except RuntimeError as error:
+            first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
+            raise CheckpointError(
+                f"{self.path}: its weights do not fit the configured architecture: {first}"
+            ) from error
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
     """Read a checkpoint without executing anything that it holds.
 
     Raises:
-        CheckpointError: it is missing, truncated, not one of ours, or of another format.
+        CheckpointError: it is missing, truncated, not one of ours, of another format, or a weight
+            is NaN or infinite.
     """
     path = Path(path)
     if not path.is_file():
-        raise CheckpointError(f"{path}: no such file: set checkpoint=<run>/checkpoints/best.ckpt")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(
-            f"{path}: not a readable checkpoint (truncated, or holding more than data): {reason}"
-        ) from error
-    record = content.get(_KEY) if isinstance(content, dict) else None
+        raise CheckpointError(f"{path}: no such file; expected <run>/checkpoints/best.ckpt")
+    data = path.read_bytes()
+    content = _unpickle(path, data)
+    record = content.get(RECORD_KEY) if isinstance(content, dict) else None
     if not isinstance(record, dict):
         raise CheckpointError(f"{path}: not a checkpoint of robustcert")
     if record.get("format") != FORMAT:
@@ -97,18 +79,42 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             f"{path}: checkpoint format {record.get('format')!r} (robustcert "
             f"{record.get('version')}); this version reads format {FORMAT}"
         )
+    try:
+        checkpoint = Checkpoint(
+            path=path,
+            sha256=hashlib.sha256(data).hexdigest(),
+            config=dict(record["config"]),
+            input_shape=tuple(int(n) for n in record["input_shape"]),
+            num_classes=int(record["num_classes"]),
+            model_state=_model_state(content["state_dict"]),
+            # content["epoch"] is the index of the epoch that has just ended.
+            epoch=int(content["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]),
+            metrics=dict(record["metrics"]),
+            seconds=float(record["seconds"]),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path}: not a complete checkpoint of robustcert: {error!r}"
+        ) from error
+    for name, value in checkpoint.model_state.items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise CheckpointError(f"{path}: {name} holds values that are NaN or infinite")
+    return checkpoint
+
+
+def _unpickle(path: Path, data: bytes) -> Any:
+    try:
+        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path}: not a readable checkpoint: it is damaged, or it holds code, of which none "
+            "was executed"
+        ) from error
+    except Exception as error:  # whatever a damaged file makes the reader raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"{path}: not a readable checkpoint, truncated? {reason}") from error
+
+
+def _model_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
     prefix = "model."
-    state = {
-        key.removeprefix(prefix): value
-        for key, value in content["state_dict"].items()
-        if key.startswith(prefix)
-    }
-    return Checkpoint(
-        path=path,
-        sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
-        config=record["config"],
-        input_shape=tuple(record["input_shape"]),
-        num_classes=record["num_classes"],
-        model_state=state,
-        epoch=content["epoch"],
-    )
+    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}

@@ -36,7 +36,7 @@ def fold(module: nn.Module) -> list[Operation]:
         UnknownLipschitz: the module, or one inside it, is not known.
         UnsoundNetworkError: a weight is NaN or infinite.
     """
-    _refuse_hooks(module)
+    _refuse_overrides(module)
     with torch.no_grad(), _evaluating(module), parametrize.cached():
         handler = _TORCH_FOLDS.get(_class_of(module))
         if handler is not None:
@@ -83,13 +83,14 @@ def lipschitz_estimate(module: nn.Module) -> Tensor:
     Raises:
         UnknownLipschitz: the module, or one inside it, is not known.
     """
-    _refuse_hooks(module)
+    _refuse_overrides(module)
     own = _own_method(module, "lipschitz_estimate") or _own_method(module, "lipschitz_bound")
     if own is not None:
-        return torch.as_tensor(own())
+        with _full_precision(module):
+            return torch.as_tensor(own())
     cls = _class_of(module)
     if cls is nn.Sequential:
-        return estimate_children(*module.named_children())
+        return estimate_children(*_children(module))
     if cls is nn.Linear:
         return torch.linalg.matrix_norm(module.weight, 2)
     if cls in (nn.ReLU, nn.Flatten, nn.Identity):
@@ -122,14 +123,16 @@ def pairwise_lipschitz_estimate(module: nn.Module) -> Tensor:
     Raises:
         UnknownLipschitz: the module, or one inside it, is not known.
     """
+    _refuse_overrides(module)
     own = _own_method(module, "pairwise_lipschitz_estimate")
-    if own is not None:
-        return own()
-    children = list(module.named_children())
+    children = _children(module) if _class_of(module) is nn.Sequential else []
     weight = getattr(children[-1][1], "weight", None) if children else None
-    if _class_of(module) is not nn.Sequential or weight is None or weight.dim() != 2:
-        raise _unknown(module, "expected a torch.nn.Sequential that ends in a dense layer")
-    return estimate_children(*children[:-1]) * row_distances(weight)
+    with _full_precision(module):
+        if own is not None:
+            return own()
+        if weight is None or weight.dim() != 2:
+            raise _unknown(module, "expected a torch.nn.Sequential that ends in a dense layer")
+        return estimate_children(*children[:-1]) * row_distances(weight)
 
 
 def _class_of(module: nn.Module) -> type[nn.Module]:
@@ -139,10 +142,15 @@ def _class_of(module: nn.Module) -> type[nn.Module]:
     return type(module)
 
 
+def _children(module: nn.Module) -> list[tuple[str, nn.Module]]:
+    # Not named_children(), which leaves out a module that is used a second time.
+    return [(name, child) for name, child in module._modules.items() if child is not None]
+
+
 def _own_method(module: nn.Module, method: str) -> Callable[[], Any] | None:
     # A subclass that overrides forward alone would hand on its parent's claim, so the method only
     # counts from the class that forward comes from.
-    if "forward" in vars(module) or method in vars(module):
+    if method in vars(module):
         return None
     mro = _class_of(module).__mro__
     forward, own = (next((c for c in mro if key in vars(c)), None) for key in ("forward", method))
@@ -168,10 +176,18 @@ def _unknown(module: nn.Module, why: str) -> UnknownLipschitz:
     )
 
 
-def _refuse_hooks(module: nn.Module) -> None:
-    # A forward hook may replace the output, so the class no longer says what is computed.
+def _full_precision(module: nn.Module) -> torch.autocast:
+    # Distances of rows and norms are differences and quotients: half of the digits is not enough.
+    device = next((parameter.device.type for parameter in module.parameters()), "cpu")
+    return torch.autocast(device, enabled=False)
+
+
+def _refuse_overrides(module: nn.Module) -> None:
+    # Each of these may replace the output, so the class no longer says what is computed.
     if module._forward_hooks or module._forward_pre_hooks:
         raise _unknown(module, "it has forward hooks, which may change its output")
+    if "forward" in vars(module) or type(module).__call__ is not nn.Module.__call__:
+        raise _unknown(module, "its forward or __call__ is overridden")
 
 
 def _fold_linear(module: Any) -> list[Operation]:
@@ -202,10 +218,12 @@ def _fold_flatten(module: Any) -> list[Operation]:
 
 
 _TORCH_FOLDS: dict[type[nn.Module], Callable[[Any], list[Operation]]] = {
-    nn.Sequential: lambda module: fold_children(*module.named_children()),
+    nn.Sequential: lambda module: fold_children(*_children(module)),
     nn.Linear: _fold_linear,
     nn.Conv2d: _fold_conv,
     nn.Flatten: _fold_flatten,
-    nn.ReLU: lambda module: [plain.Activation(torch.relu, {}, lipschitz=1.0)],
+    nn.ReLU: lambda module: [
+        plain.Activation(torch.relu, {}, lipschitz=1.0, slopes=plain.Slopes(0.0, 1.0))
+    ],
     nn.Identity: lambda module: [],
 }

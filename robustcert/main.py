@@ -1,10 +1,11 @@
-"""The commands ``train.py`` and ``certify.py``: Hydra in front of :mod:`robustcert.run`.
+"""The commands ``train.py`` and ``certify.py``: Hydra in front of the two runs.
 
 Everything heavy is imported when a job runs, so that ``--help`` and a typing error answer at once.
 """
 
-import difflib
 import hashlib
+import logging
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -15,17 +16,35 @@ from typing import Any, cast
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException
+from hydra.errors import CompactHydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-_PACKAGE = Path(__file__).parent
-# A wheel carries conf/ inside the package; a checkout has it beside the package.
-CONFIG_DIR = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf"
-# Hydra 1.4 drops version_base and warns if it is given.
-_VERSION = {"version_base": "1.3"} if hydra.__version__ < "1.4" else {}
+from robustcert.command_line import CONFIG_DIR, HYDRA_VERSION, find_mistake, ordered
+
+
+def train() -> None:
+    """``python train.py``: compose, train, certify."""
+    _main("train", _train)
+
+
+def certify() -> None:
+    """``python certify.py``: certify a checkpoint."""
+    _main("certify", _certify)
+
+
+def register_resolvers() -> None:
+    """Make the resolvers of ``conf/`` known to OmegaConf."""
+    # Cached: the folder is asked for several times and must not change within a run.
+    OmegaConf.register_new_resolver("run_folder", _run_folder, use_cache=True, replace=True)
+    OmegaConf.register_new_resolver("run_id", _run_id, replace=True)
+    OmegaConf.register_new_resolver("if_new", _if_new, replace=True)
+
+
+def plain(config: DictConfig) -> dict[str, Any]:
+    """A composed configuration as plain values; what is missing is ``"???"``."""
+    return cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
 
 
 def _run_folder(resume: str | None) -> str:
@@ -34,147 +53,118 @@ def _run_folder(resume: str | None) -> str:
     return f"outputs/{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
 
 
+def _if_new(resume: str | None, value: str) -> str | None:
+    return None if resume else value
+
+
 def _run_id(folder: str) -> str:
     return hashlib.sha256(str(Path(folder).resolve()).encode()).hexdigest()[:16]
 
 
-def register_resolvers() -> None:
-    """Make ``${run_folder:...}`` and ``${run_id:...}`` known to OmegaConf."""
-    # Cached: the folder is asked for several times and must not change within a run.
-    OmegaConf.register_new_resolver("run_folder", _run_folder, use_cache=True, replace=True)
-    OmegaConf.register_new_resolver("run_id", _run_id, replace=True)
-
-
-def train() -> Any:
-    """``python train.py``: compose, train, certify."""
-    return _main("train", _train)
-
-
-def certify() -> Any:
-    """``python certify.py``: certify a checkpoint."""
-    return _main("certify", _certify)
-
-
-def _main(name: str, job: Callable[[DictConfig], Any]) -> Any:
+def _main(name: str, job: Callable[[DictConfig], Any]) -> None:
+    sys.argv[1:] = ordered(sys.argv[1:])
     register_resolvers()
-    message = explain_command_line(name, sys.argv[1:])
-    if message:
-        sys.exit(f"error: {message}")
-    return hydra.main(config_path=str(CONFIG_DIR), config_name=name, **_VERSION)(job)()
+    mistake = find_mistake(name, sys.argv[1:])
+    if mistake:
+        sys.exit(f"error: {mistake}")
+    hydra.main(config_path=str(CONFIG_DIR), config_name=name, **HYDRA_VERSION)(_answering(job))()
 
 
-def _train(config: DictConfig) -> float | None:
-    def job() -> float:
-        from robustcert.run import train as run_train
+def _answering(job: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
+    """The job, with a user's mistake answered in one line; HYDRA_FULL_ERROR=1 tells where."""
 
-        settings = HydraConfig.get()
-        multirun = settings.mode == RunMode.MULTIRUN
-        plain = _plain(config)
-        if plain["resume"]:
-            plain = _resumed(plain, list(settings.overrides.task))
-        return run_train(plain, Path(settings.runtime.output_dir), multirun=multirun)
+    def answering(config: DictConfig) -> Any:
+        try:
+            return job(config)
+        except (ValueError, OSError, OmegaConfBaseException) as error:
+            if os.environ.get("HYDRA_FULL_ERROR") == "1":
+                raise
+            message = "error: " + " ".join(str(error).split())
+            if HydraConfig.get().mode == RunMode.MULTIRUN:
+                # The other jobs of a sweep go on, and Hydra repeats the first error at the end.
+                logging.getLogger(__name__).error(message)
+                raise CompactHydraException(message) from None
+            sys.exit(message)
+        except KeyboardInterrupt:
+            sys.exit("interrupted")
 
-    return _report(job)
-
-
-def _certify(config: DictConfig) -> dict[str, float] | None:
-    def job() -> dict[str, float]:
-        from robustcert.run import certify as run_certify
-
-        if OmegaConf.is_missing(config, "checkpoint"):
-            raise ValueError("set checkpoint=<run>/checkpoints/best.ckpt")
-        return run_certify(_plain(config))
-
-    return _report(job)
+    return answering
 
 
-def _report(job: Callable[[], Any]) -> Any:
-    # A user's mistake is answered in one line; in a sweep Hydra reports the failed job itself.
-    try:
-        return job()
-    except (ValueError, OSError) as error:
-        if HydraConfig.get().mode == RunMode.MULTIRUN:
-            raise
-        import logging
+def _train(config: DictConfig) -> float:
+    settings = HydraConfig.get()
+    values = plain(config)
+    _admit_working_folder(values["allow_targets"])
+    from robustcert.run import train as run
 
-        logging.getLogger(__name__).debug("traceback", exc_info=True)
-        sys.exit(f"error: {error}")
+    _one_voice()
+    typed = list(settings.overrides.task)
+    if values["resume"]:
+        values = resumed(values, typed)
+    choices = {k: v for k, v in settings.runtime.choices.items() if not str(k).startswith("hydra/")}
+    return run(
+        values,
+        Path(settings.runtime.output_dir),
+        multirun=settings.mode == RunMode.MULTIRUN,
+        command={"overrides": typed, "choices": choices},
+    )
 
 
-def _plain(config: DictConfig) -> dict[str, Any]:
-    return cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
+def _certify(config: DictConfig) -> dict[str, float]:
+    values = plain(config)
+    if values["checkpoint"] == "???":
+        raise ValueError("certify needs a network: set checkpoint=<run>/checkpoints/best.ckpt")
+    _admit_working_folder(values["allow_targets"])
+    from robustcert.certification import certify as run
+    from robustcert.signature import check_call
+
+    _one_voice()
+    check_call(run, values, "")
+    return run(**values)
 
 
-def _resumed(plain: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
-    """The run's own configuration, with the values of this command line on top."""
+def _admit_working_folder(allow_targets: Any) -> None:
+    # As `python -m` does, for a user's own package beside their commands; last, to shadow nothing.
+    if allow_targets:
+        sys.path.append(os.getcwd())
+
+
+def _one_voice() -> None:
+    """Let Hydra's handlers print what Lightning says, once and without its advertisements."""
+    logging.getLogger("lightning").handlers.clear()
+    noise = ("\N{ELECTRIC LIGHT BULB}", "TPU ", "GPU ", "Loading `train_", "`Trainer.fit` stopped")
+    rank_zero = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    rank_zero.addFilter(lambda record: not record.getMessage().startswith(noise))
+
+
+def resumed(values: dict[str, Any], typed: list[str]) -> dict[str, Any]:
+    """The configuration of the run to resume, with what may change on top.
+
+    Args:
+        values: What this command line composes to.
+        typed: Its overrides.
+
+    Raises:
+        ValueError: an override would make it another run.
+    """
     from robustcert.checkpoint import read_checkpoint
 
-    config = OmegaConf.create(read_checkpoint(plain["resume"]).config)
+    config = OmegaConf.create(read_checkpoint(values["resume"]).config)
     OmegaConf.set_struct(config, True)
-    for override in OverridesParser.create().parse_overrides(overrides):
-        if isinstance(OmegaConf.select(config, override.key_or_group), DictConfig):
+    for override in OverridesParser.create().parse_overrides(typed):
+        key = override.key_or_group
+        if override.is_delete() or not re.fullmatch(_MAY_CHANGE, key):
             raise ValueError(
-                f"{override.input_line}: a resumed run keeps its groups; only values can change"
+                f"{override.input_line}: a resumed run stays the same run: only values of trainer, "
+                "logger, certify, certifier, attack and the place of the data can change"
             )
-        OmegaConf.update(config, override.key_or_group, override.value())
-    return {**_plain(config), "run_dir": plain["run_dir"], "resume": plain["resume"]}
+        if key not in ("resume", "allow_targets"):
+            OmegaConf.update(config, key, override.value(), force_add=override.is_add())
+    # What a checkpoint's classes may be is for the command line to say.
+    return {**plain(config), "allow_targets": values["allow_targets"], "resume": values["resume"]}
 
 
-def explain_command_line(config_name: str, arguments: list[str]) -> str | None:
-    """One line that says what is wrong with the overrides, or None.
-
-    Hydra's own answer to ``model.widht=64`` is to add the key with a plus sign, which is the wrong
-    advice for a typing error; this names what is allowed instead.
-    """
-    overrides = [a for a in arguments if not a.startswith("-")]
-    if any(
-        a in ("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn")
-        or a.startswith("--config")
-        for a in arguments
-    ):
-        return None  # Hydra must find the user's own groups first
-    if any(a in ("--help", "-h", "--hydra-help", "--version") for a in arguments):
-        return None
-    try:
-        parsed = OverridesParser.create().parse_overrides(overrides)
-    except HydraException as error:
-        return str(error).splitlines()[0]
-    with hydra.initialize_config_dir(str(CONFIG_DIR), **_VERSION):
-        good: list[str] = []
-        for override in parsed:
-            for candidate in _candidates(override):
-                try:
-                    hydra.compose(config_name, overrides=[*good, candidate])
-                except (HydraException, OmegaConfBaseException) as error:
-                    return _explain(config_name, override, candidate, str(error))
-            good.append(_candidates(override)[0])
-    return None
-
-
-def _candidates(override: Override) -> list[str]:
-    if not override.is_sweep_override():
-        return [override.input_line or ""]
-    if override.is_range_sweep() or override.is_interval_sweep():
-        return [f"{override.key_or_group}=1"]
-    return [f"{override.key_or_group}={value}" for value in override.sweep_string_iterator()]
-
-
-def _explain(config_name: str, override: Override, candidate: str, error: str) -> str:
-    key = override.key_or_group
-    options = re.search(r"Available options[^:]*:\s*(.*)", error, re.DOTALL)
-    if options:
-        names = options.group(1).split()
-        chosen = candidate.partition("=")[2]
-        return f"{candidate}: no {chosen!r} in {key}; choose from {', '.join(names)}"
-    if "not in struct" in error or "Could not override" in error:
-        base = hydra.compose(config_name, return_hydra_config=key.startswith("hydra"))
-        parent, _, leaf = key.rpartition(".")
-        node = OmegaConf.select(base, parent, throw_on_missing=False) if parent else base
-        allowed = [str(k) for k in node] if isinstance(node, DictConfig) else []
-        if not allowed:
-            allowed = [str(k) for k in base]
-            return f"{key}: no such key; the top level has {', '.join(allowed)}"
-        close = difflib.get_close_matches(leaf, allowed, n=1)
-        hint = f"did you mean {parent + '.' if parent else ''}{close[0]}? " if close else ""
-        return f"{key}: no such key; {hint}{parent or 'the top level'} has {', '.join(allowed)}"
-    return f"{candidate}: {error.splitlines()[0]}"
+_MAY_CHANGE = (
+    r"resume|allow_targets|certify|(trainer|logger|certifier|attack)\..+"
+    r"|dataset\.(root|download|checksum)|loader\.(num_workers|eval_batch_size)"
+)

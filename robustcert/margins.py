@@ -56,11 +56,13 @@ def certified_radius(logits: Tensor, target: Tensor, pairwise: Tensor) -> Tensor
             margin is positive.
 
     Returns:
-        Shape ``(N,)``, in input units. Tied, wrong and NaN rows get a radius that is not positive
-        (NaN stays NaN: it compares false with every threshold).
+        Shape ``(N,)``, in input units. Tied and wrong rows get a radius that is not positive; rows
+        with a NaN or infinite logit get NaN, which compares false with every threshold.
     """
     margin = margins(logits, target)
     ratio = margin / pairwise[target]
     # 0 / 0 is a tie between two classes that never move apart: not certified.
     ratio = torch.where((margin == 0) & (pairwise[target] == 0), 0.0, ratio)
-    return ratio.scatter(1, target[:, None], float("inf")).amin(1)
+    radius = ratio.scatter(1, target[:, None], float("inf")).amin(1)
+    # An infinite logit has overflowed: what it should have been is not known.
+    return torch.where(torch.isfinite(logits).all(1), radius, float("nan"))

@@ -1,5 +1,6 @@
 """The LightningModule: trains with estimates, validates with bounds."""
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
@@ -20,13 +21,24 @@ from robustcert.schedules import CosineSchedule, EpsilonSchedule
 Batch = tuple[Tensor, Tensor]
 
 
+class DivergedError(ValueError):
+    """Training produced NaN or infinity."""
+
+    def __init__(self, epoch: int, reason: str) -> None:
+        super().__init__(
+            f"training diverged in epoch {epoch + 1}: {reason}. Lower optimizer.lr, or clip the "
+            "gradients more with trainer.gradient_clip_val"
+        )
+
+
 class CertifiedClassifier(LightningModule):
     """Certified training of a model.
 
     Logged per epoch: ``train/loss``, ``train/accuracy``, ``train/vra_estimate``, ``train/epsilon``;
     ``val/loss``, ``val/accuracy``, ``val/vra`` (at ``epsilon``), ``val/vra_<radius>``, ``val/acr``,
     ``val/rejection`` and ``val/lipschitz`` (the largest pairwise constant). Whatever is under
-    ``val/`` comes from the folded network and a bound of it, computed once an epoch.
+    ``val/`` comes from the folded network and a bound of it, computed once an epoch; only the
+    rounding of the logits, a matter of 1e-6, is left to certification.
 
     Args:
         model: Network with ``backbone`` and ``head``.
@@ -69,6 +81,9 @@ class CertifiedClassifier(LightningModule):
         self.val_vra = VerifiedRobustAccuracy(self.radii)
         self.val_acr = AverageCertifiedRadius()
         self.val_rejection = RejectionRate(epsilon)
+        # Every rank computes the same buffers; broadcasting them with every batch would hang where
+        # a rank has fewer validation batches.
+        self._ddp_params_and_buffers_to_ignore = [name for name, _ in self.named_buffers()]
         self._plain: PlainNetwork | None = None
         self._pairwise = torch.empty(0)
 
@@ -81,7 +96,7 @@ class CertifiedClassifier(LightningModule):
         """Share of training done, in [0, 1]."""
         return min(1.0, self.global_step / max(1, self.trainer.estimated_stepping_batches))
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:  # noqa: ARG002
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Objective on the estimate of the pairwise constants."""
         x, target = batch
         epsilon = self.epsilon_schedule(self.epsilon, self.progress)
@@ -93,7 +108,14 @@ class CertifiedClassifier(LightningModule):
             radius = certified_radius(logits, prediction, pairwise)
             self.train_accuracy.update(prediction, target)
             self.train_vra.update(radius, prediction == target)
-        self.log("train/loss", loss.detach(), on_step=False, on_epoch=True, batch_size=len(x))
+        self.log(
+            "train/loss",
+            loss.detach(),
+            on_step=False,
+            on_epoch=True,
+            batch_size=len(x),
+            sync_dist=True,
+        )
         self.log("train/epsilon", epsilon, on_step=False, on_epoch=True, batch_size=len(x))
         return loss
 
@@ -114,16 +136,24 @@ class CertifiedClassifier(LightningModule):
         }
 
     def on_validation_epoch_start(self) -> None:
-        """Fold the network and bound it, once."""
-        network = fold_network(self.model, self.input_shape)
+        """Fold the network and bound it, once.
+
+        Raises:
+            DivergedError: a weight is NaN or infinite.
+        """
+        for name, parameter in self.model.named_parameters():
+            if not torch.isfinite(parameter).all():
+                raise DivergedError(self.current_epoch, f"{name} is NaN or infinite")
+        # A reduced precision is for training steps: it never reaches a verified number.
+        with torch.autocast(self.device.type, enabled=False):
+            network = fold_network(self.model, self.input_shape)
         self._plain = network.to(self.device)
         self._pairwise = pairwise_bound(network).to(self.device)
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Count certified samples of the validation split."""
         x, target = batch
         assert self._plain is not None
-        # A reduced precision is for training steps: it never reaches a verified number.
         with torch.autocast(x.device.type, enabled=False):
             logits = self._plain(x.float())
             loss = self.objective(logits, target, self._pairwise.float(), self.epsilon)
@@ -151,8 +181,13 @@ class CertifiedClassifier(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer, with the learning-rate schedule stepped every batch."""
+        steps = self.trainer.estimated_stepping_batches
+        if math.isinf(steps):
+            raise ValueError(
+                "the schedules need to know the end of training: set trainer.max_epochs"
+            )
         optimizer = self.optimizer(self.parameters())
-        total = max(1, int(self.trainer.estimated_stepping_batches))
+        total = max(1, int(steps))
         scheduler = LambdaLR(optimizer, lambda step: self.lr_schedule(step / total))
         return {
             "optimizer": optimizer,

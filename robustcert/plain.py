@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Self
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -42,6 +43,8 @@ def constant(tensor: Tensor) -> Tensor:
 
     Float32, in which networks are stored and deployed, unless the module computes in float64.
     """
+    if not tensor.is_floating_point():
+        raise UnsoundNetworkError(f"expected weights that are real numbers, got {tensor.dtype}")
     dtype = torch.float64 if tensor.dtype == torch.float64 else torch.float32
     frozen = tensor.detach().to("cpu", dtype, copy=True).contiguous()
     if not torch.isfinite(frozen).all():
@@ -56,6 +59,8 @@ def join_path(*parts: str) -> str:
 
 def gamma(terms: int, unit: float) -> float:
     """Relative error of a sum of ``terms`` products, in any order, rounded up (Higham, ch. 3)."""
+    if not terms * unit < 0.5:
+        raise UnsoundNetworkError(f"no error bound is known for sums of {terms} products")
     # One ulp of slack per operation of this formula itself.
     return math.nextafter(math.nextafter(terms * unit / (1 - terms * unit), math.inf), math.inf)
 
@@ -69,7 +74,8 @@ def absolute_norm(weight: Tensor) -> float:
     magnitude = weight.double().abs().flatten(2) if weight.dim() > 2 else weight.double().abs()
     out_sums = magnitude.flatten(1).sum(1).max()
     in_sums = magnitude.sum(0).max() if weight.dim() == 2 else magnitude.sum((0, 2)).max()
-    return float((out_sums * in_sums).sqrt()) * (1 + 1e-9)
+    # Rooted one by one, so that the product neither overflows nor underflows.
+    return float(out_sums.sqrt() * in_sums.sqrt()) * (1 + 1e-9)
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,7 +153,8 @@ class Dense(Operation):
         return spectral.norm_lower(self.weight)
 
     def rounding(self, input_shape: Shape, unit: float) -> tuple[float, float]:
-        return _affine_rounding(self.weight, self.bias, self.weight.shape[1], 1, unit)
+        positions = math.prod(input_shape[:-1])
+        return _affine_rounding(self.weight, self.bias, self.weight.shape[1], positions, unit)
 
     def tensors(self) -> dict[str, Tensor]:
         return _without_none(weight=self.weight, bias=self.bias)
@@ -208,8 +215,9 @@ class Affine(Operation):
     shift: Tensor
 
     def __call__(self, x: Tensor) -> Tensor:
-        shape = (-1,) + (1,) * (x.dim() - 2)
-        return x * self.scale.to(x).view(shape) + self.shift.to(x).view(shape)
+        scale, shift = (c.to(x).view(-1, *(1,) * (x.dim() - 2)) for c in (self.scale, self.shift))
+        # Expanded, so that one channel is not silently copied to several.
+        return x * scale.expand(x.shape[1:]) + shift.expand(x.shape[1:])
 
     def lipschitz_bound(self, input_shape: Shape) -> float:
         return float(self.scale.abs().max())
@@ -220,11 +228,10 @@ class Affine(Operation):
     def rounding(self, input_shape: Shape, unit: float) -> tuple[float, float]:
         entries = math.prod(input_shape)
         g = gamma(2, unit)
-        tiny = _smallest_normal(unit) * math.sqrt(entries)
-        return (
-            g * self.lipschitz_bound(input_shape),
-            (g * float(self.shift.abs().max()) * math.sqrt(entries) + tiny) * (1 + 1e-12),
-        )
+        bound = self.lipschitz_bound(input_shape)
+        tiny = _smallest_normal(unit)
+        shift = g * float(self.shift.abs().max()) + 4 * tiny * (1 + bound)
+        return (g * bound + tiny) * (1 + 1e-12), shift * math.sqrt(entries) * (1 + 1e-12)
 
     def tensors(self) -> dict[str, Tensor]:
         return {"scale": self.scale, "shift": self.shift}
@@ -249,6 +256,27 @@ class Flatten(Operation):
         return 0.0, 0.0
 
 
+@dataclass(frozen=True)
+class Slopes:
+    """Between which values the difference quotients of an activation lie, coordinate by coordinate.
+
+    Attributes:
+        low: The least.
+        high: The greatest.
+        pairs: False: every entry of the output is a function of the same entry of the input, and
+            the quotients are those of this function. True: the sum of every two neighbouring
+            features is kept, and their difference goes through such a function.
+    """
+
+    low: float
+    high: float
+    pairs: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.low <= self.high:
+            raise ValueError(f"expected slopes from low to high, got {self.low} to {self.high}")
+
+
 @dataclass(frozen=True, eq=False)
 class Activation(Operation):
     r"""A nonlinearity given by a pure function and its constants.
@@ -263,6 +291,8 @@ class Activation(Operation):
         error: ``(a, b)``: in arithmetic of unit roundoff u, each evaluation is within
             :math:`u (a \lVert z \rVert_2 + b \sqrt{n})` of the real function in the l2 norm, n the
             number of outputs. ``(0, 0)`` if it only selects and negates.
+        slopes: What semidefinite bounds may use beside ``lipschitz``; None if it does not act on
+            every coordinate by itself.
     """
 
     kind = "activation"
@@ -271,6 +301,7 @@ class Activation(Operation):
     lipschitz: float
     jacobian_lipschitz: float = math.inf
     error: tuple[float, float] = (0.0, 0.0)
+    slopes: Slopes | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
         constants = {k: v.to(x) if isinstance(v, Tensor) else v for k, v in self.constants.items()}
@@ -329,21 +360,27 @@ def _affine_rounding(
     # |fl(Wz + b) - (Wz + b)| <= gamma_{n+1} (|W||z| + |b|) entrywise, then the l2 norm of both.
     g = gamma(fan_in + 1, unit)
     outputs = weight.shape[0] * positions
-    tiny = 2 * (fan_in + 1) * _smallest_normal(unit) * math.sqrt(outputs)
     shift = 0.0
     if bias is not None:
         shift = float(bias.double().norm()) * math.sqrt(positions)
-    return g * absolute_norm(weight) * (1 + 1e-12), (g * shift + tiny) * (1 + 1e-9)
+    # Flushed products and sums, inputs (against the weights) and weights (against the inputs).
+    tiny = _smallest_normal(unit)
+    flushed = 2 * (fan_in + 1) * tiny * math.sqrt(outputs) * (1 + float(weight.abs().max()))
+    return (
+        (g * absolute_norm(weight) + tiny * weight.numel()) * (1 + 1e-12),
+        (g * shift + flushed) * (1 + 1e-9),
+    )
 
 
 def _smallest_normal(unit: float) -> float:
-    # Covers hardware that flushes subnormal numbers to zero.
+    # Numbers below it may be lost, by underflow or on hardware that flushes subnormal ones.
     return torch.finfo(torch.float64 if unit < 1e-10 else torch.float32).smallest_normal
 
 
 def _plane(input_shape: Shape) -> tuple[int, int]:
-    _, height, width = input_shape
-    return height, width
+    if len(input_shape) != 3:
+        raise ValueError(f"it takes inputs of shape (C, H, W), got {tuple(input_shape)}")
+    return input_shape[1], input_shape[2]
 
 
 def _without_none(**tensors: Tensor | None) -> dict[str, Tensor]:
@@ -368,13 +405,22 @@ def shapes(
 
 def operation_bound(operation: Operation, input_shape: Shape) -> float:
     """The operation's Lipschitz bound, or an error that names it."""
-    try:
-        bound = operation.lipschitz_bound(input_shape)
-    except ValueError as error:
-        raise UnsoundNetworkError(str(error), operation.label) from error
-    if not 0 <= bound < math.inf:
-        raise UnsoundNetworkError(f"its Lipschitz bound is {bound}, not finite", operation.label)
-    return bound
+    known = _BOUNDS.setdefault(operation, {})
+    if input_shape not in known:
+        try:
+            bound = operation.lipschitz_bound(input_shape)
+        except ValueError as error:
+            raise UnsoundNetworkError(str(error), operation.label) from error
+        if not 0 <= bound < math.inf:
+            raise UnsoundNetworkError(
+                f"its Lipschitz bound is {bound}, not finite", operation.label
+            )
+        known[input_shape] = bound
+    return known[input_shape]
+
+
+# An operation is an immutable value, and its bound may cost a factorisation.
+_BOUNDS: WeakKeyDictionary[Operation, dict[Shape, float]] = WeakKeyDictionary()
 
 
 def sequence_bound(operations: Sequence[Operation], input_shape: Shape) -> float:
@@ -416,6 +462,13 @@ class PlainNetwork:
         return replace(self, operations=tuple(op.to(device, dtype) for op in self.operations))
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Float64 if any of the constants is, else float32."""
+        constants = [t for _, tensors in _walk(self.operations) for t in tensors.values()]
+        wide = any(t.dtype == torch.float64 for t in constants)
+        return torch.float64 if wide else torch.float32
+
+    @property
     def head(self) -> Dense | None:
         """The last operation if it is dense: its rows give tighter pairwise constants."""
         last = self.operations[-1] if self.operations else None
@@ -433,7 +486,7 @@ class PlainNetwork:
         for line, tensors in _walk(self.operations):
             digest.update(json.dumps(line, sort_keys=True).encode())
             for key in sorted(tensors):
-                array = tensors[key].numpy()
+                array = tensors[key].cpu().numpy()
                 digest.update(key.encode() + array.astype(array.dtype.newbyteorder("<")).tobytes())
         return digest.hexdigest()
 

@@ -1,17 +1,21 @@
 """Forward error: how far the computed logits are from the real ones, at a point and around it."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from robustcert.plain import Operation, PlainNetwork, Shape, Sum, gamma, operation_bound
+from robustcert.plain import (
+    Operation,
+    PlainNetwork,
+    Sum,
+    UnsoundNetworkError,
+    gamma,
+    operation_bound,
+)
 
-# Norms of computed activations are themselves computed, in float64, and enlarged by this factor,
-# which covers sums of up to 2^40 squares.
-_NORM_SLACK = 1 + 2e-4 * 2.0**-10
 UNIT = {torch.float64: 2.0**-53, torch.float32: 2.0**-24}
 
 
@@ -20,19 +24,23 @@ class ForwardError:
     r"""A forward pass with its error, affine in the distance from the centre.
 
     Within l2 distance r of the centre, computed and real outputs differ by at most
-    :math:`\mathrm{centre} + \mathrm{growth} \cdot r` in the l2 norm.
+    :math:`\mathrm{centre} + \mathrm{growth} \cdot r` in the l2 norm, as long as r is below
+    ``reach``.
 
     Attributes:
         output: Computed outputs, shape ``(N, *)``.
         centre: Shape ``(N,)``, float64.
         growth: Per unit of distance.
         lipschitz: Bound on the constant of the real map so far.
+        reach: Distance within which nothing overflows, shape ``(N,)``, float64; not positive
+            where it cannot be excluded even at the centre.
     """
 
     output: Tensor
     centre: Tensor
     growth: float
     lipschitz: float
+    reach: Tensor
 
 
 def forward_error(network: PlainNetwork, x: Tensor) -> ForwardError:
@@ -51,54 +59,98 @@ def forward_error(network: PlainNetwork, x: Tensor) -> ForwardError:
         network: The network; its constants may be on any device.
         x: Inputs of shape ``(N, *input_shape)``, float64 or float32: the arithmetic whose error is
             bounded. Every order of summation and fused multiply-add are covered; TF32 is not.
+
+    Raises:
+        UnsoundNetworkError: a bound cannot be proved, or the arithmetic would round the constants.
+        ValueError: the inputs have another shape than the network's.
     """
-    start = ForwardError(x, torch.zeros(len(x), dtype=torch.float64, device=x.device), 0.0, 1.0)
-    return _run(network.operations, start, network.input_shape, UNIT[x.dtype])
+    if tuple(x.shape[1:]) != tuple(network.input_shape):
+        raise ValueError(
+            f"expected inputs of shape (N, {', '.join(map(str, network.input_shape))}), "
+            f"got {tuple(x.shape)}"
+        )
+    if network.dtype == torch.float64 and x.dtype != torch.float64:
+        raise UnsoundNetworkError(
+            "the network has float64 constants, which float32 arithmetic would round: set "
+            "certifier.arithmetic=float64"
+        )
+    with torch.autocast(x.device.type, enabled=False):
+        return _run(network.operations, _start(x))
 
 
-def _norm(z: Tensor) -> Tensor:
-    return z.flatten(1).double().norm(dim=1) * _NORM_SLACK
+def forward_steps(network: PlainNetwork, x: Tensor) -> Iterator[ForwardError]:
+    """Like :func:`forward_error`, with every state from the input to the logits.
+
+    Args:
+        network: The network.
+        x: Inputs of shape ``(N, *input_shape)``, float64.
+    """
+    state = _start(x)
+    yield state
+    for operation in network.operations:
+        state = _run([operation], state)
+        yield state
 
 
-def _run(
-    operations: Sequence[Operation], state: ForwardError, shape: Shape, unit: float
-) -> ForwardError:
+def _start(x: Tensor) -> ForwardError:
+    zero = torch.zeros(len(x), dtype=torch.float64, device=x.device)
+    return ForwardError(x, zero, growth=0.0, lipschitz=1.0, reach=zero + math.inf)
+
+
+def _run(operations: Sequence[Operation], state: ForwardError) -> ForwardError:
     for operation in operations:
-        if isinstance(operation, Sum):
-            state = _run_sum(operation, state, shape, unit)
-        else:
-            state = _step(operation, state, shape, unit)
-        shape = operation.output_shape(shape)
+        step = _step_sum if isinstance(operation, Sum) else _step
+        state = step(operation, state)
     return state
 
 
-def _step(operation: Operation, state: ForwardError, shape: Shape, unit: float) -> ForwardError:
+def _step(operation: Operation, state: ForwardError) -> ForwardError:
+    shape = tuple(state.output.shape[1:])
     bound = operation_bound(operation, shape)
-    a, b = operation.rounding(shape, unit)
-    centre = bound * state.centre
-    if a or b:
-        centre = centre + a * (_norm(state.output) + 2 * state.centre) + b
-    growth = bound * state.growth + a * (state.lipschitz + state.growth)
-    lipschitz = bound * state.lipschitz
-    # A handful of roundings a step; the slack is far above them and far below what matters.
-    return ForwardError(
-        operation(state.output), centre * (1 + 1e-9), growth * (1 + 1e-9), _up(lipschitz)
+    a, b = operation.rounding(shape, UNIT[state.output.dtype])
+    exact = ForwardError(
+        operation(state.output),
+        bound * state.centre,
+        bound * state.growth,
+        bound * state.lipschitz,
+        state.reach,
     )
+    size = _norm(state.output) + 2 * state.centre
+    return _charge(exact, a * size + b, a * (state.lipschitz + state.growth))
 
 
-def _run_sum(operation: Sum, state: ForwardError, shape: Shape, unit: float) -> ForwardError:
-    branches = [_run(branch, state, shape, unit) for branch in operation.branches]
-    g = gamma(len(branches), unit)
-    norms = torch.stack([_norm(b.output) + 2 * b.centre for b in branches]).sum(0)
-    lipschitz = _up(sum(b.lipschitz for b in branches))
-    growth = sum(b.growth for b in branches)
-    return ForwardError(
+def _step_sum(operation: Operation, state: ForwardError) -> ForwardError:
+    assert isinstance(operation, Sum)
+    branches = [_run(branch, state) for branch in operation.branches]
+    exact = ForwardError(
         torch.stack([b.output for b in branches]).sum(0),
-        (torch.stack([b.centre for b in branches]).sum(0) + g * norms) * (1 + 1e-9),
-        (growth + g * (lipschitz + growth)) * (1 + 1e-9),
-        lipschitz,
+        torch.stack([b.centre for b in branches]).sum(0),
+        sum(b.growth for b in branches),
+        sum(b.lipschitz for b in branches),
+        torch.stack([b.reach for b in branches]).amin(0),
+    )
+    g = gamma(len(branches), UNIT[state.output.dtype])
+    size = torch.stack([_norm(b.output) + 2 * b.centre for b in branches]).sum(0)
+    return _charge(exact, g * size, g * (exact.lipschitz + exact.growth))
+
+
+def _charge(exact: ForwardError, centre: Tensor, growth: float) -> ForwardError:
+    """Add an operation's own error, ``centre + growth * r`` at distance r, to what it inherits."""
+    dtype = exact.output.dtype
+    # No intermediate value of an operation exceeds its error over the unit roundoff by 2^40.
+    room = torch.finfo(dtype).max * UNIT[dtype] * 2.0**-40 - centre
+    # A handful of roundings a step; the slack is far above them and far below what matters.
+    slack = 1 + 1e-9
+    return ForwardError(
+        exact.output,
+        (exact.centre + centre) * slack,
+        math.nextafter((exact.growth + growth) * slack, math.inf),
+        math.nextafter(exact.lipschitz * slack, math.inf),
+        torch.minimum(exact.reach, room / growth),
     )
 
 
-def _up(value: float) -> float:
-    return math.nextafter(value * (1 + 1e-12), math.inf)
+def _norm(z: Tensor) -> Tensor:
+    # The factor covers the rounding of 2^31 squares and their sum; the last term, their underflow.
+    flat = z.flatten(1).double()
+    return flat.norm(dim=1) * (1 + 2.0**-22) + math.sqrt(flat.shape[1]) * 2.0**-511

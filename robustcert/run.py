@@ -1,212 +1,362 @@
-"""The two runs: training, up to a certified best checkpoint, and certifying a checkpoint."""
+"""The training run: fit, keep the best checkpoint, certify it."""
 
 import csv
+import inspect
+import json
 import logging
-import os
 import sys
-import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning import Callback, Trainer, seed_everything
-from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.loggers import CSVLogger, Logger
-from rich.console import Console
-from rich.table import Table
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from robustcert.attacks import pgd_survivors
+from robustcert import __version__
+from robustcert.atomic import complete_file
 from robustcert.build import (
-    CHECKPOINT_TARGETS,
     COMMAND_LINE_TARGETS,
+    RESUME_TARGETS,
     Config,
-    ConfigError,
     build,
     build_data,
     build_dataset,
-    build_model,
     build_module,
+    resolve,
 )
-from robustcert.certificate import CertifiedSplit, write_certificate
-from robustcert.certifiers import Certificates, LipschitzCertifier, strict_arithmetic
-from robustcert.checkpoint import CheckpointError, RecordRun, read_checkpoint
-from robustcert.data import to_unit
-from robustcert.figures import draw_vra_curve
-from robustcert.lipschitz import fold_network
-from robustcert.plain import PlainNetwork
+from robustcert.callbacks import (
+    AtomicCheckpointIO,
+    BestCheckpoint,
+    CheckRanks,
+    EpochLog,
+    LastCheckpoint,
+    ProgressBar,
+    RecordRun,
+    SeedEpochs,
+)
+from robustcert.certification import build_attack, build_certifier, certify, check_radii
+from robustcert.checkpoint import Checkpoint, read_checkpoint
+from robustcert.data import DataModule
+from robustcert.module import CertifiedClassifier, DivergedError
+from robustcert.signature import ConfigError, check_value, check_values
 
 log = logging.getLogger(__name__)
 
+_SETTINGS: dict[str, Any] = {
+    **dict.fromkeys(("dataset", "model", "objective", "optimizer", "trainer"), dict),
+    **dict.fromkeys(("loader", "epsilon_schedule", "lr_schedule", "certifier", "attack"), dict),
+    "seed": int,
+    "epsilon": float,
+    "radii": list[float],
+    "certify": bool,
+    "resume": str | None,
+    "allow_targets": list[str],
+}
 
-def train(config: Config, run_dir: Path, *, multirun: bool = False) -> float:
+
+def train(
+    config: Config,
+    run_dir: Path,
+    *,
+    multirun: bool = False,
+    command: Mapping[str, Any] | None = None,
+    callbacks: Sequence[Callback] = (),
+) -> float:
     """Train, keep the best checkpoint by verified robust accuracy, and certify it.
 
     Args:
         config: The resolved configuration as a plain dictionary.
-        run_dir: Folder of the run; checkpoints go to ``checkpoints/``, metrics to ``metrics/``, the
-            certificate to ``certificate/``.
+        run_dir: Folder of the run: ``checkpoints/``, ``metrics/``, ``certificate/`` and
+            ``results.json`` go there.
         multirun: Whether this is one job of several in this process.
+        command: What was typed, for ``results.json``.
+        callbacks: Lightning callbacks, beside ours and those of ``trainer.callbacks``.
 
     Returns:
-        The best ``val/vra``.
+        The best ``val/vra``; NaN if nothing was trained to the end of an epoch.
+
+    Raises:
+        ConfigError: a setting is wrong; whatever can be checked is checked before training.
+        DivergedError: weights became NaN or infinite.
+        SystemExit: the run was interrupted; the message says how to continue.
     """
-    _guard_launch(config, multirun)
+    _check_settings(config)
+    resume = config["resume"]
+    checkpoints = run_dir / "checkpoints"
+    if resume is None and (checkpoints / "last.ckpt").exists():
+        raise ConfigError(
+            f"{run_dir} holds a run already: continue it with resume={checkpoints / 'last.ckpt'}, "
+            "or choose another folder with hydra.run.dir=..."
+        )
     seed_everything(config["seed"], workers=True, verbose=False)
-    allowed = (*COMMAND_LINE_TARGETS, *config["allow_targets"])
+    allowed = (*(RESUME_TARGETS if resume else COMMAND_LINE_TARGETS), *config["allow_targets"])
     dataset = build_dataset(config, allowed)
     data = build_data(config, dataset, allowed)
     module = build_module(config, dataset, allowed)
-    log.info("run folder %s", run_dir)
-    checkpoints = ModelCheckpoint(
-        dirpath=run_dir / "checkpoints",
-        filename="best",
-        monitor="val/vra",
-        mode="max",
-        save_last=True,
-        save_on_train_epoch_end=True,
-        enable_version_counter=False,
-    )
+    before = _read_resumed(resume, module) if resume else None
     recorded = {key: value for key, value in config.items() if key != "resume"}
-    callbacks: list[Callback] = [
-        RecordRun(recorded, module.input_shape, dataset.num_classes),
-        checkpoints,
-    ]
-    if config["trainer"].get("enable_progress_bar", True):
-        callbacks.append(RichProgressBar())
-    logger = build(config["logger"], "logger", allowed, expected=Logger)
+    logger = _build_logger(config, run_dir, allowed)
+    trainer = _build_trainer(
+        config,
+        run_dir,
+        allowed,
+        logger,
+        [
+            RecordRun(recorded, module.input_shape, dataset.num_classes),
+            SeedEpochs(config["seed"]),
+            CheckRanks(),
+            BestCheckpoint(checkpoints),
+            LastCheckpoint(checkpoints),
+            *callbacks,
+        ],
+    )
+    _guard_launch(trainer, multirun)
+    _announce(run_dir, module, trainer, before)
     try:
-        trainer: Trainer = build(
-            config["trainer"],
-            "trainer",
-            allowed,
-            expected=Trainer,
-            logger=logger,
-            callbacks=callbacks,
-            default_root_dir=str(run_dir),
-            use_distributed_sampler=False,
-            reload_dataloaders_every_n_epochs=1,
-        )
-        logger.log_hyperparams(recorded)
-        resume = config.get("resume")
-        if resume and isinstance(logger, CSVLogger):
-            _keep_rows(logger, read_checkpoint(resume).epoch)
-        with warnings.catch_warnings():
-            # The loader holds the data in memory: more processes would only copy it.
-            warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-            warnings.filterwarnings("ignore", message=".*Checkpoint directory.*exists and is not.*")
-            trainer.fit(module, data, ckpt_path=resume, weights_only=True if resume else None)
-        best = float(checkpoints.best_model_score or float("nan"))
-        log.info("best val/vra %.4f: %s", best, checkpoints.best_model_path)
-        if config["certify"] and trainer.is_global_zero:
-            summary = certify(
-                {
-                    "checkpoint": checkpoints.best_model_path,
-                    "certifier": config["certifier"],
-                    "attack": config["attack"],
-                    "allow_targets": config["allow_targets"],
-                }
-            )
-            logger.log_metrics(summary, step=trainer.global_step)
-        return best
+        if logger:
+            if before and trainer.is_global_zero:
+                _keep_rows(logger, before.epoch)
+            logger.log_hyperparams(recorded)
+        _fit(trainer, module, data, before)
+        if not trainer.is_global_zero or getattr(trainer, "fast_dev_run", False):
+            return _score(trainer)
+        return _finish(config, run_dir, trainer, module, logger, command)
     finally:
-        logger.finalize("finished")
+        if logger:
+            logger.finalize("finished")
         _finish_wandb()
 
 
-def certify(options: Config) -> dict[str, float]:
-    """Certify a checkpoint's network on a split and write the certificate folder.
-
-    Args:
-        options: The keys of ``conf/certify.yaml``; ``checkpoint`` and ``certifier`` are needed.
-
-    Returns:
-        ``<split>/accuracy`` and ``<split>/vra_<radius>``.
-    """
-    started = time.perf_counter()
-    checkpoint = read_checkpoint(options["checkpoint"])
-    allowed = (*CHECKPOINT_TARGETS, *options.get("allow_targets", []))
-    config = dict(checkpoint.config)
-    changed = {k: v for k, v in options.get("dataset", {}).items() if v is not None}
-    config["dataset"] = {**config["dataset"], **changed}
-    radii = _radii(options.get("radii") or sorted({*config["radii"], config["epsilon"]}))
-    certifier: LipschitzCertifier = build(options["certifier"], "certifier", allowed)
-    dataset = build_dataset(config, allowed)
-    if tuple(dataset.input_shape) != checkpoint.input_shape:
-        raise ConfigError(
-            f"dataset: the network of {checkpoint.path} takes inputs of shape "
-            f"{checkpoint.input_shape}, got {tuple(dataset.input_shape)} from {dataset.name}"
-        )
-    network = fold_network(_load_model(checkpoint, config, allowed), checkpoint.input_shape)
-    data = build_data(config, dataset, allowed)
-    split = options.get("split", "test")
-    dataset.prepare()
-    stored = data.stored(split)
-    count = _count(options.get("samples"), len(stored))
-    device = torch.device(options.get("device", "cpu"))
-    inputs, target = stored.inputs[:count], stored.labels[:count]
-    with strict_arithmetic() as arithmetic:
-        certificates = _certify_all(
-            certifier, network.to(device), inputs, options.get("batch_size", 1024), device
-        )
-        result = CertifiedSplit(inputs, target, stored.indices[:count], certificates)
-        seconds = time.perf_counter() - started
-        attack = _attack(network, result, radii, options.get("attack", {}))
-    folder = Path(options.get("output") or checkpoint.path.parent.parent / "certificate")
-    record = {
-        "functions": certifier.functions,
-        "checkpoint": {
-            "file": checkpoint.path.name,
-            "sha256": checkpoint.sha256,
-            "epoch": checkpoint.epoch,
-        },
-        "config": config,
-        "dataset": {"name": dataset.name, "split": split, **dataset.provenance()},
-        "arithmetic": {**arithmetic, "device": str(device), "dtype": str(certifier.dtype)},
-        "attack": attack,
-        "seconds": round(seconds, 3),
-    }
-    claim = write_certificate(folder, network, result, radii, record)
-    accuracy = claim["summary"]["correct"] / count
-    draw_vra_curve(
-        folder / "vra.png",
-        result.curve(),
-        accuracy=accuracy,
-        empirical=list(zip(attack["radii"], attack["accuracy"], strict=True)),
-        samples=count,
-        attacked=attack["samples"],
-        title=f"{dataset.name}, {split} split",
-    )
-    summary = {f"{split}/accuracy": accuracy}
-    for row in claim["summary"]["certified"]:
-        summary[f"{split}/vra_{row['decimal']:.4g}"] = row["count"] / count
-    _print_table(claim, attack, folder, split)
-    return summary
-
-
-def _guard_launch(config: Config, multirun: bool) -> None:
+def _check_settings(config: Config) -> None:
+    check_values(config, _SETTINGS)
+    if not 0 <= config["seed"] < 2**32:
+        raise ConfigError(f"seed: expected a number from 0 to 2**32 - 1, got {config['seed']}")
+    if not config["epsilon"] > 0:
+        raise ConfigError(f"epsilon: expected a radius above 0, got {config['epsilon']}")
+    check_radii(config["radii"])
+    # What is only needed after hours of training is checked before.
+    build_certifier(config["certifier"])
+    build_attack(config["attack"])
     trainer = config["trainer"]
-    several = trainer.get("devices", 1) not in (1, "1", [0]) or trainer.get("num_nodes", 1) != 1
-    strategy = str(trainer.get("strategy", "auto"))
-    if multirun and several and "fork" not in strategy and "SLURM_NTASKS" not in os.environ:
+    for key in ("max_epochs", "max_steps"):
+        if isinstance(trainer.get(key), int) and trainer[key] < 1:
+            raise ConfigError(f"trainer.{key}: expected a number above 0, got {trainer[key]}")
+    if str(trainer.get("precision")) in ("16-true", "bf16-true"):
+        raise ConfigError(
+            f"trainer.precision: {trainer['precision']} keeps the weights in half precision, in "
+            "which no constraint holds: choose 32-true, bf16-mixed or 16-mixed"
+        )
+
+
+def _read_resumed(resume: str, module: CertifiedClassifier) -> Checkpoint:
+    checkpoint = read_checkpoint(resume)
+    checkpoint.load_into(module.model)
+    return checkpoint
+
+
+def _build_logger(config: Config, run_dir: Path, allowed: tuple[str, ...]) -> Logger | None:
+    node = config.get("logger")
+    if not node:
+        return None
+    check_value(node, dict, "logger")
+    parameters = inspect.signature(resolve(node.get("_target_"), "logger", allowed)).parameters
+    takes_folder = "save_dir" in parameters and "save_dir" not in node
+    folder = {"save_dir": str(run_dir)} if takes_folder else {}
+    return build(node, "logger", allowed, expected=Logger, **folder)
+
+
+def _build_trainer(
+    config: Config,
+    run_dir: Path,
+    allowed: tuple[str, ...],
+    logger: Logger | None,
+    callbacks: list[Callback],
+) -> Trainer:
+    node = dict(config["trainer"])
+    for i, own in enumerate(node.pop("callbacks", None) or []):
+        callbacks.append(build(own, f"trainer.callbacks[{i}]", allowed, expected=Callback))
+    bar = node.get("enable_progress_bar", True) and sys.stdout.isatty()
+    callbacks.append(ProgressBar() if bar else EpochLog())
+    trainer: Trainer = build(
+        {**node, "enable_progress_bar": bar},
+        "trainer",
+        allowed,
+        expected=Trainer,
+        logger=logger or False,
+        callbacks=callbacks,
+        default_root_dir=str(run_dir),
+        use_distributed_sampler=False,
+        reload_dataloaders_every_n_epochs=1,
+    )
+    if trainer.limit_val_batches == 0:
+        raise ConfigError("trainer.limit_val_batches: 0 leaves nothing to choose best.ckpt by")
+    trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+    return trainer
+
+
+def _guard_launch(trainer: Trainer, multirun: bool) -> None:
+    launcher = trainer.strategy.launcher
+    if multirun and trainer.num_devices > 1 and isinstance(launcher, _SubprocessScriptLauncher):
         # Lightning would start each further rank by running this command again: the whole sweep.
         raise ConfigError(
-            f"trainer.strategy={strategy} with trainer.devices={trainer.get('devices')} starts its "
-            "ranks by running the whole sweep again. In a sweep, let the scheduler start the ranks "
-            "(Slurm), set trainer.strategy=ddp_fork on CPU, or set trainer.devices=1"
+            f"trainer.devices={trainer.num_devices}: this strategy starts its ranks by running the "
+            "whole sweep again. In a sweep, let the scheduler start the ranks (Slurm), set "
+            "trainer.strategy=ddp_fork on CPU, or set trainer.devices=1"
         )
 
 
-def _keep_rows(logger: CSVLogger, epochs: int) -> None:
-    # The logger deletes the metrics that it finds; put back those of the epochs already done.
+def _announce(
+    run_dir: Path, module: CertifiedClassifier, trainer: Trainer, before: Checkpoint | None
+) -> None:
+    if not trainer.is_global_zero:
+        return
+    log.info("run folder: %s", run_dir)
+    log.info(
+        "%s with %s parameters, on %s",
+        type(module.model).__name__,
+        f"{_count_parameters(module):,}",
+        _device_name(trainer),
+    )
+    if before:
+        log.info("continuing after epoch %d", before.epoch)
+
+
+def _fit(
+    trainer: Trainer, module: CertifiedClassifier, data: DataModule, before: Checkpoint | None
+) -> None:
+    last = Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt"
+    path = str(before.path) if before else None
+    try:
+        with _expected_warnings():
+            trainer.fit(module, data, ckpt_path=path, weights_only=True if before else None)
+    except (KeyboardInterrupt, SystemExit) as error:
+        # Lightning turns the first into the second, without a word on how to go on.
+        if not last.exists():
+            raise SystemExit(
+                "interrupted in the first epoch: there is no checkpoint yet"
+            ) from error
+        raise SystemExit(f"interrupted: continue with resume={last}") from error
+    except torch.linalg.LinAlgError as error:
+        raise DivergedError(trainer.current_epoch, str(error).splitlines()[0]) from error
+    except MisconfigurationException as error:
+        raise ConfigError(f"trainer: {error}") from error
+
+
+@contextmanager
+def _expected_warnings() -> Iterator[None]:
+    with warnings.catch_warnings():
+        for message in (
+            # The data is in memory: worker processes would only copy it.
+            ".*does not have many workers.*",
+            # A resumed run is in its own folder.
+            ".*Checkpoint directory.*exists and is not empty.*",
+            # Metrics are logged per epoch, whatever the number of steps.
+            ".*smaller than the logging interval.*",
+            # Metrics are counts, added over the ranks already.
+            ".*sync_dist=True.*",
+            # Lightning 2.6 with torch 2.13.
+            ".*LeafSpec.*",
+            ".*isinstance.treespec.*",
+            # Slurm is installed, and this run is not one of its jobs.
+            ".*srun.*",
+        ):
+            warnings.filterwarnings("ignore", message=message)
+        yield
+
+
+def _finish(
+    config: Config,
+    run_dir: Path,
+    trainer: Trainer,
+    module: CertifiedClassifier,
+    logger: Logger | None,
+    command: Mapping[str, Any] | None,
+) -> float:
+    best = read_checkpoint(run_dir / "checkpoints" / "best.ckpt")
+    score = best.metrics["val/vra"]
+    log.info("best val/vra %.4f, in epoch %d: %s", score, best.epoch, best.path)
+    last = read_checkpoint(run_dir / "checkpoints" / "last.ckpt")
+    results: dict[str, Any] = {
+        "format": 1,
+        "robustcert": __version__,
+        "command": dict(command or {}),
+        "config": best.config,
+        "parameters": _count_parameters(module),
+        "device": _device_name(trainer),
+        "ranks": trainer.world_size,
+        "epochs": last.epoch,
+        "best_epoch": best.epoch,
+        "seconds": {"train": round(last.seconds, 3)},
+        "metrics": best.metrics,
+    }
+    _write_results(run_dir, results)
+    if config["certify"]:
+        certified = _certify(config, best.path)
+        if logger:
+            _log_certified(logger, certified, trainer.global_step)
+        claim = json.loads((run_dir / "certificate" / "certificate.json").read_text())
+        results["seconds"]["certify"] = claim["seconds"]
+        results["metrics"] = {**best.metrics, **certified}
+        _write_results(run_dir, results)
+    return score
+
+
+def _score(trainer: Trainer) -> float:
+    score = getattr(trainer.checkpoint_callback, "best_model_score", None)
+    return float("nan") if score is None else float(score)
+
+
+def _certify(config: Config, best: Path) -> dict[str, float]:
+    try:
+        return certify(
+            str(best),
+            certifier=config["certifier"],
+            attack=config["attack"],
+            allow_targets=config["allow_targets"],
+        )
+    except KeyboardInterrupt as error:
+        raise SystemExit(
+            f"interrupted: training is done, certify with python certify.py checkpoint={best}"
+        ) from error
+
+
+def _write_results(run_dir: Path, results: dict[str, Any]) -> None:
+    with complete_file(run_dir / "results.json") as temporary:
+        temporary.write_text(json.dumps(results, indent=1) + "\n")
+
+
+def _keep_rows(logger: Logger, epochs: int) -> None:
+    # The logger deletes the metrics that it finds: put back those of the epochs already done.
+    if not isinstance(logger, CSVLogger):
+        return
     path = Path(logger.log_dir) / "metrics.csv"
-    rows = list(csv.DictReader(path.open(newline=""))) if path.is_file() else []
+    rows = []
+    if path.is_file():
+        with path.open(newline="") as file:
+            rows = [
+                row for row in csv.DictReader(file) if row["epoch"] and int(row["epoch"]) < epochs
+            ]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*Previous log files.*")
         writer = logger.experiment
-    writer.metrics = [row for row in rows if float(row["epoch"] or 0) < epochs]
+    writer.metrics = [{k: v for k, v in row.items() if v != ""} for row in rows]
     writer.save()
+
+
+def _log_certified(logger: Logger, certified: dict[str, float], step: int) -> None:
+    if isinstance(logger, CSVLogger):
+        # Where the ranks were forked, the file has columns that this process never wrote.
+        path = Path(logger.log_dir) / "metrics.csv"
+        if path.is_file():
+            with path.open(newline="") as file:
+                logger.experiment.metrics_keys = next(csv.reader(file))
+    logger.log_metrics(certified, step=step)
+    logger.save()
 
 
 def _finish_wandb() -> None:
@@ -215,93 +365,10 @@ def _finish_wandb() -> None:
         sys.modules["wandb"].finish()
 
 
-def _load_model(checkpoint: Any, config: Config, allowed: Sequence[str]) -> torch.nn.Module:
-    model = build_model(config, checkpoint.input_shape, checkpoint.num_classes, allowed)
-    try:
-        model.load_state_dict(checkpoint.model_state)
-    except RuntimeError as error:
-        raise CheckpointError(
-            f"{checkpoint.path}: its weights do not fit the architecture that it names: "
-            f"{str(error).splitlines()[-1].strip()}"
-        ) from error
-    return model.eval()
+def _count_parameters(module: CertifiedClassifier) -> int:
+    return sum(p.numel() for p in module.model.parameters())
 
 
-def _radii(radii: Sequence[float]) -> list[float]:
-    if not all(isinstance(r, int | float) and r > 0 for r in radii):
-        raise ConfigError(f"radii: expected a list of radii above 0, got {list(radii)!r}")
-    return sorted(float(r) for r in radii)
-
-
-def _count(samples: int | None, available: int) -> int:
-    if samples is not None and not (isinstance(samples, int) and samples > 0):
-        raise ConfigError(f"samples: expected a number above 0 or null, got {samples!r}")
-    return available if samples is None else min(samples, available)
-
-
-def _certify_all(
-    certifier: LipschitzCertifier,
-    network: PlainNetwork,
-    inputs: torch.Tensor,
-    batch_size: int,
-    device: torch.device,
-) -> Certificates:
-    parts = [
-        certifier.certify(network, to_unit(batch.to(device))) for batch in inputs.split(batch_size)
-    ]
-    return Certificates(
-        *(
-            torch.cat([getattr(part, name) for part in parts]).cpu()
-            for name in ("prediction", "radius", "margin", "error")
-        )
-    )
-
-
-def _attack(
-    network: PlainNetwork, result: CertifiedSplit, radii: Sequence[float], options: Config
-) -> dict[str, Any]:
-    samples, steps = options.get("samples", 256), options.get("steps", 40)
-    generator = torch.Generator().manual_seed(0)
-    rows = torch.randperm(len(result.target), generator=generator)[:samples]
-    record: dict[str, Any] = {
-        "method": "foolbox L2PGD, one random start, clipped to [0, 1]",
-        "samples": len(rows),
-        "steps": steps,
-        "radii": list(radii),
-        "accuracy": [],
-    }
-    if len(rows) == 0:
-        return {**record, "radii": []}
-    x = to_unit(result.inputs[rows]).double()
-    survivors = pgd_survivors(network, x, result.target[rows], radii, steps=steps)
-    record["accuracy"] = [float(s.double().mean()) for s in survivors]
-    certified = result.certificates.radius[rows] > torch.tensor(radii)[:, None].double()
-    broken = certified & result.correct[rows] & ~survivors
-    if broken.any():
-        index = int(result.indices[rows][broken.any(0)][0])
-        raise RuntimeError(
-            f"a certificate is broken: PGD changes the prediction of sample {index} inside its "
-            "certified radius. This is a defect of robustcert; nothing was written"
-        )
-    record["broken"] = 0
-    return record
-
-
-def _print_table(claim: dict[str, Any], attack: dict[str, Any], folder: Path, split: str) -> None:
-    count = claim["summary"]["samples"]
-    empirical = dict(zip(attack["radii"], attack["accuracy"], strict=True))
-    table = Table(title=f"{claim['dataset']['name']}, {split} split, {count} samples")
-    table.add_column("radius", justify="right")
-    table.add_column("verified", justify="right")
-    table.add_column(f"under PGD ({attack['samples']})", justify="right")
-    table.add_row("0", f"{claim['summary']['correct'] / count:.4f}", "", end_section=True)
-    for row in claim["summary"]["certified"]:
-        under = empirical.get(row["decimal"])
-        table.add_row(
-            f"{row['decimal']:.4g}",
-            f"{row['count'] / count:.4f}",
-            "" if under is None else f"{under:.4f}",
-        )
-    Console().print(table)
-    for name in ("certificate.json", "radii.csv", "network.safetensors", "vra.png"):
-        Console(soft_wrap=True).print(f"  {folder / name}")
+def _device_name(trainer: Trainer) -> str:
+    device = trainer.strategy.root_device
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device.type)

@@ -19,7 +19,7 @@ class EpsilonSchedule:
     warmup: float = 0.5
 
     def __post_init__(self) -> None:
-        if self.start < 0 or self.end < 0:
+        if not (self.start >= 0 and self.end >= 0):
             raise ValueError(
                 f"expected multiples of at least 0, got start={self.start} and end={self.end}: set "
                 "epsilon_schedule.start and epsilon_schedule.end"

@@ -1,6 +1,7 @@
 """Attacks find what exists and count nothing that does not."""
 
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from robustcert.attacks import (
 )
 from robustcert.certifiers import certify
 from robustcert.lipschitz import fold_network
-from robustcert.plain import PlainNetwork
+from robustcert.plain import Activation, Dense, PlainNetwork
 
 
 def linear(weight: list[list[float]]) -> PlainNetwork:
@@ -72,11 +73,14 @@ def test_the_margin_attack_breaks_a_linear_network_just_outside_its_radius() -> 
     network = linear([[1.0, 2.0], [-1.0, 0.0], [0.0, 1.0]])
     x = torch.rand(20, 2, dtype=torch.float64)
     result = certify(network, x)
-    inside = margin_attack(network, x, result.prediction, result.radius * (1 - 1e-6))
+    inside, _ = margin_attack(network, x, result.prediction, result.radius * (1 - 1e-6))
     assert (inside > 0).all()
     # The nearest boundary of a linear network is at the radius itself, for the nearest rival.
-    outside = margin_attack(network, x, result.prediction, result.radius * 1.2)
+    outside, delta = margin_attack(network, x, result.prediction, result.radius * 1.2)
     assert (outside < 0).float().mean() > 0.9
+    torch.testing.assert_close(delta.norm(dim=1), result.radius * 1.2)
+    changed = network(x + delta).argmax(1) != result.prediction
+    assert torch.equal(changed, outside < 0)
 
 
 def test_certificates_survive_the_cross_check() -> None:
@@ -94,6 +98,20 @@ def test_radii_that_claim_too_much_are_broken(factor: float) -> None:
     result = certify(network, x)
     with pytest.raises(BrokenCertificate, match="sample"):
         cross_check(network, x, result.prediction, result.radius * factor, ddn_restarts=1)
+
+
+@pytest.mark.parametrize("function", [torch.relu, torch.sqrt])
+def test_a_tie_or_a_nan_inside_the_radius_breaks_a_certificate(function: Any) -> None:
+    # Left of 0 the first logit is 0 as well, or NaN.
+    operations = (Activation(function, {}, lipschitz=1.0), Dense(torch.tensor([[1.0], [0.0]])))
+    network = PlainNetwork(operations, (1,))
+    x, label = torch.ones(1, 1, dtype=torch.float64), torch.tensor([0])
+    least, delta = margin_attack(network, x, label, torch.tensor([1.5]))
+    assert not least > 0
+    assert delta.item() == pytest.approx(-1.5)
+    assert ddn(network, x, label)[0].item() == pytest.approx(1.0)
+    with pytest.raises(BrokenCertificate):
+        cross_check(network, x, label, torch.tensor([1.5], dtype=torch.float64))
 
 
 def test_the_cross_check_says_how_much_its_time_allowed() -> None:

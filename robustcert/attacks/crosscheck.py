@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from robustcert.attacks.ddn import ddn
-from robustcert.attacks.gradient import lengths, margin_gradient
+from robustcert.attacks.gradient import changed, lengths, margin_gradient
 from robustcert.attacks.margin import margin_attack
 from robustcert.plain import PlainNetwork
 
@@ -63,7 +63,9 @@ def cross_check(
         if time.monotonic() - started > seconds:
             break
         inputs, label, size = x[chunk].double(), prediction[chunk], radius[chunk]
-        least = margin_attack(network, inputs, label, size * INSIDE, steps=margin_steps, seed=seed)
+        least, _ = margin_attack(
+            network, inputs, label, size * INSIDE, steps=margin_steps, seed=seed
+        )
         distance, _ = ddn(
             network,
             inputs,
@@ -73,7 +75,7 @@ def cross_check(
             initial_norm=float(size.median()),
             seed=seed,
         )
-        broken = (least < 0) | (distance < size * INSIDE)
+        broken = changed(least) | (distance < size * INSIDE)
         if broken.any():
             raise BrokenCertificate(
                 f"the certificate of sample {int(chunk[broken][0])} is broken: an attack changes "

@@ -3,7 +3,14 @@
 import torch
 from torch import Tensor
 
-from robustcert.attacks.gradient import lengths, margin_gradient, random_directions, to_length
+from robustcert.attacks.gradient import (
+    changed,
+    lengths,
+    margin_gradient,
+    random_directions,
+    smallest_margin,
+    to_length,
+)
 from robustcert.plain import PlainNetwork
 
 
@@ -19,6 +26,8 @@ def ddn(
     seed: int = 0,
 ) -> tuple[Tensor, Tensor]:
     r"""Smallest perturbation found that changes the prediction from ``label``, without clipping.
+
+    A tie with another class, or a NaN, is a change.
 
     The perturbation follows the normalised gradient; its norm shrinks by :math:`1 - \gamma` after a
     step that was adversarial and grows by :math:`1 + \gamma` otherwise. The first start is the
@@ -51,7 +60,7 @@ def ddn(
         norm = torch.full_like(lengths(x), initial_norm)
         for step in range(steps):
             margin, gradient = margin_gradient(network, x + delta, label)
-            adversarial = (margin < 0).view(norm.shape)
+            adversarial = changed(margin).view(norm.shape)
             size = lengths(delta)
             closer = adversarial & (size < found)
             found, best = torch.where(closer, size, found), torch.where(closer, delta, best)
@@ -71,8 +80,8 @@ def _pull_back(
     low, high = torch.zeros_like(size), torch.ones_like(size)
     for _ in range(25):
         middle = (low + high) / 2
-        margin, _ = margin_gradient(network, x + middle * delta, label)
-        adversarial = (margin < 0).view(size.shape)
+        margin = smallest_margin(network, x + middle * delta, label)
+        adversarial = changed(margin).view(size.shape)
         high, low = torch.where(adversarial, middle, high), torch.where(adversarial, low, middle)
     delta = torch.where(torch.isfinite(size), high * delta, delta)
     return delta, torch.where(torch.isfinite(size), lengths(delta), size)

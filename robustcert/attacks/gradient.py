@@ -17,15 +17,26 @@ def margin_gradient(network: PlainNetwork, x: Tensor, label: Tensor) -> tuple[Te
         label: Classes, shape ``(N,)``.
 
     Returns:
-        Margins ``(N,)`` and gradients of the shape of ``x``.
+        Margins ``(N,)`` and gradients of the shape of ``x``; where a gradient is NaN, as beyond an
+        overflow, 0 stands for it.
     """
     with torch.enable_grad():
         x = x.detach().requires_grad_()
-        logits = network(x)
-        own = logits.gather(1, label[:, None])
-        margin = (own - logits).scatter(1, label[:, None], torch.inf).amin(1)
+        margin = smallest_margin(network, x, label)
         (gradient,) = torch.autograd.grad(margin.sum(), x)
-    return margin.detach(), gradient
+    return margin.detach(), gradient.nan_to_num(nan=0.0)
+
+
+def smallest_margin(network: PlainNetwork, x: Tensor, label: Tensor) -> Tensor:
+    r"""Smallest margin :math:`\min_{j \ne y} f_y - f_j` at ``x``, shape ``(N,)``."""
+    logits = network(x)
+    own = logits.gather(1, label[:, None])
+    return (own - logits).scatter(1, label[:, None], torch.inf).amin(1)
+
+
+def changed(margin: Tensor) -> Tensor:
+    """Whether the label is no longer the unique largest logit: a tie or a NaN is none either."""
+    return ~(margin > 0)
 
 
 def lengths(x: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ def margin_attack(
     *,
     steps: int = 20,
     seed: int = 0,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """Descend the margin on the sphere of every sample's own radius, without clipping.
 
     A linear network is broken by the first step; each further one turns the perturbation towards
@@ -30,17 +30,21 @@ def margin_attack(
         seed: Of the direction taken where the gradient vanishes.
 
     Returns:
-        Smallest margin seen, shape ``(N,)``; below 0 the prediction changed.
+        Smallest margins seen, shape ``(N,)``, and the perturbations they were seen at. A NaN counts
+        as smallest; unless the margin is above 0, the prediction changed.
     """
     size = radius.to(x).view(-1, *(1,) * (x.dim() - 1))
     least, gradient = margin_gradient(network, x, label)
+    best = torch.zeros_like(x)
     generator = torch.Generator().manual_seed(seed)
     flat = lengths(gradient) == 0
     direction = torch.where(flat, random_directions(x, generator), -gradient)
     delta = to_length(direction, size)
     for step in range(steps):
         margin, gradient = margin_gradient(network, x + delta, label)
-        least = torch.minimum(least, margin)
+        lower = (margin < least) | margin.isnan()
+        least = torch.where(lower, margin, least)
+        best = torch.where(lower.view(size.shape), delta, best)
         turn = to_length(gradient, size * (1 - step / steps))
         delta = to_length(delta - turn, size)
-    return least
+    return least, best

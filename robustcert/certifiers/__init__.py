@@ -1,6 +1,15 @@
 """Certifiers: a plain network and inputs to predictions and proved radii."""
 
 from robustcert.certifiers.arithmetic import strict_arithmetic
+from robustcert.certifiers.diagnostic import gradient_ratio
 from robustcert.certifiers.lipschitz import Certificates, LipschitzCertifier, certify
+from robustcert.certifiers.lipsdp import LipSDPCertifier
 
-__all__ = ["Certificates", "LipschitzCertifier", "certify", "strict_arithmetic"]
+__all__ = [
+    "Certificates",
+    "LipSDPCertifier",
+    "LipschitzCertifier",
+    "certify",
+    "gradient_ratio",
+    "strict_arithmetic",
+]

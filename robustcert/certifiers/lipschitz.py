@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from robustcert.certifiers.arithmetic import strict_arithmetic
 from robustcert.lipschitz import fold_network
 from robustcert.margins import margins
 from robustcert.plain import PlainNetwork, pairwise_bound
@@ -40,7 +41,9 @@ class LipschitzCertifier:
     m is the computed margin and :math:`\alpha + \beta r` bounds the error of the computed logits
     within distance r, so that neither the real-valued network (R) nor the network deployed in the
     given arithmetic (F64 or F32) changes its prediction at any point of the open ball that
-    it can be given. One :math:`\sqrt 2 \alpha` is spent at the centre, the other at the point.
+    it can be given. One :math:`\sqrt 2 \alpha` is spent at the centre, the other at the point. An
+    input that the arithmetic cannot represent is rounded first, and what that moves it is taken off
+    the radius.
 
     Args:
         arithmetic: Of the forward pass, and so of the deployed network that is spoken of:
@@ -51,15 +54,26 @@ class LipschitzCertifier:
         self.dtype = {"float64": torch.float64, "float32": torch.float32}[arithmetic]
         self.functions = ["R", "F64"] if arithmetic == "float64" else ["R", "F32"]
 
+    def pairwise_bound(self, network: PlainNetwork) -> Tensor:
+        """Bounds on the constants of logit i minus logit j, shape ``(C, C)``, float64.
+
+        Raises:
+            UnsoundNetworkError: a bound cannot be proved.
+        """
+        return _pairwise_bound(network)
+
     @torch.no_grad()
+    @strict_arithmetic()
     def certify(self, network: PlainNetwork, x: Tensor) -> Certificates:
         """Certify inputs of shape ``(N, *input_shape)``.
 
         Raises:
             UnsoundNetworkError: a bound of the network cannot be proved.
+            ValueError: the inputs have another shape than the network's.
         """
-        pairwise = _pairwise_bound(network).to(x.device)
-        result = forward_error(network, x.to(self.dtype))
+        inputs = x.to(self.dtype)
+        result = forward_error(network, inputs)
+        pairwise = self.pairwise_bound(network).to(x.device)
         logits = result.output.double()
         prediction = logits.argmax(1)
         margin = margins(logits, prediction)
@@ -68,9 +82,9 @@ class LipschitzCertifier:
         allowance = (2 * math.sqrt(2) * (1 + 1e-9)) * alpha[:, None] + margin.abs() * 2.0**-52
         constants = pairwise[prediction] + math.sqrt(2) * (1 + 1e-9) * result.growth
         ratio = (margin - allowance) / constants
-        ratio = ratio * (1 - 2.0**-50)
         ratio = ratio.scatter(1, prediction[:, None], math.inf)
-        radius = ratio.amin(1)
+        moved = (x.double() - inputs.double()).flatten(1).norm(dim=1) * (1 + 1e-6)
+        radius = (torch.minimum(ratio.amin(1), result.reach) - moved) * (1 - 2.0**-50)
         # NaN compares false: whatever is not a positive number is not certified. A radius is
         # infinite only where every other class is a constant distance away, which is true.
         radius = torch.where((radius > 0) & torch.isfinite(logits).all(1), radius, 0.0)

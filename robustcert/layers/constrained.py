@@ -18,21 +18,30 @@ class ConstrainedLinear(nn.Module):
         in_features: Size of the input, of shape ``(N, in_features)``.
         out_features: Size of the output.
         parametrization: Module that maps the free weight to the constrained one.
+        free_shape: Shape of the free weight, if not that of the constrained one.
         bias: Whether to add a learned bias.
     """
 
     weight: Tensor
 
     def __init__(
-        self, in_features: int, out_features: int, *, parametrization: nn.Module, bias: bool = True
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        parametrization: nn.Module,
+        free_shape: tuple[int, ...] | None = None,
+        bias: bool = True,
     ) -> None:
         super().__init__()
         self.in_features = in_features
         self.out_features = out_features
-        self.weight = nn.Parameter(torch.empty(out_features, in_features))
+        self.weight = nn.Parameter(torch.empty(free_shape or (out_features, in_features)))
         nn.init.orthogonal_(self.weight)
         self.bias = nn.Parameter(torch.zeros(out_features)) if bias else None
-        parametrize.register_parametrization(self, "weight", parametrization)
+        # Unsafe: the constrained weight has another shape than the free one.
+        unsafe = free_shape is not None
+        parametrize.register_parametrization(self, "weight", parametrization, unsafe=unsafe)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(N, in_features)`` to ``(N, out_features)``."""
@@ -62,6 +71,7 @@ class ConstrainedConv2d(nn.Module):
         padding: Zeros on each side of the input.
         input_size: ``(H, W)`` of the input.
         parametrization: Module that maps the free kernel to the constrained one.
+        free_shape: Shape of the free kernel, if not that of the constrained one.
         bias: Whether to add a learned bias.
     """
 
@@ -77,16 +87,19 @@ class ConstrainedConv2d(nn.Module):
         padding: int = 0,
         input_size: tuple[int, int],
         parametrization: nn.Module,
+        free_shape: tuple[int, ...] | None = None,
         bias: bool = True,
     ) -> None:
         super().__init__()
         self.stride = stride
         self.padding = padding
         self.input_size = input_size
-        self.weight = nn.Parameter(torch.empty(out_channels, in_channels, kernel_size, kernel_size))
+        shape = free_shape or (out_channels, in_channels, kernel_size, kernel_size)
+        self.weight = nn.Parameter(torch.empty(shape))
         nn.init.orthogonal_(self.weight)
         self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
-        parametrize.register_parametrization(self, "weight", parametrization)
+        unsafe = free_shape is not None
+        parametrize.register_parametrization(self, "weight", parametrization, unsafe=unsafe)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(N, in_channels, H, W)`` to ``(N, out_channels, H', W')``."""

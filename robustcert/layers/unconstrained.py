@@ -46,7 +46,8 @@ class UnconstrainedLinear(nn.Module):
         """The norm from below, differentiable in the weight."""
         iterations = self.iterations if self.training else 0
         norm, vector = spectral.power_iteration(self.weight, self.vector, iterations)
-        self.vector.copy_(vector)
+        if self.training:
+            self.vector.copy_(vector)
         return norm
 
     def fold(self) -> Dense:
@@ -105,7 +106,8 @@ class UnconstrainedConv2d(nn.Module):
         norm, vector = spectral.conv_power_iteration(
             self.weight, self.vector, iterations, stride=self.stride, padding=self.padding
         )
-        self.vector.copy_(vector)
+        if self.training:
+            self.vector.copy_(vector)
         return norm
 
     def fold(self) -> Convolution:

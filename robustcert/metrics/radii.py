@@ -29,20 +29,19 @@ class VerifiedRobustAccuracy(Metric):
     full_state_update = False
     certified: Tensor
     total: Tensor
-    thresholds: Tensor
 
     def __init__(self, radii: Sequence[float], **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.radii = check_radii(radii)
-        # Radii may come in float64; the thresholds must not be rounded below them.
-        self.register_buffer("thresholds", torch.tensor(self.radii, dtype=torch.float64))
         self.add_state("certified", torch.zeros(len(radii), dtype=torch.long), dist_reduce_fx="sum")
         self.add_state("total", torch.tensor(0), dist_reduce_fx="sum")
 
     def update(self, radius: Tensor, correct: Tensor) -> None:
         """Count samples of certified ``radius`` (N,) whose prediction is ``correct`` (N,)."""
-        # NaN compares false, so a broken radius is never counted as certified.
-        certified = (radius[:, None] > self.thresholds) & correct[:, None]
+        # Compared in float64: a rounded threshold might be lower. NaN compares false, so a broken
+        # radius is never counted as certified.
+        thresholds = torch.tensor(self.radii, dtype=torch.float64, device=radius.device)
+        certified = (radius.double()[:, None] > thresholds) & correct[:, None]
         self.certified += certified.sum(0)
         self.total += radius.numel()
 
@@ -101,7 +100,7 @@ class RejectionRate(Metric):
     def update(self, radius: Tensor) -> None:
         """Count samples of certified ``radius`` (N,)."""
         # Written with 'not', so that NaN is rejected.
-        self.rejected += (~(radius > self.epsilon)).sum()
+        self.rejected += (~(radius.double() > self.epsilon)).sum()
         self.total += radius.numel()
 
     def compute(self) -> Tensor:

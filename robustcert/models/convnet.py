@@ -28,7 +28,8 @@ class ConvNet(Classifier):
         depth: Number of convolutions, split evenly over the stages (the first takes an odd one).
         layer: The constraint's layers.
         activation: Called as ``activation(num_features)``.
-        channels: Channels of the first stage; a sixteenth of ``width`` by default, at least 4.
+        channels: Channels of the first stage; by default a sixteenth of ``width``, in multiples of
+            4.
         dense_depth: Number of hidden dense layers.
         normalize_head: Whether the head's rows have unit norm.
         mean: Input mean, one value or one per channel.
@@ -56,7 +57,12 @@ class ConvNet(Classifier):
                 f"ConvNet takes images (C, H, W), got inputs of shape {tuple(input_shape)}: "
                 "set model=mlp or another dataset"
             )
-        channels = max(4, width // 16) if channels is None else channels
+        channels = 4 * max(1, width // 64) if channels is None else channels
+        if channels < 1 or dense_depth < 0:
+            raise ValueError(
+                f"expected channels of at least 1 and a dense_depth of at least 0, got {channels} "
+                f"and {dense_depth}: set model.channels and model.dense_depth"
+            )
         in_features, height, width_ = input_shape
         modules: list[nn.Module] = [Normalize(mean, std, channels=in_features)]
         for stage, convolutions in enumerate((math.ceil(depth / 2), depth // 2)):
@@ -68,7 +74,12 @@ class ConvNet(Classifier):
                         f"a map of {height}x{width_} cannot be halved: ConvNet needs images of at "
                         "least 4x4; set model=mlp"
                     )
-                nonlinearity = activation(out_channels)
+                try:
+                    nonlinearity = activation(out_channels)
+                except ValueError as error:
+                    raise ValueError(
+                        f"{error} (the convolutions have {out_channels} features: model.channels)"
+                    ) from error
                 kernel, stride = (4, 2) if strided else (3, 1)
                 size = (height, width_)
                 modules += [

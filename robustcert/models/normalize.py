@@ -30,7 +30,7 @@ class Normalize(nn.Module):
                     f"expected 1 or {channels} values, one per channel, got {list(values)}: set "
                     f"normalization.{key}"
                 )
-        if min(std) <= 0:
+        if not all(value > 0 for value in std):
             raise ValueError(f"expected values above 0, got {list(std)}: set normalization.std")
         scale = 1 / torch.tensor(std, dtype=torch.float64).expand(channels)
         shift = -torch.tensor(mean, dtype=torch.float64) * scale

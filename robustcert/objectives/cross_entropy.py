@@ -44,8 +44,10 @@ class OffsetCrossEntropy(nn.Module):
 
     def __init__(self, offset: float = 2.0, temperature: float = 0.25) -> None:
         super().__init__()
-        if offset < 0:
-            raise ValueError(f"expected an offset of at least 0, got {offset}: objective.offset")
+        if not offset >= 0:
+            raise ValueError(
+                f"expected an offset of at least 0, got {offset}: set objective.offset"
+            )
         self.offset = offset
         self.temperature = check_temperature(temperature)
 

@@ -69,7 +69,7 @@ class TradesGloRo(nn.Module):
 
     def __init__(self, trade_off: float = 1.5, temperature: float = 1.0) -> None:
         super().__init__()
-        if trade_off < 0:
+        if not trade_off >= 0:
             raise ValueError(
                 f"expected a trade-off of at least 0, got {trade_off}: set objective.trade_off"
             )

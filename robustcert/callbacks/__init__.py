@@ -1,0 +1,22 @@
+"""What happens beside training: checkpoints, progress, seeds."""
+
+from robustcert.callbacks.check_ranks import CheckRanks
+from robustcert.callbacks.checkpoints import (
+    AtomicCheckpointIO,
+    BestCheckpoint,
+    LastCheckpoint,
+    RecordRun,
+)
+from robustcert.callbacks.progress import EpochLog, ProgressBar
+from robustcert.callbacks.seed_epochs import SeedEpochs
+
+__all__ = [
+    "AtomicCheckpointIO",
+    "BestCheckpoint",
+    "CheckRanks",
+    "EpochLog",
+    "LastCheckpoint",
+    "ProgressBar",
+    "RecordRun",
+    "SeedEpochs",
+]

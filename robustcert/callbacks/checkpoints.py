@@ -1,0 +1,129 @@
+"""The two checkpoints of a run, ``best.ckpt`` and ``last.ckpt``, and what they record."""
+
+import io
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.io import TorchCheckpointIO
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor
+
+from robustcert import __version__
+from robustcert.atomic import complete_file
+from robustcert.checkpoint import FORMAT, RECORD_KEY
+
+
+class RecordRun(Callback):
+    """Puts into every checkpoint what it takes to rebuild the network without the command.
+
+    Args:
+        config: The resolved configuration: plain values, so that the file loads as data.
+        input_shape: Shape of one input.
+        num_classes: Number of classes.
+    """
+
+    def __init__(
+        self, config: dict[str, Any], input_shape: tuple[int, ...], num_classes: int
+    ) -> None:
+        self.record = {
+            "format": FORMAT,
+            "version": __version__,
+            "config": config,
+            "input_shape": list(input_shape),
+            "num_classes": num_classes,
+        }
+        self._seconds_before = 0.0
+        self._started = time.perf_counter()
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        self._started = time.perf_counter()
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Go on counting the seconds of a resumed run."""
+        self._seconds_before = checkpoint[RECORD_KEY]["seconds"]
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Add the record, the metrics of this epoch and the seconds of training so far."""
+        metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
+        seconds = self._seconds_before + time.perf_counter() - self._started
+        checkpoint[RECORD_KEY] = {**self.record, "metrics": metrics, "seconds": seconds}
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """``best.ckpt``: the epoch of the highest verified robust accuracy, the last of equals.
+
+    At a large radius the accuracy may be 0 for many epochs, and the first is not the best of them.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(
+            dirpath=folder,
+            filename="best",
+            monitor="val/vra",
+            mode="max",
+            save_on_train_epoch_end=True,
+            enable_version_counter=False,
+        )
+
+    def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
+        """Whether the score is at least the best, and of this epoch."""
+        every = trainer.check_val_every_n_epoch or 1
+        fresh = (trainer.current_epoch + 1) % every == 0
+        equal = current is not None and current == self.best_model_score
+        return (fresh and bool(equal)) or super().check_monitor_top_k(trainer, current)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Remember the best score of a resumed run, also if its folder has moved."""
+
+        def here(path: str) -> str:
+            return str(Path(str(self.dirpath)) / Path(path).name) if path else path
+
+        moved = {
+            "dirpath": self.dirpath,
+            "best_k_models": {here(k): v for k, v in state_dict["best_k_models"].items()},
+            **{key: here(state_dict[key]) for key in ("best_model_path", "kth_best_model_path")},
+        }
+        super().load_state_dict({**state_dict, **moved})
+
+
+class LastCheckpoint(ModelCheckpoint):
+    """``last.ckpt``: every epoch's; ``save_last=True`` would only follow the best ones."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(
+            dirpath=folder,
+            filename="last",
+            save_on_train_epoch_end=True,
+            enable_version_counter=False,
+        )
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Nothing is carried over: the file is always the same one."""
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint beside its place and renames it.
+
+    Lightning writes into the system's temporary folder; where that is another disk, the move is a
+    copy, and a full disk would destroy the checkpoint that it replaces.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
+    ) -> None:
+        """Replace ``path`` by the checkpoint, completely or not at all."""
+        buffer = io.BytesIO()
+        torch.save(checkpoint, buffer)
+        with complete_file(Path(path)) as temporary, temporary.open("wb") as file:
+            file.write(buffer.getbuffer())
+            file.flush()
+            os.fsync(file.fileno())

@@ -1,0 +1,270 @@
+"""The certification run: a checkpoint in, a certificate folder out."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from robustcert.atomic import complete_folder
+from robustcert.attacks import pgd_survivors
+from robustcert.build import (
+    CHECKPOINT_TARGETS,
+    Config,
+    ConfigError,
+    build,
+    build_data,
+    build_dataset,
+    build_model,
+    check_call,
+)
+from robustcert.certificate import CertifiedSplit, is_certificate, write_certificate
+from robustcert.certifiers import Certificates, LipschitzCertifier, strict_arithmetic
+from robustcert.checkpoint import Checkpoint, read_checkpoint
+from robustcert.data import to_unit
+from robustcert.figures import draw_vra_curve
+from robustcert.lipschitz import fold_network
+from robustcert.plain import PlainNetwork
+
+
+@dataclass(frozen=True)
+class Attack:
+    """How much of a split is attacked, to see from above what is proved from below.
+
+    Args:
+        samples: Attacked samples, drawn from the split; 0 for none.
+        steps: Gradient steps of each attack.
+    """
+
+    samples: int = 256
+    steps: int = 40
+
+    def __post_init__(self) -> None:
+        if self.samples < 0 or self.steps < 1:
+            raise ConfigError(
+                f"attack: expected samples of at least 0 and steps of at least 1, got {self}"
+            )
+
+
+def certify(
+    checkpoint: str,
+    *,
+    certifier: Config | None = None,
+    split: Literal["train", "validation", "test"] = "test",
+    samples: int | None = None,
+    radii: list[float] | None = None,
+    dataset: Mapping[str, Any] | None = None,
+    output: str | None = None,
+    batch_size: int = 1024,
+    device: str = "cpu",
+    allow_targets: list[str] | None = None,
+    attack: Mapping[str, Any] | None = None,
+) -> dict[str, float]:
+    """Certify a checkpoint's network on a split and write the certificate folder.
+
+    Args:
+        checkpoint: A run's ``checkpoints/best.ckpt``.
+        certifier: Node that names the certifier; :class:`LipschitzCertifier` by default.
+        split: Of the checkpoint's dataset.
+        samples: Only the first so many of the split.
+        radii: At which certified samples are counted; those of training by default.
+        dataset: Changes to the dataset's node, such as ``{"root": ...}``.
+        output: Folder to write; see :func:`default_output`.
+        batch_size: Samples certified at once.
+        device: Where to compute.
+        allow_targets: Packages whose classes the checkpoint may name, beside ours and torch.nn.
+        attack: Options of :class:`Attack`.
+
+    Returns:
+        ``<split>/accuracy`` and ``<split>/vra_<radius>``.
+    """
+    started = time.perf_counter()
+    allowed = (*CHECKPOINT_TARGETS, *(allow_targets or []))
+    attacking = build_attack(attack or {})
+    proving = build_certifier(certifier)
+    if batch_size < 1:
+        raise ConfigError(f"batch_size: expected a number above 0, got {batch_size}")
+    if samples is not None and samples < 1:
+        raise ConfigError(f"samples: expected a number above 0 or null, got {samples}")
+    where = _device(device)
+    read = read_checkpoint(checkpoint)
+    config = dict(read.config)
+    changed = {key: value for key, value in (dataset or {}).items() if value is not None}
+    config["dataset"] = {**config["dataset"], **changed}
+    thresholds = check_radii(radii or [*config["radii"], config["epsilon"]])
+    folder = Path(output) if output else default_output(read.path, split, samples)
+
+    source = build_dataset(config, allowed)
+    if tuple(source.input_shape) != read.input_shape:
+        raise ConfigError(
+            f"dataset: the network of {read.path} takes inputs of shape {read.input_shape}, got "
+            f"{tuple(source.input_shape)} from {source.name}"
+        )
+    network = _load_network(read, config, allowed)
+    source.prepare()
+    stored = build_data(config, source, allowed).stored(split)
+    count = len(stored) if samples is None else min(samples, len(stored))
+    with strict_arithmetic() as arithmetic:
+        moved = network.to(where)
+        pairwise = proving.pairwise_bound(moved)
+        certificates = _certify_all(proving, moved, stored.inputs[:count].split(batch_size), where)
+        result = CertifiedSplit(
+            stored.inputs[:count], stored.labels[:count], stored.indices[:count], certificates
+        )
+        seconds = time.perf_counter() - started
+        attacked = _attack(network, result, thresholds, attacking)
+    record = {
+        "functions": proving.functions,
+        "certifier": certifier or {},
+        "checkpoint": {"file": read.path.name, "sha256": read.sha256, "epoch": read.epoch},
+        "config": config,
+        "dataset": {"name": source.name, "split": split, **source.provenance()},
+        "arithmetic": {**arithmetic, "device": str(where), "dtype": str(proving.dtype)},
+        "attack": attacked,
+        "seconds": round(seconds, 3),
+    }
+    with complete_folder(folder, replaceable=is_certificate) as temporary:
+        claim = write_certificate(temporary, network, pairwise, result, thresholds, record)
+        draw_vra_curve(
+            temporary / "vra.png",
+            result.curve(),
+            accuracy=claim["summary"]["correct"] / count,
+            empirical=list(zip(attacked["radii"], attacked["accuracy"], strict=True)),
+            samples=count,
+            attacked=attacked["samples"],
+            title=f"{source.name}, {split} split",
+        )
+    _print_table(claim, folder)
+    return summarize(claim)
+
+
+def summarize(claim: Mapping[str, Any]) -> dict[str, float]:
+    """Metrics of a claim: ``<split>/accuracy`` and ``<split>/vra_<radius>``."""
+    summary, split = claim["summary"], claim["dataset"]["split"]
+    metrics = {f"{split}/accuracy": summary["correct"] / summary["samples"]}
+    for row in summary["certified"]:
+        metrics[f"{split}/vra_{row['decimal']:.4g}"] = row["count"] / summary["samples"]
+    return metrics
+
+
+def default_output(checkpoint: Path, split: str, samples: int | None) -> Path:
+    """``certificate`` in the run folder, or beside a checkpoint that is in none.
+
+    Whatever differs from ``best.ckpt`` on the whole test split has its difference in the name, so
+    that a quick look never replaces a run's certificate.
+    """
+    checkpoint = checkpoint.resolve()
+    folder = checkpoint.parent
+    parts = ["certificate"]
+    parts += [checkpoint.stem] if checkpoint.stem != "best" else []
+    parts += [split] if split != "test" else []
+    parts += [str(samples)] if samples is not None else []
+    return (folder.parent if folder.name == "checkpoints" else folder) / "-".join(parts)
+
+
+def build_certifier(node: Config | None) -> LipschitzCertifier:
+    """The certifier that a node names."""
+    if node is None:
+        return LipschitzCertifier()
+    return build(node, "certifier", ("robustcert",), expected=LipschitzCertifier)
+
+
+def build_attack(options: Mapping[str, Any]) -> Attack:
+    """The attack's options, checked."""
+    check_call(Attack, options, "attack")
+    return Attack(**options)
+
+
+def check_radii(radii: Sequence[float]) -> list[float]:
+    """The radii in increasing order, each once."""
+    if not radii or not all(0 < r < float("inf") for r in radii):
+        raise ConfigError(f"radii: expected a list of radii above 0, got {list(radii)!r}")
+    return sorted({float(r) for r in radii})
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device, dtype=torch.float64)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"device: no float64 arithmetic on {name!r} here: {reason}") from error
+    return device
+
+
+def _load_network(checkpoint: Checkpoint, config: Config, allowed: Sequence[str]) -> PlainNetwork:
+    model = build_model(config, checkpoint.input_shape, checkpoint.num_classes, allowed)
+    checkpoint.load_into(model)
+    return fold_network(model.eval(), checkpoint.input_shape)
+
+
+def _certify_all(
+    certifier: LipschitzCertifier,
+    network: PlainNetwork,
+    batches: Sequence[torch.Tensor],
+    device: torch.device,
+) -> Certificates:
+    parts = [certifier.certify(network, to_unit(batch.to(device))) for batch in batches]
+    return Certificates(
+        *(
+            torch.cat([getattr(part, name) for part in parts]).cpu()
+            for name in ("prediction", "radius", "margin", "error")
+        )
+    )
+
+
+def _attack(
+    network: PlainNetwork, result: CertifiedSplit, radii: Sequence[float], attack: Attack
+) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randperm(len(result.target), generator=generator)[: attack.samples]
+    record: dict[str, Any] = {
+        "method": "foolbox L2PGD, one random start, clipped to [0, 1]",
+        **asdict(attack),
+        "samples": len(rows),
+        "radii": list(radii) if len(rows) else [],
+        "accuracy": [],
+        "broken": 0,
+    }
+    if len(rows) == 0:
+        return record
+    x = to_unit(result.inputs[rows]).double()
+    survivors = pgd_survivors(network, x, result.target[rows], radii, steps=attack.steps)
+    record["accuracy"] = [float(s.double().mean()) for s in survivors]
+    # The attack may overshoot its radius by its own rounding.
+    reach = torch.tensor(radii, dtype=torch.float64)[:, None] * (1 + 1e-6)
+    certified = result.certificates.radius[rows] > reach
+    broken = certified & result.correct[rows] & ~survivors
+    if broken.any():
+        index = int(result.indices[rows][broken.any(0)][0])
+        raise RuntimeError(
+            f"a certificate is broken: PGD changes the prediction of sample {index} inside its "
+            "certified radius. This is a defect of robustcert; nothing was written"
+        )
+    return record
+
+
+def _print_table(claim: Mapping[str, Any], folder: Path) -> None:
+    summary, attack, dataset = claim["summary"], claim["attack"], claim["dataset"]
+    count = summary["samples"]
+    empirical = dict(zip(attack["radii"], attack["accuracy"], strict=True))
+    table = Table(title=f"{dataset['name']}, {dataset['split']} split, {count} samples")
+    table.add_column("radius", justify="right")
+    table.add_column("verified", justify="right")
+    table.add_column(f"under PGD ({attack['samples']})", justify="right")
+    table.add_row("0", f"{summary['correct'] / count:.4f}", "", end_section=True)
+    for row in summary["certified"]:
+        under = empirical.get(row["decimal"])
+        table.add_row(
+            f"{row['decimal']:.4g}",
+            f"{row['count'] / count:.4f}",
+            "" if under is None else f"{under:.4f}",
+        )
+    console = Console(soft_wrap=True)
+    console.print(table)
+    for path in sorted(folder.iterdir()):
+        console.print(f"  {path}", highlight=False)

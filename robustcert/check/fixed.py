@@ -1,0 +1,92 @@
+"""Fixed-point numbers: Python integers in object arrays, and balls that enclose real functions."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.object_]
+
+# Irrational values are put on this grid, or on a finer one that the input already has.
+GRID_BITS = 256
+
+
+class InexactError(ValueError):
+    """A value is too large, too small or too close to a singularity to be enclosed."""
+
+
+def flint() -> Any:
+    """python-flint, wanted only where balls are."""
+    try:
+        import flint as module
+    except ImportError:
+        raise ImportError(
+            "checking this network needs python-flint: pip install 'robustcert[check]'"
+        ) from None
+    return module
+
+
+def to_integers(values: Floats) -> tuple[Integers, int]:
+    """``(z, q)`` with ``values == z * 2**-q`` exactly and ``q >= 0`` as small as possible."""
+    whole, places = _reduced(values)
+    q = max(0, int(places.max(initial=0)))
+    return np.asarray(whole.astype(object) << (q - places).astype(object), dtype=object), q
+
+
+def binary_places(values: Floats) -> int:
+    """The least ``q >= 0`` such that all ``values * 2**q`` are integers."""
+    return max(0, int(_reduced(values)[1].max(initial=0)))
+
+
+def _reduced(values: Floats) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    # Odd integers (or 0) and places with values == integers * 2**-places.
+    mantissa, exponent = np.frexp(np.atleast_1d(values))
+    whole = (mantissa * 2.0**53).astype(np.int64)
+    zeros = np.frexp((whole & -whole).astype(np.float64))[1] - 1
+    zeros, places = np.where(whole == 0, 0, (zeros, 53 - exponent - zeros)).astype(np.int64)
+    return (whole >> zeros).reshape(np.shape(values)), places.reshape(np.shape(values))
+
+
+def shift(z: Integers, places: int) -> Integers:
+    """``z * 2**places``, rounded down where places are dropped."""
+    if places == 0:
+        return z
+    return np.asarray(z << places if places > 0 else z >> -places, dtype=object)
+
+
+def enclose(
+    function: Callable[..., tuple[Any, ...]], outputs: int, grid: int, *arguments: Integers
+) -> tuple[Integers, ...]:
+    """Values of a function of balls, entry by entry, within ``2**(1 - grid)``.
+
+    Args:
+        function: Takes one ball or integer for each argument and returns a tuple of balls.
+        outputs: How many.
+        grid: Results are integers times ``2**-grid``.
+        arguments: Arrays of Python objects, which broadcast.
+    """
+    module = flint()
+
+    def entry(*values: Any) -> Any:
+        results = tuple(_on_grid(ball, grid, module) for ball in function(*values))
+        return results if outputs > 1 else results[0]
+
+    with module.ctx.workprec(grid + 192):
+        found = np.frompyfunc(entry, len(arguments), outputs)(*arguments)
+    return tuple(found) if outputs > 1 else (found,)
+
+
+def balls(z: Integers, q: int) -> Integers:
+    """Exact balls of ``z * 2**-q``."""
+    arb = flint().arb
+    return np.asarray(np.frompyfunc(lambda v: arb((int(v), -q)), 1, 1)(z), dtype=object)
+
+
+def _on_grid(ball: Any, grid: int, module: Any) -> int:
+    if not ball.is_finite() or not ball.rad() < module.arb((1, -grid)):
+        raise InexactError("a value cannot be enclosed tightly")
+    mantissa, exponent = ball.mid().man_exp()
+    places = int(exponent) + grid
+    return int(mantissa) << places if places >= 0 else int(mantissa) >> -places

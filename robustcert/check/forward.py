@@ -1,0 +1,358 @@
+r"""Logits with proved errors: in float64 for all samples, in integers where it matters.
+
+With N the proved norm of an operation, an evaluation that is wrong by D before it is wrong by at
+most N D + local error behind it, in the l2 norm. For dense maps and convolutions with n terms,
+computed z and unit roundoff u, the local error is at most :math:`\gamma_{n+1} \lVert |W| |z| + |b|
+\rVert`, for any order of summation (:math:`\gamma_k = k u / (1 - k u)`).
+
+The deployed network is evaluated at any point within r of the sample. Its computed input to an
+operation is then within :math:`P r + D_0 + D + \beta r` of the one computed here, where P is the
+constant of everything before, D and :math:`D_0` are the errors of the two evaluations at the sample
+and :math:`\beta` is what D gains per unit of distance. :math:`\lVert |W| \rVert \le a` carries that
+through, and the error within r is :math:`D + \beta r` again. The same magnitudes show how far out
+nothing overflows.
+
+In integers, linear maps are exact, and so are the activations that only select and reflect along
+axes. Others are put on a grid of 2^-256; those errors are carried along like the ones above.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from robustcert.check.activations import KINDS
+from robustcert.check.digits import add_up, digit_bits, split_floats, split_integers
+from robustcert.check.fixed import Floats, InexactError, Integers, binary_places, shift, to_integers
+from robustcert.check.network import Operation, Window
+
+# Covers the rounding of every sum of nonnegative terms here.
+SLACK = 1 + 2.0**-26
+CHUNK = 2**23
+MOST_PLACES, KEPT_PLACES = 900, 640
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """A floating-point format: unit roundoff, least normal number, largest safe magnitude."""
+
+    unit: float
+    least: float
+    safe: float
+
+    def gamma(self, terms: int) -> float:
+        """Relative error of a sum of products; infinite where the theory says nothing."""
+        product = terms * self.unit
+        return product / (1 - product) * SLACK if product < 0.5 else math.inf
+
+
+FLOAT64 = Arithmetic(2.0**-53, 2.0**-1022, 2.0**990)
+FLOAT32 = Arithmetic(2.0**-24, 2.0**-126, 2.0**96)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Computed values of shape ``(N, *)`` and their errors, one row for each arithmetic.
+
+    Attributes:
+        values: Computed here, in float64.
+        centre: Errors at the samples, ``(A, N)``; the first row is that of ``values``.
+        growth: What the errors gain per unit of distance, ``(A,)``.
+        reach: Distances within which nothing overflows, ``(A, N)``.
+        constant: Lipschitz constant of the real map so far.
+    """
+
+    values: Floats
+    centre: Floats
+    growth: Floats
+    reach: Floats
+    constant: float
+
+
+def evaluate(
+    operations: Sequence[Operation],
+    samples: Floats,
+    norms: Mapping[str, float],
+    arithmetics: Sequence[Arithmetic],
+) -> Evaluation:
+    """Evaluate samples in float64; the errors of other arithmetics are bounded beside it.
+
+    Args:
+        operations: Applied in turn.
+        samples: Shape ``(N, *input_shape)``, exact.
+        norms: Proved norm of every operation by its path.
+        arithmetics: float64 first.
+    """
+    count, rows = len(arithmetics), len(samples)
+    start = Evaluation(
+        samples,
+        np.zeros((count, rows)),
+        np.zeros(count),
+        np.full((count, rows), math.inf),
+        1.0,
+    )
+    # What overflows is found out by its reach and by logits that are not finite.
+    with np.errstate(all="ignore"):
+        return _run(operations, start, norms, arithmetics)
+
+
+def _run(
+    operations: Sequence[Operation],
+    state: Evaluation,
+    norms: Mapping[str, float],
+    arithmetics: Sequence[Arithmetic],
+) -> Evaluation:
+    for operation in operations:
+        step = _sum if operation.kind == "sum" else _step
+        state = step(operation, state, norms, arithmetics)
+    return state
+
+
+def _step(
+    operation: Operation,
+    state: Evaluation,
+    norms: Mapping[str, float],
+    arithmetics: Sequence[Arithmetic],
+) -> Evaluation:
+    values, magnitude, gain, terms = _apply(operation, state.values)
+    norm = norms[operation.path]
+    centre, reach = norm * state.centre, state.reach.copy()
+    growth = norm * state.growth
+    if terms:
+        peak = magnitude + gain * (state.centre + state.centre[0])
+        slope = gain * (state.constant + state.growth)
+        size = math.sqrt(math.prod(operation.output_shape)) * (terms + 1)
+        for k, arithmetic in enumerate(arithmetics):
+            gamma = arithmetic.gamma(terms)
+            centre[k] += gamma * peak[k] + arithmetic.least * 2.0**30 * size
+            growth[k] += gamma * slope[k]
+            reach[k] = np.minimum(reach[k], _reach(arithmetic.safe, peak[k], slope[k]))
+    constant = state.constant * norm * SLACK
+    return Evaluation(values, centre * SLACK, growth * SLACK, reach, constant)
+
+
+def _reach(safe: float, peak: Floats, slope: float) -> Floats:
+    room = np.where(peak < safe, safe - peak, 0.0)
+    return room / (slope * SLACK) if slope > 0 else np.where(room > 0, math.inf, 0.0)
+
+
+def _sum(
+    operation: Operation,
+    state: Evaluation,
+    norms: Mapping[str, float],
+    arithmetics: Sequence[Arithmetic],
+) -> Evaluation:
+    branches = [_run(branch, state, norms, arithmetics) for branch in operation.branches]
+    values = branches[0].values
+    for branch in branches[1:]:
+        values = values + branch.values
+    centre = sum((b.centre for b in branches), np.zeros_like(state.centre))
+    growth = sum((b.growth for b in branches), np.zeros_like(state.growth))
+    constant = sum(b.constant for b in branches) * SLACK
+    peak = sum((norm(b.values) + b.centre + b.centre[0] for b in branches), 0.0 * centre)
+    reach = np.minimum.reduce([b.reach for b in branches])
+    for k, arithmetic in enumerate(arithmetics):
+        gamma = arithmetic.gamma(len(branches))
+        slope = constant + growth[k]
+        centre[k] += gamma * peak[k]
+        growth[k] += gamma * slope
+        reach[k] = np.minimum(reach[k], _reach(arithmetic.safe, peak[k], slope))
+    return Evaluation(values, centre * SLACK, growth * SLACK, reach, constant)
+
+
+def norm(values: Floats) -> Floats:
+    """Upper bounds of the l2 norms of the rows."""
+    flat = values.reshape(len(values), -1)
+    # Squares below 2^-1022 may be lost.
+    return np.sqrt(np.einsum("ni,ni->n", flat, flat)) * SLACK + 2.0**-500 * flat.shape[1]
+
+
+def _apply(operation: Operation, x: Floats) -> tuple[Floats, Floats | float, float, int]:
+    # The values; what the local error is relative to, at x and per unit of distance; its terms.
+    if operation.kind in ("dense", "convolution"):
+        weight = operation.wide("weight")
+        values, sizes = linear(operation, x, weight), linear(operation, abs(x), abs(weight))
+        if "bias" in operation.tensors:
+            bias = _bias(operation, operation.wide("bias"))
+            values, sizes = values + bias, sizes + abs(bias)
+        return values, norm(sizes), absolute_norm(operation), math.prod(weight.shape[1:]) + 1
+    if operation.kind == "affine":
+        shape = (-1,) + (1,) * (x.ndim - 2)
+        scale, offset = (operation.wide(key).reshape(shape) for key in ("scale", "shift"))
+        sizes = abs(x) * abs(scale) + abs(offset)
+        return x * scale + offset, norm(sizes), float(abs(scale).max()), 2
+    if operation.kind == "flatten":
+        return x.reshape(len(x), -1), 0.0, 0.0, 0
+    kind, tensors, options = _activation(operation)
+    gain, offset = kind.rounding(**tensors, **options)
+    values = kind.apply(x, **tensors, **options)
+    if gain == offset == 0:
+        return values, 0.0, 0.0, 0
+    root = math.sqrt(math.prod(operation.output_shape))
+    return values, gain * norm(x) + offset * root, gain, 1
+
+
+def _activation(operation: Operation) -> tuple:
+    options = {key: value for key, value in operation.options.items() if key != "function"}
+    tensors = {key: operation.wide(key) for key in operation.tensors}
+    return KINDS[operation.options["function"]], tensors, options
+
+
+def absolute_norm(operation: Operation) -> float:
+    r"""Upper bound of the norm of the map with weights \|W\|.
+
+    For B >= 0 without negative entries the norm of B'B is at most the largest of its row sums. Of a
+    convolution, B is the sum over its taps: no output reads, and no input is read, by a tap twice.
+    """
+    weight = abs(operation.wide("weight"))
+    exponent = math.frexp(float(weight.max()))[1]
+    weight = np.ldexp(weight, -exponent)
+    groups = operation.options.get("groups", 1)
+    sums = weight.reshape(groups, -1, weight.shape[1], math.prod(weight.shape[2:])).sum(3)
+    rows = sums.sum(2, keepdims=True)
+    return math.ldexp(math.sqrt(float((sums * rows).sum(1).max())) * SLACK, exponent)
+
+
+def _bias(operation: Operation, bias: Floats) -> Floats:
+    return bias[:, None, None] if operation.kind == "convolution" else bias
+
+
+def linear(operation: Operation, x: Floats, weight: Floats) -> Floats:
+    """A dense map or a zero-padded convolution of ``(N, *)``, without bias."""
+    if operation.kind == "dense":
+        return x @ weight.T
+    window = Window.of(operation)
+    groups = window.groups
+    reach = [d * (k - 1) + 1 for d, k in zip(window.dilation, window.kernel, strict=True)]
+    height, width = operation.output_shape[1:]
+    per_sample = math.prod(weight.shape[1:]) * groups * height * width
+    step = max(1, CHUNK // per_sample)
+    kernels = weight.reshape(groups, -1, math.prod(weight.shape[1:]))
+    found = []
+    for start in range(0, len(x), step):
+        part = x[start : start + step]
+        margins = ((0, 0), (0, 0), *((p, p) for p in window.padding))
+        windows = np.lib.stride_tricks.sliding_window_view(
+            np.pad(part, margins), (reach[0], reach[1]), axis=(2, 3)
+        )
+        (sy, sx), (dy, dx) = window.stride, window.dilation
+        read = windows[:, :, ::sy, ::sx, ::dy, ::dx].transpose(0, 1, 4, 5, 2, 3)
+        columns = read.reshape(len(part), groups, -1, height * width)
+        found.append((kernels @ columns).reshape(len(part), -1, height, width))
+    return np.concatenate(found)
+
+
+# The same in integers.
+
+
+@dataclass(frozen=True)
+class Exact:
+    """Integers times ``2**-places``, within ``error`` (N,) of the real values in the l2 norm."""
+
+    values: Integers
+    places: int
+    error: Floats
+
+
+def evaluate_exactly(
+    operations: Sequence[Operation], samples: Floats, norms: Mapping[str, float]
+) -> Exact:
+    """Evaluate samples ``(N, *input_shape)`` in integers.
+
+    Raises:
+        InexactError: a value is outside the range that can be represented.
+    """
+    values, places = to_integers(samples)
+    return _run_exactly(operations, Exact(values, places, np.zeros(len(samples))), norms)
+
+
+def _run_exactly(
+    operations: Sequence[Operation], state: Exact, norms: Mapping[str, float]
+) -> Exact:
+    for operation in operations:
+        state = _step_exactly(operation, state, norms)
+        if state.places > MOST_PLACES:
+            entries = math.prod(operation.output_shape)
+            state = Exact(
+                shift(state.values, KEPT_PLACES - state.places),
+                KEPT_PLACES,
+                state.error + math.ldexp(math.sqrt(entries) * SLACK, -KEPT_PLACES),
+            )
+    return state
+
+
+def _step_exactly(operation: Operation, state: Exact, norms: Mapping[str, float]) -> Exact:
+    error = state.error * norms[operation.path] * SLACK
+    z, places = state.values, state.places
+    if operation.kind in ("dense", "convolution"):
+        weight, finer = _scaled(operation.wide("weight"))
+        z = _linear_exactly(operation, z, weight)
+        if "bias" in operation.tensors:
+            return _plus(z, places + finer, _bias(operation, operation.wide("bias")), error)
+        return Exact(z, places + finer, error)
+    if operation.kind == "affine":
+        shape = (-1,) + (1,) * (z.ndim - 2)
+        scale, finer = to_integers(operation.wide("scale").reshape(shape))
+        offset = operation.wide("shift").reshape(shape)
+        return _plus(z * scale, places + finer, offset, error)
+    if operation.kind == "flatten":
+        return Exact(z.reshape(len(z), -1), places, error)
+    if operation.kind == "sum":
+        branches = [_run_exactly(branch, state, norms) for branch in operation.branches]
+        finest = max(b.places for b in branches)
+        total = sum(shift(b.values, finest - b.places) for b in branches)
+        return Exact(
+            np.asarray(total, dtype=object),
+            finest,
+            SLACK * sum((b.error for b in branches), np.zeros(len(z))),
+        )
+    kind, tensors, options = _activation(operation)
+    values, finer, local = kind.exact(z, places, **tensors, **options)
+    entries = math.prod(operation.output_shape)
+    return Exact(values, finer, error + local * math.sqrt(entries) * SLACK)
+
+
+def _scaled(weight: Floats) -> tuple[Floats, int]:
+    # Integer-valued floats and the places they are shifted by.
+    places = binary_places(weight)
+    if places > 400 or float(abs(weight).max()) > 2.0**400:
+        raise InexactError("weights span too many binades")
+    return np.ldexp(weight, places), places
+
+
+def _linear_exactly(operation: Operation, z: Integers, weight: Floats) -> Integers:
+    bits = digit_bits(math.prod(weight.shape[1:]))
+    kernel_digits = split_floats(weight, bits)
+    parts: dict[int, NDArray[np.int64]] = {}
+    for i, digit in enumerate(split_integers(z, bits)):
+        for j, kernel in enumerate(kernel_digits):
+            product = linear(operation, digit, kernel).astype(np.int64)
+            parts[i + j] = parts[i + j] + product if i + j in parts else product
+    return add_up(parts, bits)
+
+
+def _plus(z: Integers, places: int, bias: Floats, error: Floats) -> Exact:
+    offset, finer = to_integers(bias)
+    finest = max(places, finer)
+    total = shift(z, finest - places) + shift(offset, finest - finer)
+    return Exact(np.asarray(total, dtype=object), finest, error)
+
+
+def batches(count: int, operations: Sequence[Operation], budget: int) -> Iterator[slice]:
+    """Slices of samples whose largest values have about ``budget`` entries."""
+    largest = max(
+        math.prod(shape) for op in walk(operations) for shape in (op.input_shape, op.output_shape)
+    )
+    step = max(1, budget // largest)
+    for start in range(0, count, step):
+        yield slice(start, start + step)
+
+
+def walk(operations: Sequence[Operation]) -> Iterator[Operation]:
+    """All operations, those of branches after their sum."""
+    for operation in operations:
+        yield operation
+        for branch in operation.branches:
+            yield from walk(branch)

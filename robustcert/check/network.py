@@ -1,0 +1,273 @@
+"""The network of a certificate: its operations, their shapes and its digest."""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from robustcert.check import activations
+from robustcert.check.reader import (
+    Array,
+    UnreadableError,
+    fail,
+    items,
+    keys,
+    show,
+    text,
+    whole,
+)
+
+Shape = tuple[int, ...]
+
+MOST_OPERATIONS = 5000
+LARGEST_SIDE = 2**15
+LARGEST_VALUE = 2**24
+
+
+@dataclass(frozen=True, eq=False)
+class Operation:
+    """One operation with the shapes that it maps between; tensors are those of the file."""
+
+    kind: str
+    name: str
+    path: str
+    options: dict[str, Any]
+    tensors: dict[str, Array]
+    input_shape: Shape
+    output_shape: Shape
+    branches: tuple[tuple["Operation", ...], ...] = ()
+
+    @property
+    def label(self) -> str:
+        """What messages call it."""
+        return f"operation {self.path} ({show(self.name)}, {self.kind})"
+
+    def wide(self, key: str) -> Array:
+        """A tensor as float64, which holds float32 exactly."""
+        return self.tensors[key].astype(np.float64)
+
+
+@dataclass(frozen=True)
+class Window:
+    """How a convolution slides: per dimension, (height, width)."""
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+    groups: int
+
+    @staticmethod
+    def of(operation: Operation) -> "Window":
+        """The window of a convolution that has been read."""
+        height, width = operation.tensors["weight"].shape[2:]
+        options = operation.options
+        strides, paddings, dilations = (
+            (options[key][0], options[key][1]) for key in ("stride", "padding", "dilation")
+        )
+        return Window((height, width), strides, paddings, dilations, options["groups"])
+
+
+@dataclass
+class _Reader:
+    tensors: dict[str, Array]
+    used: set[str] = field(default_factory=set)
+    count: int = 0
+
+    def sequence(
+        self, described: Any, prefix: str, shape: Shape, depth: int
+    ) -> tuple[tuple[Operation, ...], Shape]:
+        operations = []
+        for i, entry in enumerate(items(described, f"operations {prefix}")):
+            operation = self.operation(entry, f"{prefix}{i}", shape, depth)
+            operations.append(operation)
+            shape = operation.output_shape
+        return tuple(operations), shape
+
+    def operation(self, entry: Any, path: str, shape: Shape, depth: int) -> Operation:
+        where = f"operation {path}"
+        self.count += 1
+        if self.count > MOST_OPERATIONS or depth > 20:
+            raise UnreadableError(f"{where}: too many operations, or nested too deeply")
+        keys(entry, where, {"kind", "name", "options", "tensors"}, {"branches"})
+        kind, name = text(entry["kind"], where), text(entry["name"], where)
+        where = f"{where} ({show(name)})"
+        options = keys(entry["options"], where, set())
+        tensors = self.take(entry["tensors"], path, where)
+        if ("branches" in entry) != (kind == "sum"):
+            raise UnreadableError(f"{where}: branches belong to a sum, and to nothing else")
+        if kind == "sum":
+            if options or tensors:
+                raise UnreadableError(f"{where}: a sum has no options and no tensors")
+            read = [
+                self.sequence(branch, f"{path}.branch{b}.", shape, depth + 1)
+                for b, branch in enumerate(items(entry["branches"], where))
+            ]
+            if not read or any(out != read[0][1] for _, out in read):
+                raise UnreadableError(f"{where}: its branches do not have one output shape")
+            branches, outputs = tuple(ops for ops, _ in read), read[0][1]
+            return Operation(kind, name, path, {}, {}, shape, outputs, branches)
+        rule = RULES.get(kind)
+        if rule is None:
+            raise UnreadableError(f"{where}: unknown operation {show(kind)}")
+        outputs = rule(options, tensors, shape, where)
+        if any(n < 1 for n in outputs) or math.prod(outputs) > LARGEST_VALUE:
+            raise UnreadableError(f"{where}: output shape {outputs} is empty or too large")
+        return Operation(kind, name, path, options, tensors, shape, outputs)
+
+    def take(self, names: Any, path: str, where: str) -> dict[str, Array]:
+        taken = {}
+        for key, name in keys(names, where, set()).items():
+            if name != f"{path}.{key}" or name not in self.tensors:
+                raise UnreadableError(f"{where}: no tensor {show(name)} for {show(key)}")
+            array = self.tensors[name]
+            if array.dtype.kind != "f":
+                raise UnreadableError(f"{where}: {show(key)} is not floating point")
+            if not np.isfinite(array).all():
+                raise UnreadableError(f"{where}: {show(key)} contains NaN or infinity")
+            self.used.add(name)
+            taken[key] = array
+        return taken
+
+
+def read_network(described: Any, tensors: dict[str, Array]) -> tuple[Operation, ...]:
+    """The operations of ``certificate.json`` with their tensors, every shape checked."""
+    keys(described, "network", {"input_shape", "digest", "operations"}, set())
+    sizes = items(described["input_shape"], "network input_shape")
+    if not 1 <= len(sizes) <= 4:
+        raise fail("network input_shape", "1 to 4 sizes", sizes)
+    shape = tuple(whole(n, "network input_shape", 1, LARGEST_VALUE) for n in sizes)
+    if math.prod(shape) > LARGEST_VALUE:
+        raise fail("network input_shape", f"at most {LARGEST_VALUE} values", sizes)
+    reader = _Reader(tensors)
+    operations, outputs = reader.sequence(described["operations"], "", shape, 0)
+    unused = sorted(tensors.keys() - reader.used)
+    if unused:
+        raise UnreadableError(f"network.safetensors: no operation uses {show(unused[0])}")
+    if not operations or len(outputs) != 1 or outputs[0] < 2:
+        raise UnreadableError(f"network: expected at least two logits, got outputs {outputs}")
+    return operations
+
+
+def digest(input_shape: Shape, operations: tuple[Operation, ...]) -> str:
+    """SHA-256 over all definitions and little-endian constants, in order."""
+    total = hashlib.sha256(json.dumps(list(input_shape)).encode())
+    for line, tensors in _walk(operations):
+        total.update(json.dumps(line, sort_keys=True).encode())
+        for key in sorted(tensors):
+            total.update(key.encode() + tensors[key].tobytes())
+    return total.hexdigest()
+
+
+def _walk(operations: tuple[Operation, ...]) -> Iterator[tuple[dict[str, Any], dict[str, Array]]]:
+    for op in operations:
+        shapes = {key: [array.dtype.name, *array.shape] for key, array in op.tensors.items()}
+        yield {"kind": op.kind, **op.options, "shapes": shapes}, op.tensors
+        for branch in op.branches:
+            yield {"branch": len(branch)}, {}
+            yield from _walk(branch)
+
+
+def _names(
+    options: dict[str, Any], tensors: dict[str, Array], where: str, known: tuple[set[str], set[str]]
+) -> None:
+    keys(options, f"{where} options", known[0], set())
+    keys(tensors, f"{where} tensors", known[1], {"bias"} if "weight" in known[1] else set())
+
+
+def _check_bias(tensors: dict[str, Array], outputs: int, where: str) -> None:
+    if "bias" in tensors and tensors["bias"].shape != (outputs,):
+        raise fail(f"{where} bias", f"shape ({outputs},)", tensors["bias"].shape)
+
+
+def _dense(options: dict[str, Any], tensors: dict[str, Array], shape: Shape, where: str) -> Shape:
+    _names(options, tensors, where, (set(), {"weight"}))
+    weight = tensors["weight"]
+    if weight.ndim != 2 or weight.shape[1] != shape[-1] or weight.shape[0] < 1:
+        raise fail(f"{where} weight", f"shape (m, {shape[-1]})", weight.shape)
+    _check_bias(tensors, weight.shape[0], where)
+    return (*shape[:-1], weight.shape[0])
+
+
+def _convolution(
+    options: dict[str, Any], tensors: dict[str, Array], shape: Shape, where: str
+) -> Shape:
+    geometry = {"stride": 1, "padding": 0, "dilation": 1}
+    _names(options, tensors, where, ({*geometry, "groups"}, {"weight"}))
+    for key, least in geometry.items():
+        if len(items(options[key], f"{where} {key}")) != 2:
+            raise fail(f"{where} {key}", "two integers", options[key])
+        for value in options[key]:
+            whole(value, f"{where} {key}", least, LARGEST_SIDE)
+    groups = whole(options["groups"], f"{where} groups", 1, LARGEST_SIDE)
+    weight = tensors["weight"]
+    if (
+        len(shape) != 3
+        or weight.ndim != 4
+        or 0 in weight.shape
+        or weight.shape[1] * groups != shape[0]
+        or weight.shape[0] % groups
+    ):
+        raise UnreadableError(
+            f"{where}: a weight {weight.shape} with {groups} groups does not fit inputs {shape}"
+        )
+    _check_bias(tensors, weight.shape[0], where)
+    sides = []
+    for axis in (0, 1):
+        stride, padding, dilation = (options[key][axis] for key in geometry)
+        reach = dilation * (weight.shape[2 + axis] - 1) + 1
+        padded = shape[1 + axis] + 2 * padding
+        if padded > LARGEST_SIDE or reach > padded:
+            raise UnreadableError(f"{where}: a window of {reach} in a padded side of {padded}")
+        sides.append((padded - reach) // stride + 1)
+    if shape[0] * math.prod(
+        n + 2 * p for n, p in zip(shape[1:], options["padding"], strict=True)
+    ) > (LARGEST_VALUE):
+        raise UnreadableError(f"{where}: the padded input is too large")
+    return (weight.shape[0], sides[0], sides[1])
+
+
+def _affine(options: dict[str, Any], tensors: dict[str, Array], shape: Shape, where: str) -> Shape:
+    _names(options, tensors, where, (set(), {"scale", "shift"}))
+    for key, array in tensors.items():
+        if array.shape != (shape[0],):
+            raise fail(f"{where} {key}", f"shape ({shape[0]},)", array.shape)
+    return shape
+
+
+def _flatten(options: dict[str, Any], tensors: dict[str, Array], shape: Shape, where: str) -> Shape:
+    _names(options, tensors, where, (set(), set()))
+    return (math.prod(shape),)
+
+
+def _activation(
+    options: dict[str, Any], tensors: dict[str, Array], shape: Shape, where: str
+) -> Shape:
+    function = text(options.get("function"), f"{where} function")
+    kind = activations.KINDS.get(function)
+    if kind is None:
+        raise UnreadableError(f"{where}: unknown activation {show(function)}")
+    integers = {key: value for key, value in options.items() if key != "function"}
+    keys(integers, f"{where} options", set(kind.integers), set())
+    keys(tensors, f"{where} tensors", set(kind.tensors), set())
+    for key, value in integers.items():
+        whole(value, f"{where} {key}", 0, LARGEST_VALUE)
+    constants = {key: array.astype(np.float64) for key, array in tensors.items()}
+    try:
+        features = kind.features(shape[0], integers, constants)
+    except ValueError as error:
+        raise UnreadableError(f"{where}, {function}: {error}") from None
+    return (features, *shape[1:])
+
+
+RULES = {
+    "dense": _dense,
+    "convolution": _convolution,
+    "affine": _affine,
+    "flatten": _flatten,
+    "activation": _activation,
+}

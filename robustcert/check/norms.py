@@ -1,0 +1,366 @@
+r"""Upper bounds on norms of dense and convolutional maps, proved.
+
+Dense. For any matrices A and R with n columns and any t, let E = t I - A'A - R'R. Every unit vector
+x has :math:`|A x|^2 = t - |R x|^2 - x' E x \le t + \lVert E \rVert_F`. So a guess R, a Cholesky
+factor rounded to integers, proves :math:`\lVert A \rVert \le B` as soon as :math:`t + \lVert E
+\rVert_F \le B^2`. A is rounded to integers too, and the Frobenius norm of what is cut off is taken
+from B. Everything in E is then an integer, and computed exactly (``digits.py``).
+
+Convolution. Write the position that output i reads by tap k as :math:`s i + d k - p = s (i + a) +
+\rho` with :math:`0 \le \rho < s`: on the s subsampled signals :math:`x_\rho[q] = x[s q + \rho]`,
+taps are shifts by a. Taps that see only padding are dropped. Put signals, :math:`\lceil n / s
+\rceil` long, and outputs on a circle of M positions. An output i < n' reads the position i + a; it
+reads what the padded convolution reads if no negative position wraps onto the signal, :math:`M + a
+\ge \lceil n / s \rceil`, and no position passes the end, :math:`n' + a \le M`. With M so large
+the convolution is a part of a circular one, which the Fourier transform splits into the blocks
+:math:`K(\omega) = \sum_a K_a e^{i \omega a}`, :math:`\omega \in 2 \pi \mathbb{Z} / M`: the norm is
+at most the largest norm of a block. Two dimensions are two independent indices, groups are separate
+maps, and the block at :math:`-\omega` is conjugate to that at :math:`\omega`.
+
+For a large M there is a coarser grid. :math:`q = |K(\omega) v|^2 \ge 0` is a trigonometric
+polynomial in each variable, of degree D, the largest difference of shifts. With c = max q / 2, the
+inequality of Bernstein and Szegő for q - c gives :math:`q(\omega_0 + \delta) \ge c (1 + \cos D
+\delta)` around a maximum, hence :math:`\max q \le \max_{grid} q / \cos^2 (\pi D / 2 N)` for N > D
+equidistant points.
+
+A complex block X + iY has the norm of the real matrix [[X, -Y], [Y, X]], to which the dense proof
+applies. Cosines come from balls and are within 2^-52, so that phases, products of two, are within
+10 units of 2^-53, and T of them times taps within 10 + T more, relative to :math:`\sum_a |K_a|`.
+
+Small maps may be claimed a lower norm than their symbols have: then the whole matrix is tried.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+
+from robustcert.check.digits import digit_bits, residual_norm, split_floats
+from robustcert.check.fixed import Floats, flint
+from robustcert.check.network import Operation, Window
+
+UNIT = Fraction(1, 2**53)
+UNDERFLOW = Fraction(1, 2**900)
+LARGEST_SIZE = 4096
+LARGEST_MATRIX = 2**26
+LARGEST_OPERATOR = 2**23
+FULL_GRID = 256
+MOST_WORK = 2.0**42
+CHUNK = 2**22
+
+
+def root_up(value: Fraction) -> Fraction:
+    """At least the square root, and above it by 2^-60 of it at most."""
+    places = max(0, 130 - value.numerator.bit_length() + value.denominator.bit_length())
+    places += places % 2
+    scaled = -(-(value.numerator << places) // value.denominator)
+    return Fraction(math.isqrt(scaled) + 1, 1 << (places // 2))
+
+
+def root_down(value: Fraction) -> Fraction:
+    """At most the square root of a number between 2^-100 and 2^100, closely."""
+    return Fraction(math.isqrt((value.numerator << 240) // value.denominator), 1 << 120)
+
+
+def frobenius(values: Floats) -> Fraction:
+    """Upper bound of the root of the sum of squares."""
+    peak = float(abs(values).max(initial=0.0))
+    if peak == 0:
+        return Fraction(0)
+    scaled = np.ldexp(values, -math.frexp(peak)[1])
+    # Squares lost to underflow, and all rounding, are far within the factor.
+    total = float(np.sqrt(np.sum(scaled * scaled))) * (1 + 2.0**-20)
+    return Fraction(total) * Fraction(2) ** math.frexp(peak)[1]
+
+
+def proved(matrices: Floats, bound: Fraction, loss: Fraction = Fraction(0)) -> bool:
+    """Whether every matrix of a batch ``(b, m, n)``, changed by at most ``loss``, obeys ``bound``.
+
+    ``loss`` and ``bound`` are norms. False says that no proof was found.
+    """
+    if not np.isfinite(matrices).all():
+        return False
+    if not matrices.any():
+        return loss <= bound
+    if bound <= loss or float(abs(matrices).max()) > bound:
+        return False
+    if matrices.shape[1] < matrices.shape[2]:
+        matrices = matrices.swapaxes(1, 2)
+    exponent = _ceil_log2(bound)
+    scale = Fraction(2) ** -exponent
+    if abs(exponent) > 900:
+        return False
+    scaled = np.ldexp(matrices, -exponent)
+    gram = scaled.swapaxes(1, 2) @ scaled
+    return any(_residual_proof(scaled, gram, bound * scale, loss * scale, n) for n in (2, 3))
+
+
+def _ceil_log2(value: Fraction) -> int:
+    exponent = value.numerator.bit_length() - value.denominator.bit_length()
+    while Fraction(2) ** exponent < value:
+        exponent += 1
+    return exponent
+
+
+def _residual_proof(
+    matrices: Floats, gram: Floats, bound: Fraction, loss: Fraction, count: int
+) -> bool:
+    # Entries are at most 1, and so are those of the factor.
+    rows, size = matrices.shape[1:]
+    bits = digit_bits(max(rows, size))
+    places = bits * count - 2
+    whole = np.rint(matrices * 2.0**places)
+    cut = frobenius_each(matrices * 2.0**places - whole)
+    # One unit more than is cut off pays for what scaling may have lost to underflow.
+    limit = math.floor((bound - loss) * 2**places) - math.ceil(cut) - 1
+    if limit <= 0:
+        return False
+    # Room for rounding: half a unit in every entry of the factor, and that of the factorisation.
+    room = size * (0.6 * 2.0**-places + 2.0**-48)
+    t = limit**2 - math.ceil(room * 4**places)
+    shifted = -gram
+    diagonal = np.arange(size)
+    shifted[:, diagonal, diagonal] += t / 4**places
+    try:
+        factor = np.linalg.cholesky(shifted).swapaxes(1, 2)
+        digits = split_floats(whole, bits, count)
+        guess = split_floats(np.rint(factor * 2.0**places), bits, count)
+    except (np.linalg.LinAlgError, ValueError):
+        return False
+    error = residual_norm(t, digits, guess, bits)
+    return math.isfinite(error) and t + math.ceil(error) <= limit**2
+
+
+def frobenius_each(values: Floats) -> Fraction:
+    """Upper bound of the largest Frobenius norm in a batch, for entries of at most 1/2."""
+    return Fraction(float(np.sqrt((values * values).sum(axis=(1, 2)).max())) * (1 + 2.0**-10))
+
+
+def estimate(matrices: Floats) -> float:
+    """Largest norm in a batch, as float64 sees it."""
+    if matrices.shape[1] < matrices.shape[2]:
+        matrices = matrices.swapaxes(1, 2)
+    peak = float(abs(matrices).max(initial=0.0))
+    if peak == 0:
+        return 0.0
+    scaled = np.ldexp(matrices, -math.frexp(peak)[1])
+    values = np.linalg.eigvalsh(scaled.swapaxes(1, 2) @ scaled)
+    return math.ldexp(math.sqrt(max(0.0, float(values.max()))), math.frexp(peak)[1])
+
+
+@dataclass(frozen=True)
+class Proof:
+    """How a bound was proved, or that it was not: ``method`` is then empty."""
+
+    method: str = ""
+    value: float = math.nan
+
+
+def prove(operation: Operation, bound: float) -> Proof:
+    """Prove the claimed bound of a dense map or a convolution."""
+    if operation.kind == "dense":
+        return _prove_dense(operation.wide("weight"), Fraction(bound))
+    return _prove_convolution(operation, Fraction(bound))
+
+
+def find(operation: Operation) -> float:
+    """A bound of our own where the folder claims none, as close as one can be proved; or NaN."""
+    if operation.kind == "dense":
+        weight = operation.wide("weight")
+        guess, attempt = estimate(weight[None]), lambda b: _prove_dense(weight, b)
+    else:
+        guess, attempt = symbol_estimate(operation), lambda b: _prove_convolution(operation, b)
+        matrix = _whole_matrix(operation)
+        if matrix is not None:
+            guess = min(guess, estimate(matrix))
+    return _first_proved(guess, attempt)
+
+
+def _first_proved(guess: float, attempt: Callable[[Fraction], Proof]) -> float:
+    for slack in (2e-10, 1e-8, 1e-6, 1e-4, 1e-2):
+        value = guess * (1 + slack)
+        if attempt(Fraction(value)).method:
+            return value
+    return math.nan
+
+
+def _prove_dense(weight: Floats, bound: Fraction) -> Proof:
+    if min(weight.shape) > LARGEST_SIZE or weight.size > LARGEST_MATRIX:
+        # Too large for a factorisation here: only a bound that is obviously high is proved.
+        return Proof("Frobenius norm" if frobenius(weight) <= bound else "")
+    return Proof("exact residual" if proved(weight[None], bound) else "")
+
+
+# Convolutions.
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One dimension: live taps as (kernel index, shift, residue), outputs, grid points, D."""
+
+    taps: list[tuple[int, int, int]]
+    inputs: int
+    outputs: int
+    points: int
+    inverse_loss: Fraction  # lower bound of cos^2 for the coarse grid, else 1
+
+    @staticmethod
+    def of(
+        kernel: int, size: int, outputs: int, stride: int, padding: int, dilation: int
+    ) -> "Axis":
+        """Lay out one dimension."""
+        taps = []
+        for k in range(kernel):
+            offset = dilation * k - padding
+            first = max(0, -(offset // stride))  # least i with stride i + offset >= 0
+            if first < outputs and stride * first + offset < size:
+                taps.append((k, offset // stride, offset % stride))
+        shifts = [a for _, a, _ in taps] or [0]
+        signal = -(-size // stride)
+        circle = max(signal - min([*shifts, 0]), outputs + max([*shifts, 0]))
+        degree = max(shifts) - min(shifts)
+        if degree == 0:
+            return Axis(taps, size, outputs, 1, Fraction(1))
+        coarse = 32 * degree
+        if circle <= max(FULL_GRID, coarse):
+            return Axis(taps, size, outputs, circle, Fraction(1))
+        angle = Fraction(355, 113) / 64  # above pi D / 2 N
+        return Axis(taps, size, outputs, coarse, (1 - angle**2 / 2) ** 2)
+
+
+def _axes(operation: Operation) -> tuple[Axis, Axis]:
+    window = Window.of(operation)
+    rows, columns = (
+        Axis.of(
+            window.kernel[d],
+            operation.input_shape[1 + d],
+            operation.output_shape[1 + d],
+            window.stride[d],
+            window.padding[d],
+            window.dilation[d],
+        )
+        for d in (0, 1)
+    )
+    return rows, columns
+
+
+def _prove_convolution(operation: Operation, bound: Fraction) -> Proof:
+    rows, columns = _axes(operation)
+    weight = operation.wide("weight")
+    loss = symbol_error(operation, rows, columns)
+    # The norm of symbols on the grid that proves the bound everywhere.
+    limit = bound * root_down(rows.inverse_loss * columns.inverse_loss)
+    work = symbol_work(operation, rows, columns)
+    if work <= MOST_WORK and all(
+        proved(batch, limit, loss) for batch in symbols(weight, operation, rows, columns)
+    ):
+        return Proof(f"symbols on a {rows.points}x{columns.points} grid, exact residual")
+    matrix = _whole_matrix(operation)
+    if matrix is not None and proved(matrix, bound):
+        return Proof("whole matrix, exact residual")
+    return Proof()
+
+
+def symbol_estimate(operation: Operation) -> float:
+    """Norm of a convolution by its symbols, as float64 sees it."""
+    rows, columns = _axes(operation)
+    if symbol_work(operation, rows, columns) > MOST_WORK:
+        return math.inf
+    batches = symbols(operation.wide("weight"), operation, rows, columns)
+    return max(estimate(batch) for batch in batches) / math.sqrt(
+        rows.inverse_loss * columns.inverse_loss
+    )
+
+
+def symbol_work(operation: Operation, rows: Axis, columns: Axis) -> float:
+    """Roughly how many operations the proof by symbols takes."""
+    out, inner = operation.tensors["weight"].shape[:2]
+    groups = operation.options["groups"]
+    inner *= _residues(rows) * _residues(columns)
+    small, large = sorted((2 * out // groups, 2 * inner))
+    return 12.0 * rows.points * columns.points * groups * small**2 * (small + large)
+
+
+def _residues(axis: Axis) -> int:
+    return len({residue for *_, residue in axis.taps}) or 1
+
+
+def symbol_error(operation: Operation, rows: Axis, columns: Axis) -> Fraction:
+    """How far computed symbols may be from true ones, in norm."""
+    out, inner = operation.tensors["weight"].shape[:2]
+    taps = max(1, len(rows.taps) * len(columns.taps))
+    weight = abs(operation.wide("weight"))
+    sums: dict[tuple[int, int], Floats] = {}
+    for i, _, r in rows.taps:
+        for j, _, s in columns.taps:
+            sums[r, s] = sums.get((r, s), np.zeros((out, inner))) + weight[:, :, i, j]
+    energy = sum((frobenius(part) ** 2 for part in sums.values()), Fraction(0))
+    # The last term is for products that underflow.
+    return root_up(2 * energy) * (11 + taps) * UNIT * (1 + Fraction(1, 2**10)) + UNDERFLOW
+
+
+def symbols(weight: Floats, operation: Operation, rows: Axis, columns: Axis) -> Iterator[Floats]:
+    """Batches of symbols as real matrices [[X, -Y], [Y, X]]."""
+    groups = operation.options["groups"]
+    out, inner = weight.shape[0] // groups, weight.shape[1]
+    residues: dict[tuple[int, int], list[tuple[int, int, int, int]]] = {}
+    for i, a, r in rows.taps:
+        for j, b, s in columns.taps:
+            residues.setdefault((r, s), []).append((i, j, a, b))
+    if not residues:
+        yield np.zeros((1, 1, 1))
+        return
+    height, width = rows.points, columns.points
+    row_circle, column_circle = circle(height), circle(width)
+    # Blocks at opposite frequencies are conjugate: half of the first index suffices.
+    points = [(f, g) for f in range(height // 2 + 1) for g in range(width)]
+    step = max(1, CHUNK // (groups * 4 * out * inner * len(residues)))
+    for start in range(0, len(points), step):
+        f, g = np.array(points[start : start + step]).T
+        real, imag = [], []
+        for taps in residues.values():
+            kernels = np.stack([weight[:, :, i, j].ravel() for i, j, _, _ in taps])
+            shifts = np.array([(a, b) for _, _, a, b in taps])
+            c1, s1 = row_circle[:, np.outer(f, shifts[:, 0]) % height]
+            c2, s2 = column_circle[:, np.outer(g, shifts[:, 1]) % width]
+            shape = (len(f) * groups, out, inner)
+            real.append(((c1 * c2 - s1 * s2) @ kernels).reshape(shape))
+            imag.append(((s1 * c2 + c1 * s2) @ kernels).reshape(shape))
+        x, y = np.concatenate(real, axis=2), np.concatenate(imag, axis=2)
+        yield np.concatenate((np.concatenate((x, -y), 2), np.concatenate((y, x), 2)), 1)
+
+
+def circle(points: int) -> Floats:
+    """Cosines and sines of ``2 pi k / points``, shape ``(2, points)``, within 2^-52."""
+    if points == 1:
+        return np.array([[1.0], [0.0]])
+    module = flint()
+    with module.ctx.workprec(128):
+        angles = [module.fmpq(2 * k, points) for k in range(points)]
+        pairs = [module.arb.sin_cos_pi_fmpq(angle) for angle in angles]
+        return np.array([[float(c) for _, c in pairs], [float(s) for s, _ in pairs]])
+
+
+def _whole_matrix(operation: Operation) -> Floats | None:
+    # The padded convolution as matrices (groups, outputs, inputs), if it is small.
+    rows, columns = _axes(operation)
+    weight, groups = operation.wide("weight"), operation.options["groups"]
+    out, inner = weight.shape[0] // groups, weight.shape[1]
+    shape = (out, rows.outputs, columns.outputs, inner, rows.inputs, columns.inputs)
+    outputs, inputs = math.prod(shape[:3]), math.prod(shape[3:])
+    if outputs * inputs * groups > LARGEST_OPERATOR or min(outputs, inputs) > LARGEST_SIZE:
+        return None
+    window = Window.of(operation)
+    matrix = np.zeros((groups, *shape))
+    parts = weight.reshape(groups, out, *weight.shape[1:])
+    for y in range(rows.outputs):
+        for i, *_ in rows.taps:
+            v = window.stride[0] * y + window.dilation[0] * i - window.padding[0]
+            for x in range(columns.outputs):
+                for j, *_ in columns.taps:
+                    h = window.stride[1] * x + window.dilation[1] * j - window.padding[1]
+                    if 0 <= v < rows.inputs and 0 <= h < columns.inputs:
+                        matrix[:, :, y, x, :, v, h] = parts[:, :, :, i, j]
+    return matrix.reshape(groups, outputs, inputs)

@@ -1,0 +1,269 @@
+r"""Predictions and radii against proved margins.
+
+Let m be the real margin of class c over class j at a sample, K the proved constant of the
+difference of the two logits, and :math:`D + \beta r` the error of the deployed network within r.
+Two logits that are each a coordinate of a vector with error D differ by at most :math:`\sqrt 2 D`
+more or less, so that within r the deployed margin is positive if
+
+.. math:: K r + \sqrt 2 (D + \beta r) < m,
+
+and the real one is if K r < m. In float64 m is known up to :math:`\sqrt 2 D_0`; in exact arithmetic
+it is known.
+"""
+
+import math
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+from numpy.typing import NDArray
+
+from robustcert.check.fixed import Floats, InexactError
+from robustcert.check.forward import (
+    FLOAT32,
+    FLOAT64,
+    Arithmetic,
+    Evaluation,
+    batches,
+    evaluate,
+    evaluate_exactly,
+)
+from robustcert.check.network import Operation
+from robustcert.check.reader import Row
+from robustcert.check.report import Report
+
+ROOT2 = math.sqrt(2)  # 1.41421356237309514..., above the root
+FLOAT_ENTRIES = 2**22
+EXACT_ENTRIES = 2**18
+# More than the roundings of a comparison here, about ten.
+SLACK = 2.0**-48
+
+Values = Callable[[slice | NDArray[np.int64]], Floats]
+
+
+@dataclass(frozen=True)
+class Network:
+    """What is known of the network when radii are checked.
+
+    Attributes:
+        operations: Applied in turn.
+        norms: Proved norms by path, as floats that are not below them.
+        pairwise: Claimed constants that have been proved, ``(C, C)``.
+        deployed: Arithmetics of the deployed networks that are spoken of.
+    """
+
+    operations: Sequence[Operation]
+    norms: dict[str, float]
+    pairwise: Floats
+    deployed: Sequence[Arithmetic]
+
+    @property
+    def arithmetics(self) -> list[Arithmetic]:
+        """float64, in which the check computes, and the deployed ones."""
+        return [FLOAT64, *(a for a in self.deployed if a is not FLOAT64)]
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Of every sample: errors ``(A, N)``; of all: what they gain per unit of distance ``(A,)``."""
+
+    centre: Floats
+    growth: Floats
+
+
+def check_radii(
+    rows: list[Row], values: Values, network: Network, exact: int, seed: int | None, report: Report
+) -> None:
+    """Check every row of radii.csv, in float64 and, where that is not enough, in integers.
+
+    Args:
+        rows: The rows.
+        values: Inputs of a selection of rows.
+        network: The network.
+        exact: How many rows are checked in integers in any case.
+        seed: Of their choice; from the operating system by default.
+        report: Where to note the outcome.
+    """
+    parts = [
+        _check_in_float64(rows, part, values(part), network, report)
+        for part in batches(len(rows), network.operations, FLOAT_ENTRIES)
+    ]
+    if not report.verified:
+        return
+    centre = np.concatenate([found.centre for found, _, _ in parts], axis=1)
+    errors = Errors(centre, parts[0][0].growth)
+    left = np.concatenate([slack for _, slack, _ in parts])
+    ties = sum(tied for _, _, tied in parts)
+    doubtful = np.flatnonzero(np.isnan(left)).tolist()
+    seed = random.SystemRandom().getrandbits(32) if seed is None else seed
+    chosen = _choose(left, exact, seed)
+    todo = np.array(sorted({*doubtful, *chosen}), np.int64)
+    for part in batches(len(todo), network.operations, EXACT_ENTRIES):
+        _check_in_integers(rows, todo[part], values(todo[part]), errors, network, report)
+    names = ["R", *("F32" if a is FLOAT32 else "F64" for a in network.deployed)]
+    certified = sum(row.certified for row in rows)
+    report.note(
+        "samples", f"{len(rows)} predictions, {certified} radii, functions {', '.join(names)}"
+    )
+    if ties:
+        report.note("ties", f"{ties} predictions, not certified, are ties up to rounding")
+    report.note(
+        "exact",
+        f"{len(todo)} samples in exact arithmetic: {exact} asked for (seed {seed}), "
+        f"{len(doubtful)} that float64 leaves open",
+    )
+
+
+def _choose(slack: Floats, exact: int, seed: int) -> list[int]:
+    # Half of them at random, half of them those with the least slack.
+    count = min(exact, len(slack))
+    at_random = random.Random(seed).sample(range(len(slack)), (count + 1) // 2)
+    rest = np.setdiff1d(np.arange(len(slack)), at_random)
+    tightest = rest[np.argsort(slack[rest], kind="stable")]
+    return [*at_random, *tightest[: count - len(at_random)].tolist()]
+
+
+def _where(position: int) -> str:
+    return f"radii.csv line {position + 2}"
+
+
+@dataclass(frozen=True)
+class _Comparison:
+    # What float64 knows of every row.
+    finite: NDArray[np.bool_]  # logits and error bounds
+    proved: NDArray[np.bool_]  # the radius
+    refuted: NDArray[np.bool_]  # the radius
+    largest: NDArray[np.bool_]  # the prediction's logit, up to rounding
+    tied: NDArray[np.bool_]  # the prediction's logit, up to rounding
+    reach: Floats
+    least: Floats  # margin
+    tolerance: Floats  # of that margin, as written
+    slack: Floats  # relative, of the radius
+
+
+def _compare(chosen: list[Row], found: Evaluation, network: Network) -> _Comparison:
+    logits = found.values
+    prediction = np.array([row.prediction for row in chosen])
+    radius = np.array([row.radius for row in chosen])
+    rivals = np.arange(logits.shape[1]) != prediction[:, None]
+    used = [network.arithmetics.index(a) for a in network.deployed]
+    with np.errstate(all="ignore"):
+        margin = logits[np.arange(len(chosen)), prediction][:, None] - logits
+        own = ROOT2 * found.centre[0][:, None] * (1 + SLACK) + abs(margin) * SLACK
+        centre = ROOT2 * found.centre[used].max(axis=0, initial=0.0)[:, None] * (1 + SLACK)
+        growth = ROOT2 * found.growth[used].max(initial=0.0)
+        constants = network.pairwise[prediction]
+        fall = _times(constants + growth, radius) * (1 + SLACK)
+        lost = _times(constants, radius) * (1 - SLACK)
+        least = np.where(rivals, margin, math.inf).min(axis=1)
+        finite = np.isfinite(logits).all(axis=1) & np.isfinite(found.centre).all(axis=0)
+        return _Comparison(
+            np.logical_and(finite, np.isfinite(found.growth).all()),
+            (~rivals | (own + centre + fall < margin)).all(axis=1),
+            (rivals & (lost - own > margin)).any(axis=1),
+            (~rivals | (margin >= -(own + centre))).all(axis=1),
+            (rivals & (margin <= own + centre)).any(axis=1),
+            found.reach[used].min(axis=0, initial=math.inf),
+            least,
+            # Nine digits are written.
+            own.max(axis=1) + centre[:, 0] + 6e-9 * abs(least),
+            np.where(rivals, (margin - fall) / margin, math.inf).min(axis=1),
+        )
+
+
+def _check_in_float64(
+    rows: list[Row], part: slice, samples: Floats, network: Network, report: Report
+) -> tuple[Errors, Floats, int]:
+    # Errors; relative slack, NaN where a row is neither proved nor refuted; number of ties.
+    found = evaluate(network.operations, samples, network.norms, network.arithmetics)
+    chosen = rows[part]
+    known = _compare(chosen, found, network)
+    slack, ties = known.slack.copy(), 0
+    for k, row in enumerate(chosen):
+        where = _where(part.start + k)
+        if not report.expect(bool(known.finite[k]), f"{where}: logits or errors are not finite"):
+            continue
+        written = abs(row.margin - known.least[k]) <= known.tolerance[k]
+        report.expect(bool(written), f"{where}: the margin is not {row.margin!r}")
+        if not row.certified:
+            largest = bool(known.largest[k])
+            report.expect(largest, f"{where}: {row.prediction} is not the largest logit")
+            ties += bool(known.tied[k])
+            slack[k] = math.inf
+        elif known.refuted[k]:
+            report.expect(False, f"{where}: radius {row.radius!r} exceeds what the margin proves")
+        elif not row.radius <= known.reach[k]:
+            report.expect(False, f"{where}: a value may overflow within radius {row.radius!r}")
+        elif not known.proved[k]:
+            slack[k] = math.nan
+    return Errors(found.centre, found.growth), slack, ties
+
+
+def _times(constants: Floats, radius: Floats) -> Floats:
+    # An infinite radius is no loss where the margin never changes.
+    return np.where(constants == 0, 0.0, constants * radius[:, None])
+
+
+def _check_in_integers(
+    rows: list[Row],
+    positions: NDArray[np.int64],
+    samples: Floats,
+    errors: Errors,
+    network: Network,
+    report: Report,
+) -> None:
+    try:
+        found = evaluate_exactly(network.operations, samples, network.norms)
+    except InexactError as error:
+        report.expect(False, f"{_where(int(positions[0]))}: no exact evaluation: {error}")
+        return
+    for k, position in enumerate(positions.tolist()):
+        row = rows[position]
+        own = Fraction(ROOT2) * Fraction(float(found.error[k]))
+        logits = [Fraction(z, 1 << found.places) for z in found.values[k].tolist()]
+        for j, logit in enumerate(logits):
+            if j != row.prediction:
+                margin = logits[row.prediction] - logit - own
+                constant = float(network.pairwise[row.prediction, j])
+                _check_margin(row, position, margin, constant, errors, network, report)
+
+
+def _check_margin(
+    row: Row,
+    position: int,
+    margin: Fraction,
+    constant: float,
+    errors: Errors,
+    network: Network,
+    report: Report,
+) -> None:
+    # margin: of the real logits at the sample, rounded down.
+    where = _where(position)
+    if not row.certified:
+        blur = 2 * Fraction(ROOT2) * Fraction(float(errors.centre[:, position].max()))
+        report.expect(
+            margin >= -blur, f"{where}: {row.prediction} is not the largest logit, exactly"
+        )
+        return
+    radius = row.radius
+    losses = [_fall(constant, Fraction(0), radius)]
+    for arithmetic in network.deployed:
+        k = network.arithmetics.index(arithmetic)
+        centre, growth = (
+            Fraction(float(errors.centre[k, position])),
+            Fraction(float(errors.growth[k])),
+        )
+        fall = _fall(constant, Fraction(ROOT2) * growth, radius)
+        losses.append(None if fall is None else fall + Fraction(ROOT2) * centre)
+    proved = all(loss is not None and loss < margin for loss in losses)
+    report.expect(proved, f"{where}: radius {radius!r} is not proved by the exact margin")
+
+
+def _fall(constant: float, growth: Fraction, radius: float) -> Fraction | None:
+    # None: without bound.
+    slope = Fraction(constant) + growth
+    if slope == 0:
+        return Fraction(0)
+    return None if math.isinf(radius) else slope * Fraction(radius)

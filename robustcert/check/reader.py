@@ -1,0 +1,246 @@
+"""Read a certificate folder as untrusted data: fixed names, bounded sizes, strict formats."""
+
+import functools
+import hashlib
+import json
+import math
+import operator
+import os
+import re
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+FILES = ("certificate.json", "network.safetensors", "samples.safetensors", "radii.csv")
+LARGEST_FILE = {
+    "certificate.json": 2**26,
+    "network.safetensors": 2**32,
+    "samples.safetensors": 2**33,
+    "radii.csv": 2**29,
+}
+LARGEST_HEADER = 2**24
+MOST_JSON_VALUES = 4_000_000
+MOST_TENSORS = 20_000
+LONGEST_ROW = 400
+DTYPES = {"F32": "<f4", "F64": "<f8", "U8": "|u1", "I64": "<i8"}
+COLUMNS = "index,label,prediction,correct,status,radius,radius_hex,margin"
+INTEGER = re.compile(r"0|[1-9][0-9]{0,17}")
+HEX = re.compile(r"0x[01]\.[0-9a-f]{1,13}p[+-][0-9]{1,4}")
+
+
+class UnreadableError(ValueError):
+    """The folder is no certificate of a kind that this checker knows: nothing was checked."""
+
+
+def show(value: object) -> str:
+    """Text from a folder for a message: one line, ASCII, short."""
+    text = ascii(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def fail(where: str, expected: str, got: object) -> UnreadableError:
+    """An error in the form: where, what was expected, what there is."""
+    return UnreadableError(f"{where}: expected {expected}, got {show(got)}")
+
+
+def read_bytes(folder: Path, name: str) -> bytes:
+    """A regular file of the folder, no link and of bounded size."""
+    path = folder / name
+    # Opened without following a link and without waiting for a pipe.
+    flags = (getattr(os, flag, 0) for flag in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"))
+    limit = LARGEST_FILE[name]
+    try:
+        if path.is_symlink() or not path.is_file():
+            raise UnreadableError(f"{name}: not a regular file in the folder")
+        handle = os.open(path, functools.reduce(operator.or_, flags, os.O_RDONLY))
+        with open(handle, "rb") as file:
+            status = os.fstat(handle)
+            if not stat.S_ISREG(status.st_mode):
+                raise UnreadableError(f"{name}: not a regular file")
+            if status.st_size > limit:
+                raise UnreadableError(f"{name}: {status.st_size} bytes, more than {limit}")
+            content = file.read(limit + 1)
+    except OSError as error:
+        raise UnreadableError(f"{name}: cannot be read: {error.strerror}") from None
+    if len(content) > limit:
+        raise UnreadableError(f"{name}: more than {limit} bytes")
+    return content
+
+
+def sha256(content: bytes) -> str:
+    """Hexadecimal digest."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def parse_json(content: bytes, where: str) -> Any:
+    """JSON without duplicate keys, NaN, infinities or an unreasonable number of values."""
+
+    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(items)
+        if len(found) != len(items):
+            raise UnreadableError(f"{where}: a key appears twice in one object")
+        return found
+
+    def refuse(text: str) -> Any:
+        raise UnreadableError(f"{where}: {text} is not JSON")
+
+    if sum(content.count(mark) for mark in b"[{,") > MOST_JSON_VALUES:
+        raise UnreadableError(f"{where}: more than {MOST_JSON_VALUES} values")
+    try:
+        return json.loads(content.decode(), object_pairs_hook=pairs, parse_constant=refuse)
+    except UnreadableError:
+        raise
+    except RecursionError:
+        raise UnreadableError(f"{where}: nested too deeply") from None
+    except ValueError as error:
+        raise UnreadableError(f"{where}: not JSON: {str(error)[:80]}") from None
+
+
+def keys(value: Any, where: str, required: set[str], optional: set[str] | None = None) -> dict:
+    """A JSON object with these keys and no others; ``optional=None`` admits any others."""
+    if not isinstance(value, dict):
+        raise fail(where, "an object", value)
+    missing = sorted(required - value.keys())
+    unknown = [] if optional is None else sorted(value.keys() - required - optional)
+    if missing or unknown:
+        what = f"no {missing[0]!r}" if missing else f"unknown key {show(unknown[0])}"
+        raise UnreadableError(f"{where}: {what}")
+    return value
+
+
+def items(value: Any, where: str) -> list[Any]:
+    """A JSON array."""
+    if not isinstance(value, list):
+        raise fail(where, "a list", value)
+    return value
+
+
+def text(value: Any, where: str) -> str:
+    """A JSON string."""
+    if not isinstance(value, str):
+        raise fail(where, "a string", value)
+    return value
+
+
+def whole(value: Any, where: str, least: int = 0, most: int = 2**62) -> int:
+    """A JSON integer within a range; true and false are none."""
+    if type(value) is not int or not least <= value <= most:
+        raise fail(where, f"an integer from {least} to {most}", value)
+    return value
+
+
+def hex_float(value: Any, where: str) -> float:
+    """A nonnegative finite float64 in the one way that ``float.hex`` writes it."""
+    if not isinstance(value, str) or not HEX.fullmatch(value):
+        raise fail(where, "a nonnegative hexadecimal float", value)
+    try:
+        number = float.fromhex(value)
+    except (OverflowError, ValueError):
+        raise fail(where, "a nonnegative hexadecimal float", value) from None
+    if number.hex() != value or not math.isfinite(number):
+        raise fail(where, "a nonnegative hexadecimal float", value)
+    return number
+
+
+def parse_safetensors(content: bytes, where: str) -> dict[str, Array]:
+    """Tensors of a safetensors file; every byte belongs to exactly one of them."""
+    if len(content) < 8:
+        raise UnreadableError(f"{where}: shorter than its header")
+    size = int.from_bytes(content[:8], "little")
+    if size > min(LARGEST_HEADER, len(content) - 8):
+        raise UnreadableError(f"{where}: header of {size} bytes in a file of {len(content)}")
+    header = parse_json(content[8 : 8 + size], f"{where} header")
+    if not isinstance(header, dict) or len(header) > MOST_TENSORS:
+        raise UnreadableError(f"{where}: the header is no object of at most {MOST_TENSORS} tensors")
+    header.pop("__metadata__", None)
+    data = memoryview(content)[8 + size :]
+    found, end = {}, 0
+    entries = [(name, _entry(entry, f"{where} {show(name)}")) for name, entry in header.items()]
+    for name, (dtype, shape, first, last) in sorted(entries, key=lambda item: item[1][2:]):
+        place = f"{where} {show(name)}"
+        if first != end or last > len(data):
+            raise UnreadableError(f"{place}: its bytes overlap, leave a gap or pass the end")
+        end = last
+        if math.prod(shape) * np.dtype(dtype).itemsize != last - first:
+            raise UnreadableError(f"{place}: {last - first} bytes do not fill the shape {shape}")
+        found[name] = np.frombuffer(data[first:last], dtype).reshape(shape)
+    if end != len(data):
+        raise UnreadableError(f"{where}: {len(data) - end} bytes belong to no tensor")
+    return found
+
+
+def _entry(entry: Any, where: str) -> tuple[str, tuple[int, ...], int, int]:
+    keys(entry, where, {"dtype", "shape", "data_offsets"}, set())
+    if not isinstance(entry["dtype"], str) or entry["dtype"] not in DTYPES:
+        raise fail(where, f"a dtype among {', '.join(DTYPES)}", entry["dtype"])
+    shape = items(entry["shape"], where)
+    offsets = items(entry["data_offsets"], where)
+    if len(shape) > 8 or len(offsets) != 2:
+        raise UnreadableError(f"{where}: more than 8 dimensions, or not two offsets")
+    sizes = tuple(whole(n, where) for n in shape)
+    first, last = (whole(n, where) for n in offsets)
+    if first > last:
+        raise UnreadableError(f"{where}: offsets {first} > {last}")
+    return DTYPES[entry["dtype"]], sizes, first, last
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of radii.csv."""
+
+    index: int
+    label: int
+    prediction: int
+    correct: bool
+    certified: bool
+    decimal: str
+    radius: float
+    margin: float
+
+
+def parse_radii(content: bytes, count: int) -> list[Row]:
+    """The ``count`` rows of radii.csv."""
+    lines = content.count(b"\n")
+    if lines != count + 1 or not content.endswith(b"\n"):
+        raise UnreadableError(f"radii.csv: expected {count + 1} lines for the samples, got {lines}")
+    try:
+        head, *rows = content.decode("ascii").split("\n")[:-1]
+    except UnicodeDecodeError:
+        raise UnreadableError("radii.csv: not ASCII") from None
+    if head != COLUMNS:
+        raise fail("radii.csv line 1", f"the header {COLUMNS}", head)
+    return [_row(line, f"radii.csv line {number}") for number, line in enumerate(rows, 2)]
+
+
+def _row(line: str, where: str) -> Row:
+    cells = line.split(",", 8) if len(line) <= LONGEST_ROW else []
+    if len(cells) != 8:
+        raise fail(where, "8 columns", line)
+    index, label, prediction, correct, status, decimal, radius, margin = cells
+    for cell in (index, label, prediction):
+        if not INTEGER.fullmatch(cell):
+            raise fail(where, "an integer", cell)
+    if correct not in ("0", "1") or status not in ("certified", "abstain"):
+        raise fail(where, "correct 0 or 1 and status certified or abstain", f"{correct},{status}")
+    if not re.fullmatch(r"-?[0-9.e+-]{1,24}", margin):
+        raise fail(where, "a finite margin", margin)
+    try:
+        least = float(margin)
+    except ValueError:
+        raise fail(where, "a finite margin", margin) from None
+    return Row(
+        int(index),
+        int(label),
+        int(prediction),
+        correct == "1",
+        status == "certified",
+        decimal,
+        math.inf if radius == "inf" else hex_float(radius, where),
+        least,
+    )

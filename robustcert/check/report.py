@@ -1,0 +1,27 @@
+"""The outcome of a check, in words."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Report:
+    """What was checked, in words, and every claim that does not hold or could not be proved."""
+
+    checked: list[tuple[str, str]] = field(default_factory=list)
+    unchecked: list[str] = field(default_factory=list)
+    mismatches: list[str] = field(default_factory=list)
+
+    @property
+    def verified(self) -> bool:
+        """Whether every claim was proved."""
+        return not self.mismatches
+
+    def note(self, topic: str, what: str) -> None:
+        """Record what was checked."""
+        self.checked.append((topic, what))
+
+    def expect(self, condition: bool, message: str) -> bool:
+        """Record a mismatch unless the condition holds."""
+        if not condition:
+            self.mismatches.append(message)
+        return condition

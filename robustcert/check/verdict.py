@@ -1,0 +1,345 @@
+"""Every claim of a certificate folder against what can be proved from its own files."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from robustcert.check import dataset, norms
+from robustcert.check.digits import exact_gram
+from robustcert.check.fixed import Floats, to_integers
+from robustcert.check.forward import FLOAT32, FLOAT64, Arithmetic
+from robustcert.check.network import Operation, digest, read_network
+from robustcert.check.radii import Network, check_radii
+from robustcert.check.reader import (
+    FILES,
+    Array,
+    Row,
+    UnreadableError,
+    fail,
+    hex_float,
+    items,
+    keys,
+    parse_json,
+    parse_radii,
+    parse_safetensors,
+    read_bytes,
+    sha256,
+    show,
+    whole,
+)
+from robustcert.check.report import Report
+
+FORMAT = 1
+STATEMENT = {
+    "statement": (
+        "For every sample listed as certified with radius r, every input at l2 distance less than r"
+        " from the sample gets the listed prediction, as the unique largest logit."
+    ),
+    "norm": "l2",
+    "units": "input units: distances between inputs with values in [0, 1]",
+    "domain": "all of R^d, no clipping",
+    "inputs": "float32 values; a uint8 pixel p stands for float32(p / 255)",
+}
+FUNCTIONS = {
+    "R": "the real-valued function that the float constants of the network define",
+    "F64": "the network evaluated in IEEE float64, summed in any order",
+    "F32": "the network evaluated in IEEE float32, summed in any order, without TF32",
+}
+CLAIMS = {"format", "robustcert", "claim", "network", "bounds", "pairwise", "summary", "files"}
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The samples of the folder, as real numbers."""
+
+    inputs: Array
+    labels: NDArray[np.int64]
+    indices: NDArray[np.int64]
+
+    def values(self, rows: slice | NDArray[np.int64]) -> Floats:
+        """Inputs as float64; a byte p stands for the float32 nearest to p / 255."""
+        part = self.inputs[rows]
+        if part.dtype == np.uint8:
+            return (part.astype(np.float32) / np.float32(255)).astype(np.float64)
+        return part.astype(np.float64)
+
+
+def check(
+    folder: str | Path,
+    exact: int = 200,
+    seed: int | None = None,
+    data: Sequence[str | Path] = (),
+) -> Report:
+    """Check a certificate folder.
+
+    Args:
+        folder: The folder, which may hold anything.
+        exact: Samples whose logits are always computed in exact arithmetic: half of them at random,
+            half of them those with the smallest relative slack.
+        seed: Of that choice; from the operating system by default, so that nobody can foresee it.
+        data: Files of the dataset that the samples must be from; none: not checked.
+
+    Raises:
+        UnreadableError: the folder is malformed, or of a kind that this checker does not know.
+        ImportError: the network needs python-flint, which is not there.
+    """
+    _check_arithmetic()
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UnreadableError(f"{show(str(folder))}: no folder")
+    content = {name: read_bytes(folder, name) for name in FILES}
+    claim = parse_json(content["certificate.json"], "certificate.json")
+    keys(claim, "certificate.json", {"format"})
+    if claim["format"] != FORMAT or type(claim["format"]) is not int:
+        raise UnreadableError(f"certificate.json: unknown format {show(claim['format'])}")
+    keys(claim, "certificate.json", CLAIMS)
+    report = Report()
+    _check_files(claim["files"], content, report)
+    deployed = _check_statement(claim["claim"])
+    tensors = parse_safetensors(content["network.safetensors"], "network.safetensors")
+    operations = read_network(claim["network"], tensors)
+    samples = _read_samples(content["samples.safetensors"], operations)
+    rows = parse_radii(content["radii.csv"], len(samples.labels))
+    found = digest(operations[0].input_shape, operations)
+    if FLOAT32 in deployed and any(array.dtype == np.float64 for array in tensors.values()):
+        raise UnreadableError(
+            "claim functions: F32 of a network with float64 constants is not known"
+        )
+    report.expect(claim["network"]["digest"] == found, f"network digest: it is {found}")
+    report.note("files", "sha256 and network digest recomputed")
+    proved = _check_bounds(items(claim["bounds"], "bounds"), operations, report)
+    pairwise = _check_pairwise(claim["pairwise"], operations, proved, report)
+    _check_table(rows, samples, len(pairwise), report)
+    _check_summary(claim["summary"], rows, report)
+    if report.verified:
+        upper = {path: math.nextafter(float(value), math.inf) for path, value in proved.items()}
+        network = Network(operations, upper, np.array(pairwise), deployed)
+        check_radii(rows, samples.values, network, exact, seed, report)
+    if data:
+        what, wrong = dataset.compare(data, samples.inputs, samples.labels, samples.indices)
+        report.note("data", what)
+        report.mismatches += wrong
+    else:
+        report.unchecked.append("that the samples are the dataset's (--data FILE... compares them)")
+    report.unchecked.append(
+        "who wrote the folder, and how the network was trained; not read: "
+        + ", ".join(show(key)[1:-1] for key in sorted(claim.keys() - CLAIMS)[:12])
+    )
+    return report
+
+
+def _check_arithmetic() -> None:
+    tiny = np.array([2.0**-1022, 1.0, 1.0])
+    with np.errstate(all="ignore"):
+        sums = tiny * 0.5 + np.array([0.0, 0.5 + 2.0**-53, 0.5 + 2.0**-53 + 2.0**-54])
+    if sums[0] == 0 or sums[1] != 1 or sums[2] != 1 + 2.0**-52:
+        raise UnreadableError(
+            "this process does not round float64 to nearest, or flushes denormals"
+        )
+
+
+def _check_files(claimed: Any, content: dict[str, bytes], report: Report) -> None:
+    names = [name for name in FILES if name != "certificate.json"]
+    keys(claimed, "files", set(names), set())
+    for name in names:
+        found = sha256(content[name])
+        report.expect(claimed[name] == found, f"{name}: its sha256 is {found}, not as claimed")
+
+
+def _check_statement(claim: Any) -> list[Arithmetic]:
+    keys(claim, "claim", {*STATEMENT, "functions"}, set())
+    for key, known in STATEMENT.items():
+        if claim[key] != known:
+            raise fail(f"claim {key}", repr(known), claim[key])
+    functions = keys(claim["functions"], "claim functions", {"R"}, {"F64", "F32"})
+    for key, value in functions.items():
+        if value != FUNCTIONS[key]:
+            raise fail(f"claim functions {key}", repr(FUNCTIONS[key]), value)
+    deployed = {"F64": FLOAT64, "F32": FLOAT32}
+    return [arithmetic for key, arithmetic in deployed.items() if key in functions]
+
+
+def _read_samples(content: bytes, operations: tuple[Operation, ...]) -> Samples:
+    tensors = parse_safetensors(content, "samples.safetensors")
+    keys(tensors, "samples.safetensors", {"inputs", "labels", "indices"}, set())
+    inputs, labels, indices = (tensors[key] for key in ("inputs", "labels", "indices"))
+    count = inputs.shape[0] if inputs.ndim else 0
+    shape = operations[0].input_shape
+    if inputs.shape != (count, *shape) or count < 1 or inputs.dtype not in (np.uint8, np.float32):
+        raise UnreadableError(
+            f"samples.safetensors: expected uint8 or float32 inputs (N, {shape}), N at least 1, "
+            f"got {inputs.dtype} {inputs.shape}"
+        )
+    for key, array in (("labels", labels), ("indices", indices)):
+        if array.shape != (count,) or array.dtype != np.int64:
+            raise UnreadableError(
+                f"samples.safetensors: expected int64 {key} ({count},), got {array.dtype} "
+                f"{array.shape}"
+            )
+    if inputs.dtype != np.uint8 and not ((inputs >= 0) & (inputs <= 1)).all():
+        raise UnreadableError("samples.safetensors: an input is not in [0, 1]")
+    return Samples(inputs, labels, indices)
+
+
+def _check_bounds(
+    bounds: list[Any], operations: tuple[Operation, ...], report: Report
+) -> dict[str, Fraction]:
+    if len(bounds) != len(operations):
+        raise UnreadableError(f"bounds: {len(bounds)} for {len(operations)} operations")
+    proved: dict[str, Fraction] = {}
+    methods: dict[str, int] = {}
+    for entry, operation in zip(bounds, operations, strict=True):
+        where = f"bound of {operation.label}"
+        keys(entry, where, {"name", "kind", "input_shape", "bound", "lower"}, set())
+        bound = hex_float(entry["bound"], where)
+        lower = entry["lower"]
+        described = (operation.name, operation.kind, list(operation.input_shape))
+        claimed = (entry["name"], entry["kind"], entry["input_shape"])
+        report.expect(claimed == described, f"{where}: it is listed for {show(claimed)}")
+        if lower is not None:
+            least = hex_float(lower, where)
+            report.expect(least <= bound * (1 + 1e-6), f"{where}: below its own lower value")
+        method = _prove(operation, bound, proved)
+        report.expect(bool(method), f"{where}: {bound!r} is not proved to be an upper bound")
+        proved[operation.path] = Fraction(bound)
+        methods[method] = methods.get(method, 0) + 1
+    listed = ", ".join(f"{count} by {method}" for method, count in methods.items() if method)
+    report.note("norms", f"{len(operations)} operations: {listed}")
+    return proved
+
+
+def _prove(operation: Operation, bound: float, proved: dict[str, Fraction]) -> str:
+    # The method that proves the bound, or nothing.
+    if operation.kind in ("dense", "convolution"):
+        return norms.prove(operation, bound).method
+    if operation.kind == "affine":
+        least = Fraction(float(abs(operation.wide("scale")).max()))
+        return "largest scale" if least <= bound else ""
+    if operation.kind == "sum":
+        return "sum of branches" if _sum_bound(operation, proved) <= bound else ""
+    return "definition" if bound >= 1 else ""
+
+
+def _sum_bound(operation: Operation, proved: dict[str, Fraction]) -> Fraction:
+    # Branches claim nothing themselves: their bounds are found here.
+    total = Fraction(0)
+    for branch in operation.branches:
+        product = Fraction(1)
+        for inner in branch:
+            proved[inner.path] = _find(inner, proved)
+            product *= proved[inner.path]
+        total += product
+    return total
+
+
+def _find(operation: Operation, proved: dict[str, Fraction]) -> Fraction:
+    if operation.kind == "sum":
+        return _sum_bound(operation, proved)
+    if operation.kind == "affine":
+        return Fraction(float(abs(operation.wide("scale")).max()))
+    if operation.kind not in ("dense", "convolution"):
+        return Fraction(1)
+    value = norms.find(operation)
+    if not math.isfinite(value):
+        raise UnreadableError(f"{operation.label}: no bound can be proved here")
+    return Fraction(value)
+
+
+def _check_pairwise(
+    claimed: Any, operations: tuple[Operation, ...], proved: dict[str, Fraction], report: Report
+) -> list[list[float]]:
+    classes = operations[-1].output_shape[0]
+    table = [
+        [hex_float(value, "pairwise") for value in items(row, "pairwise")]
+        for row in items(claimed, "pairwise")
+    ]
+    if len(table) != classes or any(len(row) != classes for row in table):
+        raise UnreadableError(f"pairwise: expected a table of {classes} by {classes}")
+    head = operations[-1] if operations[-1].kind == "dense" else None
+    rest = math.prod(
+        (proved[op.path] for op in (operations[:-1] if head else operations)), start=Fraction(1)
+    )
+    squares = [[2 * (i != j) for j in range(classes)] for i in range(classes)]
+    scale = rest**2
+    if head is not None:
+        rows, places = to_integers(head.wide("weight"))
+        lengths = exact_gram(rows)
+        own = lengths.diagonal()
+        squares = (own[:, None] + own[None, :] - 2 * lengths).tolist()
+        scale = rest**2 / 4**places
+    for i in range(classes):
+        for j in range(classes):
+            enough = (
+                table[i][j] == 0
+                if i == j
+                else Fraction(table[i][j]) ** 2 >= scale * int(squares[i][j])
+            )
+            report.expect(enough, f"pairwise[{i}][{j}]: {table[i][j]!r} is not proved")
+    what = "product of bounds times exact distances of rows" if head else "root 2 times the product"
+    report.note("pairwise", f"{classes} classes, {what}, in rationals")
+    return table
+
+
+def _check_table(rows: list[Row], samples: Samples, classes: int, report: Report) -> None:
+    for name, column in (("index", samples.indices), ("label", samples.labels)):
+        listed = np.array([getattr(row, name) for row in rows], np.int64)
+        wrong = np.flatnonzero(listed != column)
+        for position in wrong[:5]:
+            report.expect(
+                False,
+                f"radii.csv line {position + 2}: {name} {listed[position]} is not the sample's",
+            )
+    report.expect(len(np.unique(samples.indices)) == len(rows), "samples: an index appears twice")
+    inside = (samples.labels >= 0) & (samples.labels < classes)
+    report.expect(bool(inside.all()), f"samples: a label is not among 0 to {classes - 1}")
+    report.expect(bool((samples.indices >= 0).all()), "samples: a negative index")
+    for line, row in enumerate(rows, 2):
+        where = f"radii.csv line {line}"
+        report.expect(row.prediction < classes, f"{where}: prediction {row.prediction} is no class")
+        report.expect(
+            row.correct == (row.label == row.prediction), f"{where}: correct is {int(row.correct)}"
+        )
+        report.expect(
+            row.certified == (row.radius > 0), f"{where}: status does not fit radius {row.radius!r}"
+        )
+        report.expect(
+            row.decimal == _decimal(row.radius), f"{where}: {show(row.decimal)} for {row.radius!r}"
+        )
+
+
+def _decimal(radius: float) -> str:
+    # Six decimals, rounded down.
+    if math.isinf(radius):
+        return "inf"
+    millionths = math.floor(Fraction(radius) * 10**6)
+    return f"{millionths // 10**6}.{millionths % 10**6:06d}"
+
+
+def _check_summary(summary: Any, rows: list[Row], report: Report) -> None:
+    keys(summary, "summary", {"samples", "correct", "certified"}, set())
+    counts = {
+        "samples": len(rows),
+        "correct": sum(row.label == row.prediction for row in rows),
+    }
+    for key, count in counts.items():
+        report.expect(
+            whole(summary[key], f"summary {key}") == count, f"summary {key}: it is {count}"
+        )
+    entries = items(summary["certified"], "summary certified")
+    for entry in entries:
+        where = "summary certified"
+        keys(entry, where, {"radius", "decimal", "count"}, set())
+        radius = hex_float(entry["radius"], where)
+        if type(entry["decimal"]) not in (int, float):
+            raise fail(f"{where} decimal", "a number", entry["decimal"])
+        claimed = whole(entry["count"], f"{where} count")
+        count = sum(row.label == row.prediction and row.radius > radius for row in rows)
+        report.expect(entry["decimal"] == radius, f"{where}: the decimal is not {radius!r}")
+        report.expect(claimed == count, f"{where}: beyond {radius!r} it is {count}, not {claimed}")
+    report.note("summary", f"accuracy and {len(entries)} counts recounted from radii.csv")

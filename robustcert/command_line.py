@@ -1,0 +1,178 @@
+"""What is wrong with a command line, in one line that names what is allowed."""
+
+import difflib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import hydra
+from hydra._internal.utils import get_args_parser
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+_PACKAGE = Path(__file__).parent
+# A wheel carries conf/ inside the package; a checkout has it beside the package.
+CONFIG_DIR = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf"
+# Hydra 1.4 drops version_base and warns if it is given.
+HYDRA_VERSION = {"version_base": "1.3"} if hydra.__version__ < "1.4" else {}
+
+
+def ordered(arguments: list[str]) -> list[str]:
+    """The arguments with ``key=value`` last: Hydra's parser does not find those after a flag."""
+    overrides = [a for a in arguments if "=" in a and not a.startswith("-")]
+    return [a for a in arguments if a not in overrides] + overrides
+
+
+def find_mistake(config_name: str, arguments: list[str]) -> str | None:
+    """What is wrong with the arguments, or None.
+
+    Hydra's own answer to ``model.widht=64`` is to add the key with a plus sign, which is the wrong
+    advice for a typing error.
+
+    Args:
+        config_name: ``train`` or ``certify``.
+        arguments: What stands after the command, as :func:`ordered` gives it.
+    """
+    options, unknown = get_args_parser().parse_known_args(arguments)
+    if options.help or options.hydra_help or options.shell_completion:
+        return None
+    for argument in unknown:
+        return f"{argument}: no such flag; values are set without dashes, as in model.width=64"
+    if options.config_name or options.config_path:
+        return None  # not our configuration
+    user_dir = Path(options.config_dir) if options.config_dir else None
+    if user_dir and not user_dir.is_dir():
+        return f"--config-dir {user_dir}: no such folder"
+    for argument in options.overrides:
+        if "=" not in argument and not argument.startswith("~"):
+            return _explain_word(argument, user_dir)
+    overrides = []
+    for argument in options.overrides:
+        try:
+            overrides.append(OverridesParser.create().parse_override(argument))
+        except HydraException as error:
+            return f"{argument}: {str(error).splitlines()[0]}"
+    with hydra.initialize_config_dir(str(CONFIG_DIR), **HYDRA_VERSION):
+        extra = [f"hydra.searchpath=[file://{user_dir.resolve()}]"] if user_dir else []
+        sweeping = options.multirun or any(o.key_or_group == "hydra.mode" for o in overrides)
+        return _check_overrides(config_name, overrides, extra, sweeping)
+
+
+def _check_overrides(
+    config_name: str, overrides: list[Override], extra: list[str], sweeping: bool
+) -> str | None:
+    good = list(extra)
+    for override in overrides:
+        if override.is_sweep_override() and not sweeping:
+            return (
+                f"{override.input_line}: several values are a sweep: add -m, or write a list as "
+                f"{override.key_or_group}=[...]"
+            )
+        mistake = _check_resume(override, sweeping)
+        if mistake:
+            return mistake
+        candidates = list(_candidates(override))
+        is_group = (CONFIG_DIR / override.key_or_group).is_dir()
+        for candidate in candidates if is_group else candidates[:1]:
+            try:
+                hydra.compose(config_name, overrides=[*good, candidate])
+            except (HydraException, OmegaConfBaseException, ValueError) as error:
+                return _explain(config_name, extra, override, candidate, str(error))
+        good += candidates[:1]
+    return None
+
+
+def _check_resume(override: Override, sweeping: bool) -> str | None:
+    if override.key_or_group != "resume" or override.value() is None:
+        return None
+    if sweeping:
+        return "resume: continues one run: leave out -m"
+    path = Path(str(override.value()))
+    # The run's folder is found from the file, before anything is written.
+    if not path.is_file() or path.resolve().parent.name != "checkpoints":
+        return f"resume={path}: no such checkpoint; expected <run>/checkpoints/last.ckpt"
+    return None
+
+
+def _candidates(override: Override) -> Iterator[str]:
+    """Each value that an override takes, as an override; none where only the sweeper knows them."""
+    if not override.is_sweep_override():
+        yield override.input_line or ""
+    elif override.is_discrete_sweep():
+        for value in override.sweep_string_iterator():
+            yield f"{override.get_key_element()}={value}"
+
+
+def _explain_word(word: str, user_dir: Path | None) -> str:
+    folders = [CONFIG_DIR, *([user_dir] if user_dir else [])]
+    groups = sorted({p.parent.name for folder in folders for p in folder.glob(f"*/{word}.yaml")})
+    hint = f"did you mean {groups[0]}={word}?" if groups else "expected key=value, as in seed=1"
+    return f"{word}: {hint}"
+
+
+def _explain(
+    config_name: str, extra: list[str], override: Override, candidate: str, error: str
+) -> str:
+    key = override.key_or_group
+    options = re.search(r"Available options in [^\n]*:\n((?:\s+[^\n]+\n)+)", error)
+    if options:
+        names = options.group(1).split()
+        chosen = candidate.partition("=")[2]
+        return f"{candidate}: {key} has no {chosen!r}; {_hint(chosen, names)}it has {_list(names)}"
+    config = hydra.compose(config_name, overrides=extra, return_hydra_config=True)
+    groups = [str(name) for name in config.hydra.runtime.choices]
+    if not key.startswith("hydra."):
+        groups = [name for name in groups if not name.startswith("hydra/")]
+        with open_dict(config):
+            del config["hydra"]
+    parent, _, leaf = key.rpartition(".")
+    node = OmegaConf.select(config, parent) if parent else config
+    if override.is_add() and (key in groups or (isinstance(node, DictConfig) and leaf in node)):
+        return f"{candidate}: {key} is there already: leave the plus sign out"
+    if key in groups and override.value() is None:
+        return f"{candidate}: leave a group out with ~{key}"
+    if not isinstance(node, DictConfig | None):
+        return f"{key}: no such key; {parent} is the value {node!r}"
+    if node is None or leaf not in node:
+        where = parent if node is not None else ""
+        names = [str(name) for name in (config if node is None else node)]
+        names += [] if where else groups
+        hint = _hint(leaf, names, parent) if where == parent else ""
+        if where and not hint and "_target_" in names:
+            hint = f"for an option that is not in the configuration, write +{candidate}; "
+        if not where:
+            hint = hint or _hint_elsewhere(key, list(_paths(config)))
+        return f"{key}: no such key; {hint}{where or 'the top level'} has {_list(names)}"
+    return f"{candidate}: {' '.join(error.split())}"
+
+
+def _hint(word: str, names: list[str], parent: str = "") -> str:
+    close = difflib.get_close_matches(word, names, n=1)
+    return f"did you mean {parent + '.' if parent else ''}{close[0]}? " if close else ""
+
+
+def _hint_elsewhere(key: str, paths: list[str]) -> str:
+    """A key of the same name, or nearly, deeper down: model.width for width or widht."""
+    head, _, rest = key.partition(".")
+    leaves = {path.rpartition(".")[2]: path for path in reversed(paths)}
+    for name in (head, *difflib.get_close_matches(head, leaves, n=1)):
+        if "." in leaves.get(name, "") or (name in leaves and rest):
+            return f"did you mean {leaves[name]}{'.' + rest if rest else ''}? "
+    return ""
+
+
+def _list(names: list[str]) -> str:
+    return ", ".join(dict.fromkeys(name for name in names if name != "_target_"))
+
+
+def _paths(config: DictConfig, prefix: str = "") -> Iterator[str]:
+    for key in map(str, config):
+        path = f"{prefix}{key}"
+        yield path
+        if not OmegaConf.is_missing(config, key) and not OmegaConf.is_interpolation(config, key):
+            value = config[key]
+            if isinstance(value, DictConfig):
+                yield from _paths(value, f"{path}.")

@@ -1,0 +1,488 @@
+r"""How fast the gradient of a margin can turn: what smooth networks let a certificate use.
+
+Two kinds of bounds on the Lipschitz constant of a gradient are here, both from above. The global
+one composes the constants of the operations. The one *anchored* at a sample uses what is known
+there, see Note [anchored curvature], and is the one that helps.
+
+References: Singla and Feizi, `Second-order provable defenses against adversarial attacks
+<https://arxiv.org/abs/2006.00731>`_, ICML 2020; Entesari, Sharifi and Fazlyab, `Compositional
+curvature bounds for deep neural networks <https://arxiv.org/abs/2406.05119>`_, ICML 2024.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.grad import conv2d_input
+
+from robustcert import rounding, spectral
+from robustcert.activations.features import along_features, join_pairs, split_pairs
+from robustcert.activations.norm_pair import norm_pair
+from robustcert.activations.smooth_abs import smooth_abs
+from robustcert.activations.smooth_householder import smooth_householder
+from robustcert.activations.smooth_maxmin import smooth_maxmin
+from robustcert.activations.smooth_n import smooth_n
+from robustcert.activations.softplus import softplus
+from robustcert.activations.tanh import tanh
+from robustcert.plain import (
+    Activation,
+    Affine,
+    Convolution,
+    Dense,
+    Flatten,
+    Operation,
+    PlainNetwork,
+    Shape,
+    Sum,
+    absolute_norm,
+    gamma,
+    operation_bound,
+    shapes,
+)
+
+UNIT = 2.0**-53
+# Relative error of one activation's vector-Jacobian product: a derivative within 24 units of
+# rounding and at most ten operations, on pairs or groups.
+PULL = 64 * UNIT
+# Absolute error of the difference of two derivatives, each at most 1.
+SLACK = 2.0**-46
+# Above what underflow can lose in a network whose weights are below 2^128.
+FLOOR = 2.0**-700
+
+
+def jacobian_lipschitz_bound(operations: Sequence[Operation], input_shape: Shape) -> float:
+    r"""Bound the Lipschitz constant of the Jacobian, in operator norm, over the whole space.
+
+    .. math:: M_{g \circ h} \le M_g L_h^2 + L_g M_h
+
+    because :math:`Dg(h(x)) Dh(x) - Dg(h(y)) Dh(y)` is
+    :math:`[Dg(h(x)) - Dg(h(y))] Dh(x) + Dg(h(y)) [Dh(x) - Dh(y)]`. Infinite where an operation has
+    a fold or is not known.
+    """
+    lipschitz, curvature = 1.0, 0.0
+    for operation, shape in shapes(operations, input_shape):
+        own = _own_curvature(operation, shape)
+        bound = operation_bound(operation, shape)
+        if not own < math.inf or not curvature < math.inf:
+            return math.inf
+        terms = [(own, lipschitz, lipschitz), (bound, curvature)]
+        curvature = spectral.sum_up([spectral.product_up(term) for term in terms])
+        lipschitz = spectral.product_up([lipschitz, bound])
+    return curvature
+
+
+def _own_curvature(operation: Operation, input_shape: Shape) -> float:
+    # By exact class: a subclass may compute something else.
+    if type(operation) in (Dense, Convolution, Affine, Flatten):
+        return 0.0
+    if type(operation) is Activation:
+        return operation.jacobian_lipschitz
+    if type(operation) is Sum:
+        parts = [jacobian_lipschitz_bound(branch, input_shape) for branch in operation.branches]
+        return spectral.sum_up(parts) if all(p < math.inf for p in parts) else math.inf
+    return math.inf
+
+
+def pairwise_curvature_bound(network: PlainNetwork) -> Tensor:
+    r"""Bounds on the Lipschitz constants of the gradients of logit i minus logit j.
+
+    :math:`M_{ij} = \lVert w_i - w_j \rVert_2 M_{backbone}`, or :math:`\sqrt 2 M` without a head.
+
+    Returns:
+        Shape ``(C, C)``, float64, rounded up, zero on the diagonal; infinite off it for piecewise
+        linear networks.
+    """
+    rest = jacobian_lipschitz_bound(network.backbone, network.input_shape)
+    if network.head is None:
+        classes = network(torch.zeros(1, *network.input_shape)).shape[1]
+        distances = torch.full((classes, classes), math.sqrt(2) * (1 + 1e-15), dtype=torch.float64)
+        distances.fill_diagonal_(0)
+    else:
+        distances = spectral.row_distance_bounds(network.head.weight)
+    product = torch.nextafter(distances * rest, torch.tensor(math.inf, dtype=torch.float64))
+    return torch.where(distances > 0, product, 0.0)
+
+
+def second_order_distance(
+    gap: Tensor, slope: Tensor, lipschitz: Tensor, curvature: Tensor
+) -> Tensor:
+    r"""Distance within which a positive function stays positive.
+
+    With value f, gradient norm g, Lipschitz constant L, and M that of the gradient, the gradient
+    norm at distance s is at most :math:`\min(L, g + M s)`, whose integral reaches f at
+
+    .. math:: r = \begin{cases} \dfrac{\sqrt{g^2 + 2 M f} - g}{M}
+        & \text{if } f \le (L^2 - g^2) / 2M \\[1ex]
+        \dfrac fL + \dfrac{(L - g)^2}{2 M L} & \text{otherwise.} \end{cases}
+
+    The first case alone is Entesari et al.'s (2024); f/L is the Lipschitz certificate. No rounding
+    is accounted for; see :func:`descent_distance`.
+
+    Args:
+        gap: f, positive.
+        slope: g, at most L.
+        lipschitz: L, positive.
+        curvature: M; infinite where the gradient jumps.
+    """
+    curvature = curvature.clamp(max=1e150)
+    # The first case in a form that neither cancels nor divides by a small curvature.
+    early = 2 * gap / (slope + (slope.square() + 2 * curvature * gap).sqrt())
+    late = gap / lipschitz + (lipschitz - slope).square() / (2 * curvature * lipschitz)
+    is_early = 2 * curvature * gap <= lipschitz.square() - slope.square()
+    return torch.where(is_early, early, late)
+
+
+def descent_distance(
+    gap: Tensor, slope: Tensor, lipschitz: Tensor, reaches: Tensor, curvature: Tensor
+) -> Tensor:
+    r"""Like :func:`second_order_distance`, with a curvature that grows with the distance.
+
+    The gradient norm at distance s is at most :math:`\min(L, g + M(s_i) s)` for s up to
+    :math:`s_i`, so the pieces between successive :math:`s_i` are integrated in turn. Rounded down.
+
+    Args:
+        gap: f, shape ``(N,)``.
+        slope: g, shape ``(N,)``.
+        lipschitz: L, shape ``(N,)``.
+        reaches: Distances :math:`s_i`, increasing, the last one infinite; shape ``(S, N)``.
+        curvature: Bounds that hold up to each of them, shape ``(S, N)``.
+    """
+    # The sum of what earlier pieces spend is off by far less than this, relative to the gap.
+    left = gap * (1 - 1e-9)
+    slope = torch.minimum(slope, lipschitz)
+    start = torch.zeros_like(gap)
+    distance = torch.full_like(gap, math.inf)
+    for end, m in zip(reaches, curvature.clamp(max=1e150), strict=True):
+        # Up to the turn the quadratic bound is used, after it the constant one: each holds
+        # everywhere, so the place of the turn need not be exact.
+        turn = torch.minimum(torch.maximum((lipschitz - slope) / m, start), end)
+        rate = slope + m * start
+        length = (turn - start).nan_to_num(posinf=1e150)
+        quadratic = length * (rate + m * length / 2)
+        early = start + 2 * left / (rate + (rate.square() + 2 * m * left).sqrt())
+        late = turn + (left - quadratic) / lipschitz
+        stop = torch.where(left <= quadratic, early, late)
+        here = (left > 0) & (stop <= end)
+        distance = torch.where(here & distance.isinf(), stop, distance)
+        spent = (quadratic + lipschitz * (end - turn).nan_to_num(nan=0.0)) * (1 + 1e-12)
+        left = torch.where(here, -1.0, left - spent)
+        start = end
+    return distance * (1 - 1e-12)
+
+
+# Note [anchored curvature]
+# Let f(x) = v . T_n(...T_1(x)), J_l(x) the Jacobian of T_l where x takes it, and u_l(x) the gradient
+# of f with respect to the output of T_l. Changing one factor at a time from y to x,
+#
+#     grad f(y) - grad f(x) = sum_l J_1(y)' ... J_{l-1}(y)' [J_l(y) - J_l(x)]' u_l(x).
+#
+# The factors on the left have norms with product at most P_l, the Lipschitz constant of what comes
+# before T_l, and u_l(x) is what backpropagation at x computes: no bound is needed for it. A smooth
+# activation acts on groups k of its inputs (single entries, differences of pairs, whole groups), and
+# its Jacobian on each changes by at most a_k |change of the group|, so that with |y - x| = s
+#
+#     |grad f(y) - grad f(x)| <= s sum_l P_l^2 max_k a_k |u_{l,k}(x)|.
+#
+# That is smaller than the global bound in three ways: a maximum over groups in place of the length
+# of u_l, roughly sqrt(width) times larger; the actual u_l in place of the product of norms; and a_k
+# anchored at the group's value t and limited to changes up to P_l s, because a unit far from its
+# fold has hardly any curvature. Where the derivative p of the unit rises from -c to c, steepest at 0
+# and symmetrically, no chord from |t| is steeper than (p(|t|) - p(|t| - d)) / min(d, |t|) for
+# changes up to d: one of length at least |t| rises no more than that over no less, and the average
+# of the curvature over shorter ones grows with their length.
+@dataclass(frozen=True)
+class Bend:
+    """An activation's Jacobian at given points.
+
+    Attributes:
+        pull: Its transpose times a vector.
+        share: What a vector has in each group, in absolute value.
+        chord: Largest change of each group's Jacobian per change of the group, for changes up to a
+            distance of shape ``(N,)``.
+    """
+
+    pull: Callable[[Tensor], Tensor]
+    share: Callable[[Tensor], Tensor]
+    chord: Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class LocalSlope:
+    """The gradient of a difference of logits, and how far around it changes.
+
+    Attributes:
+        gradient: Computed gradient, shape ``(N, *input_shape)``.
+        norm: Its computed norm, shape ``(N,)``.
+        error: Bound on the distance to the real gradient's norm, shape ``(N,)``.
+        curvature: Bounds on the change of the gradient per distance, shape ``(S, N)``: the i-th
+            holds up to the i-th distance asked for.
+    """
+
+    gradient: Tensor
+    norm: Tensor
+    error: Tensor
+    curvature: Tensor
+
+
+class Trace:
+    """A forward pass in float64 whose states are kept for bounds on gradients.
+
+    Args:
+        network: The network; see :func:`is_covered`.
+        x: Inputs of shape ``(N, *input_shape)``, float64.
+    """
+
+    def __init__(self, network: PlainNetwork, x: Tensor) -> None:
+        self.operations = network.operations
+        self.states = list(rounding.forward_steps(network, x))
+
+    def slope(self, rows: Tensor, direction: Tensor, reaches: Tensor) -> LocalSlope:
+        r"""Bound the gradient of ``direction . logits`` and its change.
+
+        The error E of the computed backward pass obeys, from one operation to the one before it,
+
+        .. math:: E \leftarrow L E + (M D + \rho) \lVert \hat u \rVert
+
+        with D the error of the operation's computed input, through which its Jacobian (constant M)
+        is evaluated in the wrong place, and :math:`\rho` the rounding of the product.
+
+        Args:
+            rows: Which inputs, shape ``(N,)``.
+            direction: Shape ``(N, C)``, exact.
+            reaches: Distances, shape ``(S, N)``.
+        """
+        u = direction
+        error = torch.zeros_like(u[:, 0])
+        total = torch.zeros_like(reaches)
+        for operation, state in zip(
+            reversed(self.operations), reversed(self.states[:-1]), strict=True
+        ):
+            z, centre, length = state.output[rows], state.centre[rows], norm_up(u)
+            bound = operation_bound(operation, tuple(z.shape[1:]))
+            if isinstance(operation, Activation):
+                bend = _BENDS[operation.function](operation, z, centre)
+                share = bend.share(u)
+                # The error may lie in any group.
+                weight = share + error.view(-1, *(1,) * (share.dim() - 1))
+                for i, reach in enumerate(reaches):
+                    chord = bend.chord(reach * (state.lipschitz * (1 + 1e-12)))
+                    most = (chord * weight).flatten(1).amax(1)
+                    total[i] += state.lipschitz**2 * (1 + 1e-12) * most
+                u = bend.pull(u)
+                own = operation.jacobian_lipschitz * centre + PULL
+            else:
+                u, relative = _transpose(operation, z, u)
+                own = torch.full_like(centre, relative)
+            error = (bound * error + own * length) * (1 + 1e-12) + FLOOR
+        norm = u.flatten(1).norm(dim=1)
+        return LocalSlope(u, norm, error + 2.0**-22 * norm, total * (1 + 1e-9))
+
+
+def is_covered(network: PlainNetwork) -> bool:
+    """Whether the gradients of the network can be bounded: smooth, and made of known operations."""
+    for operation in network.operations:
+        if type(operation) is Activation:
+            if operation.function not in _BENDS or not operation.jacobian_lipschitz < math.inf:
+                return False
+        elif type(operation) not in (Dense, Convolution, Affine, Flatten):
+            return False
+        # See FLOOR.
+        if any(t.numel() and float(t.abs().max()) > 2.0**127 for t in operation.tensors().values()):
+            return False
+    return True
+
+
+def norm_up(u: Tensor) -> Tensor:
+    """L2 norm of every sample, not below the exact one, underflow aside."""
+    return u.flatten(1).norm(dim=1) * (1 + 2.0**-22) + FLOOR
+
+
+def _transpose(operation: Operation, z: Tensor, u: Tensor) -> tuple[Tensor, float]:
+    """A linear operation's transpose times ``u``, and its relative error."""
+    if isinstance(operation, Dense):
+        weight = operation.weight.to(u)
+        return u @ weight, gamma(len(weight) + 1, UNIT) * absolute_norm(operation.weight)
+    if isinstance(operation, Convolution):
+        weight = operation.weight.to(u)
+        o = operation
+        pulled = conv2d_input(list(z.shape), weight, u, o.stride, o.padding, o.dilation, o.groups)
+        terms = weight.shape[0] * math.prod(weight.shape[2:]) + 1
+        return pulled, gamma(terms, UNIT) * absolute_norm(operation.weight)
+    if isinstance(operation, Affine):
+        scale = operation.scale.to(u).view(-1, *(1,) * (u.dim() - 2))
+        return u * scale.expand(u.shape[1:]), 2 * UNIT * float(operation.scale.abs().max())
+    assert isinstance(operation, Flatten)
+    return u.view(z.shape), 0.0
+
+
+def _per_sample(value: Tensor, like: Tensor) -> Tensor:
+    return value.view(-1, *(1,) * (like.dim() - 1))
+
+
+def _bump_chord(
+    t: Tensor, centre: Tensor, cap: Tensor, derivative: Callable[[Tensor], Tensor]
+) -> Callable[[Tensor], Tensor]:
+    """Steepest chord of a derivative that rises symmetrically, see Note [anchored curvature].
+
+    Args:
+        t: Computed values.
+        centre: Bound on how far the real values are, shape ``(N,)``.
+        cap: Largest slope of the derivative.
+        derivative: The derivative.
+    """
+    size = t.abs()
+    doubt = _per_sample(centre, t) + 2.0**-40 * size
+    near = size - doubt
+    high = derivative(size + doubt)
+
+    def chord(reach: Tensor) -> Tensor:
+        d = _per_sample(reach, t)
+        run = torch.minimum(near, d)
+        rise = high - derivative(near - d) + SLACK
+        return torch.where(run > 0, torch.minimum(rise / run, cap), cap) * (1 + 1e-12)
+
+    return chord
+
+
+def _smooth_abs(operation: Activation, z: Tensor, centre: Tensor) -> Bend:
+    tau = along_features(_constant(operation, "temperature", z), z)
+
+    def derivative(t: Tensor) -> Tensor:
+        return _unit_slope(t, tau)
+
+    slope = derivative(z)
+    chord = _bump_chord(z, centre, 1 / tau, derivative)
+    return Bend(lambda u: slope * u, torch.abs, chord)
+
+
+def _softplus(operation: Activation, z: Tensor, centre: Tensor) -> Bend:
+    tau = along_features(_constant(operation, "temperature", z), z)
+
+    def derivative(t: Tensor) -> Tensor:
+        return (t / tau).sigmoid()
+
+    slope = derivative(z)
+    chord = _bump_chord(z, centre, 0.25 / tau, derivative)
+    return Bend(lambda u: slope * u, torch.abs, chord)
+
+
+def _smooth_n(operation: Activation, z: Tensor, centre: Tensor) -> Bend:
+    tau = along_features(_constant(operation, "temperature", z), z)
+    low, high = (along_features(c, z) for c in _constant(operation, "corners", z))
+    # The corner itself may be far larger than the distance to it.
+    doubt = centre + 2.0**-50 * float(torch.maximum(low.abs(), high.abs()).max())
+
+    def derivative(t: Tensor) -> Tensor:
+        return (t / tau).sigmoid()
+
+    slope = 2 * derivative(z - high) + 2 * derivative(low - z) - 1
+    chords = [_bump_chord(t, doubt, 0.25 / tau, derivative) for t in (z - high, low - z)]
+
+    def chord(reach: Tensor) -> Tensor:
+        # One term rises where the other one falls: the change is no more than the larger one's.
+        return 2 * torch.maximum(*(c(reach) for c in chords))
+
+    return Bend(lambda u: slope * u, torch.abs, chord)
+
+
+def _tanh(operation: Activation, z: Tensor, centre: Tensor) -> Bend:
+    slope = 1 - z.tanh().square()
+    cap = torch.full_like(z, operation.jacobian_lipschitz)
+    return Bend(lambda u: slope * u, torch.abs, lambda reach: cap)
+
+
+def _smooth_maxmin(operation: Activation, z: Tensor, centre: Tensor) -> Bend:
+    a, b = split_pairs(z)
+    # The half sum is kept; t = (a - b) / sqrt(2) goes through a function of slope tanh(t / scale).
+    scale = math.sqrt(2) * along_features(_constant(operation, "temperature", z), a)
+
+    def derivative(t: Tensor) -> Tensor:
+        return (t / scale).tanh()
+
+    t = (a - b) * math.sqrt(0.5)
+    slope = derivative(t)
+
+    def pull(u: Tensor) -> Tensor:
+        low, high = split_pairs(u)
+        kept, turned = (high + low) / 2, slope * ((high - low) / 2)
+        return join_pairs(kept + turned, kept - turned)
+
+    def share(u: Tensor) -> Tensor:
+        low, high = split_pairs(u)
+        return (high - low).abs() * (math.sqrt(0.5) * (1 + 1e-12))
+
+    return Bend(pull, share, _bump_chord(t, centre, (1 + 1e-12) / scale, derivative))
+
+
+def _smooth_householder(operation: Activation, z: Tensor, centre: Tensor) -> Bend:
+    a, b = split_pairs(z)
+    normal = _constant(operation, "normal", z)
+    p, q = (along_features(n, a) for n in normal / torch.hypot(*normal))
+    tau = along_features(_constant(operation, "temperature", z), a)
+
+    def derivative(t: Tensor) -> Tensor:
+        return _unit_slope(t, tau)
+
+    t = p * a + q * b
+    # The products may cancel.
+    doubt = centre + 2.0**-45 * z.flatten(1).norm(dim=1)
+    change = derivative(t) - 1
+
+    def pull(u: Tensor) -> Tensor:
+        first, second = split_pairs(u)
+        turned = change * (p * first + q * second)
+        return join_pairs(first + turned * p, second + turned * q)
+
+    def share(u: Tensor) -> Tensor:
+        first, second = split_pairs(u)
+        # Relative to the pair, so that cancellation is covered.
+        return (p * first + q * second).abs() + 1e-12 * torch.hypot(first, second)
+
+    return Bend(pull, share, _bump_chord(t, doubt, (1 + 1e-12) / tau, derivative))
+
+
+def _norm_pair(operation: Activation, z: Tensor, centre: Tensor) -> Bend:
+    size = operation.constants["group_size"]
+    assert isinstance(size, int)
+    groups = z.unflatten(1, (-1, size))
+    tau = along_features(_constant(operation, "temperature", z), groups[:, :, 0])
+    norm = torch.hypot(groups.norm(dim=2), tau)
+    unit = groups / norm.unsqueeze(2)
+
+    def pull(u: Tensor) -> Tensor:
+        return (unit * u.unsqueeze(2)).flatten(1, 2)
+
+    def chord(reach: Tensor) -> Tensor:
+        # Unit vectors differ by at most 2 |z - z'| / (r + r') (Dunkl and Williams 1964), here in
+        # one dimension more, whose entry is tau.
+        least = torch.maximum(norm * (1 - 2.0**-22) - _per_sample(centre, norm), tau)
+        other = torch.maximum(least - _per_sample(reach, norm), tau)
+        return torch.minimum(2 / (least + other), 1 / tau) * (1 + 1e-12)
+
+    return Bend(pull, torch.abs, chord)
+
+
+def _unit_slope(t: Tensor, tau: Tensor) -> Tensor:
+    # At infinity, where a chord may end, the quotient is not a number.
+    return torch.where(t.isinf(), t.sign(), t / torch.hypot(t, tau))
+
+
+def _constant(operation: Activation, name: str, like: Tensor) -> Tensor:
+    value = operation.constants[name]
+    assert isinstance(value, Tensor)
+    return value.to(like)
+
+
+# By the function itself: what computes something else under the same name is not covered.
+_BENDS: dict[Callable[..., Tensor], Callable[[Activation, Tensor, Tensor], Bend]] = {
+    norm_pair: _norm_pair,
+    smooth_abs: _smooth_abs,
+    smooth_householder: _smooth_householder,
+    smooth_maxmin: _smooth_maxmin,
+    smooth_n: _smooth_n,
+    softplus: _softplus,
+    tanh: _tanh,
+}
+

@@ -1,0 +1,51 @@
+"""Objects from the files of conf/, without Hydra: a new file is tested by being there."""
+
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+CONF = Path(__file__).parents[1] / "conf"
+
+
+def names(group: str) -> list[str]:
+    """The options of a config group."""
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def read(group: str, name: str) -> dict[str, Any]:
+    """One option as plain values, nothing resolved."""
+    values = OmegaConf.to_container(OmegaConf.load(CONF / group / f"{name}.yaml"))
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}
+
+
+def build(group: str, name: str, **options: Any) -> Any:
+    """The object that an option describes, with some of its values replaced."""
+    return _instantiate(read(group, name) | options)
+
+
+def build_model(name: str, layer: str, activation: str, **options: Any) -> Any:
+    """A small network for inputs of shape (2, 8, 8), normalised, with three classes."""
+    sizes: dict[str, Any] = {
+        "input_shape": (2, 8, 8),
+        "num_classes": 3,
+        "width": 8,
+        "depth": 2,
+        "layer": build("layer", layer),
+        "activation": build("activation", activation),
+        "mean": [0.4, 0.6],
+        "std": [0.5, 0.25],
+    }
+    return build("model", name, **sizes | options)
+
+
+def _instantiate(node: Any) -> Any:
+    if not isinstance(node, dict):
+        return node
+    arguments = {k: _instantiate(v) for k, v in node.items() if k not in ("_target_", "_partial_")}
+    module, name = node["_target_"].rsplit(".", 1)
+    target = getattr(import_module(module), name)
+    return partial(target, **arguments) if node.get("_partial_") else target(**arguments)

@@ -1,0 +1,32 @@
+"""Runs of the commands inside the test process: Hydra's imports and a subprocess cost seconds."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra
+from lightning.pytorch import Callback
+
+from robustcert.command_line import CONFIG_DIR, HYDRA_VERSION
+from robustcert.main import plain, register_resolvers
+from robustcert.run import train
+
+TINY = (
+    "capacity=tiny",
+    "trainer.max_epochs=2",
+    "trainer.enable_progress_bar=false",
+    "attack.samples=16",
+    "attack.steps=3",
+)
+
+
+def compose(*overrides: str, name: str = "train") -> dict[str, Any]:
+    """The configuration of a command line, as plain values."""
+    register_resolvers()
+    with hydra.initialize_config_dir(str(CONFIG_DIR), **HYDRA_VERSION):
+        return plain(hydra.compose(name, list(overrides)))
+
+
+def run(folder: Path, *overrides: str, callbacks: Sequence[Callback] = ()) -> float:
+    """``python train.py`` with a tiny network for two epochs, unless told otherwise."""
+    return train(compose(*TINY, *overrides), folder, callbacks=callbacks)
