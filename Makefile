@@ -8,7 +8,7 @@ READY := .venv/.ready
 .PHONY: demo test test-slow lint clean
 
 demo: $(READY)
-	$(BIN)/python train.py trainer.max_epochs=60
+	$(BIN)/python train.py trainer.max_epochs=60 attack.seconds=10
 
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from robustcert.atomic import complete_folder
-from robustcert.attacks import pgd_survivors
+from robustcert.attacks import BrokenCertificate, cross_check, pgd_survivors
 from robustcert.build import (
     CHECKPOINT_TARGETS,
     Config,
@@ -23,12 +23,20 @@ from robustcert.build import (
     check_call,
 )
 from robustcert.certificate import CertifiedSplit, is_certificate, write_certificate
-from robustcert.certifiers import Certificates, LipschitzCertifier, strict_arithmetic
+from robustcert.certifiers import (
+    Certificates,
+    LipschitzCertifier,
+    gradient_ratio,
+    strict_arithmetic,
+)
 from robustcert.checkpoint import Checkpoint, read_checkpoint
 from robustcert.data import to_unit
 from robustcert.figures import draw_vra_curve
 from robustcert.lipschitz import fold_network
 from robustcert.plain import PlainNetwork
+
+# Samples whose gradients say how tight the bound is: enough for a median.
+_DIAGNOSED = 200
 
 
 @dataclass(frozen=True)
@@ -36,12 +44,15 @@ class Attack:
     """How much of a split is attacked, to see from above what is proved from below.
 
     Args:
-        samples: Attacked samples, drawn from the split; 0 for none.
-        steps: Gradient steps of each attack.
+        samples: Samples attacked at every radius, and certificates attacked inside their own
+            radius; 0 for none.
+        steps: Gradient steps of the attack at every radius.
+        seconds: No attack on a certificate begins after so long.
     """
 
     samples: int = 256
     steps: int = 40
+    seconds: float = 60.0
 
     def __post_init__(self) -> None:
         if self.samples < 0 or self.steps < 1:
@@ -90,6 +101,8 @@ def certify(
         raise ConfigError(f"batch_size: expected a number above 0, got {batch_size}")
     if samples is not None and samples < 1:
         raise ConfigError(f"samples: expected a number above 0 or null, got {samples}")
+    if radii is not None:
+        check_radii(radii)
     where = _device(device)
     read = read_checkpoint(checkpoint)
     config = dict(read.config)
@@ -117,6 +130,7 @@ def certify(
         )
         seconds = time.perf_counter() - started
         attacked = _attack(network, result, thresholds, attacking)
+        tightness = _tightness(network, result, pairwise)
     record = {
         "functions": proving.functions,
         "certifier": certifier or {},
@@ -125,6 +139,7 @@ def certify(
         "dataset": {"name": source.name, "split": split, **source.provenance()},
         "arithmetic": {**arithmetic, "device": str(where), "dtype": str(proving.dtype)},
         "attack": attacked,
+        "gradient_over_bound": tightness,
         "seconds": round(seconds, 3),
     }
     with complete_folder(folder, replaceable=is_certificate) as temporary:
@@ -228,7 +243,7 @@ def _attack(
         "samples": len(rows),
         "radii": list(radii) if len(rows) else [],
         "accuracy": [],
-        "broken": 0,
+        "inside": None,
     }
     if len(rows) == 0:
         return record
@@ -241,11 +256,27 @@ def _attack(
     broken = certified & result.correct[rows] & ~survivors
     if broken.any():
         index = int(result.indices[rows][broken.any(0)][0])
-        raise RuntimeError(
-            f"a certificate is broken: PGD changes the prediction of sample {index} inside its "
-            "certified radius. This is a defect of robustcert; nothing was written"
+        raise BrokenCertificate(
+            f"the certificate of sample {index} is broken: PGD changes its prediction inside the "
+            "certified radius"
         )
+    record["inside"] = cross_check(
+        network,
+        to_unit(result.inputs),
+        result.certificates.prediction,
+        result.certificates.radius,
+        samples=attack.samples,
+        seconds=attack.seconds,
+    )
     return record
+
+
+def _tightness(
+    network: PlainNetwork, result: CertifiedSplit, pairwise: torch.Tensor
+) -> dict[str, float]:
+    x = to_unit(result.inputs[:_DIAGNOSED]).double()
+    ratio = gradient_ratio(network, x, pairwise.cpu())
+    return {"median": float(ratio.median()), "max": float(ratio.max()), "samples": len(x)}
 
 
 def _print_table(claim: Mapping[str, Any], folder: Path) -> None:
@@ -266,5 +297,19 @@ def _print_table(claim: Mapping[str, Any], folder: Path) -> None:
         )
     console = Console(soft_wrap=True)
     console.print(table)
+    ratio = claim["gradient_over_bound"]
+    console.print(
+        f"gradient over Lipschitz bound: median {ratio['median']:.3f}, largest {ratio['max']:.3f} "
+        "(1: no global bound can be tighter)",
+        highlight=False,
+    )
+    inside = attack["inside"]
+    if inside and inside["samples"]:
+        console.print(
+            f"{inside['samples']} certificates attacked inside their radius, "
+            f"{inside['broken']} broken; nearest adversarial input at "
+            f"{inside['least_distance_over_radius']:.3f} times the radius",
+            highlight=False,
+        )
     for path in sorted(folder.iterdir()):
         console.print(f"  {path}", highlight=False)
