@@ -10,6 +10,7 @@ import argparse
 import time
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from statistics import median
 
 import torch
@@ -36,7 +37,7 @@ def plain_step(x: Tensor, y: Tensor, width: int, depth: int) -> Step:
     """Step of nn.Linear and ReLU with cross-entropy."""
     sizes = [x[0].numel(), *[width] * depth]
     layers: list[nn.Module] = [nn.Flatten()]
-    for n, m in zip(sizes, sizes[1:], strict=False):
+    for n, m in pairwise(sizes):
         layers += [nn.Linear(n, m), nn.ReLU()]
     model = nn.Sequential(*layers, nn.Linear(width, 10))
     optimizer = torch.optim.NAdam(model.parameters(), lr=1e-3)

@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ class Checkpoint:
         num_classes: Number of classes.
         model_state: State of the model.
         epoch: Epochs done when it was written.
+        step: Optimizer steps done when it was written.
         metrics: Metrics of its epoch, ``val/...``.
         seconds: Seconds of training until it was written.
     """
@@ -41,6 +41,7 @@ class Checkpoint:
     num_classes: int
     model_state: dict[str, Tensor]
     epoch: int
+    step: int
     metrics: dict[str, float]
     seconds: float
 
@@ -89,6 +90,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             model_state=_model_state(content["state_dict"]),
             # content["epoch"] is the index of the epoch that has just ended.
             epoch=int(content["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]),
+            step=int(content["global_step"]),
             metrics=dict(record["metrics"]),
             seconds=float(record["seconds"]),
         )
@@ -105,14 +107,11 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
 def _unpickle(path: Path, data: bytes) -> Any:
     try:
         return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{path}: not a readable checkpoint: it is damaged, or it holds code, of which none "
-            "was executed"
-        ) from error
     except Exception as error:  # whatever a damaged file makes the reader raise
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"{path}: not a readable checkpoint, truncated? {reason}") from error
+        raise CheckpointError(
+            f"{path}: not a readable checkpoint: it is truncated or damaged, or it holds code, of "
+            "which none was executed"
+        ) from error
 
 
 def _model_state(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -173,23 +173,23 @@ def descent_distance(
 
 
 # Note [anchored curvature]
-# Let f(x) = v . T_n(...T_1(x)), J_l(x) the Jacobian of T_l where x takes it, and u_l(x) the gradient
-# of f with respect to the output of T_l. Changing one factor at a time from y to x,
+# Let f(x) = v . T_n(...T_1(x)), J_l(x) the Jacobian of T_l where x takes it, and u_l(x) the
+# gradient of f with respect to the output of T_l. Changing one factor at a time from x to y,
 #
 #     grad f(y) - grad f(x) = sum_l J_1(y)' ... J_{l-1}(y)' [J_l(y) - J_l(x)]' u_l(x).
 #
 # The factors on the left have norms with product at most P_l, the Lipschitz constant of what comes
 # before T_l, and u_l(x) is what backpropagation at x computes: no bound is needed for it. A smooth
-# activation acts on groups k of its inputs (single entries, differences of pairs, whole groups), and
-# its Jacobian on each changes by at most a_k |change of the group|, so that with |y - x| = s
+# activation acts on groups k of its inputs (single entries, differences of pairs, whole groups),
+# and its Jacobian on each changes by at most a_k |change of the group|, so that with |y - x| = s
 #
 #     |grad f(y) - grad f(x)| <= s sum_l P_l^2 max_k a_k |u_{l,k}(x)|.
 #
 # That is smaller than the global bound in three ways: a maximum over groups in place of the length
 # of u_l, roughly sqrt(width) times larger; the actual u_l in place of the product of norms; and a_k
 # anchored at the group's value t and limited to changes up to P_l s, because a unit far from its
-# fold has hardly any curvature. Where the derivative p of the unit rises from -c to c, steepest at 0
-# and symmetrically, no chord from |t| is steeper than (p(|t|) - p(|t| - d)) / min(d, |t|) for
+# fold has hardly any curvature. Where the derivative p of the unit rises from -c to c, steepest at
+# 0 and symmetrically, no chord from |t| is steeper than (p(|t|) - p(|t| - d)) / min(d, |t|) for
 # changes up to d: one of length at least |t| rises no more than that over no less, and the average
 # of the curvature over shorter ones grows with their length.
 @dataclass(frozen=True)
@@ -387,7 +387,7 @@ def _smooth_n(operation: Activation, z: Tensor, centre: Tensor) -> Bend:
     return Bend(lambda u: slope * u, torch.abs, chord)
 
 
-def _tanh(operation: Activation, z: Tensor, centre: Tensor) -> Bend:
+def _tanh(operation: Activation, z: Tensor, _: Tensor) -> Bend:
     slope = 1 - z.tanh().square()
     cap = torch.full_like(z, operation.jacobian_lipschitz)
     return Bend(lambda u: slope * u, torch.abs, lambda reach: cap)
@@ -485,4 +485,3 @@ _BENDS: dict[Callable[..., Tensor], Callable[[Activation, Tensor, Tensor], Bend]
     softplus: _softplus,
     tanh: _tanh,
 }
-

@@ -37,7 +37,7 @@ def fold(module: nn.Module) -> list[Operation]:
         UnsoundNetworkError: a weight is NaN or infinite.
     """
     _refuse_overrides(module)
-    with torch.no_grad(), _evaluating(module), parametrize.cached():
+    with torch.no_grad(), _full_precision(module), _evaluating(module), parametrize.cached():
         handler = _TORCH_FOLDS.get(_class_of(module))
         if handler is not None:
             return handler(module)
@@ -85,14 +85,14 @@ def lipschitz_estimate(module: nn.Module) -> Tensor:
     """
     _refuse_overrides(module)
     own = _own_method(module, "lipschitz_estimate") or _own_method(module, "lipschitz_bound")
-    if own is not None:
-        with _full_precision(module):
-            return torch.as_tensor(own())
     cls = _class_of(module)
-    if cls is nn.Sequential:
-        return estimate_children(*_children(module))
-    if cls is nn.Linear:
-        return torch.linalg.matrix_norm(module.weight, 2)
+    with _full_precision(module):
+        if own is not None:
+            return torch.as_tensor(own())
+        if cls is nn.Sequential:
+            return estimate_children(*_children(module))
+        if cls is nn.Linear:
+            return torch.linalg.matrix_norm(module.weight, 2)
     if cls in (nn.ReLU, nn.Flatten, nn.Identity):
         return torch.ones(())
     raise _unknown(module, "the class that defines its forward does not define lipschitz_estimate")
@@ -177,7 +177,7 @@ def _unknown(module: nn.Module, why: str) -> UnknownLipschitz:
 
 
 def _full_precision(module: nn.Module) -> torch.autocast:
-    # Distances of rows and norms are differences and quotients: half of the digits is not enough.
+    # Constraints, norms and distances of rows need all digits: no autocast.
     device = next((parameter.device.type for parameter in module.parameters()), "cpu")
     return torch.autocast(device, enabled=False)
 

@@ -74,15 +74,17 @@ class CertifiedClassifier(LightningModule):
         self.optimizer = optimizer
         self.epsilon_schedule = epsilon_schedule or EpsilonSchedule(1.0, 1.0, 0.0)
         self.lr_schedule = lr_schedule or CosineSchedule()
+        # A metric's ranks meet where compute is called, a value's wherever someone reads it.
+        self.train_loss = MeanMetric(nan_strategy="disable")
         self.train_accuracy = MulticlassAccuracy(num_classes, average="micro")
         self.train_vra = VerifiedRobustAccuracy([epsilon])
-        self.val_loss = MeanMetric()
+        self.val_loss = MeanMetric(nan_strategy="disable")
         self.val_accuracy = MulticlassAccuracy(num_classes, average="micro")
         self.val_vra = VerifiedRobustAccuracy(self.radii)
         self.val_acr = AverageCertifiedRadius()
         self.val_rejection = RejectionRate(epsilon)
-        # Every rank computes the same buffers; broadcasting them with every batch would hang where
-        # a rank has fewer validation batches.
+        # Every rank computes the same buffers; DDP would broadcast them with every step, and wait
+        # for a rank that has no validation batch.
         self._ddp_params_and_buffers_to_ignore = [name for name, _ in self.named_buffers()]
         self._plain: PlainNetwork | None = None
         self._pairwise = torch.empty(0)
@@ -106,25 +108,22 @@ class CertifiedClassifier(LightningModule):
         with torch.no_grad():
             prediction = logits.argmax(1)
             radius = certified_radius(logits, prediction, pairwise)
+            self.train_loss.update(loss, len(x))
             self.train_accuracy.update(prediction, target)
             self.train_vra.update(radius, prediction == target)
-        self.log(
-            "train/loss",
-            loss.detach(),
-            on_step=False,
-            on_epoch=True,
-            batch_size=len(x),
-            sync_dist=True,
-        )
         self.log("train/epsilon", epsilon, on_step=False, on_epoch=True, batch_size=len(x))
         return loss
 
     def on_train_epoch_end(self) -> None:
         """Log the training metrics; the constants behind them were estimates."""
-        self.log("train/accuracy", self.train_accuracy.compute())
-        self.log("train/vra_estimate", self.train_vra.compute())
-        self.train_accuracy.reset()
-        self.train_vra.reset()
+        metrics = {
+            "train/loss": self.train_loss,
+            "train/accuracy": self.train_accuracy,
+            "train/vra_estimate": self.train_vra,
+        }
+        for key, metric in metrics.items():
+            self.log(key, metric.compute())
+            metric.reset()
 
     @property
     def _val_metrics(self) -> dict[str, Metric]:

@@ -298,7 +298,7 @@ def _finish(
     if config["certify"]:
         certified = _certify(config, best.path)
         if logger:
-            _log_certified(logger, certified, trainer.global_step)
+            _log_certified(logger, certified, last.step)
         claim = json.loads((run_dir / "certificate" / "certificate.json").read_text())
         results["seconds"]["certify"] = claim["seconds"]
         results["metrics"] = {**best.metrics, **certified}

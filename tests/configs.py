@@ -2,9 +2,11 @@
 
 from functools import partial
 from importlib import import_module
+from itertools import product
 from pathlib import Path
 from typing import Any
 
+import pytest
 from omegaconf import OmegaConf
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -40,6 +42,19 @@ def build_model(name: str, layer: str, activation: str, **options: Any) -> Any:
         "std": [0.5, 0.25],
     }
     return build("model", name, **sizes | options)
+
+
+def crossed(*groups: str) -> list[Any]:
+    """Parameters for every combination of a layer, an activation and other groups' options.
+
+    In the fast tests every layer meets MaxMin, and every activation meets unconstrained layers.
+    """
+    found = []
+    for chosen in product(*map(names, groups)):
+        options = dict(zip(groups, chosen, strict=True))
+        plain = options["layer"] == "unconstrained" or options["activation"] == "maxmin"
+        found.append(pytest.param(*chosen, marks=() if plain else pytest.mark.slow))
+    return found
 
 
 def _instantiate(node: Any) -> Any:

@@ -44,6 +44,14 @@ def test_ddn_finds_the_exact_distance_to_a_hyperplane() -> None:
     torch.testing.assert_close(delta.norm(dim=1), distance)
 
 
+def test_ddn_takes_a_first_norm_for_each_sample() -> None:
+    network = linear([[3.0, 4.0], [0.0, 0.0]])
+    x = torch.tensor([[1e-6, 0.0], [1e3, 0.0]], dtype=torch.float64)
+    first = torch.tensor([1e-6, 1e3])
+    distance, _ = ddn(network, x, torch.tensor([0, 0]), steps=30, restarts=2, initial_norm=first)
+    torch.testing.assert_close(distance, 0.6 * x[:, 0], rtol=1e-3, atol=0)
+
+
 def test_ddn_reports_no_distance_where_no_other_class_can_win() -> None:
     network = linear([[0.0, 0.0], [0.0, 0.0]])
     constant = PlainNetwork(
@@ -109,9 +117,11 @@ def test_a_tie_or_a_nan_inside_the_radius_breaks_a_certificate(function: Any) ->
     least, delta = margin_attack(network, x, label, torch.tensor([1.5]))
     assert not least > 0
     assert delta.item() == pytest.approx(-1.5)
-    assert ddn(network, x, label)[0].item() == pytest.approx(1.0)
+    distance, _ = ddn(network, x, label, steps=20, restarts=2)
+    assert distance.item() == pytest.approx(1.0)
+    radius = torch.tensor([1.5], dtype=torch.float64)
     with pytest.raises(BrokenCertificate):
-        cross_check(network, x, label, torch.tensor([1.5], dtype=torch.float64))
+        cross_check(network, x, label, radius, ddn_steps=1, ddn_restarts=1)
 
 
 def test_the_cross_check_says_how_much_its_time_allowed() -> None:

@@ -32,11 +32,27 @@ CONV: list[dict[str, Any]] = [
     {"channels": (1, 3), "kernel_size": 3, "stride": 2, "padding": 2, "input_size": (4, 7)},
     {"channels": (4, 4), "kernel_size": 1, "stride": 1, "padding": 0, "input_size": (3, 3)},
 ]
+
+
+def _nonlinear(name: str, case: Any) -> bool:
+    # Layers with an activation inside are no matrices: test_field_layers.py has their tests.
+    family = read("layer", name)
+    if "activation" not in family["dense"]:
+        return False
+    if "linear" not in family:
+        return isinstance(case, tuple)
+    if isinstance(case, tuple):
+        return case[0] == case[1]
+    keeps = case["stride"] == 1 and 2 * case["padding"] == case["kernel_size"] - 1
+    return keeps and case["channels"][0] == case["channels"][1]
+
+
 CASES = [
     pytest.param(name, case, id=f"{name}-{kind}{i}")
     for name in LAYERS
     for kind, cases in (("dense", DENSE), ("conv", CONV))
     for i, case in enumerate(cases)
+    if not _nonlinear(name, case)
 ]
 FREE = (UnconstrainedLinear, UnconstrainedConv2d)
 
@@ -89,26 +105,30 @@ def norm(module: Module, shape: tuple[int, ...]) -> float:
     return float(torch.linalg.matrix_norm(matrix(module, shape), 2))
 
 
-@pytest.mark.parametrize("state", ["initial", "perturbed", "trained"])
-@pytest.mark.parametrize(("name", "case"), CASES)
-def test_the_layer_as_a_matrix_stays_below_its_bound(name: str, case: Any, state: str) -> None:
-    module, shape = make(name, case)
-    if state == "perturbed":
-        perturb(module)
-    if state == "trained":
-        train(module, shape)
-    for training in (True, False):
-        module.train(training)
-        true, bound = norm(module, shape), lipschitz_bound(module, shape)
-        assert true * (1 - 1e-12) <= bound
-        # A convolution is bounded on a slightly larger map.
-        assert bound <= true * (1 + 1e-6 if len(shape) == 1 else 1.5)
-        estimate = torch.as_tensor(lipschitz_estimate(module)).item()
+def assert_bounded(module: Module, shape: tuple[int, ...]) -> None:
+    (operation,) = fold(module.train())
+    (evaluated,) = fold(module.eval())
+    constants = zip(operation.tensors().values(), evaluated.tensors().values(), strict=True)
+    assert all(torch.equal(*pair) for pair in constants)
+    true, bound = norm(module, shape), lipschitz_bound(module, shape)
+    assert true * (1 - 1e-12) <= bound
+    # A convolution is bounded on a slightly larger map.
+    assert bound <= true * (1 + 1e-6 if len(shape) == 1 else 1.5)
+    for mode in (module.eval(), module.train()):
+        estimate = torch.as_tensor(lipschitz_estimate(mode)).item()
         if isinstance(module, FREE):
             assert estimate <= true * (1 + 1e-5)
         else:
             assert estimate == 1
             assert true <= 1 + 1e-5
+
+
+@pytest.mark.parametrize(("name", "case"), CASES)
+def test_the_layer_as_a_matrix_stays_below_its_bound(name: str, case: Any) -> None:
+    module, shape = make(name, case)
+    assert_bounded(module, shape)
+    assert_bounded(train(module, shape), shape)
+    assert_bounded(perturb(module), shape)
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -183,13 +203,15 @@ def differentiable(module: Module) -> tuple[Any, list[Tensor]]:
 
 
 @pytest.mark.parametrize(
-    ("name", "case"), [p for p in CASES if p.values[0] != "cholesky" or "dense" not in p.id]
+    ("name", "case"),
+    [p for p in CASES if not p.values[0].startswith("cholesky") or "dense" not in p.id],
 )
 def test_gradients_are_those_of_the_constrained_layer(name: str, case: Any) -> None:
     module, shape = make(name, case)
     function, parameters = differentiable(perturb(module))
     x = torch.randn(2, *shape, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(function, (x, *parameters))
+    # Along random directions only: some weights go through many complex solves.
+    assert torch.autograd.gradcheck(function, (x, *parameters), fast_mode=True)
 
 
 @pytest.mark.parametrize("shape", [*DENSE, (3, 20)])

@@ -10,7 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
-from robustcert.activations import GroupSort
+from robustcert.activations import (
+    GroupSort,
+    Householder,
+    Householder2,
+    LinearSpline,
+    NActivation,
+    SinCos,
+    SmoothAbs,
+)
 from robustcert.layers import ConstrainedLinear, UnconstrainedLinear
 from robustcert.lipschitz import (
     UnknownLipschitz,
@@ -45,9 +53,9 @@ def sequential() -> nn.Sequential:
 class Doubled(nn.Module):
     """Claims its constant, as a user's module would."""
 
-    def __init__(self) -> None:
+    def __init__(self, size: int = 4) -> None:
         super().__init__()
-        self.weight = nn.Parameter(2 * torch.eye(4))
+        self.weight = nn.Parameter(2 * torch.eye(size))
 
     def forward(self, x: Tensor) -> Tensor:
         return x @ self.weight.T
@@ -56,7 +64,7 @@ class Doubled(nn.Module):
         return torch.linalg.matrix_norm(self.weight, 2)
 
     def fold(self) -> Operation:
-        return Dense(self.weight.detach().clone())
+        return Dense((self.weight @ torch.eye(len(self.weight))).detach())
 
 
 class InheritsBoth(Doubled):
@@ -252,6 +260,27 @@ def test_an_instance_that_computes_something_else_is_refused(
         fold(module)
 
 
+@pytest.mark.parametrize(
+    ("activation", "features"),
+    [
+        (Householder(8), 2),
+        (Householder2(8), 2),
+        (NActivation(8), 1),
+        (LinearSpline(8), 1),
+        (SmoothAbs(8, per_feature=True), 1),
+        (SinCos(8, per_feature=True), 1),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_one_feature_is_not_copied_to_several(activation: Any, features: int) -> None:
+    # By broadcasting it would be, which stretches by the root of their number.
+    module = nn.Sequential(
+        nn.Linear(4, features), activation, nn.Linear(activation.out_features, 3)
+    )
+    with pytest.raises(UnsoundNetworkError, match=r"^1: it does not take inputs of shape"):
+        fold_network(module, (4,))
+
+
 def test_a_fold_that_an_instance_was_given_is_no_claim() -> None:
     module: Any = Unfolded()
     module.fold = lambda: []
@@ -319,16 +348,20 @@ def test_the_pairwise_estimate_of_a_sequential_ends_in_its_rows() -> None:
             pairwise_lipschitz_estimate(broken)
 
 
-def test_reduced_precision_does_not_reach_the_estimates() -> None:
+def test_reduced_precision_does_not_reach_folds_and_estimates() -> None:
     model = Classifier(nn.Sequential(UnconstrainedLinear(8, 8), GroupSort(8)), Head(8, 4)).eval()
     with torch.no_grad():  # rows that nearly agree
         model.head.raw[1] = model.head.raw[0] + 1e-2 * torch.randn(8)
-    plain = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 4))
+    constrained = parametrizations.orthogonal(nn.Linear(8, 8), orthogonal_map="householder")
+    plain = nn.Sequential(constrained, Doubled(8), nn.Linear(8, 4))
     for module in (model, plain):
-        expected = lipschitz_estimate(module), pairwise_lipschitz_estimate(module)
+        claims = lipschitz_estimate, pairwise_lipschitz_estimate
+        expected = [claim(module) for claim in claims]
+        digest = fold_network(module, (8,)).digest()
         with torch.autocast("cpu", dtype=torch.bfloat16):
             assert module(torch.randn(2, 8)).dtype == torch.bfloat16
-            found = lipschitz_estimate(module), pairwise_lipschitz_estimate(module)
+            found = [claim(module) for claim in claims]
+            assert fold_network(module, (8,)).digest() == digest
         assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
 
 

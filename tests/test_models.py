@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from configs import build, build_model, names, read
+from configs import build, build_model, crossed, names, read
 from torch import Tensor, nn
 
 from robustcert.activations import GroupSort, NormPair, SinCos
@@ -73,9 +73,7 @@ def steepest(network: PlainNetwork, x: Tensor) -> Tensor:
     return (jacobian[:, :, None] - jacobian[:, None]).norm(dim=3).amax(0)
 
 
-@pytest.mark.parametrize("activation", names("activation"))
-@pytest.mark.parametrize("layer", names("layer"))
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("name", "layer", "activation"), crossed("model", "layer", "activation"))
 def test_the_plain_network_is_the_model_and_keeps_its_bound(
     name: str, layer: str, activation: str
 ) -> None:

@@ -22,7 +22,7 @@ from robustcert.schedules import CosineSchedule, EpsilonSchedule
 
 OBJECTIVES = names("objective")
 # Those that a larger constant makes worse.
-PAYING = {"emma", "gloro", "trades_gloro"}
+PAYING = {"emma", "gloro", "hkr", "lmt", "logit_annealing", "trades_gloro"}
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from robustcert.activations import ReLU
 from robustcert.lipschitz import fold_network
 from robustcert.models import Normalize
-from robustcert.plain import Affine, Dense, PlainNetwork, Sum, UnsoundNetworkError
+from robustcert.plain import Affine, Dense, Operation, PlainNetwork, Sum, UnsoundNetworkError
 from robustcert.rounding import UNIT, forward_error
 
 FEATURES = 8
@@ -121,6 +121,28 @@ def test_branches_are_covered(dtype: torch.dtype) -> None:
         (5,),
     )
     check(network, torch.randn(4, 5, dtype=dtype))
+
+
+RELU = ReLU(2).fold()
+# Each one's error stems from one term of the bound, which the others would not pay for.
+TERMS: dict[str, tuple[Operation, ...]] = {
+    "bias": (Dense(torch.randn(2, 2), torch.tensor([1e6, -1e6])),),
+    "shift": (Affine(torch.tensor([1 / 3]), torch.tensor([1e6])), RELU),
+    "inherited": (
+        Dense(torch.tensor([[1e6, -1.1e6], [1e6 / 3, -1e6 / 3]])),
+        Dense(1e4 * torch.eye(2)),
+    ),
+    "inherited through a selection": (Dense(torch.randn(2, 2)), RELU),
+    "sum": (Sum(((), (RELU,), ())),),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("term", TERMS)
+def test_every_term_of_the_bound_is_needed(term: str, dtype: torch.dtype) -> None:
+    network = PlainNetwork(TERMS[term], (2,))
+    small = torch.tensor([[0.0, 0.0], [1.0, 1.0], [1e-3, 1 / 3]], dtype=dtype)
+    check(network, torch.cat([small, torch.rand(4, 2, dtype=dtype)]), (1e-3, 1.0, 7.0))
 
 
 def test_the_bound_is_small_beside_what_certificates_need() -> None:

@@ -5,8 +5,14 @@ from torch import Tensor
 
 
 def along_features(value: Tensor, x: Tensor) -> Tensor:
-    """``value``, a scalar or one number per feature, shaped to broadcast along dimension 1."""
-    return value if value.dim() == 0 else value.view(-1, *(1,) * (x.dim() - 2))
+    """``value``, a scalar or one number per feature, laid out along dimension 1 of ``x``.
+
+    Raises:
+        RuntimeError: ``x`` has another number of features; one must not be copied to several.
+    """
+    if value.dim() == 0:
+        return value
+    return value.view(-1, *(1,) * (x.dim() - 2)).expand(x.shape[1:])
 
 
 def split_pairs(x: Tensor) -> tuple[Tensor, Tensor]:

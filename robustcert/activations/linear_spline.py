@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from robustcert.activations.features import along_features
 from robustcert.plain import Activation, Slopes, constant
 
 
@@ -22,8 +23,7 @@ def linear_spline(x: Tensor, slopes: Tensor, step: Tensor) -> Tensor:
     intercepts = step * (values - slopes * knots)
     piece = (x / step + half).floor().nan_to_num(0.0).clamp(0, pieces - 1).long()
     if rows > 1:
-        offset = pieces * torch.arange(rows, device=x.device)
-        piece = piece + offset.view(-1, *(1,) * (x.dim() - 2))
+        piece = piece + along_features(pieces * torch.arange(rows, device=x.device), x)
     return slopes.flatten()[piece] * x + intercepts.flatten()[piece]
 
 

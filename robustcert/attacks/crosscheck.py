@@ -72,7 +72,7 @@ def cross_check(
             label,
             steps=ddn_steps,
             restarts=ddn_restarts,
-            initial_norm=float(size.median()),
+            initial_norm=size,
             seed=seed,
         )
         broken = changed(least) | (distance < size * INSIDE)

@@ -22,7 +22,7 @@ def ddn(
     steps: int = 100,
     restarts: int = 10,
     gamma: float = 0.05,
-    initial_norm: float = 1.0,
+    initial_norm: float | Tensor = 1.0,
     seed: int = 0,
 ) -> tuple[Tensor, Tensor]:
     r"""Smallest perturbation found that changes the prediction from ``label``, without clipping.
@@ -44,7 +44,8 @@ def ddn(
         steps: Gradient steps from each start.
         restarts: Number of starts.
         gamma: Relative change of the norm in a step.
-        initial_norm: First norm, in input units.
+        initial_norm: First norm, in input units; one for all samples or one for each, shape
+            ``(N,)``.
         seed: Of the random starts.
 
     Returns:
@@ -53,11 +54,12 @@ def ddn(
     generator = torch.Generator().manual_seed(seed)
     best = torch.zeros_like(x)
     found = torch.full_like(lengths(x), torch.inf)
+    first = torch.as_tensor(initial_norm).to(x).expand(len(x)).view(found.shape)
     for start in range(restarts):
         delta = torch.zeros_like(x)
         if start > 0:
-            delta = initial_norm * random_directions(x, generator)
-        norm = torch.full_like(lengths(x), initial_norm)
+            delta = first * random_directions(x, generator)
+        norm = first
         for step in range(steps):
             margin, gradient = margin_gradient(network, x + delta, label)
             adversarial = changed(margin).view(norm.shape)

@@ -4,7 +4,6 @@ import logging
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
-from lightning.pytorch.utilities import rank_zero_only
 
 log = logging.getLogger(__name__)
 
@@ -24,14 +23,22 @@ class ProgressBar(RichProgressBar):
 class EpochLog(Callback):
     """One line per epoch, for log files and terminals that cannot draw a bar."""
 
-    @rank_zero_only
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log the metrics of the epoch."""
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the epoch before, whose metrics are complete only now."""
+        self._log(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the last epoch."""
+        self._log(trainer)
+
+    def _log(self, trainer: Trainer) -> None:
+        # Read on every rank: some of these values are only reduced now.
         metrics = trainer.callback_metrics
-        values = [f"{k} {float(metrics[k]):.4f}" for k in _KEYS if k in metrics]
-        log.info(
-            "epoch %d/%s: %s", trainer.current_epoch + 1, trainer.max_epochs, "  ".join(values)
-        )
+        values = [f"{key} {float(metrics[key]):.4f}" for key in _KEYS if key in metrics]
+        if values and trainer.is_global_zero:
+            log.info(
+                "epoch %d/%s: %s", trainer.current_epoch, trainer.max_epochs, "  ".join(values)
+            )
 
 
-_KEYS = ("val/vra", "val/accuracy", "val/acr", "train/loss")
+_KEYS = ("train/loss", "val/accuracy", "val/vra", "val/acr")

@@ -1,15 +1,18 @@
 """Certifiers: a plain network and inputs to predictions and proved radii."""
 
 from robustcert.certifiers.arithmetic import strict_arithmetic
+from robustcert.certifiers.combined import CombinedCertifier, robust_accuracy_bracket
 from robustcert.certifiers.diagnostic import gradient_ratio
 from robustcert.certifiers.lipschitz import Certificates, LipschitzCertifier, certify
 from robustcert.certifiers.lipsdp import LipSDPCertifier
 
 __all__ = [
     "Certificates",
+    "CombinedCertifier",
     "LipSDPCertifier",
     "LipschitzCertifier",
     "certify",
     "gradient_ratio",
+    "robust_accuracy_bracket",
     "strict_arithmetic",
 ]

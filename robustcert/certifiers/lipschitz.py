@@ -62,6 +62,27 @@ class LipschitzCertifier:
         """
         return _pairwise_bound(network)
 
+    def distances(
+        self,
+        network: PlainNetwork,
+        inputs: Tensor,
+        prediction: Tensor,
+        gap: Tensor,
+        pairwise: Tensor,
+        drift: float,
+    ) -> Tensor:
+        """Distances within which the prediction stays ahead of each class, shape ``(N, C)``.
+
+        Args:
+            network: The network.
+            inputs: Shape ``(N, *input_shape)``.
+            prediction: Classes, shape ``(N,)``.
+            gap: Margins less what rounding may take off them at the centre, shape ``(N, C)``.
+            pairwise: What :meth:`pairwise_bound` returned.
+            drift: What rounding may take off besides, per unit of distance.
+        """
+        return gap / (pairwise[prediction] + drift)
+
     @torch.no_grad()
     @strict_arithmetic()
     def certify(self, network: PlainNetwork, x: Tensor) -> Certificates:
@@ -80,8 +101,8 @@ class LipschitzCertifier:
         # Subtraction of two float64 logits rounds once, hence the relative term.
         alpha = result.centre * (1 + 1e-9)
         allowance = (2 * math.sqrt(2) * (1 + 1e-9)) * alpha[:, None] + margin.abs() * 2.0**-52
-        constants = pairwise[prediction] + math.sqrt(2) * (1 + 1e-9) * result.growth
-        ratio = (margin - allowance) / constants
+        drift = math.sqrt(2) * (1 + 1e-9) * result.growth
+        ratio = self.distances(network, inputs, prediction, margin - allowance, pairwise, drift)
         ratio = ratio.scatter(1, prediction[:, None], math.inf)
         moved = (x.double() - inputs.double()).flatten(1).norm(dim=1) * (1 + 1e-6)
         radius = (torch.minimum(ratio.amin(1), result.reach) - moved) * (1 - 2.0**-50)

@@ -53,6 +53,7 @@ from robustcert.check.fixed import (
     Integers,
     balls,
     enclose,
+    exponent,
     shift,
     to_integers,
 )
@@ -403,7 +404,8 @@ def _smooth_householder_exact(z: Integers, q: int, normal: Floats, temperature: 
         return a + change * u, b + change * v
 
     mirrors = (_ball_constants(normal[0], a), _ball_constants(normal[1], a))
-    first, second = enclose(fold, 2, GRID_BITS, a, b, *mirrors, _ball_constants(temperature, a))
+    tau = _ball_constants(temperature, a)
+    first, second = enclose(fold, 2, GRID_BITS, exponent(z, q), a, b, *mirrors, tau)
     return _interleave(first, second), GRID_BITS, math.ldexp(2.0, -GRID_BITS)
 
 
@@ -418,7 +420,8 @@ def _excess_ball(depth: Any, tau: Any) -> Any:
 
 def _excess_exact(depth: Integers, q: int, temperature: Floats, grid: int) -> Integers:
     tau = _ball_constants(temperature, depth)
-    found = enclose(lambda d, t: (_excess_ball(d, t),), 1, grid, balls(depth, q), tau)
+    size = exponent(depth, q)
+    found = enclose(lambda d, t: (_excess_ball(d, t),), 1, grid, size, balls(depth, q), tau)
     return np.broadcast_to(found[0], depth.shape)
 
 
@@ -472,7 +475,7 @@ def _smooth_n_rounding(corners: Floats, temperature: Floats) -> tuple[float, flo
 
 
 def _tanh_exact(z: Integers, q: int) -> Exact:
-    found = enclose(lambda x: (x.tanh(),), 1, GRID_BITS, balls(z, q))
+    found = enclose(lambda x: (x.tanh(),), 1, GRID_BITS, exponent(z, q), balls(z, q))
     return found[0], GRID_BITS, math.ldexp(2.0, -GRID_BITS)
 
 
@@ -487,7 +490,8 @@ def _sin_cos_exact(z: Integers, q: int, frequency: Floats) -> Exact:
         sine, cosine = (omega * x).sin_cos()
         return cosine / omega, sine / omega
 
-    found = enclose(wind, 2, GRID_BITS, balls(z, q), _ball_constants(frequency, z))
+    omega = _ball_constants(frequency, z)
+    found = enclose(wind, 2, GRID_BITS, exponent(z, q), balls(z, q), omega)
     return _interleave(found[0], found[1]), GRID_BITS, math.ldexp(2.0, -GRID_BITS)
 
 

@@ -57,7 +57,11 @@ def shift(z: Integers, places: int) -> Integers:
 
 
 def enclose(
-    function: Callable[..., tuple[Any, ...]], outputs: int, grid: int, *arguments: Integers
+    function: Callable[..., tuple[Any, ...]],
+    outputs: int,
+    grid: int,
+    size: int,
+    *arguments: Integers,
 ) -> tuple[Integers, ...]:
     """Values of a function of balls, entry by entry, within ``2**(1 - grid)``.
 
@@ -65,6 +69,7 @@ def enclose(
         function: Takes one ball or integer for each argument and returns a tuple of balls.
         outputs: How many.
         grid: Results are integers times ``2**-grid``.
+        size: The binary exponent of the largest argument, see :func:`exponent`.
         arguments: Arrays of Python objects, which broadcast.
     """
     module = flint()
@@ -73,9 +78,16 @@ def enclose(
         results = tuple(_on_grid(ball, grid, module) for ball in function(*values))
         return results if outputs > 1 else results[0]
 
-    with module.ctx.workprec(grid + 192):
+    if size > 4096:
+        raise InexactError("a value is too large")
+    with module.ctx.workprec(grid + 128 + 2 * max(size, 0)):
         found = np.frompyfunc(entry, len(arguments), outputs)(*arguments)
     return tuple(found) if outputs > 1 else (found,)
+
+
+def exponent(z: Integers, q: int) -> int:
+    """A binary exponent that no ``z * 2**-q`` passes."""
+    return max((int(v).bit_length() for v in z.ravel()), default=0) - q
 
 
 def balls(z: Integers, q: int) -> Integers:

@@ -26,6 +26,7 @@ Shape = tuple[int, ...]
 MOST_OPERATIONS = 5000
 LARGEST_SIDE = 2**15
 LARGEST_VALUE = 2**24
+MOST_READS = 2**27
 
 
 @dataclass(frozen=True, eq=False)
@@ -228,6 +229,8 @@ def _convolution(
         n + 2 * p for n, p in zip(shape[1:], options["padding"], strict=True)
     ) > (LARGEST_VALUE):
         raise UnreadableError(f"{where}: the padded input is too large")
+    if math.prod(sides) * math.prod(weight.shape[2:]) * shape[0] > MOST_READS:
+        raise UnreadableError(f"{where}: its windows read too many values")
     return (weight.shape[0], sides[0], sides[1])
 
 

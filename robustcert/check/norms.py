@@ -48,6 +48,7 @@ LARGEST_MATRIX = 2**26
 LARGEST_OPERATOR = 2**23
 FULL_GRID = 256
 MOST_WORK = 2.0**42
+MOST_POINTS, MOST_TAPS = 2**20, 2**14
 CHUNK = 2**22
 
 
@@ -172,13 +173,13 @@ def find(operation: Operation) -> float:
         guess, attempt = estimate(weight[None]), lambda b: _prove_dense(weight, b)
     else:
         guess, attempt = symbol_estimate(operation), lambda b: _prove_convolution(operation, b)
-        matrix = _whole_matrix(operation)
-        if matrix is not None:
-            guess = min(guess, estimate(matrix))
+        guess = min(guess, max(map(estimate, _whole_matrices(operation)), default=math.inf))
     return _first_proved(guess, attempt)
 
 
 def _first_proved(guess: float, attempt: Callable[[Fraction], Proof]) -> float:
+    if not math.isfinite(guess):
+        return math.nan
     for slack in (2e-10, 1e-8, 1e-6, 1e-4, 1e-2):
         value = guess * (1 + slack)
         if attempt(Fraction(value)).method:
@@ -249,16 +250,19 @@ def _axes(operation: Operation) -> tuple[Axis, Axis]:
 def _prove_convolution(operation: Operation, bound: Fraction) -> Proof:
     rows, columns = _axes(operation)
     weight = operation.wide("weight")
-    loss = symbol_error(operation, rows, columns)
-    # The norm of symbols on the grid that proves the bound everywhere.
-    limit = bound * root_down(rows.inverse_loss * columns.inverse_loss)
-    work = symbol_work(operation, rows, columns)
-    if work <= MOST_WORK and all(
-        proved(batch, limit, loss) for batch in symbols(weight, operation, rows, columns)
-    ):
-        return Proof(f"symbols on a {rows.points}x{columns.points} grid, exact residual")
-    matrix = _whole_matrix(operation)
-    if matrix is not None and proved(matrix, bound):
+    live = weight[:, :, [k for k, *_ in rows.taps]][..., [k for k, *_ in columns.taps]]
+    if not live.any():
+        return Proof("no weight that reads the input")
+    if symbol_work(operation, rows, columns) <= MOST_WORK:
+        loss = symbol_error(operation, rows, columns)
+        # The norm of symbols on the grid that proves the bound everywhere.
+        limit = bound * root_down(rows.inverse_loss * columns.inverse_loss)
+        batches = symbols(weight, operation, rows, columns)
+        if all(proved(batch, limit, loss) for batch in batches):
+            return Proof(f"symbols on a {rows.points}x{columns.points} grid, exact residual")
+    # No matrix at all says that the map is too large, not that it is proved.
+    wholes = [proved(matrix, bound) for matrix in _whole_matrices(operation)]
+    if wholes and all(wholes):
         return Proof("whole matrix, exact residual")
     return Proof()
 
@@ -275,7 +279,9 @@ def symbol_estimate(operation: Operation) -> float:
 
 
 def symbol_work(operation: Operation, rows: Axis, columns: Axis) -> float:
-    """Roughly how many operations the proof by symbols takes."""
+    """Roughly how many operations the proof by symbols takes; infinite if it is out of reach."""
+    if rows.points * columns.points > MOST_POINTS or len(rows.taps) * len(columns.taps) > MOST_TAPS:
+        return math.inf
     out, inner = operation.tensors["weight"].shape[:2]
     groups = operation.options["groups"]
     inner *= _residues(rows) * _residues(columns)
@@ -316,7 +322,8 @@ def symbols(weight: Floats, operation: Operation, rows: Axis, columns: Axis) -> 
     row_circle, column_circle = circle(height), circle(width)
     # Blocks at opposite frequencies are conjugate: half of the first index suffices.
     points = [(f, g) for f in range(height // 2 + 1) for g in range(width)]
-    step = max(1, CHUNK // (groups * 4 * out * inner * len(residues)))
+    taps_at_most = max(map(len, residues.values()))
+    step = max(1, CHUNK // (taps_at_most + groups * 4 * out * inner * len(residues)))
     for start in range(0, len(points), step):
         f, g = np.array(points[start : start + step]).T
         real, imag = [], []
@@ -343,24 +350,24 @@ def circle(points: int) -> Floats:
         return np.array([[float(c) for _, c in pairs], [float(s) for s, _ in pairs]])
 
 
-def _whole_matrix(operation: Operation) -> Floats | None:
-    # The padded convolution as matrices (groups, outputs, inputs), if it is small.
+def _whole_matrices(operation: Operation) -> Iterator[Floats]:
+    # The padded convolution as one matrix (1, outputs, inputs) for each group, if it is small.
     rows, columns = _axes(operation)
     weight, groups = operation.wide("weight"), operation.options["groups"]
     out, inner = weight.shape[0] // groups, weight.shape[1]
     shape = (out, rows.outputs, columns.outputs, inner, rows.inputs, columns.inputs)
     outputs, inputs = math.prod(shape[:3]), math.prod(shape[3:])
-    if outputs * inputs * groups > LARGEST_OPERATOR or min(outputs, inputs) > LARGEST_SIZE:
-        return None
+    if outputs * inputs > LARGEST_OPERATOR or min(outputs, inputs) > LARGEST_SIZE:
+        return
     window = Window.of(operation)
-    matrix = np.zeros((groups, *shape))
-    parts = weight.reshape(groups, out, *weight.shape[1:])
-    for y in range(rows.outputs):
-        for i, *_ in rows.taps:
-            v = window.stride[0] * y + window.dilation[0] * i - window.padding[0]
-            for x in range(columns.outputs):
-                for j, *_ in columns.taps:
-                    h = window.stride[1] * x + window.dilation[1] * j - window.padding[1]
-                    if 0 <= v < rows.inputs and 0 <= h < columns.inputs:
-                        matrix[:, :, y, x, :, v, h] = parts[:, :, :, i, j]
-    return matrix.reshape(groups, outputs, inputs)
+    for part in weight.reshape(groups, out, *weight.shape[1:]):
+        matrix = np.zeros(shape)
+        for y in range(rows.outputs):
+            for i, *_ in rows.taps:
+                v = window.stride[0] * y + window.dilation[0] * i - window.padding[0]
+                for x in range(columns.outputs):
+                    for j, *_ in columns.taps:
+                        h = window.stride[1] * x + window.dilation[1] * j - window.padding[1]
+                        if 0 <= v < rows.inputs and 0 <= h < columns.inputs:
+                            matrix[:, y, x, :, v, h] = part[:, :, i, j]
+        yield matrix.reshape(1, outputs, inputs)

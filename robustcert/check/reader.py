@@ -31,6 +31,7 @@ LONGEST_ROW = 400
 DTYPES = {"F32": "<f4", "F64": "<f8", "U8": "|u1", "I64": "<i8"}
 COLUMNS = "index,label,prediction,correct,status,radius,radius_hex,margin"
 INTEGER = re.compile(r"0|[1-9][0-9]{0,17}")
+MARGIN = re.compile(r"-?[0-9]{1,20}(\.[0-9]{1,20})?(e[+-][0-9]{1,3})?|-?inf|nan")
 HEX = re.compile(r"0x[01]\.[0-9a-f]{1,13}p[+-][0-9]{1,4}")
 
 
@@ -228,12 +229,8 @@ def _row(line: str, where: str) -> Row:
             raise fail(where, "an integer", cell)
     if correct not in ("0", "1") or status not in ("certified", "abstain"):
         raise fail(where, "correct 0 or 1 and status certified or abstain", f"{correct},{status}")
-    if not re.fullmatch(r"-?[0-9.e+-]{1,24}", margin):
-        raise fail(where, "a finite margin", margin)
-    try:
-        least = float(margin)
-    except ValueError:
-        raise fail(where, "a finite margin", margin) from None
+    if not MARGIN.fullmatch(margin):
+        raise fail(where, "a margin", margin)
     return Row(
         int(index),
         int(label),
@@ -242,5 +239,5 @@ def _row(line: str, where: str) -> Row:
         status == "certified",
         decimal,
         math.inf if radius == "inf" else hex_float(radius, where),
-        least,
+        float(margin),
     )

@@ -1,22 +1,66 @@
 """Layers with a Lipschitz constraint or estimate, each with its plain form."""
 
 from robustcert.layers.aol import AOLConv2d, AOLConvolution, AOLDense, AOLLinear
+from robustcert.layers.bcop import BCOP, BCOPConv2d
+from robustcert.layers.bjorck import BjorckLinear, BjorckOrthogonal
+from robustcert.layers.bro import BlockReflector, BROConv2d, BROLinear, ReflectorFrequencies
 from robustcert.layers.cayley import CayleyLinear, CayleyOrthogonal
+from robustcert.layers.cayley_conv import CayleyConv2d, CayleyFrequencies
 from robustcert.layers.cholesky import CholeskyLinear, CholeskyOrthogonal
 from robustcert.layers.constrained import ConstrainedConv2d, ConstrainedLinear
+from robustcert.layers.cpl import CPLConv2d, CPLLinear
+from robustcert.layers.exponential import ExponentialLinear, ExponentialOrthogonal
+from robustcert.layers.fft import FrequencyConstraint, FrequencyConv2d
+from robustcert.layers.lires import CholeskyResidualLinear, LinearResidual, LiResConv2d, LiResLinear
+from robustcert.layers.lot import LOTConv2d, LOTFrequencies
+from robustcert.layers.pool import InvertibleDownsampling, NormPool2d
+from robustcert.layers.residual import ResidualLayer
+from robustcert.layers.sandwich import SandwichLinear
+from robustcert.layers.sll import SLLConv2d, SLLLinear
+from robustcert.layers.soc import SkewFrequencies, SOCConv2d
 from robustcert.layers.unconstrained import UnconstrainedConv2d, UnconstrainedLinear
 
 __all__ = [
+    "BCOP",
     "AOLConv2d",
     "AOLConvolution",
     "AOLDense",
     "AOLLinear",
+    "BCOPConv2d",
+    "BROConv2d",
+    "BROLinear",
+    "BjorckLinear",
+    "BjorckOrthogonal",
+    "BlockReflector",
+    "CPLConv2d",
+    "CPLLinear",
+    "CayleyConv2d",
+    "CayleyFrequencies",
     "CayleyLinear",
     "CayleyOrthogonal",
     "CholeskyLinear",
     "CholeskyOrthogonal",
+    "CholeskyResidualLinear",
     "ConstrainedConv2d",
     "ConstrainedLinear",
+    "ExponentialLinear",
+    "ExponentialOrthogonal",
+    "FrequencyConstraint",
+    "FrequencyConv2d",
+    "InvertibleDownsampling",
+    "LOTConv2d",
+    "LOTFrequencies",
+    "LiResConv2d",
+    "LiResLinear",
+    "LinearResidual",
+    "NormPool2d",
+    "ReflectorFrequencies",
+    "ResidualLayer",
+    "SLLConv2d",
+    "SLLLinear",
+    "SOCConv2d",
+    "SandwichLinear",
+    "SkewFrequencies",
     "UnconstrainedConv2d",
     "UnconstrainedLinear",
 ]

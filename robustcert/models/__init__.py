@@ -6,5 +6,6 @@ from robustcert.models.head import Head
 from robustcert.models.layer_family import LayerFamily
 from robustcert.models.mlp import MLP
 from robustcert.models.normalize import Normalize
+from robustcert.models.residual_family import ResidualFamily
 
-__all__ = ["MLP", "Classifier", "ConvNet", "Head", "LayerFamily", "Normalize"]
+__all__ = ["MLP", "Classifier", "ConvNet", "Head", "LayerFamily", "Normalize", "ResidualFamily"]

@@ -3,11 +3,17 @@
 from robustcert.objectives.cross_entropy import CrossEntropy, OffsetCrossEntropy
 from robustcert.objectives.emma import EMMA
 from robustcert.objectives.gloro import GloRo, TradesGloRo, bottom_logit
+from robustcert.objectives.hkr import HKR
+from robustcert.objectives.lmt import LMT
+from robustcert.objectives.logit_annealing import LogitAnnealing
 
 __all__ = [
     "EMMA",
+    "HKR",
+    "LMT",
     "CrossEntropy",
     "GloRo",
+    "LogitAnnealing",
     "OffsetCrossEntropy",
     "TradesGloRo",
     "bottom_logit",

@@ -1,0 +1,107 @@
+"""Orthogonal convolutions from 2x2 projector blocks (arXiv 1911.00937, arXiv 2501.07930)."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from robustcert.layers.cayley import CayleyOrthogonal
+from robustcert.layers.constrained import ConstrainedConv2d
+
+
+class BCOP(nn.Module):
+    r"""Compose an orthogonal kernel of 1x2 and 2x1 projector blocks and one strided matrix.
+
+    With an orthogonal projector P, the two taps :math:`[P, I - P]` are an orthogonal convolution on
+    an unbounded grid: :math:`P + (I - P) e^{i w}` is unitary. So are their compositions. The last
+    factor reads every window of ``stride`` by ``stride`` once, by a matrix with orthonormal rows or
+    columns. Zero padding on a finite map takes a part of the matrix, whose norm is at most 1.
+
+    Reference: Li et al., `Preventing Gradient Attenuation in Lipschitz Constrained Convolutional
+    Networks <https://arxiv.org/abs/1911.00937>`_, NeurIPS 2019 (BCOP); Boissin et al., `An Adaptive
+    Orthogonal Convolution Scheme <https://arxiv.org/abs/2501.07930>`_, ICML 2025 (the last factor).
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        kernel_size: Side of the kernel, at least the stride.
+        stride: Step between output positions.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int, *, stride: int
+    ) -> None:
+        super().__init__()
+        if kernel_size < stride:
+            raise ValueError(
+                f"an orthogonal convolution reads every input: a kernel of side {kernel_size} is "
+                f"too small for stride {stride}; use layer=aol"
+            )
+        self.in_channels = in_channels
+        self.stride = stride
+        self.channels = max(in_channels, -(-out_channels // stride**2))
+        self.orthogonal = CayleyOrthogonal()
+        count = 2 * (kernel_size - stride)
+        frames = torch.empty(count, self.channels, self.channels // 2)
+        for frame in frames:
+            nn.init.orthogonal_(frame)
+        self.frames = nn.Parameter(frames)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """The kernel from the free matrix ``(out_channels, channels * stride**2)``."""
+        with torch.autocast(weight.device.type, enabled=False):
+            matrix = self.orthogonal(weight)
+            kernel = matrix.unflatten(1, (self.channels, self.stride, self.stride))
+            identity = torch.eye(self.channels, dtype=weight.dtype, device=weight.device)
+            for step, frame in enumerate(self.frames):
+                basis = self.orthogonal(frame)
+                projector = basis @ basis.mT
+                taps = [projector, identity - projector]
+                # Turned every second time, so that a projector of rank 0 does not move the image.
+                block = torch.stack(taps if step // 2 % 2 else taps[::-1], -1)
+                block = block[..., None, :] if step % 2 else block[..., None]
+                kernel = compose(kernel, block)
+            return kernel[:, : self.in_channels]
+
+
+def compose(outer: Tensor, inner: Tensor) -> Tensor:
+    """Kernel of the convolution by ``inner``, stride 1, and then by ``outer``, any stride."""
+    padding = (inner.shape[2] - 1, inner.shape[3] - 1)
+    return F.conv2d(outer, inner.transpose(0, 1).flip(2, 3), padding=padding)
+
+
+class BCOPConv2d(ConstrainedConv2d):
+    """Zero-padded convolution, orthogonal but for the border, by :class:`BCOP`.
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        kernel_size: Side of the kernel, even or odd, at least the stride.
+        stride: Step between output positions.
+        padding: Zeros on each side of the input.
+        input_size: ``(H, W)`` of the input.
+        bias: Whether to add a learned bias.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        *,
+        stride: int = 1,
+        padding: int = 0,
+        input_size: tuple[int, int],
+        bias: bool = True,
+    ) -> None:
+        rule = BCOP(in_channels, out_channels, kernel_size, stride=stride)
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride=stride,
+            padding=padding,
+            input_size=input_size,
+            parametrization=rule,
+            free_shape=(out_channels, rule.channels * stride**2),
+            bias=bias,
+        )

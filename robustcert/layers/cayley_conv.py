@@ -1,0 +1,65 @@
+"""Convolution orthogonalised by the Cayley transform (Trockman and Kolter, arXiv 2104.07167)."""
+
+import torch
+from torch import Tensor
+
+from robustcert.layers.fft import FrequencyConstraint, FrequencyConv2d
+
+
+class CayleyFrequencies(FrequencyConstraint):
+    r"""The Cayley transform of every frequency's block.
+
+    For a tall block with the square part U on top of V and :math:`A = U - U^* + V^* V`, the columns
+    of :math:`\begin{pmatrix} (I - A)(I + A)^{-1} \\ -2 V (I + A)^{-1} \end{pmatrix}` are
+    orthonormal, see :class:`robustcert.layers.CayleyOrthogonal`.
+
+    Reference: Trockman and Kolter, `Orthogonalizing Convolutional Layers with the Cayley Transform
+    <https://arxiv.org/abs/2104.07167>`_, ICLR 2021.
+    """
+
+    def constrain(self, blocks: Tensor) -> Tensor:
+        """Orthogonalise complex blocks ``(F, m, n)``."""
+        if blocks.shape[1] < blocks.shape[2]:
+            return self.constrain(blocks.mH).mH
+        columns = blocks.shape[2]
+        square, below = blocks[:, :columns], blocks[:, columns:]
+        a = square - square.mH + below.mH @ below
+        identity = torch.eye(columns, dtype=a.dtype, device=a.device)
+        stacked = torch.cat([identity - a, -2 * below], 1)
+        return torch.linalg.solve(identity + a, stacked, left=False)
+
+
+class CayleyConv2d(FrequencyConv2d):
+    """Circular convolution with orthonormal rows or columns by :class:`CayleyFrequencies`.
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        kernel_size: Side of the free kernel, in input positions.
+        stride: Step between output positions.
+        padding: That of the zero-padded convolution whose output size it has.
+        input_size: ``(H, W)`` of the input.
+        bias: Whether to add a learned bias.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        *,
+        stride: int = 1,
+        padding: int = 0,
+        input_size: tuple[int, int],
+        bias: bool = True,
+    ) -> None:
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride=stride,
+            padding=padding,
+            input_size=input_size,
+            constraint=CayleyFrequencies,
+            bias=bias,
+        )

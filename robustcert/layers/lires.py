@@ -1,0 +1,144 @@
+"""Linear residual layers, I + gamma W (Hu et al., arXiv 2301.12549)."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrize
+
+from robustcert.layers.cholesky import CholeskyOrthogonal
+from robustcert.layers.constrained import ConstrainedLinear
+from robustcert.layers.unconstrained import UnconstrainedConv2d, UnconstrainedLinear
+
+
+class LinearResidual(nn.Module):
+    r"""Add the identity, :math:`I + \gamma W`, to a dense weight or to a kernel's middle tap.
+
+    Reference: Hu, Zou, Wang, Leino and Fredrikson, `Unlocking Deterministic Robustness
+    Certification on ImageNet <https://arxiv.org/abs/2301.12549>`_, NeurIPS 2023.
+
+    Args:
+        gamma: Size of the residual at the start of training.
+    """
+
+    def __init__(self, gamma: float) -> None:
+        super().__init__()
+        if not gamma > 0:
+            raise ValueError(
+                f"gamma must be above 0, got {gamma}: set model.layer.dense.gamma and "
+                "model.layer.conv.gamma"
+            )
+        self.gamma = gamma
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Add the identity to ``weight`` of shape ``(n, n)`` or ``(n, n, k, k)``, k odd."""
+        identity = torch.eye(len(weight), dtype=weight.dtype, device=weight.device)
+        if weight.dim() == 4:
+            half = weight.shape[-1] // 2
+            identity = F.pad(identity[..., None, None], (half,) * 4)
+        return torch.add(identity, weight, alpha=self.gamma)
+
+
+class LiResLinear(UnconstrainedLinear):
+    r"""Dense layer :math:`x \mapsto x + \gamma W x + b`, its norm estimated as a whole.
+
+    Where input and output differ in size there is no identity, and the weight is free.
+
+    Args:
+        in_features: Size of the input.
+        out_features: Size of the output.
+        gamma: Size of the residual.
+        iterations: Power iterations per training step.
+        bias: Whether to add a learned bias.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        gamma: float = 0.3,
+        iterations: int = 2,
+        bias: bool = True,
+    ) -> None:
+        super().__init__(in_features, out_features, iterations=iterations, bias=bias)
+        residual = LinearResidual(gamma)
+        if in_features == out_features:
+            parametrize.register_parametrization(self, "weight", residual)
+
+
+class LiResConv2d(UnconstrainedConv2d):
+    r"""Convolution :math:`x \mapsto x + \gamma\, W * x + b`, its norm estimated as a whole.
+
+    Where input and output differ in shape there is no identity, and the kernel is free.
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        kernel_size: Side of the square kernel.
+        stride: Step between output positions.
+        padding: Zeros on each side of the input.
+        input_size: ``(H, W)`` of the input.
+        gamma: Size of the residual.
+        iterations: Power iterations per training step.
+        bias: Whether to add a learned bias.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        *,
+        stride: int = 1,
+        padding: int = 0,
+        input_size: tuple[int, int],
+        gamma: float = 0.3,
+        iterations: int = 2,
+        bias: bool = True,
+    ) -> None:
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride=stride,
+            padding=padding,
+            input_size=input_size,
+            iterations=iterations,
+            bias=bias,
+        )
+        residual = LinearResidual(gamma)
+        if in_channels == out_channels and stride == 1 and 2 * padding == kernel_size - 1:
+            parametrize.register_parametrization(self, "weight", residual)
+
+
+class CholeskyResidualLinear(ConstrainedLinear):
+    r"""Dense layer with the rows of :math:`I + \gamma W` orthonormalised by a Cholesky factor.
+
+    Where input and output differ in size there is no identity.
+
+    Reference: Hu, Leino, Wang and Fredrikson, `A Recipe for Improved Certifiable Robustness
+    <https://arxiv.org/abs/2310.02513>`_, ICLR 2024.
+
+    Args:
+        in_features: Size of the input.
+        out_features: Size of the output.
+        gamma: Size of the residual.
+        ridge: See :class:`robustcert.layers.CholeskyOrthogonal`.
+        bias: Whether to add a learned bias.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        gamma: float = 0.3,
+        ridge: float = 1e-3,
+        bias: bool = True,
+    ) -> None:
+        rules: list[nn.Module] = [LinearResidual(gamma), CholeskyOrthogonal(ridge)]
+        if in_features != out_features:
+            del rules[0]
+        super().__init__(
+            in_features, out_features, parametrization=nn.Sequential(*rules), bias=bias
+        )

@@ -1,0 +1,63 @@
+"""Layer-wise orthogonal training of convolutions (Xu, Li and Li, arXiv 2210.11620)."""
+
+from torch import Tensor
+
+from robustcert.layers.bjorck import bjorck
+from robustcert.layers.fft import FrequencyConstraint, FrequencyConv2d
+
+
+class LOTFrequencies(FrequencyConstraint):
+    r"""The polar factor :math:`(V V^*)^{-1/2} V` of every frequency's block, by Newton's steps.
+
+    Every block is divided by its Frobenius norm first; its singular values then stay in [0, 1]
+    whatever the number of steps, and those that are not small end at 1.
+
+    Reference: Xu, Li and Li, `LOT: Layer-wise Orthogonal Training on Improving l2 Certified
+    Robustness <https://arxiv.org/abs/2210.11620>`_, NeurIPS 2022.
+    """
+
+    iterations = 12
+
+    def constrain(self, blocks: Tensor) -> Tensor:
+        """Orthogonalise complex blocks ``(F, m, n)``."""
+        if blocks.shape[1] < blocks.shape[2]:
+            return self.constrain(blocks.mH).mH
+        # A zero block stays zero, with gradient zero.
+        square = (blocks.real.square() + blocks.imag.square()).sum((1, 2), keepdim=True)
+        return bjorck(blocks * square.clamp_min(1e-30).rsqrt(), self.iterations)
+
+
+class LOTConv2d(FrequencyConv2d):
+    """Circular convolution with nearly orthonormal rows or columns by :class:`LOTFrequencies`.
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        kernel_size: Side of the free kernel, in input positions.
+        stride: Step between output positions.
+        padding: That of the zero-padded convolution whose output size it has.
+        input_size: ``(H, W)`` of the input.
+        bias: Whether to add a learned bias.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        *,
+        stride: int = 1,
+        padding: int = 0,
+        input_size: tuple[int, int],
+        bias: bool = True,
+    ) -> None:
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride=stride,
+            padding=padding,
+            input_size=input_size,
+            constraint=LOTFrequencies,
+            bias=bias,
+        )

@@ -1,0 +1,65 @@
+"""Skew orthogonal convolution (Singla and Feizi, arXiv 2105.11417)."""
+
+import torch
+from torch import Tensor
+
+from robustcert.layers.fft import FrequencyConstraint, FrequencyConv2d
+
+
+class SkewFrequencies(FrequencyConstraint):
+    r"""The exponential of a skew convolution, frequency by frequency.
+
+    A kernel minus its transpose (channels exchanged, taps reflected) has skew-Hermitian blocks
+    :math:`K - K^*`, whose exponential is unitary. It is evaluated on the blocks rather than as a
+    truncated series of convolutions, so no norm above 1 is left by the truncation. Where the
+    channels differ, rows or columns of the larger square are kept.
+
+    Reference: Singla and Feizi, `Skew Orthogonal Convolutions
+    <https://arxiv.org/abs/2105.11417>`_, ICML 2021.
+    """
+
+    def free_shape(self, kernel_size: int) -> tuple[int, ...]:
+        """A square one, of the larger number of channels."""
+        size = max(self.out_channels, self.in_channels * self.stride**2)
+        return size, size, kernel_size, kernel_size
+
+    def constrain(self, blocks: Tensor) -> Tensor:
+        """Orthogonalise complex blocks ``(F, n, n)``."""
+        orthogonal = torch.linalg.matrix_exp(blocks - blocks.mH)
+        return orthogonal[:, : self.out_channels, : self.in_channels * self.stride**2]
+
+
+class SOCConv2d(FrequencyConv2d):
+    """Circular convolution with orthonormal rows or columns by :class:`SkewFrequencies`.
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        kernel_size: Side of the free kernel, in input positions.
+        stride: Step between output positions.
+        padding: That of the zero-padded convolution whose output size it has.
+        input_size: ``(H, W)`` of the input.
+        bias: Whether to add a learned bias.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        *,
+        stride: int = 1,
+        padding: int = 0,
+        input_size: tuple[int, int],
+        bias: bool = True,
+    ) -> None:
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride=stride,
+            padding=padding,
+            input_size=input_size,
+            constraint=SkewFrequencies,
+            bias=bias,
+        )

@@ -1,0 +1,240 @@
+r"""How much of the distance to its own boundary a certificate proves, and what takes the rest.
+
+For a sample with prediction y and certified radius r at distance d from the network's boundary,
+
+.. math:: t = \frac rd = \underbrace{\frac{L_{low}}{K}}_{t_K} \cdot
+    \underbrace{\frac{m}{L_{low}\, d}}_{t_{shape}}
+
+where m is the margin over the class that determines the radius, K the bound for that pair and
+:math:`L_{low}` the steepest slope of that margin ever seen. The first factor is what a better bound
+could win; the second one is lost to the shape of the function, whatever the bound.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from robustcert.attacks.ddn import ddn
+from robustcert.plain import Activation, PlainNetwork, Slopes
+
+
+def tightness(radius: Tensor, distance: Tensor) -> Tensor:
+    r"""Share of the distance that is certified, :math:`t = r / d`.
+
+    A distance from an attack is an upper one, and makes this a lower estimate; an exact distance
+    makes it exact.
+
+    Args:
+        radius: Certified radii, shape ``(N,)``.
+        distance: Distances to the boundary, shape ``(N,)``; infinite or NaN where none is known.
+
+    Returns:
+        Shape ``(N,)``, float64; NaN where no distance is known.
+    """
+    known = torch.isfinite(distance) & (distance > 0)
+    return torch.where(known, radius.double() / distance.double(), torch.nan)
+
+
+def attack_distance(
+    network: PlainNetwork, x: Tensor, prediction: Tensor, *, steps: int = 200, restarts: int = 10
+) -> Tensor:
+    """Distance to the nearest change of prediction that restarted DDN finds, shape ``(N,)``.
+
+    Args:
+        network: The network.
+        x: Inputs of shape ``(N, *input_shape)``.
+        prediction: Classes to leave, shape ``(N,)``.
+        steps: Gradient steps from each start.
+        restarts: Number of starts.
+    """
+    return ddn(network, x.double(), prediction, steps=steps, restarts=restarts)[0]
+
+
+def steepest_slopes(network: PlainNetwork, x: Tensor, steps: int = 0) -> Tensor:
+    r"""Largest gradient norms of logit i minus logit j that were seen, from below.
+
+    Args:
+        network: The network.
+        x: Inputs of shape ``(N, *input_shape)``.
+        steps: Random search around the steepest points, one round for each step.
+
+    Returns:
+        Shape ``(C, C)``, float64, zero on the diagonal.
+    """
+    generator = torch.Generator().manual_seed(0)
+    points = x.detach().double()
+    best = _pair_slopes(network, points)
+    scale = points.flatten(1).std(dim=0).norm() if len(points) > 1 else torch.tensor(1.0)
+    for step in range(steps):
+        noise = torch.randn(points.shape, generator=generator, dtype=torch.float64).to(points)
+        size = float(scale) * 0.5 ** (1 + step) / max(1, points[0].numel()) ** 0.5
+        moved = _pair_slopes(network, points + size * noise)
+        better = (moved.flatten(1).amax(1) > best.flatten(1).amax(1)).view(
+            -1, *(1,) * (points.dim() - 1)
+        )
+        points = torch.where(better, points + size * noise, points)
+        best = torch.maximum(best, moved)
+    return best.amax(0)
+
+
+def split_tightness(
+    margin: Tensor, pairwise: Tensor, slope: Tensor, distance: Tensor
+) -> tuple[Tensor, Tensor]:
+    r"""The factors :math:`t_K` and :math:`t_{shape}`, both at most 1.
+
+    A margin over a distance is a slope that was seen too: the mean one on the way to the boundary.
+
+    Args:
+        margin: Margins over the class that determines the radius, shape ``(N,)``.
+        pairwise: Bounds K for that pair, shape ``(N,)``.
+        slope: Steepest gradient norms seen for that pair, shape ``(N,)``.
+        distance: Distances at which that margin is used up, shape ``(N,)``.
+
+    Returns:
+        Two tensors of shape ``(N,)``, float64; NaN where no distance is known.
+    """
+    known = torch.isfinite(distance) & (distance > 0)
+    mean_slope = torch.where(known, margin.double() / distance.double(), torch.nan)
+    low = torch.maximum(slope.double(), mean_slope)
+    return low / pairwise.double(), mean_slope / low
+
+
+def folds_within(network: PlainNetwork, x: Tensor, epsilon: float) -> Tensor:
+    r"""Share of piecewise linear units whose fold lies within epsilon, to first order.
+
+    A unit counts if its input is nearer to the fold than epsilon times the norm of the gradient of
+    that input at the sample, which is exact for the first layer and a linearisation further on.
+    ReLU, absolute values and MaxMin are looked at; others have no single fold.
+
+    Args:
+        network: The network.
+        x: Inputs of shape ``(N, *input_shape)``.
+        epsilon: Distance in input units.
+
+    Returns:
+        Shape ``(N,)``; NaN where no unit was looked at.
+    """
+    near: list[Tensor] = []
+    points = x.detach().double()
+
+    def before(index: int) -> Any:
+        def unit_inputs(point: Tensor) -> Tensor:
+            z = point[None]
+            for operation in network.operations[:index]:
+                z = operation(z)
+            slopes = network.operations[index].slopes  # type: ignore[attr-defined]
+            if slopes.pairs:
+                pairs = z.reshape(1, z.shape[1] // 2, 2, *z.shape[2:])
+                z = (pairs[:, :, 0] - pairs[:, :, 1]) / 2**0.5
+            return z.flatten()
+
+        return unit_inputs
+
+    for index, operation in enumerate(network.operations):
+        if not isinstance(operation, Activation) or not _has_one_fold(operation):
+            continue
+        inputs = before(index)
+        values = torch.stack([inputs(point) for point in points])
+        rows = torch.stack(
+            [torch.autograd.functional.jacobian(inputs, point, vectorize=True) for point in points]
+        )
+        near.append(values.abs() <= epsilon * rows.flatten(2).norm(dim=2))
+    if not near:
+        return torch.full((len(x),), torch.nan, dtype=torch.float64)
+    return torch.cat(near, dim=1).double().mean(1)
+
+
+class Tightness(Metric):
+    r"""Mean and worst quantile of the tightness :math:`t = r / d` over certified samples.
+
+    Keeps every value, so that quantiles are exact; the result does not depend on the batches.
+
+    Args:
+        quantile: Which quantile stands for the worst case.
+    """
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+    values: list[Tensor]
+
+    def __init__(self, quantile: float = 0.05, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if not 0 <= quantile <= 1:
+            raise ValueError(f"expected a quantile in [0, 1], got {quantile}")
+        self.quantile = quantile
+        self.add_state("values", [], dist_reduce_fx="cat")
+
+    def update(self, radius: Tensor, distance: Tensor) -> None:
+        """Add samples of certified ``radius`` (N,) at ``distance`` (N,) from the boundary.
+
+        Samples whose distance is not known are left out; a radius of 0 counts as 0.
+        """
+        value = tightness(radius, distance)
+        self.values.append(value[~value.isnan()])
+
+    def compute(self) -> dict[str, Tensor]:
+        """The ``mean`` and the ``worst`` quantile; NaN if there was no sample."""
+        values = torch.cat(list(self.values)) if isinstance(self.values, list) else self.values
+        if values.numel() == 0:
+            nothing = torch.tensor(torch.nan, dtype=torch.float64)
+            return {"mean": nothing, "worst": nothing}
+        # Not torch.quantile, which refuses more than 2^24 values.
+        rank = min(int(self.quantile * values.numel()), values.numel() - 1)
+        return {"mean": values.mean(), "worst": values.sort().values[rank]}
+
+
+class CertifiabilityGap(Metric):
+    r"""Area between the robust accuracy under attack and the verified one, up to a largest radius.
+
+    .. math:: \int_0^R \bigl( A_{attack}(s) - \mathrm{VRA}(s) \bigr) ds
+        = \frac1N \sum_{i \text{ correct}} \min(d_i, R) - \min(r_i, R)
+
+    Args:
+        largest: R, in input units.
+    """
+
+    is_differentiable = False
+    higher_is_better = False
+    full_state_update = False
+    area: Tensor
+    total: Tensor
+
+    def __init__(self, largest: float, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if not largest > 0:
+            raise ValueError(f"expected a largest radius above 0, got {largest}")
+        self.largest = largest
+        self.add_state("area", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("total", torch.tensor(0), dist_reduce_fx="sum")
+
+    def update(self, radius: Tensor, distance: Tensor, correct: Tensor) -> None:
+        """Add samples; an infinite ``distance`` means that no attack succeeded."""
+        # A radius that is not a number certifies nothing.
+        low = radius.double().nan_to_num(nan=0.0).clamp(0, self.largest)
+        high = distance.double().clamp(0, self.largest)
+        self.area += torch.where(correct, high - low, 0.0).sum()
+        self.total += radius.numel()
+
+    def compute(self) -> Tensor:
+        """A scalar, in input units."""
+        return self.area / self.total
+
+
+def _has_one_fold(operation: Activation) -> bool:
+    return operation.function.__name__ in ("relu", "absolute", "group_sort") and isinstance(
+        operation.slopes, Slopes
+    )
+
+
+def _pair_slopes(network: PlainNetwork, x: Tensor) -> Tensor:
+    inputs = x.detach().requires_grad_()
+    with torch.enable_grad():
+        rows = [
+            torch.autograd.grad(logit.sum(), inputs, retain_graph=True)[0].flatten(1)
+            for logit in network(inputs).unbind(1)
+        ]
+    jacobian = torch.stack(rows, dim=1)
+    return torch.cdist(jacobian, jacobian, compute_mode="donot_use_mm_for_euclid_dist")

@@ -1,0 +1,57 @@
+"""A family whose own layers keep the shape of their input."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from robustcert.models.layer_family import LayerFamily
+
+
+class ResidualFamily(LayerFamily):
+    """Residual layers where input and output have one shape, and linear ones elsewhere.
+
+    Args:
+        dense: Called as ``dense(features, features)``.
+        conv: Called as ``conv(channels, channels, kernel_size, stride=1, padding=kernel_size // 2,
+            input_size=)`` with odd kernels.
+        linear: Layers for all other places.
+    """
+
+    def __init__(
+        self,
+        dense: Callable[..., nn.Module],
+        conv: Callable[..., nn.Module],
+        linear: LayerFamily,
+    ) -> None:
+        super().__init__(
+            dense=partial(_dense, dense, linear.dense), conv=partial(_conv, conv, linear.conv)
+        )
+
+
+def _dense(
+    residual: Callable[..., nn.Module],
+    linear: Callable[..., nn.Module],
+    in_features: int,
+    out_features: int,
+    **options: Any,
+) -> nn.Module:
+    layer = residual if in_features == out_features else linear
+    return layer(in_features, out_features, **options)
+
+
+def _conv(
+    residual: Callable[..., nn.Module],
+    linear: Callable[..., nn.Module],
+    in_channels: int,
+    out_channels: int,
+    kernel_size: int,
+    *,
+    stride: int = 1,
+    padding: int = 0,
+    **options: Any,
+) -> nn.Module:
+    keeps = in_channels == out_channels and stride == 1 and 2 * padding == kernel_size - 1
+    layer = residual if keeps else linear
+    return layer(in_channels, out_channels, kernel_size, stride=stride, padding=padding, **options)
