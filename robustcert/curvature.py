@@ -157,7 +157,9 @@ def descent_distance(
     for end, m in zip(reaches, curvature.clamp(max=1e150), strict=True):
         # Up to the turn the quadratic bound is used, after it the constant one: each holds
         # everywhere, so the place of the turn need not be exact.
-        turn = torch.minimum(torch.maximum((lipschitz - slope) / m, start), end)
+        # At slope L it has turned already; the quotient would be 0 / 0 for m = 0.
+        climb = torch.where(slope < lipschitz, (lipschitz - slope) / m, 0.0)
+        turn = torch.minimum(torch.maximum(climb, start), end)
         rate = slope + m * start
         length = (turn - start).nan_to_num(posinf=1e150)
         quadratic = length * (rate + m * length / 2)
@@ -169,7 +171,8 @@ def descent_distance(
         spent = (quadratic + lipschitz * (end - turn).nan_to_num(nan=0.0)) * (1 + 1e-12)
         left = torch.where(here, -1.0, left - spent)
         start = end
-    return distance * (1 - 1e-12)
+    # No piece used the gap up: proof of nothing, so 0, and the caller keeps what it knew.
+    return torch.where(torch.isfinite(distance), distance, 0.0) * (1 - 1e-12)
 
 
 # Note [anchored curvature]

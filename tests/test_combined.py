@@ -309,3 +309,36 @@ def test_no_attack_breaks_any_of_thousands_of_radii(name: str) -> None:
     start = float(result.radius.median())
     found, _ = ddn(network, x, result.prediction, steps=60, restarts=3, initial_norm=start)
     assert (found >= inside).all()
+
+
+def test_the_distance_is_the_integral_also_where_the_envelope_degenerates() -> None:
+    """Slope at, above or far below L, no curvature at all, folds: never more than is spent."""
+    generator = torch.Generator().manual_seed(5)
+
+    def pick(values: list[float], count: int) -> Tensor:
+        rows = torch.randint(len(values), (count,), generator=generator)
+        return torch.tensor(values, dtype=torch.float64)[rows]
+
+    count = 4000
+    gap = pick([1e-9, 0.1, 1.0, 7.0], count)
+    lipschitz = pick([0.5, 1.0, 3.0], count)
+    slope = lipschitz * pick([0.0, 0.3, 1.0, 1.0, 1.5], count)
+    ends = pick([0.2, 1.0], count)
+    reaches = torch.stack([ends, 2 * ends, torch.full_like(ends, math.inf)])
+    increments = torch.stack([pick([0.0, 0.0, 0.4, 5.0, math.inf], count) for _ in range(3)])
+    curvature = increments.cumsum(0)
+    distance = descent_distance(gap, slope, lipschitz, reaches, curvature)
+    assert torch.isfinite(distance).all()
+
+    # The integral of the envelope up to the distance, by the midpoint rule.
+    s = (torch.arange(2000, dtype=torch.float64)[:, None] + 0.5) / 2000 * distance
+    m = torch.where(s <= reaches[0], curvature[0], curvature[2])
+    m = torch.where((s > reaches[0]) & (s <= reaches[1]), curvature[1], m)
+    steep = torch.minimum(slope, lipschitz) + (m * s).nan_to_num(nan=0.0, posinf=1e300)
+    spent = torch.minimum(steep, lipschitz).mean(0) * distance
+    # The rule is off by at most a cell where the envelope jumps.
+    assert (spent <= gap + 3 * lipschitz * distance / 2000 + 1e-12).all()
+    # A function that never moves has no distance to find: 0 claims nothing.
+    moves = (slope > 0) | (curvature[-1] > 0)
+    assert (distance[moves] >= (gap / lipschitz * (1 - 1e-8))[moves]).all()
+    assert (distance[~moves] == 0).all()
