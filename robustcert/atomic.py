@@ -15,6 +15,8 @@ def complete_file(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         os.replace(temporary, path)
+    except OSError as error:
+        raise _naming(error, path) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -46,9 +48,18 @@ def complete_folder(path: Path, replaceable: Callable[[Path], bool]) -> Iterator
             if old.exists():
                 old.rename(path)
             raise
+    except OSError as error:
+        raise _naming(error, path) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def _naming(error: OSError, path: Path) -> OSError:
+    # A full disk fails a write without naming the file.
+    if error.filename is None and error.errno is not None:
+        return OSError(error.errno, error.strerror, str(path))
+    return error
 
 
 def _beside(path: Path, suffix: str) -> Path:

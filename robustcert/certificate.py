@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from decimal import ROUND_FLOOR, Decimal
+from decimal import ROUND_FLOOR, Decimal, localcontext
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +48,12 @@ class CertifiedSplit:
 
     @property
     def correct(self) -> Tensor:
-        """Whether the prediction is the true class, shape ``(N,)``."""
-        return self.certificates.prediction == self.target
+        """Whether the prediction is the true class, shape ``(N,)``.
+
+        Never where logits are NaN or overflow: then no class is the largest one.
+        """
+        found = self.certificates
+        return (found.prediction == self.target) & torch.isfinite(found.margin)
 
     def certified_count(self, radius: float) -> int:
         """Samples that are correct and certified beyond ``radius``."""
@@ -68,7 +72,10 @@ def decimal_floor(value: float, digits: int = 6) -> str:
     """Decimal of a nonnegative float, rounded down, never up."""
     if math.isinf(value):
         return "inf"
-    return str(Decimal(value).quantize(Decimal(1).scaleb(-digits), rounding=ROUND_FLOOR))
+    # The largest float has 309 digits before the point.
+    with localcontext(prec=310 + digits):
+        floor = Decimal(value).quantize(Decimal(1).scaleb(-digits), rounding=ROUND_FLOOR)
+    return f"{floor:f}"
 
 
 def describe_bounds(network: PlainNetwork) -> list[dict[str, Any]]:
@@ -98,7 +105,8 @@ def describe_operations(
         names = {}
         for key, tensor in operation.tensors().items():
             names[key] = f"{path}.{key}"
-            tensors[names[key]] = tensor.cpu().contiguous()
+            # Copied: an operation may occur twice, and files hold no shared memory.
+            tensors[names[key]] = tensor.cpu().clone(memory_format=torch.contiguous_format)
         entry: dict[str, Any] = {
             "kind": operation.kind,
             "name": operation.name,
@@ -130,6 +138,7 @@ def write_certificate(
     split: CertifiedSplit,
     radii: Sequence[float],
     record: dict[str, Any],
+    multipliers: dict[str, Tensor] | None = None,
 ) -> dict[str, Any]:
     """Write a certificate into an empty folder and return the claim as written.
 
@@ -140,7 +149,10 @@ def write_certificate(
         split: Samples with their certificates.
         radii: Radii at which certified samples are counted.
         record: Provenance: configuration, checkpoint, dataset, environment, attack; and
-            ``functions``, the keys of :data:`FUNCTIONS` that the claim speaks of.
+            ``functions``, the keys of :data:`FUNCTIONS` that the claim speaks of, and ``proof``,
+            see :meth:`robustcert.certifiers.LipschitzCertifier.proof`.
+        multipliers: What proves pairwise constants below the product of norms, see
+            :meth:`robustcert.certifiers.LipschitzCertifier.multiplier_tensors`.
 
     Raises:
         OSError: a file cannot be written.
@@ -154,6 +166,10 @@ def write_certificate(
         "indices": split.indices.cpu().contiguous(),
     }
     save_file(samples, folder / "samples.safetensors")
+    names = ["network.safetensors", "samples.safetensors", "radii.csv"]
+    if multipliers is not None:
+        save_file(multipliers, folder / "multipliers.safetensors")
+        names.append("multipliers.safetensors")
     _write_radii(folder / "radii.csv", split)
     count = len(split.target)
     correct = int(split.correct.sum())
@@ -167,6 +183,7 @@ def write_certificate(
             "domain": "all of R^d, no clipping",
             "inputs": "float32 values; a uint8 pixel p stands for float32(p / 255)",
             "functions": {key: FUNCTIONS[key] for key in record["functions"]},
+            "proof": record.get("proof", "lipschitz"),
         },
         "network": {
             "input_shape": list(network.input_shape),
@@ -174,7 +191,7 @@ def write_certificate(
             "operations": operations,
         },
         "bounds": describe_bounds(network),
-        "pairwise": [[float(k).hex() for k in row] for row in pairwise],
+        "pairwise": [[k.hex() for k in row] for row in pairwise.tolist()],
         "summary": {
             "samples": count,
             "correct": correct,
@@ -183,11 +200,8 @@ def write_certificate(
                 for r in radii
             ],
         },
-        **{key: value for key, value in record.items() if key != "functions"},
-        "files": {
-            name: _digest(folder / name)
-            for name in ("network.safetensors", "samples.safetensors", "radii.csv")
-        },
+        **{key: value for key, value in record.items() if key not in ("functions", "proof")},
+        "files": {name: _digest(folder / name) for name in names},
     }
     text = json.dumps(claim, indent=1, allow_nan=False)
     (folder / "certificate.json").write_text(text + "\n")
@@ -201,10 +215,11 @@ def _write_radii(path: Path, split: CertifiedSplit) -> None:
         writer.writerow(
             ["index", "label", "prediction", "correct", "status", "radius", "radius_hex", "margin"]
         )
-        for index, label, prediction, radius, margin in zip(
+        for index, label, prediction, correct, radius, margin in zip(
             split.indices.tolist(),
             split.target.tolist(),
             certificates.prediction.tolist(),
+            split.correct.tolist(),
             certificates.radius.tolist(),
             certificates.margin.tolist(),
             strict=True,
@@ -215,7 +230,7 @@ def _write_radii(path: Path, split: CertifiedSplit) -> None:
                     index,
                     label,
                     prediction,
-                    int(label == prediction),
+                    int(correct),
                     status,
                     decimal_floor(radius),
                     float(radius).hex(),

@@ -1,5 +1,6 @@
 """The certification run: a checkpoint in, a certificate folder out."""
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -34,6 +35,8 @@ from robustcert.data import to_unit
 from robustcert.figures import draw_vra_curve
 from robustcert.lipschitz import fold_network
 from robustcert.plain import PlainNetwork
+
+log = logging.getLogger(__name__)
 
 # Samples whose gradients say how tight the bound is: enough for a median.
 _DIAGNOSED = 200
@@ -129,21 +132,31 @@ def certify(
             stored.inputs[:count], stored.labels[:count], stored.indices[:count], certificates
         )
         seconds = time.perf_counter() - started
+        log.info("%d samples certified in %.1f s", count, seconds)
         attacked = _attack(network, result, thresholds, attacking)
         tightness = _tightness(network, result, pairwise)
     record = {
         "functions": proving.functions,
+        "proof": proving.proof(network),
         "certifier": certifier or {},
         "checkpoint": {"file": read.path.name, "sha256": read.sha256, "epoch": read.epoch},
         "config": config,
         "dataset": {"name": source.name, "split": split, **source.provenance()},
         "arithmetic": {**arithmetic, "device": str(where), "dtype": str(proving.dtype)},
-        "attack": attacked,
+        "attack": {**attacked, "took": round(time.perf_counter() - started - seconds, 3)},
         "gradient_over_bound": tightness,
         "seconds": round(seconds, 3),
     }
     with complete_folder(folder, replaceable=is_certificate) as temporary:
-        claim = write_certificate(temporary, network, pairwise, result, thresholds, record)
+        claim = write_certificate(
+            temporary,
+            network,
+            pairwise,
+            result,
+            thresholds,
+            record,
+            proving.multiplier_tensors(moved),
+        )
         draw_vra_curve(
             temporary / "vra.png",
             result.curve(),

@@ -4,6 +4,7 @@ import csv
 import inspect
 import json
 import logging
+import math
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,8 +14,11 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
-from lightning.pytorch.loggers import CSVLogger, Logger
-from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
+from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from lightning.pytorch.strategies.launchers import (
+    _MultiProcessingLauncher,
+    _SubprocessScriptLauncher,
+)
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from robustcert import __version__
@@ -193,8 +197,10 @@ def _build_trainer(
         use_distributed_sampler=False,
         reload_dataloaders_every_n_epochs=1,
     )
-    if trainer.limit_val_batches == 0:
-        raise ConfigError("trainer.limit_val_batches: 0 leaves nothing to choose best.ckpt by")
+    seldom = (trainer.check_val_every_n_epoch or 1) > (trainer.max_epochs or math.inf)
+    if trainer.limit_val_batches == 0 or seldom:
+        key = "check_val_every_n_epoch" if seldom else "limit_val_batches"
+        raise ConfigError(f"trainer.{key}: {node[key]} leaves nothing to choose best.ckpt by")
     trainer.strategy.checkpoint_io = AtomicCheckpointIO()
     return trainer
 
@@ -208,6 +214,13 @@ def _guard_launch(trainer: Trainer, multirun: bool) -> None:
             "whole sweep again. In a sweep, let the scheduler start the ranks (Slurm), set "
             "trainer.strategy=ddp_fork on CPU, or set trainer.devices=1"
         )
+    if getattr(launcher, "_start_method", None) == "spawn":
+        raise ConfigError(
+            "trainer.strategy: spawned ranks get the network by pickling, which constrained layers "
+            "refuse: use ddp, or ddp_fork on CPU"
+        )
+    if isinstance(launcher, _MultiProcessingLauncher) and isinstance(trainer.logger, WandbLogger):
+        raise ConfigError("logger=wandb does not follow forked ranks: use trainer.strategy=ddp")
 
 
 def _announce(
@@ -262,6 +275,8 @@ def _expected_warnings() -> Iterator[None]:
             # Lightning 2.6 with torch 2.13.
             ".*LeafSpec.*",
             ".*isinstance.treespec.*",
+            # Validation may be asked for less often than every epoch.
+            ".*monitor='val/vra'.*could not find the monitored key.*",
             # Slurm is installed, and this run is not one of its jobs.
             ".*srun.*",
         ):
@@ -300,7 +315,7 @@ def _finish(
         if logger:
             _log_certified(logger, certified, last.step)
         claim = json.loads((run_dir / "certificate" / "certificate.json").read_text())
-        results["seconds"]["certify"] = claim["seconds"]
+        results["seconds"] |= {"certify": claim["seconds"], "attack": claim["attack"]["took"]}
         results["metrics"] = {**best.metrics, **certified}
         _write_results(run_dir, results)
     return score

@@ -296,7 +296,9 @@ def conv_norm_lower(
         lambda x: adjoint(forward(x.reshape(shape))).reshape(1, -1), start.reshape(1, -1), steps
     )
     image = forward(ritz.reshape(shape))
-    return math.ldexp(float(length(image) / length(ritz)), copy.exponent)
+    found = math.ldexp(float(length(image) / length(ritz)), copy.exponent)
+    # Lanczos has no vector for the zero map.
+    return 0.0 if math.isnan(found) else found
 
 
 def matrix_of(weight: Matrix) -> Matrix:

@@ -1,5 +1,6 @@
 """Files and folders are complete or absent."""
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from robustcert.atomic import complete_file, complete_folder
 
 def write_half(path: Path) -> None:
     path.write_text("ha")
-    raise OSError("full")
+    raise OSError(errno.ENOSPC, "full")
 
 
 def test_a_file_is_replaced_only_when_complete(tmp_path: Path) -> None:
@@ -17,7 +18,7 @@ def test_a_file_is_replaced_only_when_complete(tmp_path: Path) -> None:
     with complete_file(path) as temporary:
         temporary.write_text("one")
         assert not path.exists()
-    with pytest.raises(OSError, match="full"), complete_file(path) as temporary:
+    with pytest.raises(OSError, match=rf"full: '{path}'"), complete_file(path) as temporary:
         write_half(temporary)
     assert path.read_text() == "one"
     assert [p.name for p in path.parent.iterdir()] == ["file"]
@@ -29,7 +30,7 @@ def test_a_folder_is_replaced_only_when_complete(tmp_path: Path) -> None:
         with complete_folder(path, replaceable=lambda folder: True) as temporary:
             (temporary / text).write_text(text)
     with (
-        pytest.raises(OSError, match="full"),
+        pytest.raises(OSError, match=rf"full: '{path}'"),
         complete_folder(path, replaceable=lambda folder: True) as temporary,
     ):
         write_half(temporary / "three")

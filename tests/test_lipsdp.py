@@ -25,7 +25,7 @@ from robustcert.activations import (
 )
 from robustcert.build import build
 from robustcert.certifiers import LipschitzCertifier, LipSDPCertifier, gradient_ratio
-from robustcert.certifiers.lipsdp import layers_of
+from robustcert.certifiers.lipsdp import ROOM, layers_of
 from robustcert.plain import (
     Activation,
     Affine,
@@ -216,7 +216,7 @@ def test_exact_arithmetic_confirms_the_bound(name: str, iterations: int) -> None
     certifier = LipSDPCertifier(iterations)
     diagonals = certifier.multipliers(net)[-1]
     bound = semidefinite.pairwise_bound(layers, head, diagonals)
-    assert (bound >= certifier.pairwise_bound(net)).all()
+    assert (bound * (1 + ROOM) >= certifier.pairwise_bound(net)).all()
 
     def fractions(matrix: Tensor) -> np.ndarray:
         return np.vectorize(Fraction, otypes=[object])(matrix.numpy())
@@ -402,7 +402,9 @@ def test_awkward_weights() -> None:
     assert bound(first, act, second, act).shape == (4, 4)
     linear = bound(first, second, head)
     expected = (head.weight.double() @ second.weight.double() @ first.weight.double())[None]
-    torch.testing.assert_close(linear, torch.cdist(expected, expected)[0], rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(
+        linear, torch.cdist(expected, expected)[0], rtol=1.01 * ROOM, atol=1e-12
+    )
 
 
 def test_normalisation_is_inside_the_bound() -> None:

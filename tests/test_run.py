@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -55,8 +56,8 @@ def test_results_tell_the_choices_the_seconds_and_the_metrics(tiny_run: Path) ->
         if "scale" not in name and "shift" not in name
     )
     assert results["epochs"] == 2
-    assert results["seconds"]["train"] > 0
-    assert results["seconds"]["certify"] > 0
+    assert set(results["seconds"]) == {"train", "certify", "attack"}
+    assert min(results["seconds"].values()) > 0
     for row in claim["summary"]["certified"]:
         share = row["count"] / claim["summary"]["samples"]
         assert results["metrics"][f"test/vra_{row['decimal']:.4g}"] == share
@@ -153,6 +154,7 @@ def test_weights_that_become_nan_stop_the_run_with_a_remedy(tmp_path: Path) -> N
         ("trainer.max_epochs=0", "trainer.max_epochs: expected a number above 0"),
         ("trainer.precision=bf16-true", "choose 32-true"),
         ("+trainer.limit_val_batches=0", "trainer.limit_val_batches"),
+        ("+trainer.check_val_every_n_epoch=3", "trainer.check_val_every_n_epoch: 3 leaves"),
         ("+trainer.logger=true", "trainer.logger: is set by the program"),
         ("+model.foo=1", "MLP takes no 'foo'"),
         ("objective.temperature=0", "set objective.temperature"),
@@ -225,6 +227,17 @@ def test_a_sweep_refuses_ranks_that_would_run_it_again(tmp_path: Path) -> None:
         train(config, tmp_path, multirun=True)
 
 
+def test_forked_ranks_and_weights_and_biases_are_refused(tmp_path: Path) -> None:
+    forked = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.strategy=ddp_fork")
+    with pytest.raises(ConfigError, match=r"logger=wandb does not follow .* trainer.strategy=ddp"):
+        run(tmp_path, *forked, "logger=wandb", "logger.id=1")
+
+
+def test_spawned_ranks_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"use ddp, or ddp_fork on CPU"):
+        run(tmp_path, "trainer=ddp", "trainer.accelerator=cpu", "trainer.strategy=ddp_spawn")
+
+
 def test_fewer_processes_than_devices_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -233,14 +246,31 @@ def test_fewer_processes_than_devices_are_refused(
         monkeypatch.setenv(f"SLURM_{key}", str(value))
     monkeypatch.setenv("SLURM_JOB_NAME", "train")
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
-    with pytest.raises(ConfigError, match=r"needs 2 processes, and 1 started"):
-        run(tmp_path, "trainer=ddp", "trainer.accelerator=cpu")
+    monkeypatch.setenv("MASTER_PORT", "29517")
+    try:
+        with pytest.raises(ConfigError, match=r"needs 2 processes, and 1 started"):
+            run(tmp_path, "trainer=ddp", "trainer.accelerator=cpu")
+    finally:
+        # The one process has formed its group, which forked ranks would take for theirs.
+        torch.distributed.destroy_process_group()
 
 
 def test_a_fast_development_run_leaves_nothing(tmp_path: Path) -> None:
     assert math.isnan(run(tmp_path, "+trainer.fast_dev_run=true"))
     assert not (tmp_path / "checkpoints").exists()
     assert not (tmp_path / "certificate").exists()
+
+
+def test_a_terminal_gets_a_bar_with_the_verified_accuracy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "100")
+    run(tmp_path, "trainer.enable_progress_bar=true", "certify=false")
+    output = capsys.readouterr().out
+    assert "epoch 2/2 " in output
+    assert "val/vra: 0.0" in output
+    assert "v_num" not in output
 
 
 def test_no_logger_is_a_choice(tmp_path: Path) -> None:

@@ -4,20 +4,34 @@ import logging
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.callbacks.progress.rich_progress import ProcessingSpeedColumn
+from rich.progress import BarColumn, ProgressColumn
 
 log = logging.getLogger(__name__)
 
 
 class ProgressBar(RichProgressBar):
-    """Lightning's bar without the logger's version number."""
+    """Lightning's bar, narrow enough for the metrics to stand on its line."""
+
+    def configure_columns(self, trainer: Trainer) -> list[ProgressColumn]:
+        """All columns but the speed, and a shorter bar."""
+        columns = super().configure_columns(trainer)
+        for column in columns:
+            if isinstance(column, BarColumn):
+                column.bar_width = 12
+        return [c for c in columns if not isinstance(c, ProcessingSpeedColumn)]
 
     def get_metrics(
         self, trainer: Trainer, pl_module: LightningModule
     ) -> dict[str, int | str | float | dict[str, float]]:
-        """The metrics logged for the bar: ``val/vra`` and ``val/accuracy``."""
+        """The metrics logged for the bar, without the logger's version number."""
         metrics = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)
         return metrics
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        # Lightning counts from 0; everything else that we print counts epochs that are done.
+        return f"epoch {current_epoch + 1}/{self.trainer.max_epochs}"
 
 
 class EpochLog(Callback):

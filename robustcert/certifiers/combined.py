@@ -45,6 +45,10 @@ class CombinedCertifier(LipschitzCertifier):
     def __init__(self, arithmetic: Literal["float64", "float32"] = "float64") -> None:
         super().__init__(arithmetic)
 
+    def proof(self, network: PlainNetwork) -> str:
+        """``second-order`` for networks that gradients are used of, else ``lipschitz``."""
+        return "second-order" if is_covered(network) else super().proof(network)
+
     def distances(
         self,
         network: PlainNetwork,

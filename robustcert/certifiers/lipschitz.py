@@ -62,6 +62,18 @@ class LipschitzCertifier:
         """
         return _pairwise_bound(network)
 
+    def proof(self, network: PlainNetwork) -> str:
+        """What the radii rest on, in the words of a certificate's claim.
+
+        ``lipschitz``: norms of operations; ``lipsdp``: semidefinite pairwise bounds;
+        ``second-order``: gradients at the samples.
+        """
+        return "lipschitz"
+
+    def multiplier_tensors(self, network: PlainNetwork) -> dict[str, Tensor] | None:
+        """What the independent checker needs to prove semidefinite bounds; None without them."""
+        return None
+
     def distances(
         self,
         network: PlainNetwork,

@@ -16,6 +16,9 @@ from robustcert.plain import Activation, Affine, Dense, Flatten, PlainNetwork, U
 from robustcert.residual import NormBoundError, Scaled, scaled
 from robustcert.semidefinite import Layer, compose
 
+# What bounds are raised by, relatively: for another proof, whose rounding errors are others.
+ROOM = 1e-5
+
 log = logging.getLogger(__name__)
 
 
@@ -55,6 +58,10 @@ class LipSDPCertifier(LipschitzCertifier):
         self.iterations = iterations
         self.per_pair = per_pair
 
+    def proof(self, network: PlainNetwork) -> str:
+        """``lipsdp``."""
+        return "lipsdp"
+
     def pairwise_bound(self, network: PlainNetwork) -> Tensor:
         """Bounds on the constants of logit i minus logit j, shape ``(C, C)``, float64.
 
@@ -74,6 +81,26 @@ class LipSDPCertifier(LipschitzCertifier):
         """
         return _prove(network, self.iterations, self.per_pair)[1]
 
+    def multiplier_tensors(self, network: PlainNetwork) -> dict[str, Tensor]:
+        r"""Roots of the multipliers of LipSDP for the independent checker, ``<list>.<layer>``.
+
+        They multiply differences as they are, without the powers of two of :func:`layers_of`, one
+        for every coordinate whose slope is not fixed; layers without such a coordinate have none.
+        For pairs of neighbours, the coordinate is the second less the first.
+        """
+        layers, _ = layers_of(network)
+        tensors = {}
+        for i, diagonals in enumerate(self.multipliers(network)):
+            exponent, place = 0, 0
+            for depth, (layer, diagonal) in enumerate(zip(layers, diagonals, strict=True), start=1):
+                exponent += layer.matrix.exponent
+                # Where `semidefinite.pairwise_bound` evaluates them.
+                root = (diagonal * (1 + semidefinite.MARGIN) ** depth).rsqrt()
+                if len(root):
+                    tensors[f"{i}.{place}"] = torch.ldexp(root, torch.tensor(-exponent))
+                    place += 1
+        return tensors
+
 
 @lru_cache(maxsize=4)
 def _prove(
@@ -84,7 +111,8 @@ def _prove(
     proved = []
     try:
         for diagonals in _candidates(layers, head, iterations, per_pair):
-            bound = torch.minimum(bound, semidefinite.pairwise_bound(layers, head, diagonals))
+            found = semidefinite.pairwise_bound(layers, head, diagonals)
+            bound = torch.minimum(bound, found * (1 + ROOM))
             proved.append(diagonals)
     except (NormBoundError, torch.linalg.LinAlgError) as error:
         log.warning("a semidefinite bound could not be proved, keeping the last one: %s", error)

@@ -5,6 +5,7 @@ runs with ``python -m robustcert.check DIR``. What it does in turn, one file eac
 
 * ``reader`` reads the folder as untrusted data, ``network`` its operations;
 * ``norms`` proves the claimed norm of every operation, with the exact products of ``digits``;
+* ``semidefinite`` proves pairwise constants below the product of norms from given multipliers;
 * ``activations`` knows every activation's constant, formula and rounding;
 * ``forward`` evaluates the network with proved errors, in float64 and, with ``fixed``, exactly;
 * ``radii`` checks predictions and radii, ``verdict`` everything else, ``dataset`` the samples.

@@ -60,9 +60,11 @@ def _print(report: Report) -> None:
     more = len(report.mismatches) - MOST_LINES
     if more > 0:
         _write(f"MISMATCH    and {more} more")
+    for what in report.uncovered:
+        _write(f"not covered: {what}")
     if report.verified:
         _write("VERIFIED: every claim follows from what was proved here")
-    else:
+    elif report.mismatches:
         _write(f"REFUSED: {len(report.mismatches)} claims do not follow")
 
 

@@ -12,6 +12,7 @@ Every function in the table is 1-Lipschitz for the constants that ``features`` l
   :math:`z / \sqrt{|z|^2 + \tau^2}` and groups are disjoint. ``sin_cos``: a curve of unit speed.
 * ``householder`` and ``smooth_householder`` leave the component across the normal alone and apply
   the (smooth) absolute value to the one along it, whatever the normal's length.
+* ``norm_pool``: the norm of each of some disjoint windows is 1-Lipschitz in that window.
 * ``householder2`` is an isometry on each of four sectors and continuous: with rays at angles t1 <
   t2 < t3 < t4 = t1 - t2 + t3 + pi, both compositions of reflections agree on every ray. That needs
   the sectors to be between 0 and pi wide, which is checked exactly.
@@ -34,6 +35,8 @@ The counts, to first order; what is returned is a little more:
   tau; \|x\| for the sum. ``smooth_n``: that twice, doubled, with arguments that are rounded
   themselves, then two differences: 7 \|x\| + 8 c + 49 tau, c being the corners' distance to 0.
 * ``smooth_abs``: hypot 8 (\|x\| + tau), difference \|x\|. ``norm_pair``: 8 for each hypot.
+* ``norm_pool``, of n entries: squares 1, sums n, which the root halves, and 1 for itself; scaling
+  for another 2. Squares that underflow, sqrt n 2^-511 or, in float32, sqrt n 2^-63: 2^-38 sqrt n.
 * ``sin_cos``: phase \|x\|, cos and sin 8 and quotient 1, over omega and both outputs together.
 * ``smooth_householder``: the unit normal 9, the inner product with it 11; 33 \|z\| + 8 tau for the
   change along it, 20 \|z\| for the product with the normal, 1 for the sum.
@@ -78,6 +81,9 @@ class Kind:
         rounding: ``(a, b)``, see above.
         tensors: Names of the constants.
         integers: Names of the integer options.
+        shape: Output shape for an input shape, where more than the number of features changes;
+            raises ``ValueError`` like ``features``.
+        squares: Whether the square of an input is computed, which overflows earlier.
     """
 
     features: Callable[[int, Options, Constants], int]
@@ -86,6 +92,29 @@ class Kind:
     rounding: Callable[..., tuple[float, float]] = lambda: (0.0, 0.0)
     tensors: tuple[str, ...] = ()
     integers: tuple[str, ...] = ()
+    shape: Callable[[tuple[int, ...], Options], tuple[int, ...]] | None = None
+    squares: bool = False
+
+
+# Slopes of those that act on each entry.
+SLOPES = {
+    "relu": (0.0, 1.0),
+    "softplus": (0.0, 1.0),
+    "tanh": (0.0, 1.0),
+    "absolute": (-1.0, 1.0),
+    "smooth_abs": (-1.0, 1.0),
+    "n_activation": (-1.0, 1.0),
+    "smooth_n": (-1.0, 1.0),
+    "identity": (1.0, 1.0),
+}
+
+
+def slopes_of(function: str, constants: Constants) -> tuple[float, float] | None:
+    """Least and largest slope of an activation on each entry; None for others."""
+    if function == "linear_spline":
+        slopes = constants["slopes"]
+        return float(slopes.min()), float(slopes.max())
+    return SLOPES.get(function)
 
 
 # Conditions on the constants.
@@ -499,6 +528,30 @@ def _sin_cos_rounding(frequency: Floats) -> tuple[float, float]:
     return 1.01, 6.4 / float(frequency.min())
 
 
+def _pooled(shape: tuple[int, ...], options: Options) -> tuple[int, ...]:
+    size = options["size"]
+    _require(len(shape) == 3 and size >= 1, f"windows of {size} in inputs {shape}")
+    fits = shape[1] % size == 0 and shape[2] % size == 0
+    _require(fits, f"windows of {size} do not fill maps {shape[1:]}")
+    return shape[0], shape[1] // size, shape[2] // size
+
+
+def _windows(x: NDArray[Any], size: int) -> NDArray[Any]:
+    count, channels, height, width = x.shape
+    x = x.reshape(count, channels, height // size, size, width // size, size)
+    return x.transpose(0, 1, 2, 4, 3, 5).reshape(*x.shape[:3], width // size, size * size)
+
+
+def _norm_pool(x: Floats, size: int) -> Floats:
+    return np.sqrt((_windows(x, size) ** 2).sum(4))
+
+
+def _norm_pool_exact(z: Integers, q: int, size: int) -> Exact:
+    grid = max(GRID_BITS, q)
+    windows = _windows(shift(z, grid - q), size)
+    return _root((windows * windows).sum(4)), grid, math.ldexp(1.0, -grid)
+
+
 def _selecting(function: Callable[..., Any]) -> dict[str, Any]:
     # Only selects, negates and reorders: the same code on floats and on integers, no rounding.
     def exact(z: Integers, q: int, **options: int) -> Exact:
@@ -527,6 +580,15 @@ KINDS: Mapping[str, Kind] = {
     ),
     "norm_pair": Kind(
         _each_group, _norm_pair, _norm_pair_exact, _norm_pair_rounding, _TAU, ("group_size",)
+    ),
+    "norm_pool": Kind(
+        _same,
+        _norm_pool,
+        _norm_pool_exact,
+        lambda size: (size**2 / 2 + 6.01, 2.0**-38 * size),
+        integers=("size",),
+        shape=_pooled,
+        squares=True,
     ),
     "smooth_abs": Kind(_each, _smooth_abs, _smooth_abs_exact, _smooth_abs_rounding, _TAU),
     "smooth_householder": Kind(

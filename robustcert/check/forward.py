@@ -19,6 +19,7 @@ axes. Others are put on a grid of 2^-256; those errors are carried along like th
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -106,6 +107,8 @@ def _run(
 ) -> Evaluation:
     for operation in operations:
         step = _sum if operation.kind == "sum" else _step
+        if operation.parts:
+            step = _whole
         state = step(operation, state, norms, arithmetics)
     return state
 
@@ -128,9 +131,38 @@ def _step(
             gamma = arithmetic.gamma(terms)
             centre[k] += gamma * peak[k] + arithmetic.least * 2.0**30 * size
             growth[k] += gamma * slope[k]
-            reach[k] = np.minimum(reach[k], _reach(arithmetic.safe, peak[k], slope[k]))
+            safe = math.sqrt(arithmetic.safe) if _squares(operation) else arithmetic.safe
+            reach[k] = np.minimum(reach[k], _reach(safe, peak[k], slope[k]))
     constant = state.constant * norm * SLACK
     return Evaluation(values, centre * SLACK, growth * SLACK, reach, constant)
+
+
+def _whole(
+    operation: Operation,
+    state: Evaluation,
+    norms: Mapping[str, float],
+    arithmetics: Sequence[Arithmetic],
+) -> Evaluation:
+    # The parts carry errors on by their own norms. What they add stays; what was there before
+    # grows by the norm of the whole instead.
+    found = _run(operation.parts, state, norms, arithmetics)
+    norm, carried = norms[operation.path], _gain(operation.parts, norms) * (1 - 2.0**-40)
+    centre = norm * state.centre + (found.centre - carried * state.centre)
+    growth = norm * state.growth + (found.growth - carried * state.growth)
+    # The differences are rounded relatively to what they are of.
+    centre += 2.0**-48 * found.centre
+    growth += 2.0**-48 * found.growth
+    constant = state.constant * norm * SLACK
+    return Evaluation(found.values, centre * SLACK, growth * SLACK, found.reach, constant)
+
+
+def _gain(operations: Sequence[Operation], norms: Mapping[str, float]) -> float:
+    # At most what `_run` multiplies errors by, but for rounding.
+    gains = [
+        sum(_gain(branch, norms) for branch in op.branches) if op.kind == "sum" else norms[op.path]
+        for op in operations
+    ]
+    return math.prod(gains)
 
 
 def _reach(safe: float, peak: Floats, slope: float) -> Floats:
@@ -185,6 +217,8 @@ def _apply(operation: Operation, x: Floats) -> tuple[Floats, Floats | float, flo
         return x * scale + offset, norm(sizes), float(abs(scale).max()), 2
     if operation.kind == "flatten":
         return x.reshape(len(x), -1), 0.0, 0.0, 0
+    if operation.kind == "wrap":
+        return _wrap(operation, x), 0.0, 0.0, 0
     kind, tensors, options = _activation(operation)
     gain, offset = kind.rounding(**tensors, **options)
     values = kind.apply(x, **tensors, **options)
@@ -192,6 +226,19 @@ def _apply(operation: Operation, x: Floats) -> tuple[Floats, Floats | float, flo
         return values, 0.0, 0.0, 0
     root = math.sqrt(math.prod(operation.output_shape))
     return values, gain * norm(x) + offset * root, gain, 1
+
+
+def _squares(operation: Operation) -> bool:
+    return operation.kind == "activation" and KINDS[operation.options["function"]].squares
+
+
+def _wrap(operation: Operation, x: NDArray[Any]) -> NDArray[Any]:
+    # Entries of the input, read around a circle on which zeros follow it.
+    rows, columns = operation.options["places"]
+    above = (0, max(0, int(rows.max()) + 1 - x.shape[2]))
+    beside = (0, max(0, int(columns.max()) + 1 - x.shape[3]))
+    padded = np.pad(x, ((0, 0), (0, 0), above, beside))
+    return padded[:, :, rows][..., columns]
 
 
 def _activation(operation: Operation) -> tuple:
@@ -299,6 +346,11 @@ def _step_exactly(operation: Operation, state: Exact, norms: Mapping[str, float]
         return _plus(z * scale, places + finer, offset, error)
     if operation.kind == "flatten":
         return Exact(z.reshape(len(z), -1), places, error)
+    if operation.kind == "wrap":
+        return Exact(_wrap(operation, z), places, error)
+    if operation.parts:
+        found = _run_exactly(operation.parts, Exact(z, places, 0 * error), norms)
+        return Exact(found.values, found.places, (error + found.error) * SLACK)
     if operation.kind == "sum":
         branches = [_run_exactly(branch, state, norms) for branch in operation.branches]
         finest = max(b.places for b in branches)
@@ -351,8 +403,9 @@ def batches(count: int, operations: Sequence[Operation], budget: int) -> Iterato
 
 
 def walk(operations: Sequence[Operation]) -> Iterator[Operation]:
-    """All operations, those of branches after their sum."""
+    """All operations, those of parts after the whole and those of branches after their sum."""
     for operation in operations:
         yield operation
+        yield from walk(operation.parts)
         for branch in operation.branches:
             yield from walk(branch)

@@ -3,8 +3,8 @@
 import hashlib
 import json
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,8 @@ class Operation:
     input_shape: Shape
     output_shape: Shape
     branches: tuple[tuple["Operation", ...], ...] = ()
+    # The same map as a sequence of simpler ones, for the kinds that are bounded as a whole.
+    parts: tuple["Operation", ...] = ()
 
     @property
     def label(self) -> str:
@@ -118,7 +120,13 @@ class _Reader:
         outputs = rule(options, tensors, shape, where)
         if any(n < 1 for n in outputs) or math.prod(outputs) > LARGEST_VALUE:
             raise UnreadableError(f"{where}: output shape {outputs} is empty or too large")
-        return Operation(kind, name, path, options, tensors, shape, outputs)
+        found = Operation(kind, name, path, options, tensors, shape, outputs)
+        if kind not in PARTS:
+            return found
+        parts = PARTS[kind](found, where)
+        if parts[-1].output_shape != outputs:
+            raise UnreadableError(f"{where}: its parts do not fit together")
+        return replace(found, parts=parts)
 
     def take(self, names: Any, path: str, where: str) -> dict[str, Array]:
         taken = {}
@@ -262,9 +270,171 @@ def _activation(
     constants = {key: array.astype(np.float64) for key, array in tensors.items()}
     try:
         features = kind.features(shape[0], integers, constants)
+        if kind.shape is not None:
+            return kind.shape(shape, integers)
     except ValueError as error:
         raise UnreadableError(f"{where}, {function}: {error}") from None
     return (features, *shape[1:])
+
+
+def _slope_activation(
+    options: dict[str, Any], tensors: dict[str, Array], hidden: Shape, where: str
+) -> dict[str, Array]:
+    # The tensors but those of the activation, which must have slopes in [0, 1] on each entry.
+    inside = keys(options["activation"], f"{where} activation", set())
+    constants = _inner_constants(tensors)
+    if _activation(inside, constants, hidden, where) != hidden:
+        raise UnreadableError(f"{where}: its activation changes the shape")
+    wide = {key: array.astype(np.float64) for key, array in constants.items()}
+    slopes = activations.slopes_of(inside["function"], wide)
+    if slopes is None or slopes[0] < 0 or slopes[1] > 1:
+        raise UnreadableError(f"{where}: {inside['function']} has other slopes than 0 to 1")
+    return {key: array for key, array in tensors.items() if not key.startswith("activation.")}
+
+
+def _inner_constants(tensors: dict[str, Array]) -> dict[str, Array]:
+    prefix = "activation."
+    return {k.removeprefix(prefix): array for k, array in tensors.items() if k.startswith(prefix)}
+
+
+def _sandwich(
+    options: dict[str, Any], tensors: dict[str, Array], shape: Shape, where: str
+) -> Shape:
+    keys(options, f"{where} options", {"activation"}, set())
+    inner, outer, psi = (tensors.get(key) for key in ("inner", "outer", "multiplier"))
+    if inner is None or inner.ndim != 2 or outer is None or psi is None or len(shape) != 1:
+        raise UnreadableError(f"{where}: no inner, outer and multiplier, or inputs {shape}")
+    rows = inner.shape[:1]
+    own = _slope_activation(options, tensors, rows, where)
+    keys(own, f"{where} tensors", {"inner", "outer", "multiplier"}, {"bias"})
+    fits = inner.shape == (*rows, shape[0]) and outer.ndim == 2 and outer.shape[:1] == rows
+    if rows[0] < 1 or not fits or psi.shape != rows:
+        raise UnreadableError(f"{where}: shapes {inner.shape}, {outer.shape} and {psi.shape}")
+    if not ((psi >= 2.0**-64) & (psi <= 2.0**64)).all():
+        raise UnreadableError(f"{where}: a multiplier is not between 2^-64 and 2^64")
+    _check_bias(tensors, rows[0], where)
+    return outer.shape[1:]
+
+
+def _residual_block(
+    options: dict[str, Any], tensors: dict[str, Array], shape: Shape, where: str
+) -> Shape:
+    keys(options, f"{where} options", {"activation", "padding"}, set())
+    padding = whole(options["padding"], f"{where} padding", 0, LARGEST_SIDE)
+    weight, scale = tensors.get("weight"), tensors.get("scale")
+    if weight is None or scale is None or weight.ndim not in (2, 4):
+        raise UnreadableError(f"{where}: no weight and scale")
+    linear, inside = _linear_of(weight, padding)
+    bias = {"bias": tensors["bias"]} if "bias" in tensors else {}
+    if len(shape) != weight.ndim - 1:
+        raise UnreadableError(f"{where}: inputs {shape} for a weight {weight.shape}")
+    hidden = RULES[linear](inside, {"weight": weight, **bias}, shape, where)
+    own = _slope_activation(options, tensors, hidden, where)
+    keys(own, f"{where} tensors", {"weight", "scale"}, {"bias"})
+    if scale.shape != weight.shape[:1] or any(padding >= k for k in weight.shape[2:]):
+        raise UnreadableError(f"{where}: a scale {scale.shape}, or a padding of {padding}")
+    return shape
+
+
+def _linear_of(weight: Array, *padding: int) -> tuple[str, dict[str, Any]]:
+    # Kind and options of a dense map, or of a convolution of stride 1.
+    if weight.ndim == 2:
+        return "dense", {}
+    height, width = padding * (2 // len(padding))
+    ones = {"stride": [1, 1], "dilation": [1, 1], "groups": 1}
+    return "convolution", {**ones, "padding": [height, width]}
+
+
+def _circular(
+    options: dict[str, Any], tensors: dict[str, Array], shape: Shape, where: str
+) -> Shape:
+    least = {"input_size": 1, "output_size": 1, "stride": 1, "padding": 0}
+    _names(options, tensors, where, (set(least), {"weight"}))
+    for key in least:
+        if len(items(options[key], f"{where} {key}")) != 2:
+            raise fail(f"{where} {key}", "two integers", options[key])
+        for value in options[key]:
+            whole(value, f"{where} {key}", least[key], LARGEST_SIDE)
+    weight = tensors["weight"]
+    sizes = tuple(options["input_size"])
+    if weight.ndim != 4 or 0 in weight.shape or shape != (weight.shape[1], *sizes):
+        raise UnreadableError(f"{where}: a weight {weight.shape} does not fit inputs {shape}")
+    for axis in (0, 1):
+        period, stride = weight.shape[2 + axis], options["stride"][axis]
+        fits = period % stride == 0 and sizes[axis] <= period <= LARGEST_SIDE
+        if not fits or options["output_size"][axis] > period // stride:
+            raise UnreadableError(f"{where}: period {period}, stride {stride} and sizes do not fit")
+    _check_bias(tensors, weight.shape[0], where)
+    return (weight.shape[0], *options["output_size"])
+
+
+# Maps that are bounded as a whole, as a sequence of simpler ones.
+
+
+def _chain(operation: Operation, steps: list[tuple], where: str, label: str = "") -> tuple:
+    # Steps (kind, options, tensors) from the input of the operation on.
+    found, shape = [], operation.input_shape
+    for i, (kind, options, tensors) in enumerate(steps):
+        outputs = RULES[kind](options, tensors, shape, where)
+        path = f"{operation.path}/{label}{i}"
+        found.append(Operation(kind, operation.name, path, options, tensors, shape, outputs))
+        shape = outputs
+    return tuple(found)
+
+
+def _first_steps(operation: Operation, weight: str, linear: tuple[str, dict[str, Any]]) -> list:
+    tensors = operation.tensors
+    bias = {"bias": tensors["bias"]} if "bias" in tensors else {}
+    kind, options = linear
+    return [
+        (kind, options, {"weight": tensors[weight], **bias}),
+        ("activation", operation.options["activation"], _inner_constants(tensors)),
+    ]
+
+
+def _sandwich_parts(operation: Operation, where: str) -> tuple[Operation, ...]:
+    steps = _first_steps(operation, "inner", ("dense", {}))
+    steps.append(("dense", {}, {"weight": operation.tensors["outer"].T}))
+    return _chain(operation, steps, where)
+
+
+def _residual_parts(operation: Operation, where: str) -> tuple[Operation, ...]:
+    weight, scale = operation.tensors["weight"], operation.tensors["scale"]
+    padding = operation.options["padding"]
+    steps = _first_steps(operation, "weight", _linear_of(weight, padding))
+    steps += [("affine", {}, {"scale": scale, "shift": 0 * scale})] * 2
+    # The transpose of a convolution: channels exchanged, kernels turned around.
+    back = np.flip(weight.swapaxes(0, 1), tuple(range(2, weight.ndim)))
+    linear = _linear_of(weight, *(k - 1 - padding for k in weight.shape[2:]))
+    # Twice a float is one, unless it overflows.
+    with np.errstate(over="ignore"):
+        twice = -2 * back
+    if not np.isfinite(twice).all():
+        raise UnreadableError(f"{where}: a weight is too large")
+    steps.append((*linear, {"weight": twice}))
+    branch = _chain(operation, steps, where, "1.")
+    path, shape = f"{operation.path}/0", operation.input_shape
+    return (Operation("sum", operation.name, path, {}, {}, shape, shape, ((), branch)),)
+
+
+def _circular_parts(operation: Operation, where: str) -> tuple[Operation, ...]:
+    options, weight = operation.options, operation.tensors["weight"]
+    places, periods = [], weight.shape[2:]
+    for axis in (0, 1):
+        stride, outputs = options["stride"][axis], options["output_size"][axis]
+        reads = np.arange(stride * (outputs - 1) + periods[axis]) - options["padding"][axis]
+        places.append(reads % periods[axis])
+    shape = (weight.shape[1], len(places[0]), len(places[1]))
+    path = f"{operation.path}/0"
+    wrap = Operation(
+        "wrap", operation.name, path, {"places": places}, {}, operation.input_shape, shape
+    )
+    sliding = {"stride": options["stride"], "padding": [0, 0], "dilation": [1, 1], "groups": 1}
+    if math.prod(shape) > LARGEST_VALUE:
+        raise UnreadableError(f"{where}: the wrapped input is too large")
+    outputs = RULES["convolution"](sliding, operation.tensors, shape, where)
+    path, tensors = f"{operation.path}/1", operation.tensors
+    return wrap, Operation("convolution", operation.name, path, sliding, tensors, shape, outputs)
 
 
 RULES = {
@@ -273,4 +443,12 @@ RULES = {
     "affine": _affine,
     "flatten": _flatten,
     "activation": _activation,
+    "sandwich": _sandwich,
+    "residual_block": _residual_block,
+    "circular_convolution": _circular,
+}
+PARTS: Mapping[str, Callable[[Operation, str], tuple[Operation, ...]]] = {
+    "sandwich": _sandwich_parts,
+    "residual_block": _residual_parts,
+    "circular_convolution": _circular_parts,
 }

@@ -27,12 +27,16 @@ A complex block X + iY has the norm of the real matrix [[X, -Y], [Y, X]], to whi
 applies. Cosines come from balls and are within 2^-52, so that phases, products of two, are within
 10 units of 2^-53, and T of them times taps within 10 + T more, relative to :math:`\sum_a |K_a|`.
 
+A convolution on a circle whose length the stride divides has those blocks with the circle's length
+over the stride for M. Layers with an activation inside are bounded as a whole, by the norm of a
+linear map that their weights make up.
+
 Small maps may be claimed a lower norm than their symbols have: then the whole matrix is tried.
 """
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import numpy as np
@@ -160,7 +164,11 @@ class Proof:
 
 
 def prove(operation: Operation, bound: float) -> Proof:
-    """Prove the claimed bound of a dense map or a convolution."""
+    """Prove the claimed bound of an operation with weights."""
+    if operation.kind in ("sandwich", "residual_block"):
+        return _prove_sloped(operation, bound)
+    if operation.kind == "circular_convolution":
+        return _prove_symbols(operation, Fraction(bound), *_circles(operation))
     if operation.kind == "dense":
         return _prove_dense(operation.wide("weight"), Fraction(bound))
     return _prove_convolution(operation, Fraction(bound))
@@ -168,13 +176,20 @@ def prove(operation: Operation, bound: float) -> Proof:
 
 def find(operation: Operation) -> float:
     """A bound of our own where the folder claims none, as close as one can be proved; or NaN."""
+    if operation.kind in ("sandwich", "residual_block"):
+        inside, _ = _between_activations(operation)
+        square = _estimate_linear(inside) ** 2 / (2 if operation.kind == "sandwich" else 1)
+        if square < 1 and prove(operation, 1.0).method:
+            return 1.0
+        return _first_proved(max(1.0, 2 * square - 1), lambda b: prove(operation, float(b)))
+    if operation.kind == "circular_convolution":
+        guess = _estimate_symbols(operation, *_circles(operation))
+        return _first_proved(guess, lambda b: prove(operation, float(b)))
     if operation.kind == "dense":
         weight = operation.wide("weight")
-        guess, attempt = estimate(weight[None]), lambda b: _prove_dense(weight, b)
-    else:
-        guess, attempt = symbol_estimate(operation), lambda b: _prove_convolution(operation, b)
-        guess = min(guess, max(map(estimate, _whole_matrices(operation)), default=math.inf))
-    return _first_proved(guess, attempt)
+        return _first_proved(_estimate_linear(operation), lambda b: _prove_dense(weight, b))
+    guess = _estimate_linear(operation)
+    return _first_proved(guess, lambda b: _prove_convolution(operation, b))
 
 
 def _first_proved(guess: float, attempt: Callable[[Fraction], Proof]) -> float:
@@ -192,6 +207,45 @@ def _prove_dense(weight: Floats, bound: Fraction) -> Proof:
         # Too large for a factorisation here: only a bound that is obviously high is proved.
         return Proof("Frobenius norm" if frobenius(weight) <= bound else "")
     return Proof("exact residual" if proved(weight[None], bound) else "")
+
+
+def _prove_sloped(operation: Operation, bound: float) -> Proof:
+    # Slopes in [0, 1] make f'f <= f'v for the differences v and f before and after the activation.
+    # For x -> x - 2 A'f with v = A x, |x - 2 A'f|^2 <= |x|^2 + 4 h |f|^2 with h >= |A|^2 - 1, and
+    # |f| <= |A| |x|: the square of the constant is at most 1 + 4 h (1 + h) = (1 + 2 h)^2, so that
+    # |A|^2 <= (1 + bound) / 2 suffices. For x -> G'f it is the same with [G / psi, psi V] and twice
+    # the square: with g = psi f, |G'f|^2 <= (2 + 2 h) |g|^2 - |V' psi g|^2 <= 2 f' psi^2 V x -
+    # |V' psi g|^2 + 2 h |g|^2, whose first two terms are at most |x|^2, and |g| <= |psi V| |x|.
+    if not 1 <= bound <= 2.0**60:
+        return Proof()
+    square = (1 + Fraction(bound)) / (1 if operation.kind == "sandwich" else 2)
+    inside, loss = _between_activations(operation)
+    below = math.nextafter(float(root_down(square) - loss), 0.0)
+    return prove(inside, below) if below > 0 else Proof()
+
+
+def _between_activations(operation: Operation) -> tuple[Operation, Fraction]:
+    # [G / psi, psi V] or A as a linear map, rounded, and a bound on what that changes.
+    if operation.kind == "sandwich":
+        psi = operation.wide("multiplier")[:, None]
+        both = [operation.wide("outer") / psi, operation.wide("inner") * psi]
+        product = np.concatenate(both, axis=1)
+        inside = Operation("dense", "", operation.path, {}, {"weight": product}, (), ())
+        return inside, frobenius(product) * UNIT + UNDERFLOW
+    first = operation.parts[0].branches[1][0]
+    weight = first.wide("weight")
+    product = weight * operation.wide("scale").reshape(-1, *(1,) * (weight.ndim - 1))
+    # No input is read by a tap twice, and every tap is wrong by a unit of itself.
+    taps = math.isqrt(math.prod(weight.shape[2:])) + 1
+    inside = replace(first, tensors={"weight": product})
+    return inside, frobenius(product) * UNIT * taps + UNDERFLOW
+
+
+def _estimate_linear(operation: Operation) -> float:
+    if operation.kind == "dense":
+        return estimate(operation.wide("weight")[None])
+    whole = max(map(estimate, _whole_matrices(operation)), default=math.inf)
+    return min(symbol_estimate(operation), whole)
 
 
 # Convolutions.
@@ -253,13 +307,9 @@ def _prove_convolution(operation: Operation, bound: Fraction) -> Proof:
     live = weight[:, :, [k for k, *_ in rows.taps]][..., [k for k, *_ in columns.taps]]
     if not live.any():
         return Proof("no weight that reads the input")
-    if symbol_work(operation, rows, columns) <= MOST_WORK:
-        loss = symbol_error(operation, rows, columns)
-        # The norm of symbols on the grid that proves the bound everywhere.
-        limit = bound * root_down(rows.inverse_loss * columns.inverse_loss)
-        batches = symbols(weight, operation, rows, columns)
-        if all(proved(batch, limit, loss) for batch in batches):
-            return Proof(f"symbols on a {rows.points}x{columns.points} grid, exact residual")
+    found = _prove_symbols(operation, bound, rows, columns)
+    if found.method:
+        return found
     # No matrix at all says that the map is too large, not that it is proved.
     wholes = [proved(matrix, bound) for matrix in _whole_matrices(operation)]
     if wholes and all(wholes):
@@ -267,9 +317,38 @@ def _prove_convolution(operation: Operation, bound: Fraction) -> Proof:
     return Proof()
 
 
+def _circles(operation: Operation) -> tuple[Axis, Axis]:
+    # Of a convolution on a circle whose length the stride divides: every output reads as it says.
+    options, (height, width) = operation.options, operation.tensors["weight"].shape[2:]
+
+    def axis(period: int, d: int) -> Axis:
+        stride, padding = options["stride"][d], options["padding"][d]
+        offsets = [(k, k - padding) for k in range(period)]
+        taps = [(k, offset // stride, offset % stride) for k, offset in offsets]
+        outputs = operation.output_shape[1 + d]
+        return Axis(taps, operation.input_shape[1 + d], outputs, period // stride, Fraction(1))
+
+    return axis(height, 0), axis(width, 1)
+
+
+def _prove_symbols(operation: Operation, bound: Fraction, rows: Axis, columns: Axis) -> Proof:
+    weight = operation.wide("weight")
+    if symbol_work(operation, rows, columns) <= MOST_WORK:
+        loss = symbol_error(operation, rows, columns)
+        # The norm of symbols on the grid that proves the bound everywhere.
+        limit = bound * root_down(rows.inverse_loss * columns.inverse_loss)
+        batches = symbols(weight, operation, rows, columns)
+        if all(proved(batch, limit, loss) for batch in batches):
+            return Proof(f"symbols on a {rows.points}x{columns.points} grid, exact residual")
+    return Proof()
+
+
 def symbol_estimate(operation: Operation) -> float:
     """Norm of a convolution by its symbols, as float64 sees it."""
-    rows, columns = _axes(operation)
+    return _estimate_symbols(operation, *_axes(operation))
+
+
+def _estimate_symbols(operation: Operation, rows: Axis, columns: Axis) -> float:
     if symbol_work(operation, rows, columns) > MOST_WORK:
         return math.inf
     batches = symbols(operation.wide("weight"), operation, rows, columns)
@@ -283,7 +362,7 @@ def symbol_work(operation: Operation, rows: Axis, columns: Axis) -> float:
     if rows.points * columns.points > MOST_POINTS or len(rows.taps) * len(columns.taps) > MOST_TAPS:
         return math.inf
     out, inner = operation.tensors["weight"].shape[:2]
-    groups = operation.options["groups"]
+    groups = operation.options.get("groups", 1)
     inner *= _residues(rows) * _residues(columns)
     small, large = sorted((2 * out // groups, 2 * inner))
     return 12.0 * rows.points * columns.points * groups * small**2 * (small + large)
@@ -309,7 +388,7 @@ def symbol_error(operation: Operation, rows: Axis, columns: Axis) -> Fraction:
 
 def symbols(weight: Floats, operation: Operation, rows: Axis, columns: Axis) -> Iterator[Floats]:
     """Batches of symbols as real matrices [[X, -Y], [Y, X]]."""
-    groups = operation.options["groups"]
+    groups = operation.options.get("groups", 1)
     out, inner = weight.shape[0] // groups, weight.shape[1]
     residues: dict[tuple[int, int], list[tuple[int, int, int, int]]] = {}
     for i, a, r in rows.taps:
@@ -353,7 +432,7 @@ def circle(points: int) -> Floats:
 def _whole_matrices(operation: Operation) -> Iterator[Floats]:
     # The padded convolution as one matrix (1, outputs, inputs) for each group, if it is small.
     rows, columns = _axes(operation)
-    weight, groups = operation.wide("weight"), operation.options["groups"]
+    weight, groups = operation.wide("weight"), operation.options.get("groups", 1)
     out, inner = weight.shape[0] // groups, weight.shape[1]
     shape = (out, rows.outputs, columns.outputs, inner, rows.inputs, columns.inputs)
     outputs, inputs = math.prod(shape[:3]), math.prod(shape[3:])

@@ -18,16 +18,18 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 
 FILES = ("certificate.json", "network.safetensors", "samples.safetensors", "radii.csv")
+MULTIPLIERS = "multipliers.safetensors"
 LARGEST_FILE = {
     "certificate.json": 2**26,
     "network.safetensors": 2**32,
     "samples.safetensors": 2**33,
     "radii.csv": 2**29,
+    MULTIPLIERS: 2**28,
 }
 LARGEST_HEADER = 2**24
 MOST_JSON_VALUES = 4_000_000
 MOST_TENSORS = 20_000
-LONGEST_ROW = 400
+LONGEST_ROW = 500
 DTYPES = {"F32": "<f4", "F64": "<f8", "U8": "|u1", "I64": "<i8"}
 COLUMNS = "index,label,prediction,correct,status,radius,radius_hex,margin"
 INTEGER = re.compile(r"0|[1-9][0-9]{0,17}")
@@ -203,6 +205,16 @@ class Row:
     decimal: str
     radius: float
     margin: float
+
+    @property
+    def right(self) -> bool:
+        """Whether the label is predicted, by logits that are numbers."""
+        return self.label == self.prediction and math.isfinite(self.margin)
+
+    @property
+    def void(self) -> bool:
+        """Whether nothing is claimed: no margin, not correct, not certified."""
+        return not (math.isfinite(self.margin) or self.correct or self.certified)
 
 
 def parse_radii(content: bytes, count: int) -> list[Row]:

@@ -5,16 +5,20 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Report:
-    """What was checked, in words, and every claim that does not hold or could not be proved."""
+    """What was checked, in words, and every claim that does not hold or could not be proved.
+
+    ``uncovered`` holds what is claimed and cannot be proved here, whether it is true or not.
+    """
 
     checked: list[tuple[str, str]] = field(default_factory=list)
     unchecked: list[str] = field(default_factory=list)
     mismatches: list[str] = field(default_factory=list)
+    uncovered: list[str] = field(default_factory=list)
 
     @property
     def verified(self) -> bool:
         """Whether every claim was proved."""
-        return not self.mismatches
+        return not self.mismatches and not self.uncovered
 
     def note(self, topic: str, what: str) -> None:
         """Record what was checked."""

@@ -10,14 +10,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from robustcert.check import dataset, norms
+from robustcert.check import dataset, norms, semidefinite
 from robustcert.check.digits import exact_gram
 from robustcert.check.fixed import Floats, to_integers
-from robustcert.check.forward import FLOAT32, FLOAT64, Arithmetic
+from robustcert.check.forward import FLOAT32, FLOAT64, Arithmetic, absolute_norm, walk
 from robustcert.check.network import Operation, digest, read_network
 from robustcert.check.radii import Network, check_radii
 from robustcert.check.reader import (
     FILES,
+    MULTIPLIERS,
     Array,
     Row,
     UnreadableError,
@@ -51,6 +52,8 @@ FUNCTIONS = {
     "F64": "the network evaluated in IEEE float64, summed in any order",
     "F32": "the network evaluated in IEEE float32, summed in any order, without TF32",
 }
+PROOFS = ("lipschitz", "lipsdp", "second-order")
+WEIGHTED = ("dense", "convolution", "sandwich", "residual_block", "circular_convolution")
 CLAIMS = {"format", "robustcert", "claim", "network", "bounds", "pairwise", "summary", "files"}
 
 
@@ -100,8 +103,10 @@ def check(
         raise UnreadableError(f"certificate.json: unknown format {show(claim['format'])}")
     keys(claim, "certificate.json", CLAIMS)
     report = Report()
+    deployed, proof = _check_statement(claim["claim"])
+    if proof == "lipsdp":
+        content[MULTIPLIERS] = read_bytes(folder, MULTIPLIERS)
     _check_files(claim["files"], content, report)
-    deployed = _check_statement(claim["claim"])
     tensors = parse_safetensors(content["network.safetensors"], "network.safetensors")
     operations = read_network(claim["network"], tensors)
     samples = _read_samples(content["samples.safetensors"], operations)
@@ -114,9 +119,12 @@ def check(
     report.expect(claim["network"]["digest"] == found, f"network digest: it is {found}")
     report.note("files", "sha256 and network digest recomputed")
     proved = _check_bounds(items(claim["bounds"], "bounds"), operations, report)
-    pairwise = _check_pairwise(claim["pairwise"], operations, proved, report)
+    multipliers = _read_multipliers(content, operations, report) if proof == "lipsdp" else []
+    pairwise = _check_pairwise(claim["pairwise"], operations, proved, multipliers, report)
     _check_table(rows, samples, len(pairwise), report)
     _check_summary(claim["summary"], rows, report)
+    if proof == "second-order":
+        report.uncovered.append("second-order radii are not re-proved by this checker")
     if report.verified:
         upper = {path: math.nextafter(float(value), math.inf) for path, value in proved.items()}
         network = Network(operations, upper, np.array(pairwise), deployed)
@@ -145,15 +153,15 @@ def _check_arithmetic() -> None:
 
 
 def _check_files(claimed: Any, content: dict[str, bytes], report: Report) -> None:
-    names = [name for name in FILES if name != "certificate.json"]
+    names = [name for name in content if name != "certificate.json"]
     keys(claimed, "files", set(names), set())
     for name in names:
         found = sha256(content[name])
         report.expect(claimed[name] == found, f"{name}: its sha256 is {found}, not as claimed")
 
 
-def _check_statement(claim: Any) -> list[Arithmetic]:
-    keys(claim, "claim", {*STATEMENT, "functions"}, set())
+def _check_statement(claim: Any) -> tuple[list[Arithmetic], str]:
+    keys(claim, "claim", {*STATEMENT, "functions"}, {"proof"})
     for key, known in STATEMENT.items():
         if claim[key] != known:
             raise fail(f"claim {key}", repr(known), claim[key])
@@ -161,8 +169,11 @@ def _check_statement(claim: Any) -> list[Arithmetic]:
     for key, value in functions.items():
         if value != FUNCTIONS[key]:
             raise fail(f"claim functions {key}", repr(FUNCTIONS[key]), value)
+    proof = claim.get("proof", "lipschitz")
+    if not isinstance(proof, str) or proof not in PROOFS:
+        raise fail("claim proof", f"one of {', '.join(PROOFS)}", proof)
     deployed = {"F64": FLOAT64, "F32": FLOAT32}
-    return [arithmetic for key, arithmetic in deployed.items() if key in functions]
+    return [arithmetic for key, arithmetic in deployed.items() if key in functions], proof
 
 
 def _read_samples(content: bytes, operations: tuple[Operation, ...]) -> Samples:
@@ -205,6 +216,7 @@ def _check_bounds(
         if lower is not None:
             least = hex_float(lower, where)
             report.expect(least <= bound * (1 + 1e-6), f"{where}: below its own lower value")
+        _add_parts(operation, proved)
         method = _prove(operation, bound, proved)
         report.expect(bool(method), f"{where}: {bound!r} is not proved to be an upper bound")
         proved[operation.path] = Fraction(bound)
@@ -216,7 +228,7 @@ def _check_bounds(
 
 def _prove(operation: Operation, bound: float, proved: dict[str, Fraction]) -> str:
     # The method that proves the bound, or nothing.
-    if operation.kind in ("dense", "convolution"):
+    if operation.kind in WEIGHTED:
         return norms.prove(operation, bound).method
     if operation.kind == "affine":
         least = Fraction(float(abs(operation.wide("scale")).max()))
@@ -224,6 +236,19 @@ def _prove(operation: Operation, bound: float, proved: dict[str, Fraction]) -> s
     if operation.kind == "sum":
         return "sum of branches" if _sum_bound(operation, proved) <= bound else ""
     return "definition" if bound >= 1 else ""
+
+
+def _add_parts(operation: Operation, proved: dict[str, Fraction]) -> None:
+    # Roughly: these norms carry rounding errors only.
+    for part in walk(operation.parts):
+        proved[part.path] = Fraction(1)
+        if part.kind in ("dense", "convolution"):
+            proved[part.path] = Fraction(absolute_norm(part))
+        elif part.kind == "affine":
+            proved[part.path] = Fraction(float(abs(part.wide("scale")).max()))
+        elif part.kind == "wrap":
+            # An entry is read at most twice in each dimension.
+            proved[part.path] = Fraction(2)
 
 
 def _sum_bound(operation: Operation, proved: dict[str, Fraction]) -> Fraction:
@@ -243,16 +268,46 @@ def _find(operation: Operation, proved: dict[str, Fraction]) -> Fraction:
         return _sum_bound(operation, proved)
     if operation.kind == "affine":
         return Fraction(float(abs(operation.wide("scale")).max()))
-    if operation.kind not in ("dense", "convolution"):
+    if operation.kind not in WEIGHTED:
         return Fraction(1)
+    _add_parts(operation, proved)
     value = norms.find(operation)
     if not math.isfinite(value):
         raise UnreadableError(f"{operation.label}: no bound can be proved here")
     return Fraction(value)
 
 
+def _read_multipliers(
+    content: dict[str, bytes], operations: tuple[Operation, ...], report: Report
+) -> list[list[Floats]]:
+    try:
+        sizes = [count for _, count in semidefinite.layers(operations)]
+    except semidefinite.NotCoveredError as error:
+        report.uncovered.append(str(error))
+        return []
+    tensors = parse_safetensors(content[MULTIPLIERS], MULTIPLIERS)
+    # Without such activations, the empty list is enough.
+    lists = len(tensors) // len(sizes) if sizes else 1
+    names = [[f"{i}.{k}" for k in range(len(sizes))] for i in range(lists)]
+    keys(tensors, MULTIPLIERS, {name for row in names for name in row}, set())
+    for row in names:
+        for name, size in zip(row, sizes, strict=True):
+            array = tensors[name]
+            if array.shape != (size,) or array.dtype != np.float64:
+                raise fail(f"{MULTIPLIERS} {name}", f"{size} float64 values", array.shape)
+            if not ((array >= semidefinite.LEAST) & (array <= semidefinite.LARGEST)).all():
+                raise UnreadableError(
+                    f"{MULTIPLIERS} {name}: a value is not positive, or too large"
+                )
+    return [[tensors[name] for name in row] for row in names]
+
+
 def _check_pairwise(
-    claimed: Any, operations: tuple[Operation, ...], proved: dict[str, Fraction], report: Report
+    claimed: Any,
+    operations: tuple[Operation, ...],
+    proved: dict[str, Fraction],
+    multipliers: list[list[Floats]],
+    report: Report,
 ) -> list[list[float]]:
     classes = operations[-1].output_shape[0]
     table = [
@@ -273,17 +328,46 @@ def _check_pairwise(
         own = lengths.diagonal()
         squares = (own[:, None] + own[None, :] - 2 * lengths).tolist()
         scale = rest**2 / 4**places
-    for i in range(classes):
-        for j in range(classes):
-            enough = (
+    enough = np.array(
+        [
+            [
                 table[i][j] == 0
                 if i == j
                 else Fraction(table[i][j]) ** 2 >= scale * int(squares[i][j])
-            )
-            report.expect(enough, f"pairwise[{i}][{j}]: {table[i][j]!r} is not proved")
+                for j in range(classes)
+            ]
+            for i in range(classes)
+        ]
+    )
     what = "product of bounds times exact distances of rows" if head else "root 2 times the product"
-    report.note("pairwise", f"{classes} classes, {what}, in rationals")
+    report.note("pairwise", f"{classes} classes, {enough.sum() - classes} by {what}, in rationals")
+    if multipliers and not enough.all():
+        before = int(enough.sum())
+        enough |= _by_multipliers(np.array(table), enough, operations, proved, multipliers)
+        report.note("", f"{enough.sum() - before} by semidefinite bounds, residual exact")
+    if report.uncovered:
+        return table
+    for i, j in np.argwhere(~enough).tolist():
+        report.expect(False, f"pairwise[{i}][{j}]: {table[i][j]!r} is not proved")
     return table
+
+
+def _by_multipliers(
+    table: Floats,
+    enough: NDArray[np.bool_],
+    operations: tuple[Operation, ...],
+    proved: dict[str, Fraction],
+    multipliers: list[list[Floats]],
+) -> NDArray[np.bool_]:
+    norms = {path: math.nextafter(float(value), math.inf) for path, value in proved.items()}
+    enough = enough | np.eye(len(table), dtype=np.bool_) & (table == 0)
+    for candidate in multipliers:
+        for found in semidefinite.constants(operations, norms, candidate):
+            off = ~np.eye(len(table), dtype=np.bool_)
+            enough |= (found <= table) & off
+            if enough.all():
+                return enough
+    return enough
 
 
 def _check_table(rows: list[Row], samples: Samples, classes: int, report: Report) -> None:
@@ -302,9 +386,7 @@ def _check_table(rows: list[Row], samples: Samples, classes: int, report: Report
     for line, row in enumerate(rows, 2):
         where = f"radii.csv line {line}"
         report.expect(row.prediction < classes, f"{where}: prediction {row.prediction} is no class")
-        report.expect(
-            row.correct == (row.label == row.prediction), f"{where}: correct is {int(row.correct)}"
-        )
+        report.expect(row.correct == row.right, f"{where}: correct is {int(row.correct)}")
         report.expect(
             row.certified == (row.radius > 0), f"{where}: status does not fit radius {row.radius!r}"
         )
@@ -325,7 +407,7 @@ def _check_summary(summary: Any, rows: list[Row], report: Report) -> None:
     keys(summary, "summary", {"samples", "correct", "certified"}, set())
     counts = {
         "samples": len(rows),
-        "correct": sum(row.label == row.prediction for row in rows),
+        "correct": sum(row.right for row in rows),
     }
     for key, count in counts.items():
         report.expect(
@@ -339,7 +421,7 @@ def _check_summary(summary: Any, rows: list[Row], report: Report) -> None:
         if type(entry["decimal"]) not in (int, float):
             raise fail(f"{where} decimal", "a number", entry["decimal"])
         claimed = whole(entry["count"], f"{where} count")
-        count = sum(row.label == row.prediction and row.radius > radius for row in rows)
+        count = sum(row.right and row.radius > radius for row in rows)
         report.expect(entry["decimal"] == radius, f"{where}: the decimal is not {radius!r}")
         report.expect(claimed == count, f"{where}: beyond {radius!r} it is {count}, not {claimed}")
     report.note("summary", f"accuracy and {len(entries)} counts recounted from radii.csv")

@@ -43,9 +43,10 @@ class NormPool2d(nn.Module):
         """The norms as a pure function."""
         # A sum of n squares is wrong by a factor of 1 + n u, its root by half of that and one more
         # rounding; a scaled evaluation divides and multiplies once more. The norm of the outputs is
-        # that of the inputs.
-        relative = self.size**2 / 2 + 6.0
-        return Activation(norm_pool, {"size": self.size}, lipschitz=1.0, error=(relative, 0.0))
+        # that of the inputs. Squares that underflow: the root of n 2^-126 in float32, in units of
+        # 2^-24, is size 2^-39, and far less in float64.
+        error = (self.size**2 / 2 + 6.0, self.size * 2.0**-38)
+        return Activation(norm_pool, {"size": self.size}, lipschitz=1.0, error=error)
 
 
 class InvertibleDownsampling(nn.Module):
