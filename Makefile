@@ -8,13 +8,13 @@ READY := .venv/.ready
 .PHONY: demo test test-slow lint clean
 
 demo: $(READY)
-	$(BIN)/python train.py trainer.max_epochs=60 attack.seconds=10
+	OMP_NUM_THREADS=1 $(BIN)/python train.py trainer.max_epochs=60 attack.seconds=10
 
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2
 
 test-slow: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q -m slow
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 -m slow
 
 lint: $(READY)
 	$(BIN)/ruff check .

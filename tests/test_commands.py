@@ -19,7 +19,7 @@ import robustcert.main
 from robustcert.command_line import find_mistake, ordered
 
 ROOT = Path(__file__).parents[1]
-QUIET = ("hydra/job_logging=disabled", "hydra/hydra_logging=disabled")
+QUIET = ("hydra/job_logging=none", "hydra/hydra_logging=none")
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 Command = Callable[..., str | int | None]
 
