@@ -100,6 +100,8 @@ class BROConv2d(FrequencyConv2d):
         bias: Whether to add a learned bias.
     """
 
+    constraint = ReflectorFrequencies
+
     def __init__(
         self,
         in_channels: int,
@@ -119,7 +121,6 @@ class BROConv2d(FrequencyConv2d):
             stride=stride,
             padding=padding,
             input_size=input_size,
-            constraint=ReflectorFrequencies,
             margin=margin,
             bias=bias,
         )

@@ -42,24 +42,4 @@ class CayleyConv2d(FrequencyConv2d):
         bias: Whether to add a learned bias.
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int,
-        *,
-        stride: int = 1,
-        padding: int = 0,
-        input_size: tuple[int, int],
-        bias: bool = True,
-    ) -> None:
-        super().__init__(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride=stride,
-            padding=padding,
-            input_size=input_size,
-            constraint=CayleyFrequencies,
-            bias=bias,
-        )
+    constraint = CayleyFrequencies

@@ -1,6 +1,7 @@
 """Convolutions whose kernel is constrained frequency by frequency."""
 
 from abc import abstractmethod
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -84,7 +85,7 @@ class FrequencyConv2d(nn.Module):
     Inputs that are smaller than the circular map are extended by zeros, and outputs beyond the
     size that a zero-padded convolution of the same arguments gives are dropped. Neither raises the
     norm. The map is the input's own size wherever the stride and the number of outputs permit it,
-    enlarged by ``margin``.
+    enlarged by ``margin``. A subclass names its ``constraint``.
 
     Args:
         in_channels: Channels of the input, of shape ``(N, in_channels, *input_size)``.
@@ -93,11 +94,11 @@ class FrequencyConv2d(nn.Module):
         stride: Step between output positions.
         padding: Zeros on each side of the zero-padded convolution whose output size it has.
         input_size: ``(H, W)`` of the input; another size is refused.
-        constraint: Class of the constraint.
         margin: Zeros that keep one border of the map from the other.
         bias: Whether to add a learned bias.
     """
 
+    constraint: ClassVar[type[FrequencyConstraint]]
     weight: Tensor
 
     def __init__(
@@ -106,10 +107,9 @@ class FrequencyConv2d(nn.Module):
         out_channels: int,
         kernel_size: int,
         *,
-        stride: int,
-        padding: int,
+        stride: int = 1,
+        padding: int = 0,
         input_size: tuple[int, int],
-        constraint: type[FrequencyConstraint],
         margin: int = 0,
         bias: bool = True,
     ) -> None:
@@ -135,7 +135,7 @@ class FrequencyConv2d(nn.Module):
             for n, out in zip(input_size, outputs, strict=True)
         )
         self.period = (height, width)
-        rule = constraint(
+        rule = self.constraint(
             in_channels, out_channels, stride=stride, padding=padding, period=self.period
         )
         self.weight = nn.Parameter(torch.empty(rule.free_shape(side)))
