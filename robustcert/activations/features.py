@@ -39,7 +39,6 @@ def ordered(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     return low, high
 
 
-# Note [pairs]
 # Autograd would write the gradient of a slice by `stack`, and select by `where`; on a CPU each
 # takes several times as long as the arithmetic. Splitting and joining are adjoint to each other and
 # only copy, and a selection by 0 or 1 is what `lerp` does exactly.
@@ -58,7 +57,7 @@ class _SplitPairs(torch.autograd.Function):
         pass
 
     @staticmethod
-    def backward(ctx: Any, first: Tensor, second: Tensor) -> Tensor:
+    def backward(_: Any, first: Tensor, second: Tensor) -> Tensor:
         return join_pairs(first, second)
 
 
@@ -78,7 +77,7 @@ class _JoinPairs(torch.autograd.Function):
         pass
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(_: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         return split_pairs(grad)
 
 
@@ -90,9 +89,7 @@ class _Ordered(torch.autograd.Function):
         return torch.minimum(first, second), torch.maximum(first, second)
 
     @staticmethod
-    def setup_context(
-        ctx: Any, inputs: tuple[Tensor, Tensor], output: tuple[Tensor, Tensor]
-    ) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], _: tuple[Tensor, Tensor]) -> None:
         first, second = inputs
         # A tie is not exchanged.
         ctx.save_for_backward((first > second).to(first.dtype))

@@ -38,8 +38,8 @@ class _Cayley(torch.autograd.Function):
     """The transform of a tall matrix, with a backward of products alone.
 
     With M = (I + A)^-1 the blocks of W are 2 M - I and -2 V M, so M is read off W. From
-    dM = -M dA M, and G and H the gradients at the blocks, those at V and at A are B = -2 H M^T, with
-    A held, and -M^T (2 G M^T + V^T B); and dA = dU - dU^T + dV^T V + V^T dV.
+    dM = -M dA M, and G and H the gradients at the blocks, the gradient at V with A held is
+    B = -2 H M^T, that at A is -M^T (2 G M^T + V^T B), and dA = dU - dU^T + dV^T V + V^T dV.
     """
 
     @staticmethod

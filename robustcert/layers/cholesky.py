@@ -81,7 +81,7 @@ def _regularised_factor(x: Tensor, ridge: float) -> Tensor:
 
 
 def _symmetrised_lower(grad: Tensor, w: Tensor) -> Tensor:
-    """``P + P^T`` with P the lower triangle of ``G W^T``, half its diagonal: that triangle twice."""
+    """``P + P^T`` with P the lower triangle of ``G W^T`` and half its diagonal."""
     both = w.new_empty(w.shape[0], w.shape[0])
     for start, stop in _blocks(w):
         torch.mm(grad[start:stop], w[:stop].mT, out=both[start:stop, :stop])
@@ -92,8 +92,8 @@ def _symmetrised_lower(grad: Tensor, w: Tensor) -> Tensor:
 
 
 def _blocks(x: Tensor) -> list[tuple[int, int]]:
-    # Both products are symmetric, or read by half: row blocks skip the other half. On an accelerator
-    # one large product is faster than its parts.
+    # Of both products half is enough, and row blocks skip the rest. On an accelerator one large
+    # product is faster than its parts.
     size = 128 if x.device.type == "cpu" else x.shape[0]
     return [(start, min(start + size, x.shape[0])) for start in range(0, x.shape[0], size)]
 
