@@ -3,7 +3,7 @@
 from robustcert.layers.aol import AOLConv2d, AOLConvolution, AOLDense, AOLLinear
 from robustcert.layers.bcop import BCOP, BCOPConv2d
 from robustcert.layers.bjorck import BjorckLinear, BjorckOrthogonal
-from robustcert.layers.bro import BlockReflector, BROConv2d, BROLinear, ReflectorFrequencies
+from robustcert.layers.bro import BROConv2d, BROLinear, ReflectorFrequencies
 from robustcert.layers.cayley import CayleyLinear, CayleyOrthogonal
 from robustcert.layers.cayley_conv import CayleyConv2d, CayleyFrequencies
 from robustcert.layers.cholesky import CholeskyLinear, CholeskyOrthogonal
@@ -31,7 +31,6 @@ __all__ = [
     "BROLinear",
     "BjorckLinear",
     "BjorckOrthogonal",
-    "BlockReflector",
     "CPLConv2d",
     "CPLLinear",
     "CayleyConv2d",

@@ -48,7 +48,7 @@ class _Orthogonalise(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, ridge: float) -> Tensor:
-        factor = _regularised_factor(x, ridge)
+        factor = regularised_factor(x, ridge)
         # X^T L^-T, transposed: a solve from the right reads row-major matrices as they lie in
         # memory, which takes a third of the time.
         w = torch.linalg.solve_triangular(factor.mT, x.mT, upper=True, left=False).mT
@@ -63,8 +63,16 @@ class _Orthogonalise(torch.autograd.Function):
         return torch.linalg.solve_triangular(factor, inner.mT, upper=False, left=False).mT, None
 
 
-def _regularised_factor(x: Tensor, ridge: float) -> Tensor:
-    """The Cholesky factor of ``X X^T + rho I``, where rho is ``ridge`` times the mean diagonal."""
+def regularised_factor(x: Tensor, ridge: float) -> Tensor:
+    """The Cholesky factor of ``X X^T + rho I``, where rho is ``ridge`` times the mean diagonal.
+
+    Args:
+        x: Shape ``(m, n)``.
+        ridge: Above 0.
+
+    Returns:
+        Shape ``(m, m)``, lower triangular.
+    """
     rho = ridge * x.square().sum() / x.shape[0]
     factor = x.new_zeros(x.shape[0], x.shape[0])
     for start, stop in _blocks(x):
