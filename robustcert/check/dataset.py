@@ -1,4 +1,4 @@
-"""Samples against files of the dataset: idx, CIFAR-10 binary and NumPy archives."""
+"""Samples against files of the dataset: idx, CIFAR binary and NumPy archives."""
 
 import gzip
 import io
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from robustcert.check.reader import Array, UnreadableError, show
 
 LARGEST_FILE = 2**32
-CIFAR_RECORD = 1 + 3072
+IMAGE = 3072
 
 
 def compare(
@@ -25,7 +25,7 @@ def compare(
     """Compare samples with the rows of a split that their indices name.
 
     Args:
-        files: An idx file of images and one of labels (``.gz`` or not), or CIFAR-10 ``.bin`` files
+        files: An idx file of images and one of labels (``.gz`` or not), or CIFAR ``.bin`` files
             in the order of the split, or one ``.npz`` archive, whose test part is taken unless
             ``:train`` follows its name.
         inputs: Shape ``(N, *)``.
@@ -73,12 +73,10 @@ def _read(names: list[str]) -> tuple[Array, Array]:
         with np.load(f"{path}.npz" if split else path, allow_pickle=False) as archive:
             return archive[f"x_{part}"], archive[f"y_{part}"].astype(np.int64)
     if all(name.endswith(".bin") for name in names):
-        records = np.concatenate(
-            [np.frombuffer(_content(name), np.uint8).reshape(-1, CIFAR_RECORD) for name in names]
-        )
-        return records[:, 1:], records[:, 0].astype(np.int64)
+        records = np.concatenate([_records(_content(name)) for name in names])
+        return records[:, -IMAGE:], records[:, -IMAGE - 1].astype(np.int64)
     if len(names) != 2:
-        raise ValueError("expected idx images and labels, CIFAR-10 .bin files or one .npz archive")
+        raise ValueError("expected idx images and labels, CIFAR .bin files or one .npz archive")
     first, second = (_idx(_content(name)) for name in names)
     return (second, first.astype(np.int64)) if first.ndim == 1 else (first, second.astype(np.int64))
 
@@ -90,6 +88,12 @@ def _content(name: str) -> bytes:
         with gzip.GzipFile(fileobj=io.BytesIO(content)) as packed:
             content = packed.read(LARGEST_FILE)
     return content
+
+
+def _records(content: bytes) -> Array:
+    # One label, or CIFAR-100's coarse and fine label, before each image.
+    size = IMAGE + (1 if len(content) % (IMAGE + 1) == 0 else 2)
+    return np.frombuffer(content, np.uint8).reshape(-1, size)
 
 
 def _idx(content: bytes) -> Array:

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from robustcert.data.augment import ImageAugmentation
-from robustcert.data.dataset import Dataset, DatasetError, Examples, check_examples, to_unit
+from robustcert.data.dataset import Dataset, DatasetError, Examples, Stream, check_examples, to_unit
 from robustcert.data.sampler import EpochSampler, EvaluationSampler, derive_seed
 from robustcert.data.split import stratified_split
 
@@ -20,7 +20,7 @@ VALIDATION_KEY = 20_210_217
 
 
 class Batches(TorchDataset[tuple[Tensor, Tensor]]):
-    """Indexed by whole lists of rows: one gather per batch, no work per example."""
+    """Indexed by whole lists of rows: one gather, or one reading of a stream, per batch."""
 
     def __init__(self, examples: Examples) -> None:
         self.examples = examples
@@ -79,8 +79,8 @@ class DataModule(LightningDataModule):
 
     Validation examples are cut from the train split, stratified by class, by a permutation that is
     the same for every run; the test split is read for testing only. Data stays in memory as read
-    (images as uint8); batches become float32 in [0, 1], and are augmented in training, on the
-    device.
+    (images as uint8), unless the dataset streams, and then each batch is read when it is its turn;
+    batches become float32 in [0, 1], and are augmented in training, on the device.
 
     Training batches depend on ``(seed, epoch, batch number, rank)`` only, so a resumed run sees
     those of an uninterrupted one, bit for bit on the same device type, also when the checkpoint was
@@ -96,7 +96,8 @@ class DataModule(LightningDataModule):
         validation: Share of the train split held out for validation, between 0 and 1.
         augmentation: Modules called with ``(inputs, generator)``, one after the other.
         seed: Chooses the order of training examples and their augmentation.
-        num_workers: Processes that gather batches; 0 is fast, as the data is in memory.
+        num_workers: Processes that gather batches: 0 is fast for data in memory, one for each core
+            for images that are decoded. Each holds up to three batches of uint8.
         drop_last: Leave the incomplete last training batch out.
     """
 
@@ -142,13 +143,13 @@ class DataModule(LightningDataModule):
         self._parts: dict[Part, Examples] = {}
 
     def examples(self, part: Part) -> Examples:
-        """All examples of a part, as float32 in [0, 1].
+        """All examples of a part, as float32 in [0, 1]; a stream is read from end to end.
 
         ``indices`` are positions in the official split's file order: the train split's for
         ``"train"`` and ``"validation"``.
         """
         stored = self.stored(part)
-        return Examples(to_unit(stored.inputs), stored.labels, stored.indices)
+        return Examples(to_unit(stored.inputs[:]), stored.labels, stored.indices)
 
     def prepare_data(self) -> None:
         """Fetch missing files, in one process."""
@@ -201,7 +202,7 @@ class DataModule(LightningDataModule):
         return inputs, labels
 
     def stored(self, part: Part) -> Examples:
-        """All examples of a part as read: images as uint8, a quarter of the memory."""
+        """All examples of a part as the dataset gives them: images as uint8, or as a stream."""
         if part not in self._parts:
             if part == "test":
                 self._parts["test"] = self._read("test")
@@ -222,9 +223,17 @@ class DataModule(LightningDataModule):
     def _read(self, split: Literal["train", "test"]) -> Examples:
         examples = self.dataset.read(split)
         check_examples(self.dataset, split, examples)
-        if examples.inputs.dtype == torch.uint8:
+        if examples.inputs.dtype == torch.uint8 or isinstance(examples.inputs, Stream):
             return examples
         return Examples(to_unit(examples.inputs), examples.labels, examples.indices)
+
+    def in_order(self, part: Part, batch_size: int, first: int, last: int) -> DataLoader[Any]:
+        """Batches of the rows from ``first`` to ``last`` (not included) of a part, as stored."""
+        starts = range(first, last, batch_size)
+        rows = [list(range(start, min(start + batch_size, last))) for start in starts]
+        return DataLoader(
+            Batches(self.stored(part)), sampler=rows, batch_size=None, num_workers=self.num_workers
+        )
 
     def _eval_loader(self, part: Part) -> DataLoader[Any]:
         rank, world_size = self._rank()
