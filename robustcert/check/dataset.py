@@ -1,6 +1,7 @@
 """Samples against files of the dataset: idx, CIFAR binary and NumPy archives."""
 
 import gzip
+import hashlib
 import io
 import zipfile
 import zlib
@@ -64,6 +65,43 @@ def compare(
             for position in np.flatnonzero(classes[indices] != labels)[:5]
         ]
     return f"{len(indices)} of the {len(images)} rows of the given files", mismatches
+
+
+def by_digest(
+    files: Sequence[str | Path],
+    digests: NDArray[np.uint8],
+    indices: NDArray[np.int64],
+    shape: tuple[int, ...],
+) -> Array:
+    """The inputs that digests stand for, from files of the dataset; see :func:`compare`.
+
+    Args:
+        files: As for :func:`compare`.
+        digests: SHA-256 of every input, as bytes or as float32 in [0, 1]; shape ``(N, 32)``.
+        indices: Rows of the split, in file order.
+        shape: Of one input.
+
+    Raises:
+        UnreadableError: a file cannot be read, or a row is not what the digest stands for.
+    """
+    try:
+        images, _ = _read([str(name) for name in files])
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        raise UnreadableError(f"--data: {show(str(error))}") from None
+    if indices.min() < 0 or indices.max() >= len(images):
+        raise UnreadableError(f"--data: an index is not among the {len(images)} rows")
+    rows = np.ascontiguousarray(images[indices].reshape(len(indices), -1))
+    rows = rows if rows.dtype == np.uint8 else rows.astype(np.float32)
+    if rows.shape[1] != int(np.prod(shape)):
+        raise UnreadableError(
+            f"--data: {rows.shape[1]} values in a row, expected the shape {shape}"
+        )
+    for position, row in enumerate(rows):
+        if hashlib.sha256(row.tobytes()).digest() != digests[position].tobytes():
+            raise UnreadableError(
+                f"--data: row {indices[position]} is not the input {position} of the digest"
+            )
+    return rows.reshape(-1, *shape)
 
 
 def _read(names: list[str]) -> tuple[Array, Array]:
