@@ -14,8 +14,10 @@ from robustcert.data.files import FileDataset
 from robustcert.data.idx import MNIST, FashionMNIST
 from robustcert.data.image_folder import ImageFolder
 from robustcert.data.imagenet import ImageNet, TinyImageNet
+from robustcert.data.mixing import CutMix, Mixing, Mixup
 from robustcert.data.npz import NPZ
-from robustcert.data.sampler import EpochSampler, EvaluationSampler
+from robustcert.data.rand_augment import RandAugment
+from robustcert.data.sampler import EpochSampler, EvaluationSampler, MixedSampler
 from robustcert.data.toys import Disc, Moons, Square, Toy, Wedge
 
 __all__ = [
@@ -23,6 +25,7 @@ __all__ = [
     "CIFAR100",
     "MNIST",
     "NPZ",
+    "CutMix",
     "DataModule",
     "Dataset",
     "DatasetError",
@@ -36,7 +39,11 @@ __all__ = [
     "ImageAugmentation",
     "ImageFolder",
     "ImageNet",
+    "MixedSampler",
+    "Mixing",
+    "Mixup",
     "Moons",
+    "RandAugment",
     "RandomAffine",
     "RandomCrop",
     "RandomHorizontalFlip",
