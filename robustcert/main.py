@@ -166,5 +166,5 @@ def resumed(values: dict[str, Any], typed: list[str]) -> dict[str, Any]:
 
 _MAY_CHANGE = (
     r"resume|allow_targets|certify|(trainer|logger|certifier|attack)\..+"
-    r"|dataset\.(root|download|checksum)|loader\.(num_workers|eval_batch_size)"
+    r"|dataset\.(root|download|checksum)|loader\.(num_workers|eval_batch_size|generated)"
 )

@@ -104,6 +104,10 @@ def train(
     module = build_module(config, dataset, allowed)
     before = _read_resumed(resume, module) if resume else None
     recorded = {key: value for key, value in config.items() if key != "resume"}
+    if data.generated is not None:
+        data.prepare_data()
+        data.read_generated()
+        recorded["loader"] = {**config["loader"], "generated_sha256": data.generated_sha256}
     logger = _build_logger(config, run_dir, allowed)
     trainer = _build_trainer(
         config,

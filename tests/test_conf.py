@@ -28,6 +28,7 @@ PROVIDED = {
 COMPANIONS = {
     **{key: ["model=convnet"] for key in ("2c2f", "4c3f", "6c2f")},
     "npz": ["dataset.root=data.npz"],
+    "image_folder": ["dataset.root=images"],
     "wandb": ["logger.id=1"],
 }
 

@@ -21,7 +21,7 @@ from configs import build, build_model, names
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robustcert import certificate, convolution, lipschitz, plain, residual, rounding, spectral
+from robustcert import convolution, lipschitz, plain, residual, rounding, samples, spectral
 from robustcert.attacks import margin_attack
 from robustcert.attacks.crosscheck import INSIDE
 from robustcert.certificate import CertifiedSplit, write_certificate
@@ -783,10 +783,10 @@ FAULTS: dict[str, Fault] = {
         "certify",
         lambda f: lambda *arguments: in_float32(f(*arguments)),
     ),
-    "decimal to nearest": put(certificate, "decimal_floor", lambda value: f"{value:.6f}"),
+    "decimal to nearest": put(samples, "decimal_floor", lambda value: f"{value:.6f}"),
     "hexadecimal of a rounded radius": wrap(
-        certificate,
-        "_write_radii",
+        samples,
+        "write_radii",
         lambda f: (
             lambda path, split: f(path, replace(split, certificates=in_float32(split.certificates)))
         ),

@@ -109,7 +109,7 @@ def check(
     _check_files(claim["files"], content, report)
     tensors = parse_safetensors(content["network.safetensors"], "network.safetensors")
     operations = read_network(claim["network"], tensors)
-    samples = _read_samples(content["samples.safetensors"], operations)
+    samples = _read_samples(content["samples.safetensors"], operations, data)
     rows = parse_radii(content["radii.csv"], len(samples.labels))
     found = digest(operations[0].input_shape, operations)
     if FLOAT32 in deployed and any(array.dtype == np.float64 for array in tensors.values()):
@@ -176,8 +176,13 @@ def _check_statement(claim: Any) -> tuple[list[Arithmetic], str]:
     return [arithmetic for key, arithmetic in deployed.items() if key in functions], proof
 
 
-def _read_samples(content: bytes, operations: tuple[Operation, ...]) -> Samples:
+def _read_samples(
+    content: bytes, operations: tuple[Operation, ...], data: Sequence[str | Path]
+) -> Samples:
     tensors = parse_safetensors(content, "samples.safetensors")
+    if "digests" in tensors:
+        tensors["inputs"] = _look_up(tensors, operations[0].input_shape, data)
+        del tensors["digests"]
     keys(tensors, "samples.safetensors", {"inputs", "labels", "indices"}, set())
     inputs, labels, indices = (tensors[key] for key in ("inputs", "labels", "indices"))
     count = inputs.shape[0] if inputs.ndim else 0
@@ -196,6 +201,21 @@ def _read_samples(content: bytes, operations: tuple[Operation, ...]) -> Samples:
     if inputs.dtype != np.uint8 and not ((inputs >= 0) & (inputs <= 1)).all():
         raise UnreadableError("samples.safetensors: an input is not in [0, 1]")
     return Samples(inputs, labels, indices)
+
+
+def _look_up(
+    tensors: dict[str, Array], shape: tuple[int, ...], data: Sequence[str | Path]
+) -> Array:
+    # Many large inputs are not copied into the folder, which then has their digests.
+    digests, indices = tensors["digests"], tensors.get("indices", np.empty(0))
+    count = len(indices)
+    if digests.shape != (count, 32) or digests.dtype != np.uint8 or indices.dtype != np.int64:
+        raise UnreadableError("samples.safetensors: expected 32 bytes of digest for each index")
+    if not data or not count:
+        raise UnreadableError(
+            "samples.safetensors: it holds digests of the inputs, which --data FILE... must give"
+        )
+    return dataset.by_digest(data, digests, indices, shape)
 
 
 def _check_bounds(
