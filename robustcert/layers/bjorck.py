@@ -13,7 +13,8 @@ class BjorckOrthogonal(nn.Module):
     A step maps a singular value s to :math:`s (3 - s^2) / 2`, which takes [0, 2] into [-1, 1]. The
     matrix that may have larger ones is divided by a bound of its norm first (Gram iteration, which
     errs on the large side), so that no singular value ends above 1, however few the steps; power
-    iteration, which errs on the small side, could make the iteration diverge. Small singular values grow by half per step.
+    iteration, which errs on the small side, could make the iteration diverge. Small singular values
+    grow by half per step.
 
     Reference: Anil, Lucas and Grosse, `Sorting out Lipschitz function approximation
     <https://arxiv.org/abs/1811.05381>`_, ICML 2019.
