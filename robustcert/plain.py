@@ -360,6 +360,7 @@ class Activation(Operation):
             number of outputs. ``(0, 0)`` if it only selects and negates.
         slopes: What semidefinite bounds may use beside ``lipschitz``; None if it does not act on
             every coordinate by itself.
+        squares: Whether inputs are squared, which overflows earlier.
     """
 
     kind = "activation"
@@ -369,6 +370,7 @@ class Activation(Operation):
     jacobian_lipschitz: float = math.inf
     error: tuple[float, float] = (0.0, 0.0)
     slopes: Slopes | None = None
+    squares: bool = False
 
     def __call__(self, x: Tensor) -> Tensor:
         constants = {k: v.to(x) if isinstance(v, Tensor) else v for k, v in self.constants.items()}

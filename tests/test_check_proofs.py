@@ -1,4 +1,4 @@
-"""The independent checker on semidefinite and second-order certificates, and on degenerate ones."""
+"""The independent checker on semidefinite certificates, and on degenerate ones."""
 
 import hashlib
 import json
@@ -18,9 +18,8 @@ from torch import Tensor
 from robustcert import plain
 from robustcert.activations import Abs, GroupSort, Identity, ReLU, Softplus
 from robustcert.certificate import CertifiedSplit, write_certificate
-from robustcert.certifiers import CombinedCertifier, LipschitzCertifier, LipSDPCertifier
+from robustcert.certifiers import LipschitzCertifier, LipSDPCertifier
 from robustcert.check import UnreadableError, check
-from robustcert.check.__main__ import main
 from robustcert.check.forward import FLOAT64, evaluate, evaluate_exactly
 from robustcert.check.network import Operation, read_network
 from robustcert.check.semidefinite import constants, layers
@@ -175,28 +174,6 @@ def test_any_multipliers_give_a_bound_or_nothing(kind: type, tmp_path: Path) -> 
             found += 1
             assert (table >= truth * (1 - 1e-12)).all()
     assert found > 20
-
-
-def test_second_order_radii_are_said_to_be_outside(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = certify(tmp_path / "smooth", build("smooth"), CombinedCertifier())
-    assert main([str(folder)]) == 1
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[-1] == "not covered: second-order radii are not re-proved by this checker"
-    assert not any(line.startswith(("MISMATCH", "VERIFIED", "REFUSED")) for line in lines)
-    # Where no gradient is used, the claim is the usual one.
-    folder = certify(tmp_path / "relu", build("relu"), CombinedCertifier())
-    assert main([str(folder)]) == 0
-    # Other lies are still found.
-    forged = Folder(tmp_path / "smooth")
-    forged.claim["pairwise"][0][1] = (0.1).hex()
-    forged.save()
-    assert check(forged.path).mismatches
-    forged.claim["claim"]["proof"] = "none"
-    forged.save()
-    with pytest.raises(UnreadableError, match="proof"):
-        check(forged.path)
 
 
 def test_a_radius_of_any_size_is_written_and_read(tmp_path: Path) -> None:

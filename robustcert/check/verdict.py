@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from robustcert.check import dataset, norms, semidefinite
+from robustcert.check import curvature, dataset, norms, semidefinite
 from robustcert.check.digits import exact_gram
 from robustcert.check.fixed import Floats, to_integers
 from robustcert.check.forward import FLOAT32, FLOAT64, Arithmetic, absolute_norm, walk
@@ -123,11 +123,13 @@ def check(
     pairwise = _check_pairwise(claim["pairwise"], operations, proved, multipliers, report)
     _check_table(rows, samples, len(pairwise), report)
     _check_summary(claim["summary"], rows, report)
-    if proof == "second-order":
-        report.uncovered.append("second-order radii are not re-proved by this checker")
+    smooth = proof == "second-order"
+    outside = curvature.uncovered(operations) if smooth else None
+    if outside is not None:
+        report.uncovered.append(f"second-order radii through {outside.label}")
     if report.verified:
         upper = {path: math.nextafter(float(value), math.inf) for path, value in proved.items()}
-        network = Network(operations, upper, np.array(pairwise), deployed)
+        network = Network(operations, upper, np.array(pairwise), deployed, smooth)
         check_radii(rows, samples.values, network, exact, seed, report)
     if data:
         what, wrong = dataset.compare(data, samples.inputs, samples.labels, samples.indices)
