@@ -33,6 +33,9 @@ LIBRARY: dict[str, set[str]] = {
     "metrics": {"attacks", "plain"},  # tightness is measured against an attack
     "attacks": {"plain"},
     "curvature": {"activations", "plain", "rounding", "spectral"},
+    "curves": {"activations", "plain"},
+    "relaxation": {"activations", "curves", "plain"},
+    "branch_and_bound": {"attacks", "curves", "plain", "relaxation"},
     "certifiers": {
         "plain",
         "lipschitz",
@@ -41,6 +44,7 @@ LIBRARY: dict[str, set[str]] = {
         "residual",
         "semidefinite",
         "curvature",
+        "relaxation",
     },
     "data": set(),
     "check": set(),
