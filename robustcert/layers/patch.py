@@ -1,6 +1,5 @@
 """Convolutions that read every position once: a dense layer on patches."""
 
-import torch
 from torch import Tensor, nn
 
 from robustcert.layers.cholesky import CholeskyOrthogonal
