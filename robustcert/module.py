@@ -144,6 +144,20 @@ class CertifiedClassifier(LightningModule):
             "val/rejection": self.val_rejection,
         }
 
+    def on_train_epoch_start(self) -> None:
+        """Hand a schedule-free optimizer the weights at which it takes gradients."""
+        self._switch_optimizer("train")
+
+    def on_validation_start(self) -> None:
+        """Put its averaged weights in place: they are validated and go into checkpoints."""
+        self._switch_optimizer("eval")
+
+    def _switch_optimizer(self, mode: str) -> None:
+        if self._trainer is None or not self.trainer.optimizers:
+            return
+        for optimizer in self.trainer.optimizers:
+            getattr(optimizer, mode, lambda: None)()
+
     def on_validation_epoch_start(self) -> None:
         """Fold the network and bound it, once.
 

@@ -275,14 +275,20 @@ class CircularConvolution(Operation):
 
 @dataclass(frozen=True, eq=False)
 class Affine(Operation):
-    """``x -> scale * x + shift`` per channel (dimension 1), such as an input normalisation."""
+    """``x -> scale * x + shift`` per channel (dimension 1), such as an input normalisation.
+
+    The shift may be one per channel or, of the input's own shape, one for every entry.
+    """
 
     kind = "affine"
     scale: Tensor
     shift: Tensor
 
     def __call__(self, x: Tensor) -> Tensor:
-        scale, shift = (c.to(x).view(-1, *(1,) * (x.dim() - 2)) for c in (self.scale, self.shift))
+        scale, shift = (
+            c.to(x).view(-1, *(1,) * (x.dim() - 2)) if c.dim() == 1 else c.to(x)
+            for c in (self.scale, self.shift)
+        )
         # Expanded, so that one channel is not silently copied to several.
         return x * scale.expand(x.shape[1:]) + shift.expand(x.shape[1:])
 

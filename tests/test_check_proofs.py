@@ -26,6 +26,7 @@ from robustcert.check.semidefinite import constants, layers
 from robustcert.check.verdict import _find
 from robustcert.data import to_unit
 from robustcert.layers.pool import NormPool2d
+from robustcert.models import CircularShift
 from robustcert.plain import Dense, Flatten, PlainNetwork
 from robustcert.rounding import forward_error
 from robustcert.spectral import conv_norm_lower
@@ -267,6 +268,10 @@ def whole_maps(kind: str) -> PlainNetwork:
                 )
             )
         operations.append(Flatten())
+    elif kind == "shift":
+        conv = plain.Convolution(torch.randn(9, 2, 3, 3), torch.randn(9), padding=(1, 1))
+        place = plain.Affine(torch.ones(9), torch.randn(9, 6, 6))
+        operations = [conv, place, CircularShift(9, 0.25).fold(), Flatten()]
     elif kind == "sum":
         inner = plain.ResidualBlock(torch.randn(9, 72), 0.1 * torch.rand(9), ReLU(9).fold())
         operations = [Flatten(), plain.Sum(((), (inner,)))]
@@ -277,6 +282,7 @@ def whole_maps(kind: str) -> PlainNetwork:
 WHOLE = (
     *("norm_pool", "circular", "circular of stride 1", "sandwich", "residual"),
     "convolutional residual",
+    "shift",
     "sum",
 )
 

@@ -554,6 +554,20 @@ def _norm_pool_exact(z: Integers, q: int, size: int) -> Exact:
     return _root((windows * windows).sum(4)), grid, math.ldexp(1.0, -grid)
 
 
+def _shifted(count: int, options: Options, constants: Constants) -> int:
+    _require(0 <= 4 * options["moved"] <= count, f"4 groups of {options['moved']} of {count}")
+    return _same(count, options, constants)
+
+
+def _circular_shift(x: NDArray[Any], moved: int) -> NDArray[Any]:
+    # Four groups of channels go down, up, right and left on a torus: a permutation.
+    x = x.copy()
+    for group, (step, axis) in enumerate(((1, 2), (-1, 2), (1, 3), (-1, 3))):
+        channels = slice(group * moved, (group + 1) * moved)
+        x[:, channels] = np.roll(x[:, channels], step, axis)
+    return x
+
+
 def _selecting(function: Callable[..., Any]) -> dict[str, Any]:
     # Only selects, negates and reorders: the same code on floats and on integers, no rounding.
     def exact(z: Integers, q: int, **options: int) -> Exact:
@@ -569,6 +583,7 @@ KINDS: Mapping[str, Kind] = {
     "absolute": Kind(_same, **_selecting(abs)),
     "identity": Kind(_same, **_selecting(lambda x: x)),
     "beta_abs": Kind(_count, **_selecting(_beta_abs), integers=("count",)),
+    "circular_shift": Kind(_shifted, **_selecting(_circular_shift), integers=("moved",)),
     "group_sort": Kind(_sorted, **_selecting(_group_sort), integers=("group_size",)),
     "n_activation": Kind(_corners, _n_activation, _n_exact, _n_rounding, ("corners",)),
     "linear_spline": Kind(

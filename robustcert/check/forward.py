@@ -218,8 +218,7 @@ def _apply(operation: Operation, x: Floats) -> tuple[Floats, Floats | float, flo
             values, sizes = values + bias, sizes + abs(bias)
         return values, norm(sizes), absolute_norm(operation), math.prod(weight.shape[1:]) + 1
     if operation.kind == "affine":
-        shape = (-1,) + (1,) * (x.ndim - 2)
-        scale, offset = (operation.wide(key).reshape(shape) for key in ("scale", "shift"))
+        scale, offset = (_spread(operation.wide(key), x.ndim - 1) for key in ("scale", "shift"))
         sizes = abs(x) * abs(scale) + abs(offset)
         return x * scale + offset, norm(sizes), float(abs(scale).max()), 2
     if operation.kind == "flatten":
@@ -252,6 +251,11 @@ def _activation(operation: Operation) -> tuple:
     options = {key: value for key, value in operation.options.items() if key != "function"}
     tensors = {key: operation.wide(key) for key in operation.tensors}
     return KINDS[operation.options["function"]], tensors, options
+
+
+def _spread(values: Floats, dimensions: int) -> Floats:
+    # One value per channel, or one per entry as it is.
+    return values if values.ndim > 1 else values.reshape(-1, *(1,) * (dimensions - 1))
 
 
 def absolute_norm(operation: Operation) -> float:
@@ -381,9 +385,8 @@ def _step_exactly(operation: Operation, state: Exact, norms: Mapping[str, float]
             return _plus(z, places + finer, _bias(operation, operation.wide("bias")), error)
         return Exact(z, places + finer, error)
     if operation.kind == "affine":
-        shape = (-1,) + (1,) * (z.ndim - 2)
-        scale, finer = to_integers(operation.wide("scale").reshape(shape))
-        offset = operation.wide("shift").reshape(shape)
+        scale, finer = to_integers(_spread(operation.wide("scale"), z.ndim - 1))
+        offset = _spread(operation.wide("shift"), z.ndim - 1)
         return _plus(z * scale, places + finer, offset, error)
     if operation.kind == "flatten":
         return Exact(z.reshape(len(z), -1), places, error)
