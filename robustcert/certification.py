@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 # Samples whose gradients say how tight the bound is: enough for a median.
 _DIAGNOSED = 200
 # Points along each side of the unit square, for the picture of a network on the plane.
-_GRID = 161
+_GRID = 81
 
 
 @dataclass(frozen=True)
