@@ -148,7 +148,9 @@ def _label_sizes(axes: Any, sizes: list[float]) -> None:
     # The sizes themselves tell more than powers of ten, as long as there is room for them.
     apart = [a for a, b in zip(sizes, [0.0, *sizes], strict=False) if a > 1.2 * b]
     if 0 < len(apart) <= 6:
-        axes.set_xticks(apart, [f"{s / 1e6:.3g}M" if s >= 1e6 else f"{s / 1e3:.3g}k" for s in apart])
+        axes.set_xticks(
+            apart, [f"{s / 1e6:.3g}M" if s >= 1e6 else f"{s / 1e3:.3g}k" for s in apart]
+        )
         axes.minorticks_off()
         axes.margins(x=0.15)
 
