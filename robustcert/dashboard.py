@@ -1,4 +1,4 @@
-"""A saved W&B dashboard for runs of this project: ``python -m robustcert.dashboard ENTITY/PROJECT``.
+"""A saved W&B dashboard for these runs: ``python -m robustcert.dashboard ENTITY/PROJECT``.
 
 Applied once, with the user's own login; what is drawn are the keys that ``logger=wandb`` logs.
 """

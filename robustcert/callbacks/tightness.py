@@ -8,6 +8,7 @@ from robustcert.certifiers import LipschitzCertifier, gradient_ratio
 from robustcert.data import to_unit
 from robustcert.lipschitz import fold_network
 from robustcert.metrics.tightness import attack_distance, tightness
+from robustcert.module import CertifiedClassifier
 
 
 class LogTightness(Callback):
@@ -46,11 +47,12 @@ class LogTightness(Callback):
             return
         # Validation runs in inference mode, which knows no gradients.
         with torch.inference_mode(False), torch.enable_grad():
+            assert isinstance(pl_module, CertifiedClassifier)
             for key, value in self._measure(trainer, pl_module).items():
                 if value.isfinite():
                     pl_module.log(key, value.float(), rank_zero_only=True)
 
-    def _measure(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Tensor]:
+    def _measure(self, trainer: Trainer, pl_module: CertifiedClassifier) -> dict[str, Tensor]:
         examples = trainer.datamodule.stored("validation")  # type: ignore[attr-defined]
         x = to_unit(examples.inputs[: self.samples]).to(pl_module.device)
         network = fold_network(pl_module.model, pl_module.input_shape).to(pl_module.device)

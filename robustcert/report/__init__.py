@@ -1,7 +1,7 @@
 """Results for people to read: ``python -m robustcert.report DIR...``.
 
-One run, or its certificate folder, becomes a page on what its certificate is worth; several runs, or
-a sweep, become a table, pictures and a page that compares them. What is read, in turn:
+One run, or its certificate folder, becomes a page on what its certificate is worth; several runs,
+or a sweep, become a table, pictures and a page that compares them. One file each:
 
 * ``runs`` finds runs and tells how far each one got, ``summary`` groups them over seeds;
 * ``certificate`` reads a certificate folder with the reader of the independent checker;

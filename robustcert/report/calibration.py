@@ -1,7 +1,7 @@
 r"""Whether a confidence of p is right in a share p of the cases.
 
-Confidence is the largest softmax probability. The expected calibration error is
-:math:`\sum_b \frac{n_b}{N} \lvert \mathrm{accuracy}_b - \mathrm{confidence}_b \rvert` over equal bins.
+Confidence is the largest softmax probability. Over equal bins, the expected calibration error is
+:math:`\sum_b \frac{n_b}{N} \lvert \mathrm{accuracy}_b - \mathrm{confidence}_b \rvert`.
 
 Reference: Guo et al., `On calibration of modern neural networks
 <https://arxiv.org/abs/1706.04599>`_, ICML 2017.

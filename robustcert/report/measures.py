@@ -24,7 +24,7 @@ class AtRadius:
         attacked: Accuracy under attack within it, of the attacked samples; None without attack.
         rejected: Not certified beyond it.
         false_rejection: Not certified beyond it, of those that are predicted correctly.
-        accepted_accuracy: Predicted correctly, of those certified beyond it; None if there are none.
+        accepted_accuracy: Predicted correctly, of those certified beyond it; None without any.
     """
 
     radius: float

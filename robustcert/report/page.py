@@ -8,6 +8,8 @@ from robustcert import __version__
 from robustcert.atomic import complete_file
 from robustcert.report.summary import Estimate
 
+DASH = "\N{EN DASH}"
+
 
 def write_page(path: Path, template: str, **values: Any) -> Path:
     """Fill a template of ``templates/`` and write it, completely or not at all."""
@@ -39,13 +41,13 @@ def data_uri(png: bytes) -> str:
 
 def percent(share: float | None, digits: int = 1) -> str:
     """A share as a percentage; a dash where there is none."""
-    return "–" if share is None else f"{100 * share:.{digits}f}\N{NO-BREAK SPACE}%"
+    return DASH if share is None else f"{100 * share:.{digits}f}\N{NO-BREAK SPACE}%"
 
 
 def number(value: float | None, digits: int = 3) -> str:
     """A number with a few significant digits and thousands apart; a dash where there is none."""
     if value is None:
-        return "–"
+        return DASH
     if float(value).is_integer() and abs(value) < 1e15:
         return f"{int(value):,}".replace(",", "\N{NARROW NO-BREAK SPACE}")
     return f"{value:.{digits}g}"
@@ -54,7 +56,7 @@ def number(value: float | None, digits: int = 3) -> str:
 def show_estimate(found: Estimate | None, share: bool, runs: int) -> str:
     """A mean with its interval, a share in percent; and its n where that is not the group's."""
     if found is None:
-        return "–"
+        return DASH
     scale = 100 if share else 1
     digits = 1 if share or found.mean >= 10 else 2
     text = f"{scale * found.mean:.{digits}f}"

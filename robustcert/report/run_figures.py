@@ -71,11 +71,11 @@ def draw_bracket(claim: Claim, separation: "Separation | None") -> Picture:
         "bracket",
         draw,
         alt="Verified accuracy and accuracy under attack against radius",
-        caption="The truth lies in the grey band: above what is proved, below what the attack left. "
+        caption="The truth lies in the grey band: above what is proved, below what was broken. "
         "Bars are 95 % Wilson intervals for the attacked samples. The vertical line is the radius "
         "trained for"
         + (
-            "; dotted, the share of samples whose nearest sample of another class is more than twice "
+            "; dotted, the share of samples whose nearest one of another class is more than twice "
             "the radius away."
             if separation
             else "."
@@ -109,7 +109,7 @@ def draw_tradeoff(claim: Claim, epochs: Sequence[tuple[int, float, float]]) -> P
         "tradeoff",
         draw,
         alt="Clean accuracy against verified accuracy by epoch; accuracy against acceptance",
-        caption="Left: how training moved on the validation split; the ring is the epoch certified. "
+        caption="Left: how training moved on the validation split; ringed, the certified epoch. "
         f"Right, on the {claim.split} split: accuracy of the samples that are still accepted as "
         "the demanded radius grows, from right to left.",
         size=(9.2, 3.9),
@@ -173,8 +173,8 @@ def draw_reliability(found: Sequence[Calibration]) -> Picture:
         "reliability",
         draw,
         alt="Accuracy against confidence",
-        caption="Mean accuracy against mean confidence in fifteen equal bins; larger dots hold more "
-        "samples. Below the dashed line the network is surer than it is right.",
+        caption="Mean accuracy against mean confidence in fifteen equal bins; larger dots hold "
+        "more samples. Below the dashed line the network is surer than it is right.",
     )
 
 
@@ -186,5 +186,5 @@ def thumbnail(image: NDArray[Any]) -> bytes | None:
 
     buffer = io.BytesIO()
     pixels = np.clip(image, 0, 1).repeat(3 // image.shape[0], axis=0).transpose(1, 2, 0)
-    imsave(buffer, pixels, format="png", metadata={"Software": None})
+    imsave(buffer, pixels, format="png", metadata={"Software": ""})
     return buffer.getvalue()

@@ -39,8 +39,8 @@ def half_distances(
 ) -> NDArray[np.float64]:
     """Half the distance from every input to the nearest of ``others`` with another label.
 
-    The search is exhaustive, in float64; the distance to what it finds is computed directly, so that
-    cancellation in the search cannot make it smaller.
+    The search is exhaustive, in float64; the distance to what it finds is computed directly, so
+    that cancellation in the search cannot make it smaller.
 
     Args:
         inputs: Shape ``(N, *)``, uint8 or floating point in [0, 1].

@@ -162,7 +162,7 @@ def _flatten(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 def _text(value: Any) -> str:
     if isinstance(value, str):
         return _last(value)
-    return "–" if value is None else json.dumps(value)
+    return "\N{EN DASH}" if value is None else json.dumps(value)
 
 
 def _last(target: str) -> str:

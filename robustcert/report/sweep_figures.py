@@ -40,7 +40,7 @@ def draw_capacity(name: str, groups: Sequence[Group], radii: dict[float, str]) -
         name,
         draw,
         alt=alt,
-        caption="Verified accuracy against capacity: mean over seeds, bars for the 95 % t-interval.",
+        caption="Verified accuracy against capacity: mean over seeds, with the 95 % t-interval.",
         size=(3.2 * len(chosen) + 0.6, 3.9),
     )
 
@@ -82,7 +82,7 @@ def draw_pareto(
         name,
         draw,
         alt=alt,
-        caption="What verified accuracy costs: rings mark configurations that no other one beats in "
+        caption="What verified accuracy costs; ringed are configurations that no other beats in "
         "mean accuracy, verified accuracy and training time at once.",
         size=(8.4, 4.2),
     )
