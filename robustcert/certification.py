@@ -34,8 +34,8 @@ from robustcert.certifiers import (
     strict_arithmetic,
 )
 from robustcert.checkpoint import Checkpoint, read_checkpoint
-from robustcert.data import DataModule, DatasetError, Examples, Stream, to_unit
-from robustcert.figures import draw_vra_curve
+from robustcert.data import DataModule, Dataset, DatasetError, Examples, Stream, to_unit
+from robustcert.figures import draw_level_sets, draw_vra_curve
 from robustcert.lipschitz import fold_network
 from robustcert.plain import PlainNetwork
 from robustcert.samples import CertifiedSplit, SampleFiles
@@ -44,6 +44,8 @@ log = logging.getLogger(__name__)
 
 # Samples whose gradients say how tight the bound is: enough for a median.
 _DIAGNOSED = 200
+# Points along each side of the unit square, for the picture of a network on the plane.
+_GRID = 81
 
 
 @dataclass(frozen=True)
@@ -172,6 +174,8 @@ def certify(
                 attacked=attacked["samples"],
                 title=f"{source.name}, {split} split",
             )
+            if read.input_shape == (2,):
+                _draw_plane(partial / "levels.png", proving, network, source)
     _print_table(claim, folder)
     return summarize(claim)
 
@@ -336,6 +340,22 @@ def _tightness(
     x = to_unit(result.inputs[:_DIAGNOSED]).double()
     ratio = gradient_ratio(network, x, pairwise.cpu())
     return {"median": float(ratio.median()), "max": float(ratio.max()), "samples": len(x)}
+
+
+def _draw_plane(
+    path: Path, certifier: LipschitzCertifier, network: PlainNetwork, source: Dataset
+) -> None:
+    line = torch.linspace(0, 1, _GRID, dtype=torch.float64)
+    grid = torch.cartesian_prod(line, line)
+    found = certifier.certify(network, grid)
+    distance = getattr(source, "distance", None)
+    draw_level_sets(
+        path,
+        found.radius.view(_GRID, _GRID).numpy(),
+        found.prediction.view(_GRID, _GRID).numpy(),
+        truth=None if distance is None else distance(grid).view(_GRID, _GRID).numpy(),
+        title=source.name,
+    )
 
 
 def _print_table(claim: Mapping[str, Any], folder: Path) -> None:

@@ -2,7 +2,8 @@
 
 import difflib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import product
 from pathlib import Path
 
 import hydra
@@ -176,3 +177,23 @@ def _paths(config: DictConfig, prefix: str = "") -> Iterator[str]:
             value = config[key]
             if isinstance(value, DictConfig):
                 yield from _paths(value, f"{path}.")
+
+
+def sweep_jobs(typed: Sequence[str]) -> list[tuple[str, ...]]:
+    """The jobs of a multirun, each as its overrides, as Hydra's basic sweeper makes them.
+
+    Raises:
+        ValueError: an override cannot be parsed.
+    """
+    values: dict[str, list[str]] = {}
+    try:
+        overrides = OverridesParser.create().parse_overrides(list(typed))
+    except HydraException as error:
+        raise ValueError(str(error)) from error
+    for override in overrides:
+        key = override.get_key_element()
+        if override.is_sweep_override():
+            values[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
+        else:
+            values[key] = [f"{key}={override.get_value_element_as_str()}"]
+    return list(product(*values.values()))

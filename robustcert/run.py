@@ -48,6 +48,7 @@ from robustcert.checkpoint import Checkpoint, read_checkpoint
 from robustcert.data import DataModule
 from robustcert.module import CertifiedClassifier, DivergedError
 from robustcert.signature import ConfigError, check_value, check_values
+from robustcert.wandb_run import finish, log_certificate, start
 
 log = logging.getLogger(__name__)
 
@@ -129,6 +130,8 @@ def train(
         if logger:
             if before and trainer.is_global_zero:
                 _keep_rows(logger, before.epoch)
+            if isinstance(logger, WandbLogger) and trainer.is_global_zero:
+                start(logger, {"parameters": _count_parameters(module)})
             logger.log_hyperparams(recorded)
         _fit(trainer, module, data, before)
         if not trainer.is_global_zero or getattr(trainer, "fast_dev_run", False):
@@ -137,7 +140,7 @@ def train(
     finally:
         if logger:
             logger.finalize("finished")
-        _finish_wandb()
+        finish()
 
 
 def _check_settings(config: Config) -> None:
@@ -318,8 +321,11 @@ def _finish(
         certified = _certify(config, best.path)
         if logger:
             _log_certified(logger, certified, last.step)
-        claim = json.loads((run_dir / "certificate" / "certificate.json").read_text())
+        folder = run_dir / "certificate"
+        claim = json.loads((folder / "certificate.json").read_text())
         results["seconds"] |= {"certify": claim["seconds"], "attack": claim["attack"]["took"]}
+        if isinstance(logger, WandbLogger):
+            log_certificate(logger, folder, results["seconds"])
         results["metrics"] = {**best.metrics, **certified}
         _write_results(run_dir, results)
     return score
@@ -376,12 +382,6 @@ def _log_certified(logger: Logger, certified: dict[str, float], step: int) -> No
                 logger.experiment.metrics_keys = next(csv.reader(file))
     logger.log_metrics(certified, step=step)
     logger.save()
-
-
-def _finish_wandb() -> None:
-    # One process may run many jobs; without this the next one would log into this one's run.
-    if "wandb" in sys.modules:
-        sys.modules["wandb"].finish()
 
 
 def _count_parameters(module: CertifiedClassifier) -> int:

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -232,10 +233,43 @@ def test_weights_and_biases_gets_one_run_for_each_job(
     assert [run.parents[1].name for run in runs] == ["0", "1"]
     assert len({run.name.rpartition("-")[2] for run in runs}) == 2
     for run in runs:
-        (log,) = run.glob("*.wandb")
-        content = log.read_bytes()
-        assert b"test/vra_0.5" in content
-        assert b"val/vra" in content
+        records = read_offline(run)
+        (begun,) = (r["run"] for r in records if r["type"] == "run")
+        assert (begun["run_group"], begun["job_type"]) == ("maxmin-tiny", "digits")
+        history = [r["history"]["item"] for r in records if r["type"] == "history"]
+        logged = {key for item in history for key in item}
+        assert {"val/vra", "val/vra_0.25", "val/acr", "val/lipschitz", "test/vra_0.5"} <= logged
+        assert "certificate/vra_curve.path" in logged
+        config = {k for r in records if r["type"] == "config" for k in r["config"]["update"]}
+        assert {"model", "parameters", "seed"} <= config
+        (artifact,) = (r["artifact"] for r in records if r["type"] == "artifact")
+        files = {entry["path"] for entry in artifact["manifest"]["contents"]}
+        assert {"certificate.json", "radii.csv", "network.safetensors"} <= files
+
+
+def read_offline(run: Path) -> list[dict[str, Any]]:
+    """The records of an offline run, as W&B's own reader gives them."""
+    command = [str(Path(sys.executable).with_name("wandb")), "leet", "inspect", "--json", str(run)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.mark.slow
+def test_without_a_network_a_run_is_kept_offline_under_its_own_id(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    typed = (*TINY, "trainer.max_epochs=1", "logger=wandb", "logger.offline=false")
+    folder = tmp_path / "run"
+    wait = "logger.settings.init_timeout=2"
+    assert command("train", *typed, wait, "certify=false", f"hydra.run.dir={folder}") == 0
+    resume = f"resume={folder}/checkpoints/last.ckpt"
+    assert command("train", resume, "trainer.max_epochs=2", "certify=false") == 0
+    offline = list((folder / "wandb").glob("offline-run-*"))
+    assert len({path.name.rpartition("-")[2] for path in offline}) == 1
 
 
 def test_help_is_fast_and_shows_groups_and_examples() -> None:

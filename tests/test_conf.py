@@ -29,7 +29,8 @@ COMPANIONS = {
     **{key: ["model=convnet"] for key in ("2c2f", "4c3f", "6c2f")},
     "npz": ["dataset.root=data.npz"],
     "image_folder": ["dataset.root=images"],
-    "wandb": ["logger.id=1"],
+    # These come from Hydra's own configuration, which composing alone does not make.
+    "wandb": ["logger.id=1", "logger.group=a", "logger.job_type=b", "logger.tags=[]"],
 }
 
 

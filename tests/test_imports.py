@@ -53,9 +53,9 @@ LIBRARY: dict[str, set[str]] = {
 SKINS = {
     "hydra": {"build", "command_line", "main"},
     "omegaconf": {"build", "command_line", "main"},
-    "lightning": {"build", "callbacks", "checkpoint", "data", "module", "run"},
+    "lightning": {"build", "callbacks", "checkpoint", "data", "module", "run", "wandb_run"},
     "pytorch_lightning": set(),
-    "wandb": {"run"},
+    "wandb": {"wandb_run"},
 }
 
 
