@@ -7,6 +7,7 @@ from robustcert.callbacks.checkpoints import (
     LastCheckpoint,
     RecordRun,
 )
+from robustcert.callbacks.outlast_sigterm import OutlastSigterm
 from robustcert.callbacks.progress import EpochLog, ProgressBar
 from robustcert.callbacks.seed_epochs import SeedEpochs
 
@@ -16,6 +17,7 @@ __all__ = [
     "CheckRanks",
     "EpochLog",
     "LastCheckpoint",
+    "OutlastSigterm",
     "ProgressBar",
     "RecordRun",
     "SeedEpochs",
