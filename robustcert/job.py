@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 # How a run is written down, and where it was continued from, make it no other run.
 _NOT_IDENTITY = ("logger", "resume")
+_LOCK = ".lock"
 
 
 class JobError(ValueError):
@@ -106,11 +107,23 @@ def is_first_rank() -> bool:
     return all(int(os.environ.get(key, 0)) == 0 for key in ("RANK", "SLURM_PROCID"))
 
 
+def is_running(folder: Path) -> bool:
+    """Whether some process runs a job, as far as file locks tell."""
+    try:
+        with (folder / _LOCK).open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     # The kernel gives a lock back with the process's death, however it dies.
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
+    with (folder / _LOCK).open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

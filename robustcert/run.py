@@ -121,7 +121,6 @@ def train(
             RecordRun(recorded, module.input_shape, dataset.num_classes),
             SeedEpochs(config["seed"]),
             CheckRanks(),
-            OutlastSigterm(),
             BestCheckpoint(checkpoints),
             LastCheckpoint(checkpoints),
             *callbacks,
@@ -198,6 +197,7 @@ def _build_trainer(
     if "SLURM_NTASKS" in os.environ and SLURMEnvironment.detect() and "plugins" not in node:
         # The launcher puts a job back into the queue; Lightning would do so a second time.
         cluster["plugins"] = SLURMEnvironment(auto_requeue=False)
+        callbacks.append(OutlastSigterm())
     with _expected_warnings():
         trainer: Trainer = build(
             {**node, "enable_progress_bar": bar},

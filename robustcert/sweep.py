@@ -17,7 +17,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from robustcert.atomic import complete_file
-from robustcert.job import is_first_rank
+from robustcert.job import is_first_rank, is_running
 from robustcert.results import read_row
 
 
@@ -89,13 +89,19 @@ class Watch:
         self._thread.join()
         notes = self._read()
         shutil.rmtree(self.board, ignore_errors=True)
+        never = self.total - len(notes)
         bad = [note for note in notes if note["status"] in ("failed", "running")]
         for note in bad:
-            error = note["error"] or "ended without a result"
-            _say(f"failed: {' '.join(note['overrides'])}: {error}; log: {note['folder']}/train.log")
-        never = self.total - len(notes)
+            parts = " ".join(note["overrides"]), note["error"], f"log: {note['folder']}/train.log"
+            job = "; ".join(filter(None, parts))
+            if note["status"] == "failed":
+                _say(f"failed: {job}")
+            elif is_running(Path(note["folder"])):
+                _say(f"still running: {job}")
+            else:
+                _say(f"ended without a result: {job}")
         if never:
-            _say(f"{never} jobs did not start")
+            _say(f"not started: {never} jobs")
         if bad or never:
             _say("the same command again runs what is missing")
         return len(bad) + never

@@ -3,18 +3,16 @@
 import signal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.plugins.environments import SLURMEnvironment
 
 
 class OutlastSigterm(Callback):
-    """Ignores SIGTERM in a Slurm job.
+    """Ignores SIGTERM; for Slurm jobs.
 
     Slurm sends it to announce that it will kill the job, and puts a preempted job back into the
     queue only if it was still there to be killed; Lightning would leave at the announcement. Nothing
     is lost: ``last.ckpt`` is written every epoch.
     """
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Replace the handler that Lightning has just set; it puts the old one back at the end."""
-        if isinstance(getattr(trainer.strategy, "cluster_environment", None), SLURMEnvironment):
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
