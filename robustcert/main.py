@@ -81,7 +81,9 @@ def _main(name: str, job: Callable[[DictConfig], Any]) -> None:
         sys.exit(f"error: {mistake}")
     failed = 0
     try:
-        hydra.main(config_path=str(CONFIG_DIR), config_name=name, **HYDRA_VERSION)(_answering(job))()
+        hydra.main(config_path=str(CONFIG_DIR), config_name=name, **HYDRA_VERSION)(
+            _answering(job)
+        )()
     finally:
         failed = finish_sweeps()
     if failed:

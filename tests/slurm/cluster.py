@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -110,7 +111,9 @@ def _start_munge(folder: Path) -> None:
     key = munge / "key"
     key.write_bytes(os.urandom(128))
     key.chmod(0o400)
-    options = [f"--{name}={munge / name}" for name in ("socket", "key-file", "pid-file", "log-file")]
+    options = [
+        f"--{name}={munge / name}" for name in ("socket", "key-file", "pid-file", "log-file")
+    ]
     options[1] = f"--key-file={key}"
     command = [_which("munged") or "", "--force", *options, f"--seed-file={munge / 'seed'}"]
     subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
@@ -146,9 +149,14 @@ def _stop(folder: Path, environment: dict[str, str]) -> None:
             break
         time.sleep(0.25)
     pids = [*folder.glob("slurmd-*.pid"), folder / "slurmctld.pid", folder / "munge" / "pid-file"]
-    for path in pids:
-        if path.exists() and path.read_text().strip():
-            subprocess.run(["kill", path.read_text().strip()], check=False)
+    running = [int(path.read_text()) for path in pids if path.exists()]
+    for pid in running:
+        os.kill(pid, signal.SIGTERM)
+    # The controller writes its state once more; only then may its folder go.
+    for _ in range(100):
+        if not any(Path(f"/proc/{pid}").exists() for pid in running):
+            break
+        time.sleep(0.1)
 
 
 def _free_ports(count: int) -> list[int]:

@@ -38,10 +38,10 @@ def environment() -> Iterator[dict[str, str]]:
 
 
 def start(*command: str, folder: Path, environment: dict[str, str]) -> subprocess.Popen[str]:
-    output = (folder / "output").open("a")
-    return subprocess.Popen(
-        command, cwd=folder, env=environment, stdout=output, stderr=subprocess.STDOUT, text=True
-    )
+    with (folder / "output").open("a") as output:
+        return subprocess.Popen(
+            command, cwd=folder, env=environment, stdout=output, stderr=subprocess.STDOUT, text=True
+        )
 
 
 def rows(folder: Path) -> dict[int, dict[str, Any]]:
