@@ -15,7 +15,7 @@ _held: list[IO[str]] = []
 def take_gpu() -> None:
     """Leave this process one of the visible GPUs: the first that no other job has taken.
 
-    To be called before CUDA is. With more jobs than GPUs the rest are spread by process number; with
+    To be called before CUDA is. Jobs beyond the number of GPUs are spread by process number; with
     one GPU or none nothing is changed.
     """
     named = os.environ.get("CUDA_VISIBLE_DEVICES")

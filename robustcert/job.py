@@ -1,7 +1,7 @@
-"""One job of a sweep: skipped if it is done, continued if it was begun, and never run twice at once.
+"""One job of a sweep: skipped if done, continued if begun, and never run twice at once.
 
-A job is known by its configuration: its folder is named by :func:`job_key`, so that the same command,
-or one with more seeds, finds what an earlier one has done.
+A job is known by its configuration: its folder is named by :func:`job_key`, so that the same
+command, or one with more seeds, finds what an earlier one has done.
 """
 
 import fcntl

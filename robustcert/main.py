@@ -126,7 +126,7 @@ def _train(config: DictConfig) -> float:
     command = {"overrides": typed, "choices": choices}
     if settings.mode != RunMode.MULTIRUN:
         return run(values, folder, command=command)
-    # A worker of joblib's takes several jobs; everywhere else the process is the job's own, or ours.
+    # A worker of joblib takes several jobs; elsewhere the process is the job's own, or ours.
     shared = "joblib" in settings.launcher._target_
     return run_job(values, folder, command=command, own_process=shared)
 

@@ -1,4 +1,4 @@
-"""The progress of a sweep: a line whenever a job begins or ends, and a list of those that failed."""
+"""The progress of a sweep: a line whenever a job begins or ends, and a list of failures."""
 
 import json
 import os
@@ -43,7 +43,7 @@ class SweepProgress(Callback):
         """Note how it ended."""
         if job_return.status == JobStatus.FAILED:
             self._note(config, "failed", " ".join(str(job_return._return_value).split()))
-        elif not self._noted(config).get("status") == "before":
+        elif self._noted(config).get("status") != "before":
             self._note(config, "done")
 
     def _noted(self, config: DictConfig) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Sweeps on one machine: what is done is not done again, and a job that dies takes no other along."""
+"""Sweeps on one machine: what is done is not done again, and a job dies alone."""
 
 import json
 import os
@@ -152,7 +152,7 @@ def test_the_progress_line_estimates_from_the_jobs_that_were_run() -> None:
     line = describe(counts, 14, 60.0)
     assert line == (
         "sweep: 7 done, 2 running, 1 failed of 14 (5 done before); 0:01:00 so far, "
-        "about 0:01:20 left"
+        "about 0:02:00 left"
     )
     assert describe(Counter(running=1), 3, 3700.0).endswith("failed of 3; 1:01:40 so far")
 

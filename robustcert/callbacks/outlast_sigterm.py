@@ -9,7 +9,7 @@ class OutlastSigterm(Callback):
     """Ignores SIGTERM; for Slurm jobs.
 
     Slurm sends it to announce that it will kill the job, and puts a preempted job back into the
-    queue only if it was still there to be killed; Lightning would leave at the announcement. Nothing
+    Slurm sends it to announce that it will kill the job, and puts a preempted job back into
     is lost: ``last.ckpt`` is written every epoch.
     """
 

@@ -1,4 +1,4 @@
-"""Sweeps on a real Slurm: a job array, jobs that are interrupted in every way, ranks, a wrong srun."""
+"""Sweeps on a real Slurm: arrays of jobs, interruptions of every kind, ranks, a wrong srun."""
 
 import json
 import os
