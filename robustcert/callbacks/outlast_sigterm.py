@@ -9,8 +9,8 @@ class OutlastSigterm(Callback):
     """Ignores SIGTERM; for Slurm jobs.
 
     Slurm sends it to announce that it will kill the job, and puts a preempted job back into the
-    Slurm sends it to announce that it will kill the job, and puts a preempted job back into
-    is lost: ``last.ckpt`` is written every epoch.
+    queue only if it was still there to be killed; Lightning would leave at the announcement.
+    Nothing is lost: ``last.ckpt`` is written every epoch.
     """
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
