@@ -1,6 +1,7 @@
 """Files and folders that appear complete or not at all, whatever interrupts the writing."""
 
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -129,6 +130,19 @@ def _replace(new: Path, path: Path) -> None:
             raise
     finally:
         shutil.rmtree(old, ignore_errors=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what processes that were killed had begun in a folder and its subfolders.
+
+    Only for a folder that no other process writes to.
+    """
+    for path in folder.rglob(".*"):
+        if re.fullmatch(r"\..+\.\d+\.(tmp|old)", path.name):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
 
 
 def _naming(error: OSError, path: Path) -> OSError:

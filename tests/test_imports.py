@@ -51,8 +51,8 @@ LIBRARY: dict[str, set[str]] = {
 }
 # The only parts that may import them.
 SKINS = {
-    "hydra": {"build", "command_line", "main"},
-    "omegaconf": {"build", "command_line", "main"},
+    "hydra": {"build", "command_line", "main", "sweep"},
+    "omegaconf": {"build", "command_line", "main", "sweep"},
     "lightning": {"build", "callbacks", "checkpoint", "data", "module", "run", "wandb_run"},
     "pytorch_lightning": set(),
     "wandb": {"wandb_run"},

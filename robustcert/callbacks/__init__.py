@@ -7,6 +7,7 @@ from robustcert.callbacks.checkpoints import (
     LastCheckpoint,
     RecordRun,
 )
+from robustcert.callbacks.outlast_sigterm import OutlastSigterm
 from robustcert.callbacks.progress import EpochLog, ProgressBar
 from robustcert.callbacks.seed_epochs import SeedEpochs
 from robustcert.callbacks.tightness import LogTightness
@@ -18,6 +19,7 @@ __all__ = [
     "EpochLog",
     "LastCheckpoint",
     "LogTightness",
+    "OutlastSigterm",
     "ProgressBar",
     "RecordRun",
     "SeedEpochs",

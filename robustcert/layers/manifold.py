@@ -107,7 +107,7 @@ class ManifoldLinear(ConstrainedLinear):
             free_shape=(side, side),
             bias=bias,
         )
-        nn.init.zeros_(self.parametrizations.weight.original)
+        nn.init.zeros_(self.get_parameter("parametrizations.weight.original"))
 
 
 class ManifoldPatchConv2d(PatchConv2d):
@@ -149,4 +149,4 @@ class ManifoldPatchConv2d(PatchConv2d):
             free_shape=(side, side),
             bias=bias,
         )
-        nn.init.zeros_(self.parametrizations.weight.original)
+        nn.init.zeros_(self.get_parameter("parametrizations.weight.original"))

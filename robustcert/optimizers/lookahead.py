@@ -13,7 +13,7 @@ except ImportError as error:
     ) from error
 
 
-class Lookahead(pytorch_optimizer.Lookahead):  # type: ignore[misc]
+class Lookahead(pytorch_optimizer.Lookahead):
     r"""Every k steps of an optimizer, go back: :math:`\theta \leftarrow s + \alpha (\theta - s)`.
 
     s is where the last such point was. It becomes the new one.

@@ -12,7 +12,7 @@ except ImportError as error:
     ) from error
 
 
-class ScheduleFreeAdamW(schedulefree.AdamWScheduleFree):  # type: ignore[misc]
+class ScheduleFreeAdamW(schedulefree.AdamWScheduleFree):
     """AdamW whose averaged weights need no schedule; they are in place outside of training steps.
 
     Reference: Defazio et al., `The Road Less Scheduled <https://arxiv.org/abs/2405.15682>`_,

@@ -120,11 +120,13 @@ def _train_split(claim: Claim) -> tuple["Examples | None", list[str], str]:
 
 
 def _separation(claim: Claim, train: "Examples | None") -> "Separation | None":
+    from torch import Tensor
+
     from robustcert.report.separation import Separation, affordable, half_distances
 
     count, samples = len(claim.labels), _tensor(claim.inputs)
     labels = _tensor(claim.labels)
-    if train is None:
+    if train is None or not isinstance(train.inputs, Tensor):
         others, other_labels = samples, labels
         where = f"the {count:,} samples of the {claim.split} split itself"
     else:
