@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robustcert.activations import Abs, GroupSort, NormPair, ReLU, SmoothMaxMin
+from robustcert.attacks import ddn
 from robustcert.certifiers import CombinedCertifier, LipschitzCertifier
 from robustcert.data.toys import Wedge
 from robustcert.layers import CholeskyLinear
 from robustcert.lipschitz import fold_network
-from robustcert.metrics.tightness import attack_distance
 from robustcert.models import MLP, LayerFamily
 from robustcert.plain import Dense, PlainNetwork
 
@@ -205,7 +205,7 @@ def main() -> None:
             networks.setdefault(name, network)
             first = LipschitzCertifier().certify(network, x)
             both = CombinedCertifier().certify(network, x)
-            distance = attack_distance(network, x, first.prediction, steps=60, restarts=4)
+            distance = ddn(network, x, first.prediction, steps=60, restarts=4)[0]
             t, c = first.radius / distance, both.radius / distance
             linear = name in ("ReLU", "MaxMin")
             count = pieces(network) if linear else None

@@ -30,7 +30,7 @@ LIBRARY: dict[str, set[str]] = {
     "layers": {"plain", "lipschitz", "spectral"},
     "models": {"plain", "lipschitz", "margins"},
     "objectives": set(),
-    "metrics": {"attacks", "plain"},  # tightness is measured against an attack
+    "metrics": {"plain"},
     "attacks": {"plain"},
     "curvature": {"activations", "plain", "rounding", "spectral"},
     "certifiers": {

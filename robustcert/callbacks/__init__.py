@@ -1,4 +1,4 @@
-"""What happens beside training: checkpoints, progress, seeds."""
+"""What happens beside training: checkpoints, progress, seeds, tightness."""
 
 from robustcert.callbacks.check_ranks import CheckRanks
 from robustcert.callbacks.checkpoints import (
@@ -9,6 +9,7 @@ from robustcert.callbacks.checkpoints import (
 )
 from robustcert.callbacks.progress import EpochLog, ProgressBar
 from robustcert.callbacks.seed_epochs import SeedEpochs
+from robustcert.callbacks.tightness import LogTightness
 
 __all__ = [
     "AtomicCheckpointIO",
@@ -16,6 +17,7 @@ __all__ = [
     "CheckRanks",
     "EpochLog",
     "LastCheckpoint",
+    "LogTightness",
     "ProgressBar",
     "RecordRun",
     "SeedEpochs",

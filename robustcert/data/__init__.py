@@ -12,14 +12,16 @@ from robustcert.data.dataset import Dataset, DatasetError, Examples, to_unit
 from robustcert.data.digits import Digits
 from robustcert.data.files import FileDataset
 from robustcert.data.idx import MNIST, FashionMNIST
+from robustcert.data.moons import Moons
 from robustcert.data.npz import NPZ
 from robustcert.data.sampler import EpochSampler, EvaluationSampler
-from robustcert.data.toys import Disc, Moons, Square, Toy, Wedge
+from robustcert.data.toys import XOR, Disc, HalfPlane, Orthant, Spheres, Square, Toy, Wedge
 
 __all__ = [
     "CIFAR10",
     "MNIST",
     "NPZ",
+    "XOR",
     "DataModule",
     "Dataset",
     "DatasetError",
@@ -30,11 +32,14 @@ __all__ = [
     "Examples",
     "FashionMNIST",
     "FileDataset",
+    "HalfPlane",
     "ImageAugmentation",
     "Moons",
+    "Orthant",
     "RandomAffine",
     "RandomCrop",
     "RandomHorizontalFlip",
+    "Spheres",
     "Square",
     "Toy",
     "Wedge",
