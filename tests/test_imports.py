@@ -22,6 +22,7 @@ LIBRARY: dict[str, set[str]] = {
     "spectral": {"convolution", "residual"},
     "semidefinite": {"residual", "spectral"},
     "margins": set(),
+    "quadric": set(),
     "schedules": set(),
     "plain": {"residual", "spectral"},
     "lipschitz": {"plain", "margins"},
