@@ -125,6 +125,11 @@ def draw(path: Path, rows: dict[tuple[str, int], list[dict[str, float]]], title:
             y, error = zip(*[interval([s[key] for s in r]) for r in chosen], strict=True)
             axes.errorbar(x, y, error, fmt="o-", ms=3, capsize=3, label=name)
         axes.set(xlabel="parameters", ylabel=label, xscale="log")
+        # The labels between decades would overlap.
+        axes.set_xticks(sorted({r[0]["parameters"] for r in rows.values()}), minor=False)
+        axes.set_xticks([], minor=True)
+        axes.xaxis.set_major_formatter("{x:.0f}")
+        axes.tick_params(axis="x", labelrotation=30, labelsize=7)
         axes.grid(alpha=0.25)
         if k == 1:
             axes.legend(fontsize=8)
