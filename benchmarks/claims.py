@@ -126,7 +126,7 @@ def draw(path: Path, rows: dict[tuple[str, int], list[dict[str, float]]], title:
             axes.errorbar(x, y, error, fmt="o-", ms=3, capsize=3, label=name)
         axes.set(xlabel="parameters", ylabel=label, xscale="log")
         # The labels between decades would overlap.
-        axes.set_xticks(sorted({r[0]["parameters"] for r in rows.values()}), minor=False)
+        axes.set_xticks([r[0]["parameters"] for (n, _), r in rows.items() if n == name])
         axes.set_xticks([], minor=True)
         axes.xaxis.set_major_formatter("{x:.0f}")
         axes.tick_params(axis="x", labelrotation=30, labelsize=7)
