@@ -1,5 +1,6 @@
 """Reports: the numbers are right, half-finished sweeps are told as such, browsers agree."""
 
+import fcntl
 import json
 import math
 import shutil
@@ -16,6 +17,7 @@ from robustcert.report.measures import acceptance, at_radius, curve, wilson
 from robustcert.report.runs import find_runs
 from robustcert.report.separation import half_distances, largest_overlap
 from robustcert.report.summary import estimate, group_runs
+from robustcert.results import new_row, write_row
 
 
 def write_run(folder: Path, *, activation: str = "relu", seed: int = 0, vra: float = 0.5) -> Path:
@@ -76,6 +78,48 @@ def test_a_half_finished_sweep_tells_what_is_missing(tmp_path: Path) -> None:
         "2": ("failed", "training diverged"),
         "(job 1)": ("missing", "not started"),
     }
+
+
+def test_every_status_of_a_sweep_is_told_with_its_reason_and_log(tmp_path: Path) -> None:
+    sweep = tmp_path / "multirun"
+    command = {"overrides": ["seed=0"]}
+    for name, status in (("aa", "complete"), ("bb", "failed"), ("cc", "interrupted")):
+        folder = write_run(sweep / name, activation=name)
+        row = {**json.loads((folder / "results.json").read_text()), "status": status}
+        if status != "complete":
+            row |= {"metrics": {}, "error": f"{status}: model: 33 features", "seconds": {}}
+        (folder / "results.json").write_text(json.dumps(row))
+    (sweep / "bb" / "train.log").write_text("[ERROR] error: model: 33 features")
+    for name in ("dd", "ee"):
+        (sweep / name / "checkpoints").mkdir(parents=True)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("SLURM_JOB_ID", "7")
+            row = new_row({"epsilon": 0.5, "seed": 0}, sweep / name, command)
+        row["slurm"]["log"] = "/logs/7_0_log.out"
+        write_row(sweep / name, row)
+    with (sweep / "dd" / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        found = {run.name: (run.state, run.detail) for run in find_runs([sweep])}
+        assert main([str(sweep)]) == 0
+    assert found == {
+        "aa": ("finished", ""),
+        "bb": ("failed", "model: 33 features"),
+        "cc": ("interrupted", "model: 33 features"),
+        "dd": ("running", "no epoch finished"),
+        "ee": ("unfinished", "no epoch finished"),
+    }
+    assert not (sweep / "ee" / ".lock").exists()
+    page = (sweep / "report" / "index.html").read_text()
+    assert "1 finished, 1 running, 1 unfinished, 1 interrupted, 1 failed" in page
+    assert '<a href="../bb/train.log">bb/train.log</a>' in page
+    assert page.count("<code>/logs/7_0_log.out</code>") == 2
+
+
+def test_runs_named_by_a_hash_stand_in_the_order_of_what_was_typed(tmp_path: Path) -> None:
+    for name, width in (("c0", 8), ("a1", 16), ("b2", 128)):
+        (write_run(tmp_path / name) / ".hydra").mkdir()
+        (tmp_path / name / ".hydra" / "overrides.yaml").write_text(f"- model.width={width}\n")
+    assert [run.name for run in find_runs([tmp_path])] == ["c0", "a1", "b2"]
 
 
 def test_the_same_runs_give_the_same_bytes(tmp_path: Path) -> None:
