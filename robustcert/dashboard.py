@@ -44,8 +44,8 @@ def workspace(entity: str, project: str, radii: Sequence[float]) -> Any:
         ],
         "Lipschitz constant and tightness": [
             line("Largest pairwise constant K", "val/lipschitz"),
-            line("Certified share of the distance", "val/tightness_estimate"),
-            line("Gradient over bound", "val/gradient_over_bound"),
+            line("Certified share of the distance", "val/tightness"),
+            line("Share of the bound", "val/tightness_bound"),
         ],
         "Capacity": [
             *(

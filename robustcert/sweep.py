@@ -36,22 +36,28 @@ class SweepProgress(Callback):
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Note that a job begins, or that it was done before."""
+        if not self._watched():
+            return
         row = read_row(Path(config.hydra.runtime.output_dir))
         self._note(config, "before" if row and row["status"] == "complete" else "running")
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         """Note how it ended."""
+        if not self._watched():
+            return
         if job_return.status == JobStatus.FAILED:
             self._note(config, "failed", " ".join(str(job_return._return_value).split()))
         elif self._noted(config).get("status") != "before":
             self._note(config, "done")
 
+    def _watched(self) -> bool:
+        # A single run has no board, and of several ranks one is enough.
+        return hasattr(self, "board") and is_first_rank()
+
     def _noted(self, config: DictConfig) -> dict[str, Any]:
         return _read(self.board / f"{config.hydra.job.num}.json")
 
     def _note(self, config: DictConfig, status: str, error: str = "") -> None:
-        if not hasattr(self, "board") or not is_first_rank():
-            return
         note = {
             "status": status,
             "folder": str(config.hydra.runtime.output_dir),

@@ -22,6 +22,7 @@ LIBRARY: dict[str, set[str]] = {
     "spectral": {"convolution", "residual"},
     "semidefinite": {"residual", "spectral"},
     "margins": set(),
+    "quadric": set(),
     "schedules": set(),
     "plain": {"residual", "spectral"},
     "lipschitz": {"plain", "margins"},
@@ -30,7 +31,7 @@ LIBRARY: dict[str, set[str]] = {
     "layers": {"plain", "lipschitz", "spectral"},
     "models": {"plain", "lipschitz", "margins"},
     "objectives": set(),
-    "metrics": {"attacks", "plain"},  # tightness is measured against an attack
+    "metrics": {"plain"},
     "attacks": {"plain"},
     "curvature": {"activations", "plain", "rounding", "spectral"},
     "curves": {"activations", "plain"},

@@ -13,7 +13,7 @@ from typing import Any
 
 import hydra
 import pytest
-from runs import TINY, compose
+from runs import TINY, WANDB, compose
 
 from robustcert import job
 from robustcert.atomic import remove_leftovers
@@ -29,7 +29,7 @@ SHORT = (*TINY, "trainer.max_epochs=1", "dataset=moons", "certify=false")
 
 def test_a_job_is_known_by_what_decides_its_result() -> None:
     key = job_key(compose("seed=3"))
-    assert key == job_key(compose("seed=3", "logger=wandb", "logger.id=1"))
+    assert key == job_key(compose("seed=3", *WANDB))
     assert key == job_key(json.loads(json.dumps(compose("seed=3"))))
     others = [compose(), compose("seed=3", "activation=relu"), compose("seed=3", "radii=[0.1]")]
     assert len({key, *map(job_key, others)}) == 4

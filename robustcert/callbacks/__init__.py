@@ -1,4 +1,4 @@
-"""What happens beside training: checkpoints, progress, seeds."""
+"""What happens beside training: checkpoints, progress, seeds, tightness."""
 
 from robustcert.callbacks.check_ranks import CheckRanks
 from robustcert.callbacks.checkpoints import (

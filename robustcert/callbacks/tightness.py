@@ -1,70 +1,141 @@
-"""How tight the certificates are while training, for those who ask for it."""
+"""How tight the certificates are while a network is trained, on a few validation samples."""
+
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
+from torchmetrics import MeanMetric
 
-from robustcert.certifiers import LipschitzCertifier, gradient_ratio
-from robustcert.data import to_unit
+from robustcert.attacks import ddn
+from robustcert.certifiers import LipschitzCertifier
 from robustcert.lipschitz import fold_network
-from robustcert.metrics.tightness import attack_distance, tightness
-from robustcert.module import CertifiedClassifier
+from robustcert.margins import margins
+from robustcert.metrics.tightness import (
+    CertifiabilityGap,
+    Tightness,
+    folds_within,
+    split_tightness,
+    steepest_slopes,
+)
+from robustcert.plain import PlainNetwork
 
 
 class LogTightness(Callback):
-    r"""Logs ``val/tightness_estimate`` and ``val/gradient_over_bound`` after a validation epoch.
+    """Logs ``val/tightness`` and what it is made of; see :mod:`robustcert.metrics.tightness`.
 
-    The first is the mean of :math:`t = r / d` over the first validation samples that are
-    certified, with d the distance that restarted DDN finds. An attack may miss the nearest change
-    of prediction, so d errs upwards and t downwards. The second is the largest share of the
-    pairwise bounds that the gradients there attain: near 1, no tighter global bound pays.
-
-    Attacks cost more than an epoch of a small network; hence few samples, and not every epoch.
-    Add it with ``+trainer.callbacks=[{_target_: robustcert.callbacks.LogTightness}]``.
+    ``val/tightness`` and ``val/tightness_worst`` are mean and 5 % quantile of radius over distance;
+    ``val/tightness_bound`` and ``val/tightness_shape`` the means of the two factors, both at most
+    1; ``val/certifiability_gap`` the area between the accuracy under attack and the verified one up
+    to the largest of ``radii``; ``val/folds`` the share of units with a fold within ``epsilon``.
+    Only correctly classified samples have a tightness. Distances are those of restarted DDN.
 
     Args:
-        samples: The most samples looked at.
-        steps: Gradient steps of the attack from each of its starts.
-        restarts: Its starts.
+        samples: Validation samples, over all ranks.
         every: Epochs between two measurements.
+        steps: Gradient steps from each start of the attack.
+        restarts: Starts of the attack.
     """
 
     def __init__(
-        self, samples: int = 64, steps: int = 50, restarts: int = 2, every: int = 5
+        self, samples: int = 64, every: int = 1, steps: int = 100, restarts: int = 10
     ) -> None:
-        if min(samples, steps, restarts, every) < 1:
-            raise ValueError(
-                "LogTightness: expected samples, steps, restarts and every of at least 1, got "
-                f"{samples}, {steps}, {restarts} and {every}"
-            )
-        self.samples, self.steps, self.restarts, self.every = samples, steps, restarts, every
+        for key, value in (
+            ("samples", samples),
+            ("every", every),
+            ("steps", steps),
+            ("restarts", restarts),
+        ):
+            if value < 1:
+                raise ValueError(f"expected {key} of at least 1, got {value}")
+        self.samples = samples
+        self.every = every
+        self.steps = steps
+        self.restarts = restarts
+        self._inputs: list[Tensor] = []
+        self._labels: list[Tensor] = []
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget the samples of the epoch before."""
+        self._inputs, self._labels = [], []
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: tuple[Tensor, Tensor],
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keep the first samples of this rank."""
+        share = -(-(self.samples - trainer.global_rank) // trainer.world_size)
+        missing = max(0, share) - sum(map(len, self._labels))
+        if missing > 0 and self._is_due(trainer):
+            self._inputs.append(batch[0][:missing])
+            self._labels.append(batch[1][:missing])
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measure on rank 0, in float64."""
-        last = trainer.current_epoch + 1 == trainer.max_epochs
-        due = last or (trainer.current_epoch + 1) % self.every == 0
-        if trainer.sanity_checking or not due or not trainer.is_global_zero:
+        """Measure and log."""
+        if not self._is_due(trainer):
             return
-        # Validation runs in inference mode, which knows no gradients.
-        with torch.inference_mode(False), torch.enable_grad():
-            assert isinstance(pl_module, CertifiedClassifier)
-            for key, value in self._measure(trainer, pl_module).items():
-                if value.isfinite():
-                    pl_module.log(key, value.float(), rank_zero_only=True)
+        module: Any = pl_module
+        with torch.autocast(module.device.type, enabled=False):
+            network = fold_network(module.model, module.input_shape).to(module.device)
+            found = self._measure(network, module.epsilon)
+        metrics = {
+            "tightness": Tightness(),
+            "tightness_bound": MeanMetric(nan_strategy="ignore"),
+            "tightness_shape": MeanMetric(nan_strategy="ignore"),
+            "certifiability_gap": CertifiabilityGap(module.radii[-1]),
+            "folds": MeanMetric(nan_strategy="ignore"),
+        }
+        for key, metric in metrics.items():
+            metric.to(module.device).update(*(t.to(module.device) for t in found[key]))
+            value = metric.compute()
+            if isinstance(value, dict):
+                module.log(f"val/{key}", value["mean"].float())
+                module.log(f"val/{key}_worst", value["worst"].float())
+            else:
+                module.log(f"val/{key}", value.float())
 
-    def _measure(self, trainer: Trainer, pl_module: CertifiedClassifier) -> dict[str, Tensor]:
-        examples = trainer.datamodule.stored("validation")  # type: ignore[attr-defined]
-        x = to_unit(examples.inputs[: self.samples]).to(pl_module.device)
-        network = fold_network(pl_module.model, pl_module.input_shape).to(pl_module.device)
+    def _measure(self, network: PlainNetwork, epsilon: float) -> dict[str, tuple[Tensor, ...]]:
+        """What each metric is updated with."""
+        nothing = torch.empty(0, dtype=torch.float64)
+        by_bound = by_shape = nothing
+        if not self._labels:
+            # A rank without samples takes part in the sum all the same.
+            none = nothing.bool()
+            return {
+                "tightness": (nothing, nothing),
+                "tightness_bound": (nothing,),
+                "tightness_shape": (nothing,),
+                "certifiability_gap": (nothing, nothing, none),
+                "folds": (nothing,),
+            }
+        x, label = torch.cat(self._inputs).double(), torch.cat(self._labels)
         certifier = LipschitzCertifier()
         found = certifier.certify(network, x)
-        distance = attack_distance(
-            network, x, found.prediction, steps=self.steps, restarts=self.restarts
-        )
-        shares = tightness(found.radius, distance)[found.radius > 0]
+        own, correct = found.prediction, found.prediction == label
+        distance, delta = ddn(network, x, own, steps=self.steps, restarts=self.restarts)
+        rows = (correct & torch.isfinite(distance)).nonzero()[:, 0]
+        if len(rows):
+            near, near_own = x[rows], own[rows]
+            logits = network(near + delta[rows]).scatter(1, near_own[:, None], -torch.inf)
+            rival = logits.argmax(1)
+            by_bound, by_shape = split_tightness(
+                margins(network(near), near_own).gather(1, rival[:, None])[:, 0],
+                certifier.pairwise_bound(network).to(x.device)[near_own, rival],
+                steepest_slopes(network, near)[near_own, rival],
+                distance[rows],
+            )
         return {
-            "val/tightness_estimate": shares.nanmean(),
-            "val/gradient_over_bound": gradient_ratio(
-                network, x, certifier.pairwise_bound(network)
-            ).max(),
+            "tightness": (found.radius[rows], distance[rows]),
+            "tightness_bound": (by_bound,),
+            "tightness_shape": (by_shape,),
+            "certifiability_gap": (found.radius, distance, correct),
+            "folds": (folds_within(network, x, epsilon),),
         }
+
+    def _is_due(self, trainer: Trainer) -> bool:
+        return not trainer.sanity_checking and (trainer.current_epoch + 1) % self.every == 0

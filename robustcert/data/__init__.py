@@ -15,16 +15,18 @@ from robustcert.data.idx import MNIST, FashionMNIST
 from robustcert.data.image_folder import ImageFolder
 from robustcert.data.imagenet import ImageNet, TinyImageNet
 from robustcert.data.mixing import CutMix, Mixing, Mixup
+from robustcert.data.moons import Moons
 from robustcert.data.npz import NPZ
 from robustcert.data.rand_augment import RandAugment
 from robustcert.data.sampler import EpochSampler, EvaluationSampler, MixedSampler
-from robustcert.data.toys import Disc, Moons, Square, Toy, Wedge
+from robustcert.data.toys import XOR, Disc, HalfPlane, Orthant, Spheres, Square, Toy, Wedge
 
 __all__ = [
     "CIFAR10",
     "CIFAR100",
     "MNIST",
     "NPZ",
+    "XOR",
     "CutMix",
     "DataModule",
     "Dataset",
@@ -36,6 +38,7 @@ __all__ = [
     "Examples",
     "FashionMNIST",
     "FileDataset",
+    "HalfPlane",
     "ImageAugmentation",
     "ImageFolder",
     "ImageNet",
@@ -43,10 +46,12 @@ __all__ = [
     "Mixing",
     "Mixup",
     "Moons",
+    "Orthant",
     "RandAugment",
     "RandomAffine",
     "RandomCrop",
     "RandomHorizontalFlip",
+    "Spheres",
     "Square",
     "Stream",
     "TinyImageNet",
