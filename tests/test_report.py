@@ -1,18 +1,26 @@
 """Reports: the numbers are right, half-finished sweeps are told as such, browsers agree."""
 
+import csv
 import fcntl
 import json
 import math
+import re
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from robustcert.certificate import CertifiedSplit, write_certificate
+from robustcert.certifiers import LipschitzCertifier
+from robustcert.lipschitz import fold_network
 from robustcert.report import ReportError
 from robustcert.report.__main__ import main
+from robustcert.report.calibration import calibrate
+from robustcert.report.claim import read_claim
 from robustcert.report.measures import acceptance, at_radius, curve, wilson
 from robustcert.report.runs import find_runs
 from robustcert.report.separation import half_distances, largest_overlap
@@ -185,6 +193,85 @@ def test_neighbours_are_those_of_brute_force() -> None:
     own = torch.from_numpy(half_distances(x, y, x, y))
     assert largest_overlap(x, y, own) == pytest.approx(1.0)
     assert largest_overlap(x, y, own * 1.1) > 1.0
+
+
+def test_the_calibration_error_is_what_a_hand_computes() -> None:
+    # Confidences 0.9 (one right, one wrong) and 0.6 (both right).
+    logits = np.log([[0.9, 0.1], [0.1, 0.9], [0.6, 0.4], [0.4, 0.6]])
+    labels = np.array([0, 0, 0, 1])
+    found = calibrate(logits, labels)
+    assert found.error == pytest.approx(0.5 * abs(0.5 - 0.9) + 0.5 * abs(1 - 0.6))
+    assert (found.count, found.accuracy) == ([2, 2], [1.0, 0.5])
+    assert found.confidence == pytest.approx([0.6, 0.9])
+    # Halved logits: square roots of the probabilities, made to add up to 1.
+    low = 0.6**0.5 / (0.6**0.5 + 0.4**0.5)
+    warm = calibrate(logits, labels, 2.0)
+    assert warm.error == pytest.approx(0.5 * abs(0.5 - 0.75) + 0.5 * abs(1 - low))
+    assert warm.confidence == pytest.approx([low, 0.75])
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A certificate folder of six samples; read it, don't write to it."""
+    folder = tmp_path_factory.mktemp("claim")
+    torch.manual_seed(0)
+    network = fold_network(torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU()), (3,))
+    x, label = torch.rand(6, 3), torch.arange(6) % 4
+    certifier = LipschitzCertifier()
+    split = CertifiedSplit(x, label, torch.arange(6) + 10, certifier.certify(network, x))
+    record = {"functions": certifier.functions}
+    write_certificate(folder, network, certifier.pairwise_bound(network), split, [0.1], record)
+    return folder
+
+
+def test_a_claim_is_read_as_it_was_written(certificate: Path) -> None:
+    claim = read_claim(certificate)
+    rows = list(csv.DictReader((certificate / "radii.csv").read_text().splitlines()))
+    assert claim.indices.tolist() == list(range(10, 16))
+    assert claim.radius.tolist() == [float.fromhex(row["radius_hex"]) for row in rows]
+    # What the network is said to predict is what its logits, computed again, say.
+    assert claim.logits.argmax(1).tolist() == [int(row["prediction"]) for row in rows]
+    assert (claim.correct == (claim.prediction == claim.labels)).all()
+    assert claim.radii == [0.1]
+
+
+def cut(content: bytes) -> bytes:
+    return content[: len(content) // 2]
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "answer"),
+    [
+        ("certificate.json", cut, "certificate.json"),
+        ("certificate.json", lambda c: c.replace(b'"format": 1', b'"format": 9'), "format 9"),
+        ("certificate.json", lambda c: c.replace(b'"files"', b'"filed"'), "not complete: .*files"),
+        ("certificate.json", lambda c: c.replace(b'"network"', b'"net"', 1), "not complete"),
+        ("radii.csv", lambda c: c.replace(b"abstain", b"certain"), "not the file that"),
+        ("samples.safetensors", cut, "not the file that"),
+        ("network.safetensors", None, "network.safetensors"),
+    ],
+)
+def test_a_damaged_certificate_is_refused_by_the_name_of_its_file(
+    certificate: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    damage: Callable[[bytes], bytes] | None,
+    answer: str,
+) -> None:
+    folder = shutil.copytree(certificate, tmp_path / "claim")
+    before = (folder / name).read_bytes()
+    if damage is None:
+        (folder / name).unlink()
+    else:
+        assert damage(before) != before
+        (folder / name).write_bytes(damage(before))
+    assert main([str(folder), "--out", str(tmp_path / "out")]) == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert str(folder) in message
+    assert re.search(answer, message)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow
