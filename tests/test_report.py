@@ -22,9 +22,11 @@ from robustcert.report.__main__ import main
 from robustcert.report.calibration import calibrate
 from robustcert.report.claim import read_claim
 from robustcert.report.measures import acceptance, at_radius, curve, wilson
+from robustcert.report.run_figures import draw_tradeoff
 from robustcert.report.runs import find_runs
 from robustcert.report.separation import half_distances, largest_overlap
 from robustcert.report.summary import estimate, group_runs
+from robustcert.report.sweep_page import compare
 from robustcert.results import new_row, write_row
 
 
@@ -67,6 +69,10 @@ def test_runs_that_differ_by_their_seed_are_one_row_and_none_counts_twice(tmp_pa
     assert found.count == 2
     assert found.mean == pytest.approx(0.5)
     assert list(groups["relu"].values) == ["activation"]
+    (task,) = compare(list(groups.values()))
+    assert task.tightness is None
+    runs[0].metrics["val/tightness"] = 0.8
+    assert task.tightness == "val/tightness"
 
 
 def test_a_half_finished_sweep_tells_what_is_missing(tmp_path: Path) -> None:
@@ -233,6 +239,15 @@ def test_a_claim_is_read_as_it_was_written(certificate: Path) -> None:
     assert claim.logits.argmax(1).tolist() == [int(row["prediction"]) for row in rows]
     assert (claim.correct == (claim.prediction == claim.labels)).all()
     assert claim.radii == [0.1]
+
+
+def test_without_metrics_by_epoch_a_sentence_says_so(certificate: Path) -> None:
+    claim = read_claim(certificate)
+    without, beside = draw_tradeoff(claim, []), draw_tradeoff(claim, [(0, 0.5, 0.1)])
+    assert "metrics.csv" in without.caption
+    assert not without.wide
+    assert beside.wide
+    assert "metrics.csv" not in beside.caption
 
 
 def cut(content: bytes) -> bytes:

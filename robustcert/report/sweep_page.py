@@ -53,6 +53,12 @@ class Task:
             return None
         return self.radii[min(self.radii, key=lambda r: abs(r - self.epsilon))]
 
+    @property
+    def tightness(self) -> str | None:
+        """Metric of the mean radius over distance, where some run has measured it."""
+        metric = "val/tightness"
+        return metric if any(group.estimate(metric) for group in self.groups) else None
+
     @cached_property
     def front(self) -> list[Group]:
         """The configurations that no other one beats."""
@@ -165,13 +171,15 @@ def _run_cells(run: Run) -> dict[str, float | None]:
 
 def _groups_csv(tasks: Sequence[Task]) -> bytes:
     columns = list(dict.fromkeys(c for task in tasks for c in task.groups[0].values))
-    metrics = list(
+    measured = list(
         dict.fromkeys(
             metric
             for task in tasks
-            for metric in ("parameters", task.accuracy, *task.radii.values(), *_SECONDS)
+            for metric in ("parameters", task.accuracy, *task.radii.values(), task.tightness)
+            if metric
         )
     )
+    metrics = [*measured, *_SECONDS]
     rows = []
     for task in tasks:
         for group in task.groups:
