@@ -44,8 +44,11 @@ def workspace(entity: str, project: str, radii: Sequence[float]) -> Any:
         ],
         "Lipschitz constant and tightness": [
             line("Largest pairwise constant K", "val/lipschitz"),
-            line("Certified share of the distance", "val/tightness"),
-            line("Share of the bound", "val/tightness_bound"),
+            # Of runs with trainer=tightness.
+            line("Certified share of the distance", "val/tightness", "val/tightness_worst"),
+            line("Shares of bound and shape in it", "val/tightness_bound", "val/tightness_shape"),
+            line("Area between attack and proof", "val/certifiability_gap"),
+            line("Units with a fold within epsilon", "val/folds"),
         ],
         "Capacity": [
             *(

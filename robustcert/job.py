@@ -110,7 +110,7 @@ def is_first_rank() -> bool:
 def is_running(folder: Path) -> bool:
     """Whether some process runs a job, as far as file locks tell."""
     try:
-        with (folder / _LOCK).open("w") as file:
+        with (folder / _LOCK).open("r+") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return True

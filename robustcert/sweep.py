@@ -7,16 +7,15 @@ import sys
 import threading
 import time
 from collections import Counter
-from math import prod
 from pathlib import Path
 from typing import Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from robustcert.atomic import complete_file
+from robustcert.command_line import sweep_jobs
 from robustcert.job import is_first_rank, is_running
 from robustcert.results import read_row
 
@@ -149,12 +148,7 @@ def count_jobs(config: DictConfig) -> int:
     if "n_trials" in sweeper:
         return int(sweeper.n_trials)
     params = [f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()]
-    parsed = OverridesParser.create().parse_overrides([*params, *config.hydra.overrides.task])
-    return prod(
-        sum(1 for _ in override.sweep_string_iterator())
-        for override in parsed
-        if override.is_discrete_sweep()
-    )
+    return len(sweep_jobs([*params, *config.hydra.overrides.task]))
 
 
 # Callbacks travel to the jobs by pickling, which a thread could not.

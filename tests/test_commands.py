@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from runs import TINY
+from test_dashboard import METRICS
 
 import robustcert.main
 from robustcert.command_line import find_mistake, ordered
@@ -229,7 +230,8 @@ def test_weights_and_biases_gets_one_run_for_each_job(
 ) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
-    typed = (*TINY, "trainer.max_epochs=1", "logger=wandb")
+    measured = "trainer.callbacks.0.samples=8", "trainer.callbacks.0.steps=20"
+    typed = ("trainer=tightness", *measured, *TINY, "trainer.max_epochs=1", "logger=wandb")
     assert command("train", "-m", "seed=0,1", *typed) == 0
     runs = sorted((tmp_path / "multirun").glob("*/wandb/offline-run-*"))
     assert len({run.parents[1].name for run in runs}) == 2
@@ -242,6 +244,8 @@ def test_weights_and_biases_gets_one_run_for_each_job(
         logged = {key for item in history for key in item}
         assert {"val/vra", "val/vra_0.25", "val/acr", "val/lipschitz", "test/vra_0.5"} <= logged
         assert "certificate/vra_curve.path" in logged
+        summary = {k for r in records if r["type"] == "summary" for k in r["summary"]["update"]}
+        assert logged | summary >= METRICS
         config = {k for r in records if r["type"] == "config" for k in r["config"]["update"]}
         assert {"model", "parameters", "seed"} <= config
         (artifact,) = (r["artifact"] for r in records if r["type"] == "artifact")

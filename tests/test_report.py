@@ -1,21 +1,33 @@
 """Reports: the numbers are right, half-finished sweeps are told as such, browsers agree."""
 
+import csv
+import fcntl
 import json
 import math
+import re
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from robustcert.certificate import CertifiedSplit, write_certificate
+from robustcert.certifiers import LipschitzCertifier
+from robustcert.lipschitz import fold_network
 from robustcert.report import ReportError
 from robustcert.report.__main__ import main
+from robustcert.report.calibration import calibrate
+from robustcert.report.claim import read_claim
 from robustcert.report.measures import acceptance, at_radius, curve, wilson
+from robustcert.report.run_figures import draw_tradeoff
 from robustcert.report.runs import find_runs
 from robustcert.report.separation import half_distances, largest_overlap
 from robustcert.report.summary import estimate, group_runs
+from robustcert.report.sweep_page import compare
+from robustcert.results import new_row, write_row
 
 
 def write_run(folder: Path, *, activation: str = "relu", seed: int = 0, vra: float = 0.5) -> Path:
@@ -57,6 +69,10 @@ def test_runs_that_differ_by_their_seed_are_one_row_and_none_counts_twice(tmp_pa
     assert found.count == 2
     assert found.mean == pytest.approx(0.5)
     assert list(groups["relu"].values) == ["activation"]
+    (task,) = compare(list(groups.values()))
+    assert task.tightness is None
+    runs[0].metrics["val/tightness"] = 0.8
+    assert task.tightness == "val/tightness"
 
 
 def test_a_half_finished_sweep_tells_what_is_missing(tmp_path: Path) -> None:
@@ -76,6 +92,48 @@ def test_a_half_finished_sweep_tells_what_is_missing(tmp_path: Path) -> None:
         "2": ("failed", "training diverged"),
         "(job 1)": ("missing", "not started"),
     }
+
+
+def test_every_status_of_a_sweep_is_told_with_its_reason_and_log(tmp_path: Path) -> None:
+    sweep = tmp_path / "multirun"
+    command = {"overrides": ["seed=0"]}
+    for name, status in (("aa", "complete"), ("bb", "failed"), ("cc", "interrupted")):
+        folder = write_run(sweep / name, activation=name)
+        row = {**json.loads((folder / "results.json").read_text()), "status": status}
+        if status != "complete":
+            row |= {"metrics": {}, "error": f"{status}: model: 33 features", "seconds": {}}
+        (folder / "results.json").write_text(json.dumps(row))
+    (sweep / "bb" / "train.log").write_text("[ERROR] error: model: 33 features")
+    for name in ("dd", "ee"):
+        (sweep / name / "checkpoints").mkdir(parents=True)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("SLURM_JOB_ID", "7")
+            row = new_row({"epsilon": 0.5, "seed": 0}, sweep / name, command)
+        row["slurm"]["log"] = "/logs/7_0_log.out"
+        write_row(sweep / name, row)
+    with (sweep / "dd" / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        found = {run.name: (run.state, run.detail) for run in find_runs([sweep])}
+        assert main([str(sweep)]) == 0
+    assert found == {
+        "aa": ("finished", ""),
+        "bb": ("failed", "model: 33 features"),
+        "cc": ("interrupted", "model: 33 features"),
+        "dd": ("running", "no epoch finished"),
+        "ee": ("unfinished", "no epoch finished"),
+    }
+    assert not (sweep / "ee" / ".lock").exists()
+    page = (sweep / "report" / "index.html").read_text()
+    assert "1 finished, 1 running, 1 unfinished, 1 interrupted, 1 failed" in page
+    assert '<a href="../bb/train.log">bb/train.log</a>' in page
+    assert page.count("<code>/logs/7_0_log.out</code>") == 2
+
+
+def test_runs_named_by_a_hash_stand_in_the_order_of_what_was_typed(tmp_path: Path) -> None:
+    for name, width in (("c0", 8), ("a1", 16), ("b2", 128)):
+        (write_run(tmp_path / name) / ".hydra").mkdir()
+        (tmp_path / name / ".hydra" / "overrides.yaml").write_text(f"- model.width={width}\n")
+    assert [run.name for run in find_runs([tmp_path])] == ["c0", "a1", "b2"]
 
 
 def test_the_same_runs_give_the_same_bytes(tmp_path: Path) -> None:
@@ -141,6 +199,94 @@ def test_neighbours_are_those_of_brute_force() -> None:
     own = torch.from_numpy(half_distances(x, y, x, y))
     assert largest_overlap(x, y, own) == pytest.approx(1.0)
     assert largest_overlap(x, y, own * 1.1) > 1.0
+
+
+def test_the_calibration_error_is_what_a_hand_computes() -> None:
+    # Confidences 0.9 (one right, one wrong) and 0.6 (both right).
+    logits = np.log([[0.9, 0.1], [0.1, 0.9], [0.6, 0.4], [0.4, 0.6]])
+    labels = np.array([0, 0, 0, 1])
+    found = calibrate(logits, labels)
+    assert found.error == pytest.approx(0.5 * abs(0.5 - 0.9) + 0.5 * abs(1 - 0.6))
+    assert (found.count, found.accuracy) == ([2, 2], [1.0, 0.5])
+    assert found.confidence == pytest.approx([0.6, 0.9])
+    # Halved logits: square roots of the probabilities, made to add up to 1.
+    low = 0.6**0.5 / (0.6**0.5 + 0.4**0.5)
+    warm = calibrate(logits, labels, 2.0)
+    assert warm.error == pytest.approx(0.5 * abs(0.5 - 0.75) + 0.5 * abs(1 - low))
+    assert warm.confidence == pytest.approx([low, 0.75])
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A certificate folder of six samples; read it, don't write to it."""
+    folder = tmp_path_factory.mktemp("claim")
+    torch.manual_seed(0)
+    network = fold_network(torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU()), (3,))
+    x, label = torch.rand(6, 3), torch.arange(6) % 4
+    certifier = LipschitzCertifier()
+    split = CertifiedSplit(x, label, torch.arange(6) + 10, certifier.certify(network, x))
+    record = {"functions": certifier.functions}
+    write_certificate(folder, network, certifier.pairwise_bound(network), split, [0.1], record)
+    return folder
+
+
+def test_a_claim_is_read_as_it_was_written(certificate: Path) -> None:
+    claim = read_claim(certificate)
+    rows = list(csv.DictReader((certificate / "radii.csv").read_text().splitlines()))
+    assert claim.indices.tolist() == list(range(10, 16))
+    assert claim.radius.tolist() == [float.fromhex(row["radius_hex"]) for row in rows]
+    # What the network is said to predict is what its logits, computed again, say.
+    assert claim.logits.argmax(1).tolist() == [int(row["prediction"]) for row in rows]
+    assert (claim.correct == (claim.prediction == claim.labels)).all()
+    assert claim.radii == [0.1]
+
+
+def test_without_metrics_by_epoch_a_sentence_says_so(certificate: Path) -> None:
+    claim = read_claim(certificate)
+    without, beside = draw_tradeoff(claim, []), draw_tradeoff(claim, [(0, 0.5, 0.1)])
+    assert "metrics.csv" in without.caption
+    assert not without.wide
+    assert beside.wide
+    assert "metrics.csv" not in beside.caption
+
+
+def cut(content: bytes) -> bytes:
+    return content[: len(content) // 2]
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "answer"),
+    [
+        ("certificate.json", cut, "certificate.json"),
+        ("certificate.json", lambda c: c.replace(b'"format": 1', b'"format": 9'), "format 9"),
+        ("certificate.json", lambda c: c.replace(b'"files"', b'"filed"'), "not complete: .*files"),
+        ("certificate.json", lambda c: c.replace(b'"network"', b'"net"', 1), "not complete"),
+        ("radii.csv", lambda c: c.replace(b"abstain", b"certain"), "not the file that"),
+        ("samples.safetensors", cut, "not the file that"),
+        ("network.safetensors", None, "network.safetensors"),
+    ],
+)
+def test_a_damaged_certificate_is_refused_by_the_name_of_its_file(
+    certificate: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    damage: Callable[[bytes], bytes] | None,
+    answer: str,
+) -> None:
+    folder = shutil.copytree(certificate, tmp_path / "claim")
+    before = (folder / name).read_bytes()
+    if damage is None:
+        (folder / name).unlink()
+    else:
+        assert damage(before) != before
+        (folder / name).write_bytes(damage(before))
+    assert main([str(folder), "--out", str(tmp_path / "out")]) == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert str(folder) in message
+    assert re.search(answer, message)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow

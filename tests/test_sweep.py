@@ -13,11 +13,13 @@ from typing import Any
 
 import hydra
 import pytest
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from runs import TINY, WANDB, compose
 
 from robustcert import job
 from robustcert.atomic import remove_leftovers
-from robustcert.command_line import CONFIG_DIR, HYDRA_VERSION, find_mistake
+from robustcert.command_line import CONFIG_DIR, HYDRA_VERSION, find_mistake, sweep_jobs
 from robustcert.job import job_key, run_job
 from robustcert.results import read_row
 from robustcert.signature import ConfigError
@@ -145,6 +147,18 @@ def test_the_jobs_of_a_sweep_are_counted(typed: tuple[str, ...], count: int) -> 
         config = hydra.compose("train", composed, return_hydra_config=True)
     config.hydra.overrides.task = [o for o in typed if not o.startswith("hydra")]
     assert count_jobs(config) == count
+
+
+def test_the_jobs_of_a_sweep_are_those_that_hydra_makes() -> None:
+    typed = ["activation=relu,smooth", "+x.y=range(3)", "radii=[0.1,0.2],[1]", "~lr_schedule"]
+    typed += ["dataset.root='a,b'", "seed=choice(4,5)", "resume=null", "activation=maxmin,relu"]
+    parsed = OverridesParser.create().parse_overrides(typed)
+    jobs = [tuple(job) for job in BasicSweeper.split_arguments(parsed, None)[0]]
+    assert sweep_jobs(typed) == jobs
+    assert len(jobs) == 2 * 3 * 2 * 2
+    assert sweep_jobs([]) == [()]
+    with pytest.raises(ValueError, match="no viable alternative"):
+        sweep_jobs(["seed=range(", "model.width=3"])
 
 
 def test_the_progress_line_estimates_from_the_jobs_that_were_run() -> None:

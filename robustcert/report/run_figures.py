@@ -87,31 +87,40 @@ def draw_tradeoff(claim: Claim, epochs: Sequence[tuple[int, float, float]]) -> P
     """Accuracy against VRA while training, and accuracy against abstention afterwards."""
 
     def draw(figure: Any) -> None:
-        left, right = figure.subplots(1, 2)
-        if epochs:
+        *panels, right = figure.subplots(1, 2 if epochs else 1, squeeze=False)[0]
+        for left in panels:
             number, accuracy, vra = np.array(epochs).T
             left.plot(100 * accuracy, 100 * vra, color="0.6", lw=0.8)
             points = left.scatter(100 * accuracy, 100 * vra, c=number + 1, s=18, cmap="viridis")
             figure.colorbar(points, ax=left, label="epoch")
             best = number + 1 == (claim.record.get("checkpoint") or {}).get("epoch")
             left.plot(100 * accuracy[best], 100 * vra[best], "o", ms=12, mfc="none", mec=RED)
-        else:
-            left.text(0.5, 0.5, "no metrics by epoch", ha="center", transform=left.transAxes)
-        left.set(
-            xlabel="clean accuracy, validation (%)",
-            ylabel=f"verified at {claim.epsilon:g}, validation (%)",
-        )
+            left.set(
+                xlabel="clean accuracy, validation (%)",
+                ylabel=f"verified at {claim.epsilon:g}, validation (%)",
+            )
         accepted, right_share = acceptance(claim.correct, claim.radius)
         right.plot(100 * accepted, 100 * right_share, color=BLUE)
         right.set(xlabel="accepted samples (%)", ylabel="accuracy of the accepted (%)")
 
+    kept = (
+        f"on the {claim.split} split: accuracy of the samples that are still accepted as the "
+        "demanded radius grows, from right to left."
+    )
+    if not epochs:
+        return render(
+            "tradeoff",
+            draw,
+            alt="Accuracy of the accepted samples against their share",
+            caption=f"{kept[0].upper()}{kept[1:]} How training moved cannot be shown: there is no "
+            "metrics/metrics.csv beside this certificate, which logger=csv writes.",
+        )
     return render(
         "tradeoff",
         draw,
         alt="Clean accuracy against verified accuracy by epoch; accuracy against acceptance",
         caption="Left: how training moved on the validation split; ringed, the certified epoch. "
-        f"Right, on the {claim.split} split: accuracy of the samples that are still accepted as "
-        "the demanded radius grows, from right to left.",
+        f"Right, {kept}",
         size=(9.2, 3.9),
     )
 

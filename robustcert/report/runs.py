@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,10 +11,21 @@ from typing import Any
 
 import yaml
 
+from robustcert.job import is_running
 from robustcert.report.error import ReportError
 
 FORMAT = 1
 FINISHED = "finished"
+STATES = (
+    FINISHED,
+    "running",
+    "not certified",
+    "unfinished",
+    "interrupted",
+    "failed",
+    "duplicate",
+    "missing",
+)
 LONGEST = 200
 
 
@@ -24,8 +36,7 @@ class Run:
     Attributes:
         name: Its folder, relative to the folder that was asked for.
         folder: Its folder.
-        state: ``finished``, ``not certified``, ``unfinished``, ``failed``, ``duplicate`` or
-            ``missing``.
+        state: One of :data:`STATES`.
         detail: What else is known of a run that is not finished.
         results: What ``results.json`` holds; empty without one.
         overrides: What was typed for this run.
@@ -58,6 +69,15 @@ class Run:
         """Seconds of ``train``, ``certify`` and ``attack``."""
         return self.results.get("seconds") or {}
 
+    @property
+    def logs(self) -> list[Path]:
+        """What the run logged, and what the scheduler kept of what it printed."""
+        # Its folder may have been moved since the row was written.
+        own = sorted(self.folder.glob("*.log")) if self.state != "missing" else []
+        named = [] if own else [self.results.get("log")]
+        named.append((self.results.get("slurm") or {}).get("log"))
+        return [*own, *(Path(path) for path in named if path)]
+
 
 def is_run(folder: Path) -> bool:
     """Whether a folder is that of a run, begun or finished."""
@@ -86,7 +106,7 @@ def find_runs(roots: Sequence[Path]) -> list[Run]:
         raise ReportError(f"{shown}: no runs: expected folders with results.json in them")
     begun = {run.overrides for run in found.values()}
     missing = [run for run in missing if run.overrides not in begun]
-    return _mark_duplicates(sorted([*found.values(), *missing], key=lambda run: _order(run.name)))
+    return _mark_duplicates(sorted([*found.values(), *missing], key=_order))
 
 
 def read_run(folder: Path, name: str) -> Run:
@@ -106,16 +126,19 @@ def read_run(folder: Path, name: str) -> Run:
     if not isinstance(results, dict) or results.get("format") != FORMAT:
         version = results.get("format") if isinstance(results, dict) else None
         raise ReportError(f"{path}: results format {version!r}; this version reads {FORMAT}")
-    for key in ("config", "metrics", "seconds", "command"):
+    for key in ("config", "metrics", "seconds", "command", "slurm"):
         if not isinstance(results.get(key) or {}, dict):
             raise ReportError(f"{path}: expected {key} to be an object")
     return Run(name, folder, *_state(folder, results), results, overrides)
 
 
 def _state(folder: Path, results: dict[str, Any]) -> tuple[str, str]:
-    error = results.get("error")
-    if error or str(results.get("status", "")).lower() in ("failed", "error"):
-        return "failed", _short(str(error or "no reason recorded"))
+    error, status = results.get("error"), results.get("status")
+    if error or status in ("failed", "interrupted"):
+        state = "interrupted" if status == "interrupted" else "failed"
+        return state, _short(str(error or "no reason recorded").removeprefix(f"{state}: "))
+    if status == "running" and is_running(folder):
+        return "running", "certifying" if results.get("metrics") else _progress(folder)
     if not results.get("metrics"):
         return _without_results(folder)
     certifying = (results.get("config") or {}).get("certify")
@@ -128,8 +151,20 @@ def _without_results(folder: Path) -> tuple[str, str]:
     error = _last_error(folder)
     if error:
         return "failed", _short(error)
-    epochs = _epochs(folder / "metrics" / "metrics.csv")
-    return "unfinished", f"{epochs} epochs in metrics.csv" if epochs else "no epoch finished"
+    return "unfinished", _progress(folder)
+
+
+def _progress(folder: Path) -> str:
+    path = folder / "metrics" / "metrics.csv"
+    if path.is_file():
+        with path.open(newline="") as file:
+            values = [row.get("epoch") or "" for row in csv.DictReader(file)]
+        epochs = max((int(v) + 1 for v in values if v.isdigit()), default=0)
+        if epochs:
+            return f"{epochs} epochs in metrics.csv"
+    # Another logger than CSV keeps its epochs elsewhere.
+    begun = (folder / "checkpoints" / "last.ckpt").exists()
+    return "at least one epoch finished" if begun else "no epoch finished"
 
 
 def _last_error(folder: Path) -> str | None:
@@ -139,14 +174,6 @@ def _last_error(folder: Path) -> str | None:
         if lines and "error: " in lines[-1]:
             return lines[-1].partition("error: ")[2]
     return None
-
-
-def _epochs(path: Path) -> int:
-    if not path.is_file():
-        return 0
-    with path.open(newline="") as file:
-        values = [row.get("epoch") or "" for row in csv.DictReader(file)]
-    return max((int(v) + 1 for v in values if v.isdigit()), default=0)
 
 
 def _overrides(folder: Path) -> tuple[str, ...]:
@@ -215,9 +242,14 @@ def _label(root: Path, folder: Path, several: bool) -> str:
     return f"{base}/{relative}" if several else relative
 
 
-def _order(name: str) -> list[tuple[int, int, str]]:
-    # Job 10 comes after job 9.
-    return [(0, int(p), "") if p.isdigit() else (1, 0, p) for p in name.split("/")]
+def _order(run: Run) -> list[tuple[int, int, str]]:
+    # By what was typed where folders are named by a hash; job 10 comes after job 9.
+    parent, _, own = run.name.rpartition("/")
+    text = own if own.isdigit() or not run.overrides else " ".join(run.overrides)
+    return [
+        (0, int(part), "") if part.isdigit() else (1, 0, part)
+        for part in (*parent.split("/"), *re.split(r"(\d+)", text))
+    ]
 
 
 def _short(text: str) -> str:

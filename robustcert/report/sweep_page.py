@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from robustcert.atomic import complete_file
 from robustcert.report.page import write_page
 from robustcert.report.pictures import Picture
-from robustcert.report.runs import FINISHED, Run, find_runs
+from robustcert.report.runs import FINISHED, STATES, Run, find_runs
 from robustcert.report.summary import Group, group_runs, value_of
 from robustcert.report.sweep_figures import draw_capacity, draw_pareto, pareto
 
-_STATES = (FINISHED, "not certified", "unfinished", "failed", "duplicate", "missing")
 _SECONDS = ("seconds.train", "seconds.certify")
 
 
@@ -53,6 +53,12 @@ class Task:
             return None
         return self.radii[min(self.radii, key=lambda r: abs(r - self.epsilon))]
 
+    @property
+    def tightness(self) -> str | None:
+        """Metric of the mean radius over distance, where some run has measured it."""
+        metric = "val/tightness"
+        return metric if any(group.estimate(metric) for group in self.groups) else None
+
     @cached_property
     def front(self) -> list[Group]:
         """The configurations that no other one beats."""
@@ -84,8 +90,9 @@ def write_sweep_page(roots: Sequence[Path], out: Path) -> list[Path]:
             seconds=_SECONDS,
             runs=[(run, _run_cells(run)) for run in runs],
             common=_common(runs),
-            counts=[(s, n) for s in _STATES if (n := Counter(r.state for r in runs)[s])],
+            counts=[(s, n) for s in STATES if (n := Counter(r.state for r in runs)[s])],
             pages={run.name: _page(run, out) for run in runs},
+            logs={run.name: _logs(run, out) for run in runs},
         ),
         _write(out / "groups.csv", _groups_csv(tasks)),
         _write(out / "runs.csv", _runs_csv(runs)),
@@ -135,14 +142,24 @@ def _common(runs: Sequence[Run]) -> list[str]:
 
 def _page(run: Run, out: Path) -> str | None:
     page = run.folder / "report.html"
-    if run.state == "missing" or not page.is_file():
-        return None
-    base, target = out.resolve(), page.resolve()
-    # Of the same tree, so that both can be moved together.
+    return _link(page, out) if run.state != "missing" and page.is_file() else None
+
+
+def _logs(run: Run, out: Path) -> list[tuple[str, str | None]]:
+    # Of what went well nobody reads the log.
+    if run.state in (FINISHED, "duplicate"):
+        return []
+    links = [(path, _link(path, out) if path.is_file() else None) for path in run.logs]
+    return [(f"{run.name}/{path.name}" if link else str(path), link) for path, link in links]
+
+
+def _link(path: Path, out: Path) -> str | None:
+    """A relative address, where both are in the same tree, so that they can be moved together."""
+    base, target = out.resolve(), path.resolve()
     up = next((i for i, p in enumerate([base, *base.parents]) if target.is_relative_to(p)), None)
     if up is None or up > 3:
         return None
-    return "../" * up + target.relative_to([base, *base.parents][up]).as_posix()
+    return "../" * up + quote(target.relative_to([base, *base.parents][up]).as_posix())
 
 
 def _run_cells(run: Run) -> dict[str, float | None]:
@@ -154,13 +171,15 @@ def _run_cells(run: Run) -> dict[str, float | None]:
 
 def _groups_csv(tasks: Sequence[Task]) -> bytes:
     columns = list(dict.fromkeys(c for task in tasks for c in task.groups[0].values))
-    metrics = list(
+    measured = list(
         dict.fromkeys(
             metric
             for task in tasks
-            for metric in ("parameters", task.accuracy, *task.radii.values(), *_SECONDS)
+            for metric in ("parameters", task.accuracy, *task.radii.values(), task.tightness)
+            if metric
         )
     )
+    metrics = [*measured, *_SECONDS]
     rows = []
     for task in tasks:
         for group in task.groups:
@@ -185,7 +204,7 @@ def _groups_csv(tasks: Sequence[Task]) -> bytes:
 def _runs_csv(runs: Sequence[Run]) -> bytes:
     metrics = sorted({key for run in runs for key in run.metrics})
     seconds = sorted({f"seconds.{key}" for run in runs for key in run.seconds})
-    heads = ["run", "state", "detail", "overrides", "seed", "parameters", *metrics, *seconds]
+    heads = ["run", "state", "detail", "overrides", "seed", "parameters", "log", *metrics, *seconds]
     rows = [
         {
             "run": run.name,
@@ -193,6 +212,7 @@ def _runs_csv(runs: Sequence[Run]) -> bytes:
             "detail": run.detail,
             "overrides": " ".join(run.overrides),
             "seed": run.config.get("seed", ""),
+            "log": " ".join(map(str, run.logs)),
             **{key: value_of(run, key) for key in ("parameters", *metrics, *seconds)},
         }
         for run in runs
