@@ -24,6 +24,7 @@ PARTS = [
     ("Training step of residual architectures", ["architecture_time.py"]),
     ("Bounds, certification and validation", ["certify_time.py"]),
     ("Growth, memory and start-up", ["growth.py"]),
+    ("Profile of a training step", ["profile_step.py"]),
 ]
 
 
