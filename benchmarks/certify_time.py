@@ -51,9 +51,7 @@ def compare(works: dict[str, Work], repeats: int) -> None:
     base = next(iter(times.values()))
     for name, spent in times.items():
         seconds = [median(values) for values in zip(*spent, strict=True)]
-        ratios = [
-            sorted(a[i] / b[i] for a, b in zip(spent, base, strict=True)) for i in range(2)
-        ]
+        ratios = [sorted(a[i] / b[i] for a, b in zip(spent, base, strict=True)) for i in range(2)]
         shown = [f"{median(r):.3f} ({r[0]:.3f} to {r[-1]:.3f})" for r in ratios]
         print(
             f"{name:44} CPU {seconds[0]:7.3f} s, ratio {shown[0]}; clock {seconds[1]:7.3f} s, "
@@ -78,7 +76,9 @@ def mnist() -> list[tuple[Tensor, Tensor]]:
     return [(to_unit(examples.inputs[r]), examples.labels[r]) for r in rows]
 
 
-def predict(network: PlainNetwork, batches: list[tuple[Tensor, Tensor]], dtype: torch.dtype) -> Work:
+def predict(
+    network: PlainNetwork, batches: list[tuple[Tensor, Tensor]], dtype: torch.dtype
+) -> Work:
     """Plain inference, with constants that are in its precision already."""
     moved = network.to(torch.device("cpu"), dtype)
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from fractions import Fraction
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -428,7 +429,8 @@ def test_power_iteration_converges_from_below_and_is_differentiable() -> None:
         estimate, vector = power_iteration(weight, vector, 20)
         estimates.append(estimate.item())
         assert not vector.requires_grad
-    assert estimates == sorted(estimates)
+    # Where it has converged, single precision moves it by a unit in the last place.
+    assert all(a <= b * (1 + 2**-22) for a, b in pairwise(estimates))
     assert norm * (1 - 1e-4) <= estimates[-1] <= norm * (1 + 1e-6)
     estimate.backward()
     left, _, right = torch.linalg.svd(weight.detach())
