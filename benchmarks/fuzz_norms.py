@@ -20,6 +20,7 @@ from numpy.random import Generator
 from torch import Tensor
 from torch.nn import functional as F
 
+from robustcert import residual
 from robustcert.convolution import Axis, operator_norm_bound, symbol_norm_bound
 from robustcert.residual import Gram, residual_bound, scaled
 from robustcert.spectral import conv_norm_bound, dense_norm_bound, gram_bound, norm_lower
@@ -289,7 +290,11 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0, help="case to start from")
     parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--largest", type=int, default=40, help="rows or columns of a matrix")
+    parser.add_argument("--block", type=int, default=residual.BLOCK, help="columns at once")
     options = parser.parse_args()
+    # Larger matrices are factorised by blocks and estimated otherwise: small ones shall be, too.
+    residual.DIRECT_SIZE = min(residual.DIRECT_SIZE, options.block)
+    residual.BLOCK = options.block
     torch.set_num_threads(1)
     tally, start, case = Tally(), time.monotonic(), options.first
     while case < options.first + options.cases and time.monotonic() - start < options.seconds:

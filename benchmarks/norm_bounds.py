@@ -1,13 +1,17 @@
 """Time and excess of the sound norm bounds of two networks: a 10M-parameter MLP, a VGG-like net.
 
-python benchmarks/norm_bounds.py
+    python benchmarks/norm_bounds.py
+    python benchmarks/norm_bounds.py --sweep
 
+With ``--sweep``, the excess of convolutions of many kernels, strides, paddings and maps instead.
 The excess is over a value that the true norm is not below, so it is itself an upper bound. The time
 of one float64 SVD of the MLP's layers stands beside, for comparison.
 """
 
+import argparse
 import time
-from itertools import pairwise
+from itertools import pairwise, product
+from statistics import median
 
 import torch
 
@@ -27,10 +31,28 @@ VGG = (
 )
 
 
-def main() -> None:
+def sweep() -> None:
+    """Print the median and the largest ratios of bounds to values that the norms are not below."""
+    found = []
+    channels = ((1, 1), (3, 16), (16, 16))
+    for size, stride, padding, side, (inputs, outputs) in product(
+        (3, 5), (1, 2), (0, 1, 2), (16, 24, 32), channels
+    ):
+        kernel = torch.randn(outputs, inputs, size, size) / (size**2 * inputs) ** 0.5
+        bound = spectral.conv_norm_bound(kernel, side, stride, padding)
+        lower = spectral.conv_norm_lower(kernel, side, stride, padding, steps=120)
+        name = f"{inputs} -> {outputs}, {size}x{size} on {side}x{side}, stride {stride}"
+        found.append((bound / lower, f"{name}, padding {padding}"))
+    found.sort(reverse=True)
+    ratios = [ratio for ratio, _ in found]
+    above = sum(ratio > 1.03 for ratio in ratios)
+    print(f"{len(found)} convolutions: median {median(ratios):.4f}, {above} above 1.03; largest:")
+    for ratio, name in found[:5]:
+        print(f"{ratio:.4f}  {name}")
+
+
+def networks() -> None:
     """Print one line per layer and the totals."""
-    torch.manual_seed(0)
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
     weights = [torch.randn(m, n) / n**0.5 for n, m in pairwise(MLP)]
     spectral.dense_norm_bound(weights[-1])
     start = time.perf_counter()
@@ -57,6 +79,16 @@ def main() -> None:
             f"{elapsed:.2f} s"
         )
     print(f"convolutions: {total:.2f} s")
+
+
+def main() -> None:
+    """Measure what was asked for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sweep", action="store_true")
+    arguments = parser.parse_args()
+    torch.manual_seed(0)
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
+    sweep() if arguments.sweep else networks()
 
 
 if __name__ == "__main__":

@@ -691,8 +691,21 @@ def operation_bound(operation: Operation, input_shape: Shape) -> float:
     return known[input_shape]
 
 
+def operation_rounding(
+    operation: Operation, input_shape: Shape, unit: float
+) -> tuple[float, float]:
+    """The operation's local error, :meth:`Operation.rounding`, computed once."""
+    known = _ROUNDINGS.setdefault(operation, {})
+    if (input_shape, unit) not in known:
+        known[input_shape, unit] = operation.rounding(input_shape, unit)
+    return known[input_shape, unit]
+
+
 # An operation is an immutable value, and its bound may cost a factorisation.
 _BOUNDS: WeakKeyDictionary[Operation, dict[Shape, float]] = WeakKeyDictionary()
+_ROUNDINGS: WeakKeyDictionary[Operation, dict[tuple[Shape, float], tuple[float, float]]] = (
+    WeakKeyDictionary()
+)
 
 
 def sequence_bound(operations: Sequence[Operation], input_shape: Shape) -> float:

@@ -1,7 +1,7 @@
 r"""The proof behind every norm bound: an untrusted factor, a recomputed residual, exact scalars."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -40,7 +40,10 @@ from torch import Tensor
 #  * Complex A = X + iY: A^H A = (X'X + Y'Y) + i (T - T') with T = X'Y. The real part is one
 #    product of 2m terms, wrong by gamma_2m phi in norm; the imaginary part is wrong by
 #    gamma_{m+1} (|X|'|Y| + |Y|'|X|), hence by gamma_{m+1} 2 ||X||_F ||Y||_F <= gamma_{m+1} phi in
-#    norm. Together at most 2 gamma_2m phi, likewise 2 gamma_2n ||R||_F^2.
+#    norm. Together at most 2 gamma_2m phi, likewise 2 gamma_2n ||R||_F^2, where the imaginary part
+#    is one product of 2n terms too.
+#  * R is an upper triangle, whose zeros only shorten sums. E is Hermitian: D is computed from its
+#    diagonal blocks down, and the entries above are bounded by their mirror images.
 # G_ii <= (1 + gamma) phi, so u G_ii is absorbed by one more unit in the index of gamma. With
 # c, k = 1, m for real and 2, 2m for complex matrices (l in place of k for R, where m is n),
 #     ||A||^2 <= t + u |t| + ||D||_F / (1 - u) + c gamma_{k+1} phi + c gamma_l ||R||_F^2.
@@ -52,7 +55,8 @@ UNIT = Fraction(1, 2**53)
 TINY = 2.0**-300
 SLACK = (1e-9, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0)
 DIRECT_SIZE = 256
-LANCZOS_STEPS = 48
+LANCZOS_STEPS = 64
+BLOCK = 256
 
 
 class NormBoundError(ValueError):
@@ -153,12 +157,23 @@ def energy_up(*parts: Array) -> Fraction:
     """Largest squared Frobenius norm in a batch (*, m, n), rounded up; parts are summed."""
     flat = [part.reshape(part.shape[0], -1) for part in parts]
     total = sum(np.einsum("bi,bi->b", part, part) for part in flat)
-    count = len(flat) * flat[0].shape[1]
-    return (exact(float(np.max(total))) + count * Fraction(2) ** -1022) / (1 - gamma(count + 1))
+    return sum_of_squares_up(float(np.max(total)), len(flat) * flat[0].shape[1])
+
+
+def sum_of_squares_up(total: float, count: int) -> Fraction:
+    """Bound of a sum of ``count`` squares that was computed, in any order, as ``total``."""
+    return (exact(total) + count * Fraction(2) ** -1022) / (1 - gamma(count + 1))
+
+
+def column_blocks(size: int) -> Iterator[tuple[int, int]]:
+    """First and last column, not included, of every block of a matrix."""
+    for start in range(0, size, BLOCK):
+        yield start, min(start + BLOCK, size)
 
 
 def hermitian_product(real: Array, imag: Array | None) -> tuple[Array, Array | None]:
     """``A^H A`` of a batch (b, m, n) of matrices ``real + i imag``, in real products only."""
+    # NumPy computes but half of the product of a matrix and its own transpose.
     if imag is None:
         return real.swapaxes(-1, -2) @ real, None
     both = np.concatenate((real, imag), axis=-2)
@@ -208,35 +223,79 @@ def residual_bound(gram: Gram, t: float, factor: Tensor) -> Fraction:
 
     .. math:: \lVert A \rVert^2 \le t + \lVert t I - A^H A - F F^H \rVert
 
-    with all rounding included: Note [residual], where ``R`` is the adjoint of ``factor``.
+    with all rounding included: Note [residual], where ``R`` is the adjoint of ``F``, the lower
+    triangle of ``factor``.
 
     Args:
         gram: Gram matrices (b, n, n).
         t: A guess of the squared norm.
-        factor: A guess ``F`` of the Cholesky factors of ``t I - A^H A``, (b, n, n).
+        factor: A guess of the Cholesky factors of ``t I - A^H A``, (b, n, n).
     """
     size = factor.shape[-1]
-    parts = [torch.view_as_real(factor)[..., i] for i in (0, 1)] if gram.imag is not None else []
-    adjoint = [
-        torch.nn.functional.hardshrink(part, TINY).mT.contiguous().numpy()
-        for part in parts or [factor]
-    ]
-    # conj(F) conj(F)^H has the opposite imaginary part of F F^H: hand over F^H, not F'.
-    adjoint[1:] = [-part for part in adjoint[1:]]
-    product = hermitian_product(adjoint[0], adjoint[1] if parts else None)
-    residual = []
-    for part, minus in zip(gram.shifted(t), product, strict=True):
-        if part is not None and minus is not None:
-            part -= minus
-            residual.append(part)
-    terms = 2 if parts else 1
+    whole = torch.view_as_real(factor).unbind(-1) if gram.imag is not None else [factor]
+    parts = [torch.nn.functional.hardshrink(part.tril(), TINY) for part in whole]
+    terms = len(parts)
+    total = np.zeros(factor.shape[0])
+    for start, stop in column_blocks(size):
+        for residual in residual_panels(gram, t, parts, start, stop):
+            # Blocks below the diagonal stand for those above as well.
+            for rows, times in ((slice(stop - start), 1), (slice(stop - start, None), 2)):
+                block = residual[:, rows]
+                total += times * np.einsum("bij,bij->b", block, block)
     return (
         exact(t)
         + abs(exact(t)) * UNIT
-        + exact(root_up(energy_up(*residual))) / (1 - UNIT)
+        + exact(root_up(sum_of_squares_up(float(total.max()), terms * size**2))) / (1 - UNIT)
         + terms * gamma(terms * gram.rows + 1) * gram.energy
-        + terms * gamma(terms * size) * energy_up(*adjoint)
+        + terms * gamma(terms * size) * energy_up(*(part.numpy() for part in parts))
     )
+
+
+def residual_panels(
+    gram: Gram, t: float, parts: list[Tensor], start: int, stop: int
+) -> Iterator[Array]:
+    """Columns ``start:stop`` of ``t I - A^H A - F F^H`` from the diagonal down, part by part."""
+    # The columns of F from stop on are zero in rows start:stop.
+    rows = [part[:, start:, :stop] for part in parts]
+    tops = [part[:, start:stop, :stop].mT for part in parts]
+    product = rows[0] @ tops[0]
+    if gram.imag is not None:
+        product = torch.cat(rows, -1) @ torch.cat(tops, -2)
+    real = -gram.real[:, start:, start:stop]
+    diagonal = np.einsum("bii->bi", real[:, : stop - start])
+    diagonal += t
+    real -= product.numpy()
+    yield real
+    if gram.imag is not None:
+        # (X + iY)(X' - iY') has the imaginary part Y X' - X Y'.
+        product = torch.cat((rows[1], -rows[0]), -1) @ torch.cat(tops, -2)
+        imag = -gram.imag[:, start:, start:stop]
+        imag -= product.numpy()
+        yield imag
+
+
+def cholesky(matrices: Tensor) -> tuple[Tensor, Tensor]:
+    """Lower Cholesky factors of a batch (b, n, n), and whether each was found.
+
+    Block by block, because products are faster than the library's factorisation of large matrices.
+    """
+    size = matrices.shape[-1]
+    factor = torch.zeros_like(matrices)
+    found = torch.ones(len(matrices), dtype=torch.bool)
+    for start, stop in column_blocks(size):
+        panel = matrices[:, start:, start:stop]
+        if start:
+            panel = panel - factor[:, start:, :start] @ factor[:, start:stop, :start].mH
+        width = stop - start
+        corner, info = torch.linalg.cholesky_ex(panel[:, :width])
+        found &= info == 0
+        if not found.any():
+            break
+        factor[:, start:stop, start:stop] = corner
+        factor[:, stop:, start:stop] = torch.linalg.solve_triangular(
+            corner.mH, panel[:, width:], upper=True, left=False
+        )
+    return factor, found
 
 
 def lanczos(
@@ -255,7 +314,7 @@ def lanczos(
     steps = min(steps, start.shape[-1])
     basis = start.new_zeros(start.shape[0], steps, start.shape[1])
     images = torch.zeros_like(basis)
-    vector = start
+    vector, epsilon = start, torch.finfo(start.dtype).eps
     for step in range(steps):
         before = torch.linalg.vector_norm(vector, dim=-1, keepdim=True)
         for _ in range(2):
@@ -263,7 +322,7 @@ def lanczos(
             vector = vector - (basis[:, :step].mT @ overlap)[..., 0]
         length = torch.linalg.vector_norm(vector, dim=-1, keepdim=True)
         # Nothing but rounding is left of a vector in an invariant space: go on with zero.
-        basis[:, step] = torch.where(length > 1e-14 * before, vector / length, 0.0)
+        basis[:, step] = torch.where(length > 50 * epsilon * before, vector / length, 0.0)
         images[:, step] = vector = product(basis[:, step])
     values, vectors = torch.linalg.eigh(basis.conj() @ images.mT)
     return values[:, -1].clamp(min=0), (basis.mT @ vectors[..., -1:])[..., 0]
@@ -273,12 +332,19 @@ def largest_eigenvalue(matrices: Tensor, steps: int) -> float:
     """Largest eigenvalue in a batch (b, n, n) of Hermitian matrices, an estimate from below."""
     size = matrices.shape[-1]
     generator = torch.Generator().manual_seed(0)
-    start = torch.randn(size, generator=generator, dtype=torch.float64).to(matrices.dtype)
+    start = torch.randn(size, generator=generator, dtype=torch.float64)
 
     def estimate(batch: Tensor, steps: int) -> Tensor:
-        return lanczos(
-            lambda x: (batch @ x[..., None])[..., 0], start.expand(len(batch), -1), steps
-        )[0]
+        # Vectors in single precision cost half; an error of theirs counts by its square.
+        peak = batch.diagonal(dim1=-2, dim2=-1).real.amax(-1)[:, None, None]
+        narrow = batch / torch.where(peak > 0, peak, 1.0)
+        narrow = narrow.to(torch.complex64 if batch.is_complex() else torch.float32)
+        first = start.to(narrow.dtype).expand(len(batch), -1)
+        _, ritz = lanczos(lambda x: (narrow @ x[..., None])[..., 0], first, steps)
+        vector = ritz.to(batch.dtype)
+        image = (batch @ vector[..., None])[..., 0]
+        quotient = (vector.conj() * image).sum(-1).real / vector.abs().square().sum(-1)
+        return quotient.nan_to_num(0.0).clamp(min=0)
 
     if len(matrices) > 4:
         matrices = matrices[estimate(matrices, 8).topk(4).indices]
@@ -307,8 +373,7 @@ def squared_norm_bound(real: Array, imag: Array | None = None, floor: float = 0.
     for failures, slack in enumerate(ladder):
         steps = min(LANCZOS_STEPS << failures, 8 * LANCZOS_STEPS)
         t = max(floor, largest_eigenvalue(gram.tensor(), steps) * (1 + slack))
-        factor, info = torch.linalg.cholesky_ex(as_tensor(*gram.shifted(t)))
-        done = info == 0
+        factor, done = cholesky(as_tensor(*gram.shifted(t)))
         if done.all():
             return max(bound, residual_bound(gram, t, factor))
         if done.any():

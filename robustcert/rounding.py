@@ -15,6 +15,7 @@ from robustcert.plain import (
     UnsoundNetworkError,
     gamma,
     operation_bound,
+    operation_rounding,
 )
 
 UNIT = {torch.float64: 2.0**-53, torch.float32: 2.0**-24}
@@ -108,7 +109,7 @@ def _run(operations: Sequence[Operation], state: ForwardError) -> ForwardError:
 def _step(operation: Operation, state: ForwardError) -> ForwardError:
     shape = tuple(state.output.shape[1:])
     bound = operation_bound(operation, shape)
-    a, b = operation.rounding(shape, UNIT[state.output.dtype])
+    a, b = operation_rounding(operation, shape, UNIT[state.output.dtype])
     exact = ForwardError(
         operation(state.output),
         bound * state.centre,
@@ -116,8 +117,11 @@ def _step(operation: Operation, state: ForwardError) -> ForwardError:
         bound * state.lipschitz,
         state.reach,
     )
+    squares = isinstance(operation, Activation) and operation.squares
+    if a == b == 0 and not squares:
+        return _charge(exact, torch.zeros_like(state.centre), 0.0)
     size, slope = _norm(state.output) + 2 * state.centre, state.lipschitz + state.growth
-    if isinstance(operation, Activation) and operation.squares:
+    if squares:
         room = math.sqrt(torch.finfo(state.output.dtype).max) * 2.0**-20 - size
         exact = replace(exact, reach=torch.minimum(exact.reach, room / slope))
     return _charge(exact, a * size + b, a * slope)

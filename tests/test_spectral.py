@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from robustcert import convolution, spectral
+from robustcert import convolution, residual, spectral
 from robustcert.residual import Gram, residual_bound, scaled
 from robustcert.spectral import (
     NormBoundError,
@@ -125,8 +125,10 @@ def test_dense_bound_accepts_numpy_and_parameters() -> None:
     assert dense_norm_bound(weight) == dense_norm_bound(array)
 
 
+@pytest.mark.parametrize("block", [1, 3, 256])
 @pytest.mark.parametrize("seed", range(30))
-def test_garbage_factors_are_sound(seed: int) -> None:
+def test_garbage_factors_are_sound(seed: int, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(residual, "BLOCK", block)
     rng = np.random.default_rng(seed)
     m, n = rng.integers(1, 12, 2)
     weight = rng.standard_normal((1, m, n))
@@ -140,6 +142,20 @@ def test_garbage_factors_are_sound(seed: int) -> None:
     factor = torch.from_numpy(rng.standard_normal((2, n, n)) + 1j * rng.standard_normal((2, n, n)))
     for t in (0.0, truth * rng.uniform(0.0, 1.5)):
         assert float(residual_bound(Gram.of(*complex_weight), t, factor)) >= truth * (1 - 1e-13)
+
+
+@pytest.mark.parametrize("imaginary", [False, True])
+def test_bounds_do_not_depend_on_blocks(imaginary: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    real, other = rng.standard_normal((2, 3, 17, 14))
+    imag = other if imaginary else None
+    truth = max(np.linalg.norm(real + 1j * other * imaginary, 2, axis=(1, 2))) ** 2
+    for block in (1, 4, 7, 13, 14, 256):
+        for direct in (4, 256):  # Lanczos estimates, direct ones
+            monkeypatch.setattr(residual, "BLOCK", block)
+            monkeypatch.setattr(residual, "DIRECT_SIZE", direct)
+            bound = float(residual.squared_norm_bound(real, imag))
+            assert truth * (1 - 1e-13) <= bound <= truth * (1 + 1e-5)
 
 
 def test_a_bad_factor_of_a_true_bound_is_charged_its_residual() -> None:

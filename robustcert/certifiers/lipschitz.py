@@ -117,13 +117,20 @@ class LipschitzCertifier:
         drift = math.sqrt(2) * (1 + 1e-9) * result.growth
         ratio = self.distances(network, inputs, prediction, margin - allowance, pairwise, drift)
         ratio = ratio.scatter(1, prediction[:, None], math.inf)
-        moved = (x.double() - inputs.double()).flatten(1).norm(dim=1) * (1 + 1e-6)
-        radius = (torch.minimum(ratio.amin(1), result.reach) - moved) * (1 - 2.0**-50)
+        radius = torch.minimum(ratio.amin(1), result.reach) - _moved(x, inputs)
+        radius = radius * (1 - 2.0**-50)
         # NaN compares false: whatever is not a positive number is not certified. A radius is
         # infinite only where every other class is a constant distance away, which is true.
         radius = torch.where((radius > 0) & torch.isfinite(logits).all(1), radius, 0.0)
         rivals = margin.scatter(1, prediction[:, None], math.inf)
         return Certificates(prediction, radius, rivals.amin(1), alpha)
+
+
+def _moved(x: Tensor, inputs: Tensor) -> Tensor:
+    """How far the conversion to the arithmetic's precision moved each input, rounded up."""
+    if x.is_floating_point() and torch.promote_types(x.dtype, inputs.dtype) == inputs.dtype:
+        return torch.zeros(len(x), dtype=torch.float64, device=x.device)
+    return (x.double() - inputs.double()).flatten(1).norm(dim=1) * (1 + 1e-6)
 
 
 @lru_cache(maxsize=4)
