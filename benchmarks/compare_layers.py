@@ -113,6 +113,7 @@ def measure(layer: str, seconds: float, overrides: list[str]) -> Row:
     correct = result.prediction == test.labels
     return {
         "layer": layer,
+        "dataset": dataset.name,
         "accuracy": correct.double().mean().item(),
         "vra": (correct & (result.radius > config["epsilon"])).double().mean().item(),
         "step_ms": 1e3 * median(times),
@@ -120,6 +121,7 @@ def measure(layer: str, seconds: float, overrides: list[str]) -> Row:
         "steps": len(times),
         "parameters": sum(p.numel() for p in module.model.parameters()),
         "epsilon": config["epsilon"],
+        "seed": config["seed"],
     }
 
 
@@ -186,10 +188,11 @@ def main() -> None:
     typed = " ".join([*SMALL, *overrides])
     note = (
         f"{typed}; {options.seconds:g} s of CPU time a layer, one thread of {platform.machine()}, "
-        f"torch {torch.__version__}."
+        f"torch {torch.__version__}, seed {rows[0]['seed']}."
     )
     write_tables(options.out, rows, note)
-    draw(options.out / "compare_layers.png", rows, note)
+    title = f"{options.seconds:g} s of CPU time a layer, VRA at {rows[0]['epsilon']:.4g}"
+    draw(options.out / "compare_layers.png", rows, f"{rows[0]['dataset']}: {title}")
 
 
 if __name__ == "__main__":

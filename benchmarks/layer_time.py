@@ -62,6 +62,8 @@ def dense_layers(n: int) -> dict[str, Make]:
         "AOL": lambda: layers.AOLLinear(n, n),
         "BRO": lambda: layers.BROLinear(n, n),
         "Cholesky": lambda: layers.CholeskyLinear(n, n),
+        "Cholesky residual": lambda: layers.CholeskyResidualLinear(n, n),
+        "manifold": lambda: layers.ManifoldLinear(n, n),
         "Cayley": lambda: layers.CayleyLinear(n, n),
         "Björck (15 steps)": lambda: layers.BjorckLinear(n, n),
         "exponential": lambda: layers.ExponentialLinear(n, n),

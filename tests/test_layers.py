@@ -332,6 +332,23 @@ def test_rescaled_convolutions_have_norm_one_at_most(
     assert 0.1 < norm(layer, (2, 6, 6)) <= 1 + 1e-5
 
 
+def test_disjoint_patches_are_rescaled_as_a_matrix() -> None:
+    weight = torch.randn(5, 2, 3, 3)
+    found = AOLConvolution(stride=3)(weight).flatten(1)
+    w = weight.flatten(1)
+    torch.testing.assert_close(found, w * (w.T @ w).abs().sum(0).rsqrt())
+
+
+@pytest.mark.parametrize(("channels", "kernel", "stride"), [(4, 3, 1), (16, 4, 2), (18, 3, 3)])
+def test_rescaled_convolutions_start_as_isometries(channels: int, kernel: int, stride: int) -> None:
+    inputs = channels // stride**2
+    layer = AOLConv2d(
+        inputs, channels, kernel, stride=stride, padding=(kernel - stride) // 2, input_size=(6, 6)
+    )
+    w = matrix(layer, (inputs, 6, 6))
+    torch.testing.assert_close(w.T @ w, torch.eye(w.shape[1]).double(), rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("make_layer", [AOLLinear, CholeskyLinear])
 def test_constraints_bind_after_the_weight_grows(make_layer: Any) -> None:
     layer = make_layer(8, 8)

@@ -36,19 +36,31 @@ class AOLConvolution(nn.Module):
     .. math:: d_c = \Big(\sum_{c', \delta} \big|\sum_{o, \tau} K_{o c \tau} K_{o c' (\tau + \delta)}
         \big|\Big)^{-1/2}
 
-    The sum over the shifts :math:`\delta` bounds a row of :math:`T^\top T` for the stride-1
-    convolution T on an unbounded grid; zero padding on a finite map takes a sub-matrix and a stride
-    takes rows of T, neither of which has a larger norm.
+    The sum over the shifts :math:`\delta` bounds a row of :math:`T^\top T` for the convolution T on
+    an unbounded grid; zero padding on a finite map takes a sub-matrix, which has no larger norm.
+    With a stride s, the residues of positions modulo s are made channels first, which leaves a
+    convolution of stride 1 and loses nothing: disjoint patches are rescaled as a matrix.
 
-    Reference: Prach and Lampert, ECCV 2022, Theorem 2.
+    Reference: Prach and Lampert, ECCV 2022, Theorem 2 (stride 1).
+
+    Args:
+        stride: Step between output positions.
     """
+
+    def __init__(self, stride: int = 1) -> None:
+        super().__init__()
+        self.stride = stride
 
     def forward(self, weight: Tensor) -> Tensor:
         """Rescale ``weight`` of shape ``(out_channels, in_channels, k, k)``."""
+        side = weight.shape[-1]
+        missing = -side % self.stride
         with torch.autocast(weight.device.type, enabled=False):
-            by_input = weight.transpose(0, 1)
-            correlation = F.conv2d(by_input, by_input, padding=weight.shape[-1] - 1)
-            return weight * _inverse_root(correlation.abs().sum((1, 2, 3)))[:, None, None]
+            kernel = F.pixel_unshuffle(F.pad(weight, (0, missing, 0, missing)), self.stride)
+            by_input = kernel.transpose(0, 1)
+            correlation = F.conv2d(by_input, by_input, padding=kernel.shape[-1] - 1)
+            scale = _inverse_root(correlation.abs().sum((1, 2, 3)))[:, None, None]
+            return F.pixel_shuffle(kernel * scale, self.stride)[..., :side, :side]
 
 
 class AOLLinear(ConstrainedLinear):
@@ -95,6 +107,15 @@ class AOLConv2d(ConstrainedConv2d):
             stride=stride,
             padding=padding,
             input_size=input_size,
-            parametrization=AOLConvolution(),
+            parametrization=AOLConvolution(stride),
             bias=bias,
         )
+        # One tap of every residue, so that no two overlap: dense random ones would be rescaled to a
+        # norm of about a third, which leaves nothing of the signal after a few layers.
+        kernel = self.get_parameter("parametrizations.weight.original")
+        side = min(stride, kernel_size)
+        first = (kernel_size - side) // 2
+        taps = torch.empty(out_channels, in_channels, side, side)
+        nn.init.orthogonal_(taps)
+        with torch.no_grad():
+            kernel.zero_()[:, :, first : first + side, first : first + side] = taps

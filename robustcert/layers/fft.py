@@ -64,8 +64,17 @@ class FrequencyConstraint(nn.Module):
             spectrum = blocks.permute(1, 2, 0).unflatten(2, (height, -1))
             kernel = torch.fft.irfft2(spectrum, s=(height, width))
             # Tap a of residue r is tap s a + r; the origin moves to tap ``padding``.
-            kernel = F.pixel_shuffle(kernel, s)
+            kernel = _from_residues(kernel, s)
             return kernel.roll((self.padding, self.padding), (2, 3))
+
+
+# At stride 1 nothing moves, and torch would copy the map.
+def _to_residues(x: Tensor, stride: int) -> Tensor:
+    return x if stride == 1 else F.pixel_unshuffle(x, stride)
+
+
+def _from_residues(x: Tensor, stride: int) -> Tensor:
+    return x if stride == 1 else F.pixel_shuffle(x, stride)
 
 
 def _wrap(kernel: Tensor, size: tuple[int, int]) -> Tensor:
@@ -154,12 +163,15 @@ class FrequencyConv2d(nn.Module):
         (rows, columns), (height, width) = self.input_size, self.period
         # Transforms need full precision; the output has the precision of a convolution's.
         with torch.autocast(x.device.type, enabled=False):
-            kernel = F.pixel_unshuffle(self.weight.roll((-p, -p), (2, 3)), s)
-            signal = F.pad(x.to(kernel.dtype), (0, width - columns, 0, height - rows))
-            signal = torch.fft.rfft2(F.pixel_unshuffle(signal, s))
+            kernel = _to_residues(self.weight.roll((-p, -p), (2, 3)), s)
+            signal = x.to(kernel.dtype)
+            if (rows, columns) != (height, width):
+                signal = F.pad(signal, (0, width - columns, 0, height - rows))
+            signal = torch.fft.rfft2(_to_residues(signal, s))
             product = torch.einsum("ocij,ncij->noij", torch.fft.rfft2(kernel).conj(), signal)
             y = torch.fft.irfft2(product, s=(height // s, width // s))
-            y = y[:, :, : self.output_size[0], : self.output_size[1]]
+            if tuple(y.shape[2:]) != self.output_size:
+                y = y[:, :, : self.output_size[0], : self.output_size[1]]
             if self.bias is not None:
                 y = y + self.bias[:, None, None]
         device = x.device.type

@@ -39,6 +39,10 @@ class ResidualLayer(nn.Module):
         self.bias = nn.Parameter(torch.zeros(hidden)) if bias else None
         self.activation = activation(hidden)
         folded_activation(self.activation)
+        self.prepare()
+
+    def prepare(self) -> None:
+        """Make the parameters of the scale, if it has any, beside W."""
 
     @abstractmethod
     def scale(self) -> Tensor:
@@ -46,13 +50,13 @@ class ResidualLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(N, C, *)`` to the same shape."""
-        scale = self.scale().view(-1, *(1,) * (self.weight.dim() - 2))
+        # -2 T W' is scaled as a weight, which is smaller than the map.
+        scale = self.scale()
+        outer = (-2 * scale * scale).view(-1, *(1,) * (self.weight.dim() - 1)) * self.weight
         if self.weight.dim() == 2:
-            h = self.activation(F.linear(x, self.weight, self.bias)) * scale * scale
-            return x - 2 * F.linear(h, self.weight.mT)
-        h = F.conv2d(x, self.weight, self.bias, padding=self.padding)
-        h = self.activation(h) * scale * scale
-        return x - 2 * F.conv_transpose2d(h, self.weight, padding=self.padding)
+            return x + F.linear(self.activation(F.linear(x, self.weight, self.bias)), outer.mT)
+        h = self.activation(F.conv2d(x, self.weight, self.bias, padding=self.padding))
+        return x + F.conv_transpose2d(h, outer, padding=self.padding)
 
     def lipschitz_estimate(self) -> float:
         """1, the constant that the scale aims at."""
@@ -67,6 +71,81 @@ class ResidualLayer(nn.Module):
             None if self.bias is None else constant(self.bias),
             padding=self.padding,
         )
+
+
+class ResidualLinear(ResidualLayer):
+    """Dense :class:`ResidualLayer`; a subclass gives the scale.
+
+    Args:
+        in_features: Size of the input.
+        out_features: Size of the output, the same.
+        activation: s, called with the number of rows of W; slopes in [0, 1].
+        hidden: Rows of W; as many as columns by default.
+        bias: Whether to add a learned bias.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        activation: Callable[[int], nn.Module],
+        hidden: int | None = None,
+        bias: bool = True,
+    ) -> None:
+        if in_features != out_features:
+            raise ValueError(
+                f"{type(self).__name__} adds to its input, so it cannot map {in_features} to "
+                f"{out_features} features: set model.layer.linear to a layer for such places"
+            )
+        rows = _rows(hidden, in_features, "dense")
+        super().__init__((rows, in_features), activation=activation, bias=bias)
+
+
+class ResidualConv2d(ResidualLayer):
+    """Convolutional :class:`ResidualLayer`; a subclass gives the scale.
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Channels of the output, as many.
+        kernel_size: Side of the square kernel, odd.
+        stride: 1.
+        padding: Half the kernel, rounded down.
+        input_size: ``(H, W)`` of the input.
+        activation: s, called with the number of output channels of W; slopes in [0, 1].
+        hidden: Output channels of W; as many as input channels by default.
+        bias: Whether to add a learned bias.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        *,
+        stride: int = 1,
+        padding: int = 0,
+        input_size: tuple[int, int],
+        activation: Callable[[int], nn.Module],
+        hidden: int | None = None,
+        bias: bool = True,
+    ) -> None:
+        if in_channels != out_channels or stride != 1 or 2 * padding != kernel_size - 1:
+            raise ValueError(
+                f"{type(self).__name__} adds to its input, so it cannot map {in_channels} to "
+                f"{out_channels} channels with kernel_size={kernel_size}, stride={stride}, "
+                f"padding={padding}: set model.layer.linear to a layer for such places"
+            )
+        rows = _rows(hidden, in_channels, "conv")
+        shape = (rows, in_channels, kernel_size, kernel_size)
+        super().__init__(shape, activation=activation, bias=bias)
+        self.input_size = input_size
+
+
+def _rows(hidden: int | None, default: int, kind: str) -> int:
+    if hidden is not None and hidden < 1:
+        raise ValueError(f"hidden must be at least 1, got {hidden}: set model.layer.{kind}.hidden")
+    return hidden or default
 
 
 def folded_activation(activation: nn.Module) -> Activation:
@@ -84,38 +163,3 @@ def folded_activation(activation: nn.Module) -> Activation:
         )
     assert isinstance(folded[0], Activation)
     return folded[0]
-
-
-def residual_shape(
-    in_features: int, out_features: int, hidden: int | None, kind: str
-) -> tuple[int, int]:
-    """Shape of a dense W, or ``ValueError`` for sizes that no residual has."""
-    if in_features != out_features:
-        raise ValueError(
-            f"{kind} adds to its input, so it cannot map {in_features} to {out_features} features: "
-            "set model.layer.linear to a layer for such places"
-        )
-    if hidden is not None and hidden < 1:
-        raise ValueError(f"hidden must be at least 1, got {hidden}: set model.layer.dense.hidden")
-    return hidden or in_features, in_features
-
-
-def residual_kernel_shape(
-    in_channels: int,
-    out_channels: int,
-    kernel_size: int,
-    stride: int,
-    padding: int,
-    hidden: int | None,
-    kind: str,
-) -> tuple[int, int, int, int]:
-    """Shape of a convolutional W, or ``ValueError`` for shapes that no residual has."""
-    if in_channels != out_channels or stride != 1 or 2 * padding != kernel_size - 1:
-        raise ValueError(
-            f"{kind} adds to its input, so it cannot map {in_channels} to {out_channels} channels "
-            f"with kernel_size={kernel_size}, stride={stride}, padding={padding}: set "
-            "model.layer.linear to a layer for such places"
-        )
-    if hidden is not None and hidden < 1:
-        raise ValueError(f"hidden must be at least 1, got {hidden}: set model.layer.conv.hidden")
-    return hidden or in_channels, in_channels, kernel_size, kernel_size
