@@ -41,6 +41,8 @@ class SweepProgress(Callback):
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         """Note how it ended."""
+        if not hasattr(self, "board"):
+            return
         if job_return.status == JobStatus.FAILED:
             self._note(config, "failed", " ".join(str(job_return._return_value).split()))
         elif self._noted(config).get("status") != "before":
