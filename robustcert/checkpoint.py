@@ -31,6 +31,7 @@ class Checkpoint:
         epoch: Epochs done when it was written.
         step: Optimizer steps done when it was written.
         metrics: Metrics of its epoch, ``val/...``.
+        training: Those of training, ``train/...``.
         seconds: Seconds of training until it was written.
     """
 
@@ -43,7 +44,13 @@ class Checkpoint:
     epoch: int
     step: int
     metrics: dict[str, float]
+    training: dict[str, float]
     seconds: float
+
+    @property
+    def training_row(self) -> dict[str, float]:
+        """What is logged of the training of its epoch; both numbers count from 0."""
+        return {"epoch": self.epoch - 1, "step": self.step - 1, **self.training}
 
     def load_into(self, model: nn.Module) -> None:
         """Put the weights into a model of the same architecture.
@@ -92,6 +99,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             epoch=int(content["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]),
             step=int(content["global_step"]),
             metrics=dict(record["metrics"]),
+            training=dict(record.get("training", {})),
             seconds=float(record["seconds"]),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -4,7 +4,7 @@ import difflib
 import re
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 from pkgutil import iter_modules
 
@@ -77,7 +77,6 @@ def find_mistake(config_name: str, arguments: list[str]) -> str | None:
 def _check_overrides(
     config_name: str, overrides: list[Override], extra: list[str], sweeping: bool
 ) -> str | None:
-    good = list(extra)
     for override in overrides:
         if override.is_sweep_override() and not sweeping:
             return (
@@ -87,14 +86,27 @@ def _check_overrides(
         mistake = _check_resume(override, sweeping) or _check_extra(override)
         if mistake:
             return mistake
-        candidates = list(_candidates(override))
+    candidates = [list(_candidates(override)) for override in overrides]
+    firsts = [values[:1] for values in candidates]
+    # Composing costs a tenth of a second: once for all, and one by one only to find what is wrong.
+    right = _composes(config_name, [*extra, *chain(*firsts)]) is None
+    for i, (override, values) in enumerate(zip(overrides, candidates, strict=True)):
         is_group = (CONFIG_DIR / override.key_or_group).is_dir()
-        for candidate in candidates if is_group else candidates[:1]:
-            try:
-                hydra.compose(config_name, overrides=[*good, candidate])
-            except (HydraException, OmegaConfBaseException, ValueError) as error:
-                return _explain(config_name, extra, override, candidate, str(error))
-        good += candidates[:1]
+        others = chain(*firsts[:i], *(firsts[i + 1 :] if right else []))
+        good = [*extra, *others]
+        for candidate in (values if is_group else values[:1])[right:]:
+            error = _composes(config_name, [*good, candidate])
+            if error:
+                return _explain(config_name, extra, override, candidate, error)
+    return None
+
+
+def _composes(config_name: str, overrides: list[str]) -> str | None:
+    """Why the overrides do not compose, or None."""
+    try:
+        hydra.compose(config_name, overrides=overrides)
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        return str(error) or type(error).__name__
     return None
 
 

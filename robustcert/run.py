@@ -1,6 +1,5 @@
 """The training run: fit, keep the best checkpoint, certify it."""
 
-import csv
 import inspect
 import json
 import logging
@@ -15,7 +14,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
-from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.strategies.launchers import (
     _MultiProcessingLauncher,
@@ -47,6 +46,7 @@ from robustcert.callbacks import (
 from robustcert.certification import build_attack, build_certifier, certify, check_radii
 from robustcert.checkpoint import Checkpoint, read_checkpoint
 from robustcert.data import DataModule
+from robustcert.metrics_file import MetricsFile
 from robustcert.module import CertifiedClassifier, DivergedError
 from robustcert.results import new_row, write_row
 from robustcert.signature import ConfigError, check_value, check_values
@@ -135,8 +135,8 @@ def train(
     _announce(run_dir, module, trainer, before)
     try:
         if logger:
-            if before and trainer.is_global_zero:
-                _keep_rows(logger, before.epoch)
+            if isinstance(logger, MetricsFile) and trainer.is_global_zero:
+                logger.keep(before.epoch if before else 0, before.training_row if before else {})
             if isinstance(logger, WandbLogger) and trainer.is_global_zero:
                 start(logger, {"parameters": _count_parameters(module)})
             logger.log_hyperparams(recorded)
@@ -336,7 +336,8 @@ def _finish(
     if config["certify"]:
         certified = _certify(config, best.path)
         if logger:
-            _log_certified(logger, certified, last.step)
+            logger.log_metrics(certified, step=last.step)
+            logger.save()
         folder = run_dir / "certificate"
         claim = json.loads((folder / "certificate.json").read_text())
         results["seconds"] |= {"certify": claim["seconds"], "attack": claim["attack"]["took"]}
@@ -364,35 +365,6 @@ def _certify(config: Config, best: Path) -> dict[str, float]:
         raise SystemExit(
             f"interrupted: training is done, certify with python certify.py checkpoint={best}"
         ) from error
-
-
-def _keep_rows(logger: Logger, epochs: int) -> None:
-    # The logger deletes the metrics that it finds: put back those of the epochs already done.
-    if not isinstance(logger, CSVLogger):
-        return
-    path = Path(logger.log_dir) / "metrics.csv"
-    rows = []
-    if path.is_file():
-        with path.open(newline="") as file:
-            rows = [
-                row for row in csv.DictReader(file) if row["epoch"] and int(row["epoch"]) < epochs
-            ]
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*Previous log files.*")
-        writer = logger.experiment
-    writer.metrics = [{k: v for k, v in row.items() if v != ""} for row in rows]
-    writer.save()
-
-
-def _log_certified(logger: Logger, certified: dict[str, float], step: int) -> None:
-    if isinstance(logger, CSVLogger):
-        # Where the ranks were forked, the file has columns that this process never wrote.
-        path = Path(logger.log_dir) / "metrics.csv"
-        if path.is_file():
-            with path.open(newline="") as file:
-                logger.experiment.metrics_keys = next(csv.reader(file))
-    logger.log_metrics(certified, step=step)
-    logger.save()
 
 
 def _count_parameters(module: CertifiedClassifier) -> int:

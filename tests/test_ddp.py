@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from lightning.pytorch import Trainer
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
 from runs import TINY, compose
 
 from robustcert.build import COMMAND_LINE_TARGETS, build_data, build_dataset, build_module
@@ -33,12 +34,28 @@ def validate_alone(checkpoint: Checkpoint) -> dict[str, float]:
     return dict(metrics)
 
 
+class KeepVectors(Callback):
+    """Writes down each rank's state of the power iterations."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        buffers = dict(pl_module.named_buffers())
+        vectors = {name: value for name, value in buffers.items() if name.endswith(".vector")}
+        torch.save(vectors, self.folder / f"vectors{trainer.global_rank}.pt")
+
+
 @pytest.mark.parametrize("batch_size", [1024, 1])
 def test_validation_counts_every_sample_once(tmp_path: Path, batch_size: int) -> None:
     # With single samples the ranks have 73 and 72 batches: nothing may wait for the other rank.
     batches = f"loader.eval_batch_size={batch_size}"
     config = compose(*TINY, *RANKS, *ODD, "trainer.strategy=ddp_fork", "certify=false", batches)
-    score = train(config, tmp_path, multirun=True)
+    score = train(config, tmp_path, multirun=True, callbacks=[KeepVectors(tmp_path)])
+    vectors = [torch.load(tmp_path / f"vectors{rank}.pt", weights_only=True) for rank in (0, 1)]
+    assert len(vectors[0]) == 2
+    for name, vector in vectors[0].items():
+        assert torch.equal(vector, vectors[1][name])
     last = read_checkpoint(tmp_path / "checkpoints" / "last.ckpt")
     alone = validate_alone(last)
     exact = [key for key in alone if "vra" in key or key in ("val/accuracy", "val/rejection")]

@@ -54,7 +54,9 @@ LIBRARY: dict[str, set[str]] = {
 SKINS = {
     "hydra": {"build", "command_line", "main", "sweep"},
     "omegaconf": {"build", "command_line", "main", "sweep"},
-    "lightning": {"build", "callbacks", "checkpoint", "data", "module", "run", "wandb_run"},
+    "lightning": {
+        *("build", "callbacks", "checkpoint", "data", "metrics_file", "module", "run", "wandb_run")
+    },
     "pytorch_lightning": set(),
     "wandb": {"wandb_run"},
 }

@@ -53,9 +53,13 @@ class RecordRun(Callback):
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Add the record, the metrics of this epoch and the seconds of training so far."""
-        metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
-        seconds = self._seconds_before + time.perf_counter() - self._started
-        checkpoint[RECORD_KEY] = {**self.record, "metrics": metrics, "seconds": seconds}
+        logged = {k: float(v) for k, v in trainer.callback_metrics.items()}
+        checkpoint[RECORD_KEY] = {
+            **self.record,
+            "metrics": {k: v for k, v in logged.items() if k.startswith("val/")},
+            "training": {k: v for k, v in logged.items() if k.startswith("train/")},
+            "seconds": self._seconds_before + time.perf_counter() - self._started,
+        }
 
 
 class BestCheckpoint(ModelCheckpoint):
