@@ -24,7 +24,7 @@ from robustcert.certification import certify
 from robustcert.certifiers import Certificates, LipschitzCertifier
 from robustcert.check import check
 from robustcert.check.__main__ import main
-from robustcert.data import DatasetError, Digits
+from robustcert.data import DatasetError, Digits, Stream
 from robustcert.samples import SampleFiles, read_radii
 
 QUICK = {"samples": 4, "steps": 2, "seconds": 0.0}
@@ -233,6 +233,15 @@ def test_the_samples_are_a_safetensors_file(tmp_path: Path, dtype: torch.dtype) 
     assert written[0] == written[1]
     split = files.split(torch.empty(0))
     assert torch.equal(split.inputs[torch.tensor([9, 2])], found["inputs"][[9, 2]])
+    assert torch.equal(split.inputs[:3], found["inputs"][:3])
+    stored = split.inputs
+    assert isinstance(stored, Stream)
+    assert torch.equal(stored.select(slice(4, 8)).select([3, 0])[:], found["inputs"][[7, 4]])
+    os.truncate(
+        tmp_path / "samples.safetensors", (tmp_path / "samples.safetensors").stat().st_size - 1
+    )
+    with pytest.raises(ValueError, match="row 9 is not there"):
+        stored[:]
     assert torch.equal(
         read_radii(tmp_path / "radii.csv").radius, torch.arange(10, dtype=torch.float64) / 3
     )
