@@ -210,9 +210,19 @@ class CertifiedClassifier(LightningModule):
                 "the schedules need to know the end of training: set trainer.max_epochs"
             )
         optimizer = self.optimizer(self.parameters())
+        _refuse_averages_of_steps(optimizer, self.model)
         total = max(1, int(steps))
         scheduler = LambdaLR(optimizer, lambda step: self.lr_schedule(step / total))
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
+
+
+def _refuse_averages_of_steps(optimizer: Optimizer, model: nn.Module) -> None:
+    steps = next((m for m in model.modules() if getattr(m, "weights_are_steps", False)), None)
+    if steps is not None and getattr(optimizer, "averages_weights", False):
+        raise ValueError(
+            f"{type(optimizer).__name__} averages weights, but those of {type(steps).__name__} are "
+            "steps on a manifold, whose average means nothing: set optimizer=nadam or another layer"
+        )

@@ -228,7 +228,11 @@ def _build_trainer(
 
 def _guard_launch(trainer: Trainer, multirun: bool) -> None:
     launcher = trainer.strategy.launcher
-    if multirun and trainer.num_devices > 1 and isinstance(launcher, _SubprocessScriptLauncher):
+    repeats = (
+        isinstance(launcher, _SubprocessScriptLauncher)
+        and not launcher.cluster_environment.creates_processes_externally
+    )
+    if multirun and trainer.num_devices > 1 and repeats:
         # Lightning would start each further rank by running this command again: the whole sweep.
         raise ConfigError(
             f"trainer.devices={trainer.num_devices}: this strategy starts its ranks by running the "

@@ -298,7 +298,12 @@ def test_a_planted_counterexample_lies_outside_the_radius(layer: str, distance: 
     x = torch.cat([torch.randn(60, 6) / 2, sample.expand(20, -1), planted.expand(20, -1)])
     y = torch.cat([torch.zeros(80), torch.ones(20)]).long()
     model = mlp(layer, "maxmin", features=6, classes=2, normalize_head=False)
-    found = certify(fit(model, x, y, 0.0, 60), torch.cat([sample, planted]))
+    both = torch.cat([sample, planted])
+    # Another processor rounds otherwise and may need more steps to learn the planted point.
+    for _ in range(10):
+        found = certify(fit(model, x, y, 0.0, 60), both)
+        if found.prediction.tolist() == [0, 1]:
+            break
     assert found.prediction.tolist() == [0, 1]
     # The boundary passes between them, so the balls do not even overlap.
     assert 0.4 * distance < found.radius.sum() <= distance

@@ -4,12 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 from runs import WANDB, compose
 
 from robustcert.build import COMMAND_LINE_TARGETS, build_module, check
 from robustcert.command_line import CONFIG_DIR
 from robustcert.data import Dataset, Examples
+from robustcert.lipschitz import pairwise_lipschitz_estimate
 
 GROUPS = sorted(
     p.name for p in CONFIG_DIR.iterdir() if p.is_dir() and p.name not in ("hydra", "experiment")
@@ -70,6 +72,21 @@ def test_every_experiment_composes_and_fits_its_classes(experiment: str) -> None
 def test_every_part_of_a_network_can_be_built(group: str, option: str) -> None:
     config = compose(f"{group}={option}", "model.width=8", "model.depth=2")
     build_module(config, Shaped(), COMMAND_LINE_TARGETS)
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_builds_a_narrow_network(experiment: str) -> None:
+    config = compose(f"experiment={experiment}")
+    narrow = {"width": 16, "depth": 2, "neck_channels": 32, "dense_width": 32}
+    config["model"] |= {k: v for k, v in narrow.items() if config["model"].get(k)}
+    dataset = Shaped()
+    dataset.input_shape = (1 if "mnist" in experiment else 3, 16, 16)
+    module = build_module(config, dataset, COMMAND_LINE_TARGETS)
+    x = torch.rand(2, *dataset.input_shape)
+    pairwise = pairwise_lipschitz_estimate(module.model)
+    loss = module.objective(module(x), torch.tensor([0, 2]), pairwise, module.epsilon)
+    loss.backward()
+    assert loss.isfinite()
 
 
 def test_every_option_of_certify_composes() -> None:

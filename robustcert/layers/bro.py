@@ -104,8 +104,13 @@ class _SolveGram(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         v, factor, solution = ctx.saved_tensors
         at_right = torch.cholesky_solve(grad, factor)
-        at_gram = at_right @ solution.mT
-        return -v @ (at_gram + at_gram.mT), at_right
+        if 4 * solution.shape[1] < v.shape[1]:
+            # A small batch: the gradient at the Gram matrix has a low rank and is not formed.
+            at_v = v @ at_right @ solution.mT + v @ solution @ at_right.mT
+        else:
+            at_gram = at_right @ solution.mT
+            at_v = v @ (at_gram + at_gram.mT)
+        return -at_v, at_right
 
 
 def rank(size: int) -> int:

@@ -35,7 +35,8 @@ class Centering(nn.Module):
         mean = self.mean
         if self.training:
             mean = x.transpose(0, 1).flatten(1).mean(1)
-            self._follow(mean.detach().to(self.mean))
+            # A copy: the ranks add theirs to it in place, and this batch's mean stays its own.
+            self._follow(mean.detach().to(self.mean, copy=True))
         return mean.view(-1, *(1,) * (x.dim() - 2))
 
     def forward(self, x: Tensor) -> Tensor:

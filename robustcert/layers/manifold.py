@@ -33,7 +33,8 @@ class ManifoldOrthogonal(nn.Module):
     returned to the manifold by its polar factor from time to time. In evaluation nothing moves and
     :math:`W = X \exp(A)`. Rows or columns of the larger square are orthonormal.
 
-    Wrappers that average parameters (Lookahead, schedule-free) would average steps, not matrices.
+    Optimizers that average weights (Lookahead, schedule-free) would average steps from different
+    points, not matrices; the LightningModule refuses them.
 
     Reference: Hu, Hu and Fredrikson, `LipNeXt <https://arxiv.org/abs/2601.18513>`_, ICLR 2026.
 
@@ -43,6 +44,7 @@ class ManifoldOrthogonal(nn.Module):
         retract_every: Steps from one retraction to the next.
     """
 
+    weights_are_steps = True
     point: Tensor
     steps: Tensor
 

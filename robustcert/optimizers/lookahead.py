@@ -28,6 +28,8 @@ class Lookahead(pytorch_optimizer.Lookahead):
         alpha: Share of the way that is kept. In (0, 1).
     """
 
+    averages_weights = True
+
     def __init__(
         self,
         params: Iterable[nn.Parameter],

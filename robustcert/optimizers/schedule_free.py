@@ -25,6 +25,8 @@ class ScheduleFreeAdamW(schedulefree.AdamWScheduleFree):
         warmup_steps: Steps in which the rate rises linearly.
     """
 
+    averages_weights = True
+
     def __init__(
         self,
         params: Iterable[nn.Parameter],
