@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from decimal import ROUND_FLOOR, Decimal, localcontext
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from robustcert.certifiers import Certificates
 from robustcert.data import Stream
+from robustcert.data.dataset import Rows
 
 RADII = "radii.csv"
 SAMPLES = "samples.safetensors"
@@ -63,6 +63,47 @@ class CertifiedSplit:
         top = float(finite.max()) if len(finite) else 0.0
         grid = torch.linspace(0, top * 1.02 or 1.0, points, dtype=torch.float64)
         return grid.tolist(), [(self.certified_count(float(r)) / len(radius)) for r in grid]
+
+
+class StoredInputs(Stream):
+    """Inputs of a file, read when they are indexed.
+
+    Not mapped: around each row that is touched, the kernel maps up to half a megabyte.
+
+    Args:
+        path: The file.
+        start: Where in it the inputs begin, in bytes.
+        shape: Of all inputs, ``(N, *input_shape)``.
+        dtype: Of the inputs, uint8 or float32.
+        rows: Which of them, shape ``(M,)``; all by default.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        start: int,
+        shape: tuple[int, ...],
+        dtype: torch.dtype,
+        rows: Tensor | None = None,
+    ) -> None:
+        self.path, self.start = path, start
+        self.rows = torch.arange(shape[0]) if rows is None else rows
+        self.shape, self.dtype = (len(self.rows), *shape[1:]), dtype
+
+    def __getitem__(self, rows: Rows) -> Tensor:
+        chosen = self.rows[rows].tolist()
+        found = torch.empty(len(chosen), *self.shape[1:], dtype=self.dtype)
+        with self.path.open("rb") as file:
+            for one, row in zip(found.numpy(), chosen, strict=True):
+                file.seek(self.start + row * one.nbytes)
+                if file.readinto(one) != one.nbytes:
+                    raise ValueError(f"{self.path}: row {row} is not there: the file was cut")
+        return found
+
+    def select(self, rows: Rows) -> "StoredInputs":
+        """The inputs at the given rows, unread."""
+        shape = (0, *self.shape[1:])
+        return StoredInputs(self.path, self.start, shape, self.dtype, self.rows[rows])
 
 
 class SampleFiles:
@@ -116,17 +157,9 @@ class SampleFiles:
 
     def split(self, source: Tensor | Stream) -> CertifiedSplit:
         """All samples, once appended; ``source`` has the inputs that are here as digests only."""
-        inputs = source
-        if not self.by_digest:
-            # Mapped, not read: whoever indexes it pays for the rows asked for.
-            mapped = np.memmap(
-                self.folder / SAMPLES,
-                np.uint8 if self.dtype == torch.uint8 else np.float32,
-                "c",
-                len(self._head),
-                (len(self.labels), *self.shape),
-            )
-            inputs = torch.from_numpy(mapped)
+        shape = (len(self.labels), *self.shape)
+        stored = StoredInputs(self.folder / SAMPLES, len(self._head), shape, self.dtype)
+        inputs = source if self.by_digest else stored
         certificates = read_radii(self.folder / RADII)
         return CertifiedSplit(inputs, self.labels, self.indices, certificates)
 

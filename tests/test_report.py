@@ -79,11 +79,11 @@ def test_a_half_finished_sweep_tells_what_is_missing(tmp_path: Path) -> None:
     write_run(tmp_path / "0")
     (tmp_path / "1" / "checkpoints").mkdir(parents=True)
     (tmp_path / "2" / ".hydra").mkdir(parents=True)
-    (tmp_path / "2" / ".hydra" / "overrides.yaml").write_text("- seed=2\n")
+    (tmp_path / "2" / ".hydra" / "overrides.yaml").write_text("- seed=2\n- epsilon=1\n")
     (tmp_path / "2" / "train.log").write_text("[ERROR] error: training diverged\n")
     (tmp_path / "multirun.yaml").write_text(
         "hydra:\n  sweeper: {_target_: x.BasicSweeper, params: null}\n"
-        "  overrides: {task: ['seed=2,3']}\n"
+        "  overrides: {task: [epsilon=1, 'seed=2,3']}\n"
     )
     found = {run.name: (run.state, run.detail) for run in find_runs([tmp_path])}
     assert found == {

@@ -67,7 +67,7 @@ def cross_check(
     started = time.monotonic()
     attacked, quotients = 0, []
     for chunk in rows.split(_CHUNK):
-        if time.monotonic() - started > seconds:
+        if time.monotonic() - started >= seconds:
             break
         inputs, label, size = x[chunk].double(), prediction[chunk], radius[chunk]
         least, _ = margin_attack(

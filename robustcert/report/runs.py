@@ -104,8 +104,9 @@ def find_runs(roots: Sequence[Path]) -> list[Run]:
     if not found and not missing:
         shown = ", ".join(map(str, roots))
         raise ReportError(f"{shown}: no runs: expected folders with results.json in them")
-    begun = {run.overrides for run in found.values()}
-    missing = [run for run in missing if run.overrides not in begun]
+    # In whatever order they were typed.
+    begun = {frozenset(run.overrides) for run in found.values()}
+    missing = [run for run in missing if frozenset(run.overrides) not in begun]
     return _mark_duplicates(sorted([*found.values(), *missing], key=_order))
 
 
