@@ -37,6 +37,7 @@ from robustcert.check.reader import (
 from robustcert.check.report import Report
 
 FORMAT = 1
+NETWORK = "network.safetensors"
 STATEMENT = {
     "statement": (
         "For every sample listed as certified with radius r, every input at l2 distance less than r"
@@ -92,35 +93,24 @@ def check(
         UnreadableError: the folder is malformed, or of a kind that this checker does not know.
         ImportError: the network needs python-flint, which is not there.
     """
-    _check_arithmetic()
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise UnreadableError(f"{show(str(folder))}: no folder")
+    folder = _open(folder)
     content = {name: read_bytes(folder, name) for name in FILES}
-    claim = parse_json(content["certificate.json"], "certificate.json")
-    keys(claim, "certificate.json", {"format"})
-    if claim["format"] != FORMAT or type(claim["format"]) is not int:
-        raise UnreadableError(f"certificate.json: unknown format {show(claim['format'])}")
-    keys(claim, "certificate.json", CLAIMS)
     report = Report()
+    claim = _read_claim(content)
     deployed, proof = _check_statement(claim["claim"])
     if proof == "lipsdp":
         content[MULTIPLIERS] = read_bytes(folder, MULTIPLIERS)
+    names = {name for name in content if name != "certificate.json"}
+    keys(claim["files"], "files", names, set())
     _check_files(claim["files"], content, report)
-    tensors = parse_safetensors(content["network.safetensors"], "network.safetensors")
-    operations = read_network(claim["network"], tensors)
+    operations, tensors = _read_operations(claim, content, report)
     samples = _read_samples(content["samples.safetensors"], operations)
     rows = parse_radii(content["radii.csv"], len(samples.labels))
-    found = digest(operations[0].input_shape, operations)
     if FLOAT32 in deployed and any(array.dtype == np.float64 for array in tensors.values()):
         raise UnreadableError(
             "claim functions: F32 of a network with float64 constants is not known"
         )
-    report.expect(claim["network"]["digest"] == found, f"network digest: it is {found}")
-    report.note("files", "sha256 and network digest recomputed")
-    proved = _check_bounds(items(claim["bounds"], "bounds"), operations, report)
-    multipliers = _read_multipliers(content, operations, report) if proof == "lipsdp" else []
-    pairwise = _check_pairwise(claim["pairwise"], operations, proved, multipliers, report)
+    proved, pairwise = _prove_constants(claim, content, operations, proof, report)
     _check_table(rows, samples, len(pairwise), report)
     _check_summary(claim["summary"], rows, report)
     if proof == "second-order":
@@ -142,6 +132,83 @@ def check(
     return report
 
 
+@dataclass(frozen=True)
+class ProvedNetwork:
+    """The network of a folder, with what was proved of it.
+
+    Attributes:
+        operations: Applied in turn.
+        digest: Of the network, recomputed.
+        pairwise: Proved constants of logit i minus logit j, ``(C, C)``.
+        proof: What the folder says that its radii rest on.
+    """
+
+    operations: tuple[Operation, ...]
+    digest: str
+    pairwise: Floats
+    proof: str
+
+
+def prove_network(folder: str | Path) -> tuple[ProvedNetwork, Report]:
+    """Prove a folder's constants without its samples and radii, which need not be there.
+
+    Raises:
+        UnreadableError: as for :func:`check`.
+    """
+    folder = _open(folder)
+    content = {name: read_bytes(folder, name) for name in ("certificate.json", NETWORK)}
+    report = Report()
+    claim = _read_claim(content)
+    _, proof = _check_statement(claim["claim"])
+    if proof == "lipsdp":
+        content[MULTIPLIERS] = read_bytes(folder, MULTIPLIERS)
+    keys(claim["files"], "files", content.keys() - {"certificate.json"})
+    _check_files(claim["files"], content, report)
+    operations, _ = _read_operations(claim, content, report)
+    _, pairwise = _prove_constants(claim, content, operations, proof, report)
+    found = digest(operations[0].input_shape, operations)
+    return ProvedNetwork(operations, found, np.array(pairwise), proof), report
+
+
+def _open(folder: str | Path) -> Path:
+    _check_arithmetic()
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UnreadableError(f"{show(str(folder))}: no folder")
+    return folder
+
+
+def _read_claim(content: dict[str, bytes]) -> dict[str, Any]:
+    claim = parse_json(content["certificate.json"], "certificate.json")
+    keys(claim, "certificate.json", {"format"})
+    if claim["format"] != FORMAT or type(claim["format"]) is not int:
+        raise UnreadableError(f"certificate.json: unknown format {show(claim['format'])}")
+    return keys(claim, "certificate.json", CLAIMS)
+
+
+def _read_operations(
+    claim: dict[str, Any], content: dict[str, bytes], report: Report
+) -> tuple[tuple[Operation, ...], dict[str, Array]]:
+    tensors = parse_safetensors(content[NETWORK], NETWORK)
+    operations = read_network(claim["network"], tensors)
+    found = digest(operations[0].input_shape, operations)
+    report.expect(claim["network"]["digest"] == found, f"network digest: it is {found}")
+    report.note("files", "sha256 and network digest recomputed")
+    return operations, tensors
+
+
+def _prove_constants(
+    claim: dict[str, Any],
+    content: dict[str, bytes],
+    operations: tuple[Operation, ...],
+    proof: str,
+    report: Report,
+) -> tuple[dict[str, Fraction], list[list[float]]]:
+    proved = _check_bounds(items(claim["bounds"], "bounds"), operations, report)
+    multipliers = _read_multipliers(content, operations, report) if proof == "lipsdp" else []
+    return proved, _check_pairwise(claim["pairwise"], operations, proved, multipliers, report)
+
+
 def _check_arithmetic() -> None:
     tiny = np.array([2.0**-1022, 1.0, 1.0])
     with np.errstate(all="ignore"):
@@ -153,9 +220,7 @@ def _check_arithmetic() -> None:
 
 
 def _check_files(claimed: Any, content: dict[str, bytes], report: Report) -> None:
-    names = [name for name in content if name != "certificate.json"]
-    keys(claimed, "files", set(names), set())
-    for name in names:
+    for name in sorted(content.keys() - {"certificate.json"}):
         found = sha256(content[name])
         report.expect(claimed[name] == found, f"{name}: its sha256 is {found}, not as claimed")
 
