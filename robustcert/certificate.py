@@ -23,10 +23,17 @@ CLAIM = (
     "For every sample listed as certified with radius r, every input at l2 distance less than r "
     "from the sample gets the listed prediction, as the unique largest logit."
 )
+SMOOTHED_CLAIM = (
+    "Not proved: for every sample listed with radius r, with the confidence stated beside it, every "
+    "input at l2 distance less than r from the sample gets the listed prediction from the smoothed "
+    "classifier."
+)
 FUNCTIONS = {
     "R": "the real-valued function that the float constants of the network define",
     "F64": "the network evaluated in IEEE float64, summed in any order",
     "F32": "the network evaluated in IEEE float32, summed in any order, without TF32",
+    "smoothed": "the classifier that returns the most probable class of the network under Gaussian "
+    "noise of standard deviation sigma, in real arithmetic",
 }
 
 
@@ -58,6 +65,10 @@ class CertifiedSplit:
     def certified_count(self, radius: float) -> int:
         """Samples that are correct and certified beyond ``radius``."""
         return int((self.correct & (self.certificates.radius > radius)).sum())
+
+    def status(self, smoothing: dict[str, Any] | None) -> str:
+        """What radii.csv calls a sample with a radius: certified, or true with some confidence."""
+        return "certified" if smoothing is None else f"confidence {smoothing['confidence']}"
 
     def curve(self, points: int = 200) -> tuple[list[float], list[float]]:
         """Radii and verified robust accuracy up to the largest certified radius."""
@@ -150,7 +161,8 @@ def write_certificate(
         radii: Radii at which certified samples are counted.
         record: Provenance: configuration, checkpoint, dataset, environment, attack; and
             ``functions``, the keys of :data:`FUNCTIONS` that the claim speaks of, and ``proof``,
-            see :meth:`robustcert.certifiers.LipschitzCertifier.proof`.
+            see :meth:`robustcert.certifiers.LipschitzCertifier.proof`; and ``smoothing``, what
+            :meth:`robustcert.certifiers.LipschitzCertifier.smoothing` says of claims without proof.
         multipliers: What proves pairwise constants below the product of norms, see
             :meth:`robustcert.certifiers.LipschitzCertifier.multiplier_tensors`.
 
@@ -170,20 +182,22 @@ def write_certificate(
     if multipliers is not None:
         save_file(multipliers, folder / "multipliers.safetensors")
         names.append("multipliers.safetensors")
-    _write_radii(folder / "radii.csv", split)
+    smoothing = record.get("smoothing")
+    _write_radii(folder / "radii.csv", split, split.status(smoothing))
     count = len(split.target)
     correct = int(split.correct.sum())
     claim = {
         "format": FORMAT,
         "robustcert": __version__,
         "claim": {
-            "statement": CLAIM,
+            "statement": CLAIM if smoothing is None else SMOOTHED_CLAIM,
             "norm": "l2",
             "units": "input units: distances between inputs with values in [0, 1]",
             "domain": "all of R^d, no clipping",
             "inputs": "float32 values; a uint8 pixel p stands for float32(p / 255)",
             "functions": {key: FUNCTIONS[key] for key in record["functions"]},
             "proof": record.get("proof", "lipschitz"),
+            **({} if smoothing is None else {"smoothing": smoothing}),
         },
         "network": {
             "input_shape": list(network.input_shape),
@@ -200,7 +214,7 @@ def write_certificate(
                 for r in radii
             ],
         },
-        **{key: value for key, value in record.items() if key not in ("functions", "proof")},
+        **{key: value for key, value in record.items() if key not in _CLAIMED},
         "files": {name: _digest(folder / name) for name in names},
     }
     text = json.dumps(claim, indent=1, allow_nan=False)
@@ -208,7 +222,10 @@ def write_certificate(
     return claim
 
 
-def _write_radii(path: Path, split: CertifiedSplit) -> None:
+_CLAIMED = ("functions", "proof", "smoothing")
+
+
+def _write_radii(path: Path, split: CertifiedSplit, positive: str) -> None:
     certificates = split.certificates
     with path.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
@@ -224,7 +241,7 @@ def _write_radii(path: Path, split: CertifiedSplit) -> None:
             certificates.margin.tolist(),
             strict=True,
         ):
-            status = "certified" if radius > 0 else "abstain"
+            status = positive if radius > 0 else "abstain"
             writer.writerow(
                 [
                     index,

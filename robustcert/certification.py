@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -133,6 +133,9 @@ def certify(
         )
         seconds = time.perf_counter() - started
         log.info("%d samples certified in %.1f s", count, seconds)
+        if not proving.deterministic:
+            # An attack on the network says nothing about the smoothed classifier.
+            attacking = replace(attacking, samples=0)
         attacked = _attack(network, result, thresholds, attacking)
         tightness = _tightness(network, result, pairwise)
     record = {
@@ -147,6 +150,8 @@ def certify(
         "gradient_over_bound": tightness,
         "seconds": round(seconds, 3),
     }
+    if not proving.deterministic:
+        record["smoothing"] = proving.smoothing()
     with complete_folder(folder, replaceable=is_certificate) as temporary:
         claim = write_certificate(
             temporary,
@@ -165,17 +170,22 @@ def certify(
             samples=count,
             attacked=attacked["samples"],
             title=f"{source.name}, {split} split",
+            label=_verified(claim),
         )
     _print_table(claim, folder)
     return summarize(claim)
 
 
 def summarize(claim: Mapping[str, Any]) -> dict[str, float]:
-    """Metrics of a claim: ``<split>/accuracy`` and ``<split>/vra_<radius>``."""
+    """Metrics of a claim: ``<split>/accuracy`` and ``<split>/vra_<radius>``.
+
+    Without a proof it is ``<split>/smoothed_<radius>``.
+    """
     summary, split = claim["summary"], claim["dataset"]["split"]
+    name = "smoothed" if "smoothing" in claim["claim"] else "vra"
     metrics = {f"{split}/accuracy": summary["correct"] / summary["samples"]}
     for row in summary["certified"]:
-        metrics[f"{split}/vra_{row['decimal']:.4g}"] = row["count"] / summary["samples"]
+        metrics[f"{split}/{name}_{row['decimal']:.4g}"] = row["count"] / summary["samples"]
     return metrics
 
 
@@ -292,13 +302,19 @@ def _tightness(
     return {"median": float(ratio.median()), "max": float(ratio.max()), "samples": len(x)}
 
 
+def _verified(claim: Mapping[str, Any]) -> str:
+    """What a share of samples with radii is called."""
+    smoothing = claim["claim"].get("smoothing")
+    return f"with confidence {smoothing['confidence']} each" if smoothing else "verified"
+
+
 def _print_table(claim: Mapping[str, Any], folder: Path) -> None:
     summary, attack, dataset = claim["summary"], claim["attack"], claim["dataset"]
     count = summary["samples"]
     empirical = dict(zip(attack["radii"], attack["accuracy"], strict=True))
     table = Table(title=f"{dataset['name']}, {dataset['split']} split, {count} samples")
     table.add_column("radius", justify="right")
-    table.add_column("verified", justify="right")
+    table.add_column(_verified(claim), justify="right")
     table.add_column(f"under PGD ({attack['samples']})", justify="right")
     table.add_row("0", f"{summary['correct'] / count:.4f}", "", end_section=True)
     for row in summary["certified"]:
@@ -310,6 +326,13 @@ def _print_table(claim: Mapping[str, Any], folder: Path) -> None:
         )
     console = Console(soft_wrap=True)
     console.print(table)
+    smoothing = claim["claim"].get("smoothing")
+    if smoothing:
+        console.print(
+            f"not proved: each radius is true with probability {smoothing['confidence']} or more, of "
+            f"the classifier smoothed by noise of {smoothing['sigma']}, from {smoothing['n']} draws",
+            highlight=False,
+        )
     ratio = claim["gradient_over_bound"]
     console.print(
         f"gradient over Lipschitz bound: median {ratio['median']:.3f}, largest {ratio['max']:.3f} "

@@ -158,6 +158,11 @@ def load(
     if not report.verified:
         reasons = [*report.mismatches, *report.uncovered]
         raise UnsoundNetworkError(f"{folder}: not proved, so not loaded: {reasons[0]}")
+    if proved.proof == "smoothing":
+        raise UnsoundNetworkError(
+            f"{folder} speaks of a smoothed classifier, which no single forward pass evaluates: "
+            "load a certificate of another certifier"
+        )
     network = restore_network(proved.operations)
     if network.digest() != proved.digest:
         raise UnsoundNetworkError(f"{folder}: its network cannot be restored as it was")

@@ -5,13 +5,16 @@ from robustcert.certifiers.combined import CombinedCertifier, robust_accuracy_br
 from robustcert.certifiers.diagnostic import gradient_ratio
 from robustcert.certifiers.lipschitz import Certificates, LipschitzCertifier, certify
 from robustcert.certifiers.lipsdp import LipSDPCertifier
+from robustcert.certifiers.smoothing import SmoothingCertifier, clopper_pearson_low
 
 __all__ = [
     "Certificates",
     "CombinedCertifier",
     "LipSDPCertifier",
     "LipschitzCertifier",
+    "SmoothingCertifier",
     "certify",
+    "clopper_pearson_low",
     "gradient_ratio",
     "robust_accuracy_bracket",
     "strict_arithmetic",

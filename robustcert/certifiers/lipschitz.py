@@ -51,6 +51,9 @@ class LipschitzCertifier:
             float64, or float32, whose worst-case error often leaves nothing.
     """
 
+    # Whether what it says of the network is proved, rather than true with some probability.
+    deterministic = True
+
     def __init__(self, arithmetic: Literal["float64", "float32"] = "float64") -> None:
         self.dtype = {"float64": torch.float64, "float32": torch.float32}[arithmetic]
         self.functions = ["R", "F64"] if arithmetic == "float64" else ["R", "F32"]
@@ -73,6 +76,10 @@ class LipschitzCertifier:
 
     def multiplier_tensors(self, network: PlainNetwork) -> dict[str, Tensor] | None:
         """What the independent checker needs to prove semidefinite bounds; None without them."""
+        return None
+
+    def smoothing(self) -> dict[str, float | int] | None:
+        """Noise and confidence of a claim that is true with some probability; None of a proof."""
         return None
 
     def distances(

@@ -53,7 +53,18 @@ FUNCTIONS = {
     "F64": "the network evaluated in IEEE float64, summed in any order",
     "F32": "the network evaluated in IEEE float32, summed in any order, without TF32",
 }
-PROOFS = ("lipschitz", "lipsdp", "second-order")
+# What is claimed without proof, of another function and with other words.
+SMOOTHED = (
+    "Not proved: for every sample listed with radius r, with the confidence stated beside it, every "
+    "input at l2 distance less than r from the sample gets the listed prediction from the smoothed "
+    "classifier."
+)
+SMOOTHED_FUNCTION = (
+    "the classifier that returns the most probable class of the network under Gaussian noise of "
+    "standard deviation sigma, in real arithmetic"
+)
+SMOOTHING = {"sigma", "n0", "n", "alpha", "confidence", "seed"}
+PROOFS = ("lipschitz", "lipsdp", "second-order", "smoothing")
 WEIGHTED = ("dense", "convolution", "sandwich", "residual_block", "circular_convolution")
 CLAIMS = {"format", "robustcert", "claim", "network", "bounds", "pairwise", "summary", "files"}
 
@@ -105,7 +116,8 @@ def check(
     _check_files(claim["files"], content, report)
     operations, tensors = _read_operations(claim, content, report)
     samples = _read_samples(content["samples.safetensors"], operations)
-    rows = parse_radii(content["radii.csv"], len(samples.labels))
+    certified = _status(claim["claim"], proof)
+    rows = parse_radii(content["radii.csv"], len(samples.labels), certified)
     if FLOAT32 in deployed and any(array.dtype == np.float64 for array in tensors.values()):
         raise UnreadableError(
             "claim functions: F32 of a network with float64 constants is not known"
@@ -115,6 +127,8 @@ def check(
     _check_summary(claim["summary"], rows, report)
     if proof == "second-order":
         report.uncovered.append("second-order radii are not re-proved by this checker")
+    if proof == "smoothing":
+        report.uncovered.append("probabilistic: not re-proved, and true with some confidence only")
     if report.verified:
         upper = {path: math.nextafter(float(value), math.inf) for path, value in proved.items()}
         network = Network(operations, upper, np.array(pairwise), deployed)
@@ -226,10 +240,18 @@ def _check_files(claimed: Any, content: dict[str, bytes], report: Report) -> Non
 
 
 def _check_statement(claim: Any) -> tuple[list[Arithmetic], str]:
-    keys(claim, "claim", {*STATEMENT, "functions"}, {"proof"})
-    for key, known in STATEMENT.items():
+    smoothed = isinstance(claim, dict) and claim.get("proof") == "smoothing"
+    own = {"smoothing"} if smoothed else set()
+    keys(claim, "claim", {*STATEMENT, "functions", *own}, {"proof"})
+    statement = STATEMENT | ({"statement": SMOOTHED} if smoothed else {})
+    for key, known in statement.items():
         if claim[key] != known:
             raise fail(f"claim {key}", repr(known), claim[key])
+    if smoothed:
+        functions = keys(claim["functions"], "claim functions", {"smoothed"}, set())
+        if functions["smoothed"] != SMOOTHED_FUNCTION:
+            raise fail("claim functions", repr(SMOOTHED_FUNCTION), functions["smoothed"])
+        return [], "smoothing"
     functions = keys(claim["functions"], "claim functions", {"R"}, {"F64", "F32"})
     for key, value in functions.items():
         if value != FUNCTIONS[key]:
@@ -239,6 +261,21 @@ def _check_statement(claim: Any) -> tuple[list[Arithmetic], str]:
         raise fail("claim proof", f"one of {', '.join(PROOFS)}", proof)
     deployed = {"F64": FLOAT64, "F32": FLOAT32}
     return [arithmetic for key, arithmetic in deployed.items() if key in functions], proof
+
+
+def _status(claim: dict[str, Any], proof: str) -> str:
+    # What radii.csv has to call a sample with a radius.
+    if proof != "smoothing":
+        return "certified"
+    said = keys(claim["smoothing"], "claim smoothing", SMOOTHING, set())
+    for key in ("n0", "n", "seed"):
+        whole(said[key], f"claim smoothing {key}")
+    for key, most in (("sigma", math.inf), ("alpha", 1), ("confidence", 1)):
+        if type(said[key]) not in (int, float) or not 0 < said[key] < most:
+            raise fail(f"claim smoothing {key}", f"a number between 0 and {most}", said[key])
+    if said["confidence"] != 1 - said["alpha"]:
+        raise fail("claim smoothing confidence", f"{1 - said['alpha']}", said["confidence"])
+    return f"confidence {said['confidence']}"
 
 
 def _read_samples(content: bytes, operations: tuple[Operation, ...]) -> Samples:

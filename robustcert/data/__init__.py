@@ -5,6 +5,7 @@ from robustcert.data.augment import (
     RandomAffine,
     RandomCrop,
     RandomHorizontalFlip,
+    RandomNoise,
 )
 from robustcert.data.cifar import CIFAR10
 from robustcert.data.datamodule import DataModule
@@ -35,6 +36,7 @@ __all__ = [
     "RandomAffine",
     "RandomCrop",
     "RandomHorizontalFlip",
+    "RandomNoise",
     "Square",
     "Toy",
     "Wedge",
