@@ -1,11 +1,11 @@
 # make demo   train and certify on the embedded digits
-# make test   the fast tests;  make test-slow  the rest
+# make test   the fast tests;  make test-slow  the rest;  make test-slurm  on a Slurm of its own
 # make lint   style and types
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test test-slow lint clean
+.PHONY: demo test test-slow test-slurm lint clean
 
 demo: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python train.py trainer.max_epochs=60 attack.seconds=10
@@ -15,6 +15,10 @@ test: $(READY)
 
 test-slow: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 -m slow
+
+# Installs Debian's slurm-wlm and munge where it may; fails with the command to run where not.
+test-slurm: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -m slurm tests/slurm
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -1,12 +1,8 @@
 """The folder that certify.py writes: the claim, the plain network, the radii, the picture."""
 
-import csv
 import hashlib
 import json
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from decimal import ROUND_FLOOR, Decimal, localcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +11,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from robustcert import __version__
-from robustcert.certifiers import Certificates
 from robustcert.plain import Operation, PlainNetwork, Sum, operation_bound, shapes
+from robustcert.samples import RADII, SAMPLES, CertifiedSplit, SampleFiles, positive_status
 
 FORMAT = 1
 CLAIM = (
@@ -24,9 +20,9 @@ CLAIM = (
     "from the sample gets the listed prediction, as the unique largest logit."
 )
 SMOOTHED_CLAIM = (
-    "Not proved: for every sample listed with radius r, with the confidence stated beside it, every "
-    "input at l2 distance less than r from the sample gets the listed prediction from the smoothed "
-    "classifier."
+    "Not proved: for every sample listed with radius r, with the confidence stated beside it, "
+    "every input at l2 distance less than r from the sample gets the listed prediction from the "
+    "smoothed classifier."
 )
 FUNCTIONS = {
     "R": "the real-valued function that the float constants of the network define",
@@ -35,58 +31,8 @@ FUNCTIONS = {
     "smoothed": "the classifier that returns the most probable class of the network under Gaussian "
     "noise of standard deviation sigma, in real arithmetic",
 }
-
-
-@dataclass(frozen=True)
-class CertifiedSplit:
-    """Certificates for the samples of a split.
-
-    Attributes:
-        inputs: Shape ``(N, *input_shape)``, uint8 or float32 as the dataset holds them.
-        target: True classes, shape ``(N,)``.
-        indices: Position of every sample in the official split.
-        certificates: What the certifier said.
-    """
-
-    inputs: Tensor
-    target: Tensor
-    indices: Tensor
-    certificates: Certificates
-
-    @property
-    def correct(self) -> Tensor:
-        """Whether the prediction is the true class, shape ``(N,)``.
-
-        Never where logits are NaN or overflow: then no class is the largest one.
-        """
-        found = self.certificates
-        return (found.prediction == self.target) & torch.isfinite(found.margin)
-
-    def certified_count(self, radius: float) -> int:
-        """Samples that are correct and certified beyond ``radius``."""
-        return int((self.correct & (self.certificates.radius > radius)).sum())
-
-    def status(self, smoothing: dict[str, Any] | None) -> str:
-        """What radii.csv calls a sample with a radius: certified, or true with some confidence."""
-        return "certified" if smoothing is None else f"confidence {smoothing['confidence']}"
-
-    def curve(self, points: int = 200) -> tuple[list[float], list[float]]:
-        """Radii and verified robust accuracy up to the largest certified radius."""
-        radius = torch.where(self.correct, self.certificates.radius, 0.0)
-        finite = radius[torch.isfinite(radius)]
-        top = float(finite.max()) if len(finite) else 0.0
-        grid = torch.linspace(0, top * 1.02 or 1.0, points, dtype=torch.float64)
-        return grid.tolist(), [(self.certified_count(float(r)) / len(radius)) for r in grid]
-
-
-def decimal_floor(value: float, digits: int = 6) -> str:
-    """Decimal of a nonnegative float, rounded down, never up."""
-    if math.isinf(value):
-        return "inf"
-    # The largest float has 309 digits before the point.
-    with localcontext(prec=310 + digits):
-        floor = Decimal(value).quantize(Decimal(1).scaleb(-digits), rounding=ROUND_FLOOR)
-    return f"{floor:f}"
+# What of a record is said in the claim itself.
+CLAIMED = ("functions", "proof", "smoothing")
 
 
 def describe_bounds(network: PlainNetwork) -> list[dict[str, Any]]:
@@ -151,10 +97,30 @@ def write_certificate(
     record: dict[str, Any],
     multipliers: dict[str, Tensor] | None = None,
 ) -> dict[str, Any]:
-    """Write a certificate into an empty folder and return the claim as written.
+    """Write a certificate into a folder; see :func:`write_claim`."""
+    for name in (SAMPLES, RADII):
+        (folder / name).unlink(missing_ok=True)
+    size = len(split.target)
+    shape, dtype = split.inputs.shape[1:], split.inputs.dtype
+    positive = positive_status(record.get("smoothing"))
+    files = SampleFiles(folder, split.indices, split.target, shape, dtype, size, positive)
+    files.append(split.inputs[:], split.certificates)
+    return write_claim(folder, network, pairwise, split, radii, record, multipliers)
+
+
+def write_claim(
+    folder: Path,
+    network: PlainNetwork,
+    pairwise: Tensor,
+    split: CertifiedSplit,
+    radii: Sequence[float],
+    record: dict[str, Any],
+    multipliers: dict[str, Tensor] | None = None,
+) -> dict[str, Any]:
+    """Write whatever a certificate has beside samples and radii, and return the claim as written.
 
     Args:
-        folder: An existing folder; see :func:`robustcert.atomic.complete_folder`.
+        folder: Holds the complete :class:`SampleFiles` of ``split``.
         network: The certified network.
         pairwise: The pairwise constants that the radii rest on, shape ``(C, C)``.
         split: Samples with their certificates.
@@ -172,18 +138,11 @@ def write_certificate(
     tensors: dict[str, Tensor] = {}
     operations = describe_operations(network.operations, "", tensors)
     save_file(tensors, folder / "network.safetensors")
-    samples = {
-        "inputs": split.inputs.cpu().contiguous(),
-        "labels": split.target.cpu().contiguous(),
-        "indices": split.indices.cpu().contiguous(),
-    }
-    save_file(samples, folder / "samples.safetensors")
-    names = ["network.safetensors", "samples.safetensors", "radii.csv"]
+    names = ["network.safetensors", SAMPLES, RADII]
     if multipliers is not None:
         save_file(multipliers, folder / "multipliers.safetensors")
         names.append("multipliers.safetensors")
     smoothing = record.get("smoothing")
-    _write_radii(folder / "radii.csv", split, split.status(smoothing))
     count = len(split.target)
     correct = int(split.correct.sum())
     claim = {
@@ -214,7 +173,7 @@ def write_certificate(
                 for r in radii
             ],
         },
-        **{key: value for key, value in record.items() if key not in _CLAIMED},
+        **{key: value for key, value in record.items() if key not in CLAIMED},
         "files": {name: _digest(folder / name) for name in names},
     }
     text = json.dumps(claim, indent=1, allow_nan=False)
@@ -222,39 +181,6 @@ def write_certificate(
     return claim
 
 
-_CLAIMED = ("functions", "proof", "smoothing")
-
-
-def _write_radii(path: Path, split: CertifiedSplit, positive: str) -> None:
-    certificates = split.certificates
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(
-            ["index", "label", "prediction", "correct", "status", "radius", "radius_hex", "margin"]
-        )
-        for index, label, prediction, correct, radius, margin in zip(
-            split.indices.tolist(),
-            split.target.tolist(),
-            certificates.prediction.tolist(),
-            split.correct.tolist(),
-            certificates.radius.tolist(),
-            certificates.margin.tolist(),
-            strict=True,
-        ):
-            status = positive if radius > 0 else "abstain"
-            writer.writerow(
-                [
-                    index,
-                    label,
-                    prediction,
-                    int(correct),
-                    status,
-                    decimal_floor(radius),
-                    float(radius).hex(),
-                    f"{margin:.9g}",
-                ]
-            )
-
-
 def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

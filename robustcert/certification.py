@@ -1,5 +1,7 @@
 """The certification run: a checkpoint in, a certificate folder out."""
 
+import hashlib
+import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -11,7 +13,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from robustcert.atomic import complete_folder
+from robustcert import __version__
+from robustcert.atomic import resumable_folder
 from robustcert.attacks import BrokenCertificate, cross_check, pgd_survivors
 from robustcert.build import (
     CHECKPOINT_TARGETS,
@@ -23,7 +26,7 @@ from robustcert.build import (
     build_model,
     check_call,
 )
-from robustcert.certificate import CertifiedSplit, is_certificate, write_certificate
+from robustcert.certificate import is_certificate, write_claim
 from robustcert.certifiers import (
     Certificates,
     LipschitzCertifier,
@@ -31,15 +34,18 @@ from robustcert.certifiers import (
     strict_arithmetic,
 )
 from robustcert.checkpoint import Checkpoint, read_checkpoint
-from robustcert.data import to_unit
-from robustcert.figures import draw_vra_curve
+from robustcert.data import DataModule, Dataset, DatasetError, Examples, Stream, to_unit
+from robustcert.figures import draw_level_sets, draw_vra_curve
 from robustcert.lipschitz import fold_network
 from robustcert.plain import PlainNetwork
+from robustcert.samples import CertifiedSplit, SampleFiles, positive_status
 
 log = logging.getLogger(__name__)
 
 # Samples whose gradients say how tight the bound is: enough for a median.
 _DIAGNOSED = 200
+# Points along each side of the unit square, for the picture of a network on the plane.
+_GRID = 81
 
 
 @dataclass(frozen=True)
@@ -122,56 +128,59 @@ def certify(
         )
     network = _load_network(read, config, allowed)
     source.prepare()
-    stored = build_data(config, source, allowed).stored(split)
+    data = build_data(config, source, allowed)
+    stored = data.stored(split)
     count = len(stored) if samples is None else min(samples, len(stored))
+    stored = stored.take(slice(count))
+    origin = {"name": source.name, "split": split, **source.provenance()}
     with strict_arithmetic() as arithmetic:
         moved = network.to(where)
         pairwise = proving.pairwise_bound(moved)
-        certificates = _certify_all(proving, moved, stored.inputs[:count].split(batch_size), where)
-        result = CertifiedSplit(
-            stored.inputs[:count], stored.labels[:count], stored.indices[:count], certificates
-        )
-        seconds = time.perf_counter() - started
-        log.info("%d samples certified in %.1f s", count, seconds)
+        record: dict[str, Any] = {
+            "functions": proving.functions,
+            "proof": proving.proof(network),
+            "certifier": certifier or {},
+            "checkpoint": {"file": read.path.name, "sha256": read.sha256, "epoch": read.epoch},
+            "config": config,
+            "dataset": origin,
+            "arithmetic": {**arithmetic, "device": str(where), "dtype": str(proving.dtype)},
+            "smoothing": proving.smoothing(),
+        }
         if not proving.deterministic:
             # An attack on the network says nothing about the smoothed classifier.
             attacking = replace(attacking, samples=0)
-        attacked = _attack(network, result, thresholds, attacking)
-        tightness = _tightness(network, result, pairwise)
-    record = {
-        "functions": proving.functions,
-        "proof": proving.proof(network),
-        "certifier": certifier or {},
-        "checkpoint": {"file": read.path.name, "sha256": read.sha256, "epoch": read.epoch},
-        "config": config,
-        "dataset": {"name": source.name, "split": split, **source.provenance()},
-        "arithmetic": {**arithmetic, "device": str(where), "dtype": str(proving.dtype)},
-        "attack": {**attacked, "took": round(time.perf_counter() - started - seconds, 3)},
-        "gradient_over_bound": tightness,
-        "seconds": round(seconds, 3),
-    }
-    if not proving.deterministic:
-        record["smoothing"] = proving.smoothing()
-    with complete_folder(folder, replaceable=is_certificate) as temporary:
-        claim = write_certificate(
-            temporary,
-            network,
-            pairwise,
-            result,
-            thresholds,
-            record,
-            proving.multiplier_tensors(moved),
-        )
-        draw_vra_curve(
-            temporary / "vra.png",
-            result.curve(),
-            accuracy=claim["summary"]["correct"] / count,
-            empirical=list(zip(attacked["radii"], attacked["accuracy"], strict=True)),
-            samples=count,
-            attacked=attacked["samples"],
-            title=f"{source.name}, {split} split",
-            label=_verified(claim),
-        )
+        key = _key(record, network, pairwise, stored, batch_size)
+        with resumable_folder(folder, is_certificate, key, keep=(DatasetError,)) as partial:
+            result = _certify_all(proving, moved, data, split, stored, batch_size, where, partial)
+            seconds = time.perf_counter() - started
+            log.info("%d samples certified in %.1f s", count, seconds)
+            attacked = _attack(network, result, thresholds, attacking)
+            record |= {
+                "attack": {**attacked, "took": round(time.perf_counter() - started - seconds, 3)},
+                "gradient_over_bound": _tightness(network, result, pairwise),
+                "seconds": round(seconds, 3),
+            }
+            claim = write_claim(
+                partial,
+                network,
+                pairwise,
+                result,
+                thresholds,
+                record,
+                proving.multiplier_tensors(moved),
+            )
+            draw_vra_curve(
+                partial / "vra.png",
+                result.curve(),
+                accuracy=claim["summary"]["correct"] / count,
+                empirical=list(zip(attacked["radii"], attacked["accuracy"], strict=True)),
+                samples=count,
+                attacked=attacked["samples"],
+                title=f"{source.name}, {split} split",
+                label=_verified(claim),
+            )
+            if read.input_shape == (2,):
+                _draw_plane(partial / "levels.png", proving, network, source)
     _print_table(claim, folder)
     return summarize(claim)
 
@@ -240,19 +249,65 @@ def _load_network(checkpoint: Checkpoint, config: Config, allowed: Sequence[str]
     return fold_network(model.eval(), checkpoint.input_shape)
 
 
+def _key(
+    record: Mapping[str, Any],
+    network: PlainNetwork,
+    pairwise: torch.Tensor,
+    stored: Examples,
+    batch_size: int,
+) -> str:
+    """Whatever the bits of a radius depend on: what was certified under it can be kept."""
+    samples = torch.stack([stored.indices, stored.labels]).numpy().tobytes()
+    content = {
+        **record,
+        "network": network.digest(),
+        "pairwise": [[k.hex() for k in row] for row in pairwise.tolist()],
+        "samples": hashlib.sha256(samples).hexdigest(),
+        "inputs": [list(stored.inputs.shape), str(stored.inputs.dtype)],
+        "batch_size": batch_size,
+        "threads": torch.get_num_threads(),
+        "versions": [__version__, torch.__version__, torch.backends.cpu.get_cpu_capability()],
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
 def _certify_all(
     certifier: LipschitzCertifier,
     network: PlainNetwork,
-    batches: Sequence[torch.Tensor],
+    data: DataModule,
+    split: Literal["train", "validation", "test"],
+    stored: Examples,
+    batch_size: int,
     device: torch.device,
-) -> Certificates:
-    parts = [certifier.certify(network, to_unit(batch.to(device))) for batch in batches]
-    return Certificates(
-        *(
-            torch.cat([getattr(part, name) for part in parts]).cpu()
-            for name in ("prediction", "radius", "margin", "error")
-        )
+    folder: Path,
+) -> CertifiedSplit:
+    inputs, count = stored.inputs, len(stored)
+    files = SampleFiles(
+        folder,
+        stored.indices,
+        stored.labels,
+        inputs.shape[1:],
+        inputs.dtype,
+        batch_size,
+        positive_status(certifier.smoothing()),
     )
+    if files.done:
+        log.info("%d of %d samples were certified before: going on", files.done, count)
+    for batch, _ in data.in_order(split, batch_size, files.done, count):
+        found = certifier.certify(network, to_unit(batch.to(device)))
+        names = ("prediction", "radius", "margin", "error")
+        files.append(batch, Certificates(*(getattr(found, name).cpu() for name in names)))
+    return files.split(inputs)
+
+
+class _Unit:
+    """Rows of inputs, read when they are asked for, as float32 in [0, 1]."""
+
+    def __init__(self, inputs: torch.Tensor | Stream) -> None:
+        self.inputs = inputs
+
+    def __getitem__(self, rows: torch.Tensor, /) -> torch.Tensor:
+        return to_unit(self.inputs[rows])
 
 
 def _attack(
@@ -285,7 +340,7 @@ def _attack(
         )
     record["inside"] = cross_check(
         network,
-        to_unit(result.inputs),
+        _Unit(result.inputs),
         result.certificates.prediction,
         result.certificates.radius,
         samples=attack.samples,
@@ -300,6 +355,22 @@ def _tightness(
     x = to_unit(result.inputs[:_DIAGNOSED]).double()
     ratio = gradient_ratio(network, x, pairwise.cpu())
     return {"median": float(ratio.median()), "max": float(ratio.max()), "samples": len(x)}
+
+
+def _draw_plane(
+    path: Path, certifier: LipschitzCertifier, network: PlainNetwork, source: Dataset
+) -> None:
+    line = torch.linspace(0, 1, _GRID, dtype=torch.float64)
+    grid = torch.cartesian_prod(line, line)
+    found = certifier.certify(network, grid)
+    distance = getattr(source, "distance", None)
+    draw_level_sets(
+        path,
+        found.radius.view(_GRID, _GRID).numpy(),
+        found.prediction.view(_GRID, _GRID).numpy(),
+        truth=None if distance is None else distance(grid).view(_GRID, _GRID).numpy(),
+        title=source.name,
+    )
 
 
 def _verified(claim: Mapping[str, Any]) -> str:
@@ -329,8 +400,9 @@ def _print_table(claim: Mapping[str, Any], folder: Path) -> None:
     smoothing = claim["claim"].get("smoothing")
     if smoothing:
         console.print(
-            f"not proved: each radius is true with probability {smoothing['confidence']} or more, of "
-            f"the classifier smoothed by noise of {smoothing['sigma']}, from {smoothing['n']} draws",
+            f"not proved: each radius is true with probability {smoothing['confidence']} or more, "
+            f"of the classifier smoothed by noise of {smoothing['sigma']}, "
+            f"from {smoothing['n']} draws",
             highlight=False,
         )
     ratio = claim["gradient_over_bound"]

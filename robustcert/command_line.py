@@ -2,8 +2,11 @@
 
 import difflib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
+from pkgutil import iter_modules
 
 import hydra
 from hydra._internal.utils import get_args_parser
@@ -18,6 +21,16 @@ _PACKAGE = Path(__file__).parent
 CONFIG_DIR = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf"
 # Hydra 1.4 drops version_base and warns if it is given.
 HYDRA_VERSION = {"version_base": "1.3"} if hydra.__version__ < "1.4" else {}
+
+
+# Launchers and sweepers that are extras, with their plugin and extra.
+_PLUGINS = {
+    **dict.fromkeys(("parallel", "joblib"), ("hydra_joblib_launcher", "sweeps")),
+    **dict.fromkeys(("search", "optuna"), ("hydra_optuna_sweeper", "sweeps")),
+    **dict.fromkeys(
+        ("slurm", "submitit_slurm", "submitit_local"), ("hydra_submitit_launcher", "slurm")
+    ),
+}
 
 
 def ordered(arguments: list[str]) -> list[str]:
@@ -71,7 +84,7 @@ def _check_overrides(
                 f"{override.input_line}: several values are a sweep: add -m, or write a list as "
                 f"{override.key_or_group}=[...]"
             )
-        mistake = _check_resume(override, sweeping)
+        mistake = _check_resume(override, sweeping) or _check_extra(override)
         if mistake:
             return mistake
         candidates = list(_candidates(override))
@@ -95,6 +108,20 @@ def _check_resume(override: Override, sweeping: bool) -> str | None:
     if not path.is_file() or path.resolve().parent.name != "checkpoints":
         return f"resume={path}: no such checkpoint; expected <run>/checkpoints/last.ckpt"
     return None
+
+
+def _check_extra(override: Override) -> str | None:
+    if override.key_or_group not in ("hydra/launcher", "hydra/sweeper"):
+        return None
+    plugin, extra = _PLUGINS.get(str(override.value()), ("", ""))
+    if not plugin or plugin in {module.name for module in iter_modules(_plugin_path())}:
+        return None
+    return f"{override.input_line}: is optional: pip install 'robustcert[{extra}]'"
+
+
+def _plugin_path() -> list[str]:
+    spec = find_spec("hydra_plugins")
+    return list(spec.submodule_search_locations or []) if spec else []
 
 
 def _candidates(override: Override) -> Iterator[str]:
@@ -176,3 +203,23 @@ def _paths(config: DictConfig, prefix: str = "") -> Iterator[str]:
             value = config[key]
             if isinstance(value, DictConfig):
                 yield from _paths(value, f"{path}.")
+
+
+def sweep_jobs(typed: Sequence[str]) -> list[tuple[str, ...]]:
+    """The jobs of a multirun, each as its overrides, as Hydra's basic sweeper makes them.
+
+    Raises:
+        ValueError: an override cannot be parsed.
+    """
+    values: dict[str, list[str]] = {}
+    try:
+        overrides = OverridesParser.create().parse_overrides(list(typed))
+    except HydraException as error:
+        raise ValueError(str(error)) from error
+    for override in overrides:
+        key = override.get_key_element()
+        if override.is_sweep_override():
+            values[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
+        else:
+            values[key] = [f"{key}={override.get_value_element_as_str()}"]
+    return list(product(*values.values()))

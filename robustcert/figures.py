@@ -2,6 +2,11 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
 
 
 def draw_vra_curve(
@@ -56,4 +61,49 @@ def draw_vra_curve(
     )
     axes.grid(alpha=0.25)
     axes.legend(loc="lower left")
+    figure.savefig(path, dpi=140)
+
+
+def draw_level_sets(
+    path: Path,
+    radius: Array,
+    prediction: Array,
+    *,
+    truth: Array | None,
+    title: str,
+) -> None:
+    """Draw the certified radius over the unit square beside the distance to the true boundary.
+
+    Args:
+        path: PNG to write.
+        radius: Certified radii on a grid, shape ``(M, M)``, first axis the first coordinate.
+        prediction: Classes there, shape ``(M, M)``.
+        truth: Distance to the true boundary there, shape ``(M, M)``, where it is known.
+        title: What was certified.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+    from matplotlib.ticker import MaxNLocator
+
+    line = [i / (len(radius) - 1) for i in range(len(radius))]
+    top = float((radius if truth is None else truth).max())
+    levels = [level for level in MaxNLocator(6).tick_values(0, top) if 0 < level < top]
+    figure = Figure(figsize=(5.4, 5.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot(aspect="equal")
+    axes.imshow(
+        prediction.T, origin="lower", extent=(0, 1, 0, 1), cmap="Pastel2", interpolation="nearest"
+    )
+    handles = []
+    for name, values, color in (
+        ("distance to the true boundary", truth, "0.55"),
+        ("certified radius", radius, "#0b6e4f"),
+    ):
+        if values is not None and levels:
+            contours = axes.contour(line, line, values.T, levels, colors=color, linewidths=1.2)
+            axes.clabel(contours, fontsize=7)
+            handles.append(Line2D([], [], color=color, label=name))
+    axes.set(title=title, xlabel=r"$x_1$", ylabel=r"$x_2$")
+    axes.legend(handles=handles, loc="upper left", fontsize=8)
     figure.savefig(path, dpi=140)

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as registry
 from torch.nn.utils import parametrize
 
 from robustcert import plain
@@ -186,6 +187,8 @@ def _refuse_overrides(module: nn.Module) -> None:
     # Each of these may replace the output, so the class no longer says what is computed.
     if module._forward_hooks or module._forward_pre_hooks:
         raise _unknown(module, "it has forward hooks, which may change its output")
+    if registry._global_forward_hooks or registry._global_forward_pre_hooks:
+        raise _unknown(module, "forward hooks of all modules are registered, see torch.nn.modules")
     if "forward" in vars(module) or type(module).__call__ is not nn.Module.__call__:
         raise _unknown(module, "its forward or __call__ is overridden")
 

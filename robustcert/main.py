@@ -22,6 +22,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from robustcert.command_line import CONFIG_DIR, HYDRA_VERSION, find_mistake, ordered
+from robustcert.job import job_key, run_job
+from robustcert.sweep import finish_sweeps
 
 
 def train() -> None:
@@ -40,6 +42,7 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("run_folder", _run_folder, use_cache=True, replace=True)
     OmegaConf.register_new_resolver("run_id", _run_id, replace=True)
     OmegaConf.register_new_resolver("if_new", _if_new, replace=True)
+    OmegaConf.register_new_resolver("job_key", _job_key, replace=True)
 
 
 def plain(config: DictConfig) -> dict[str, Any]:
@@ -57,17 +60,34 @@ def _if_new(resume: str | None, value: str) -> str | None:
     return None if resume else value
 
 
+def _job_key(*, _root_: DictConfig) -> str:
+    parts = {}
+    for key in map(str, _root_):
+        if key not in ("hydra", "logger") and not OmegaConf.is_missing(_root_, key):
+            value = _root_[key]
+            node = OmegaConf.is_config(value)
+            parts[key] = OmegaConf.to_container(value, resolve=True) if node else value
+    return job_key(parts)
+
+
 def _run_id(folder: str) -> str:
     return hashlib.sha256(str(Path(folder).resolve()).encode()).hexdigest()[:16]
 
 
 def _main(name: str, job: Callable[[DictConfig], Any]) -> None:
     sys.argv[1:] = ordered(sys.argv[1:])
-    register_resolvers()
     mistake = find_mistake(name, sys.argv[1:])
     if mistake:
         sys.exit(f"error: {mistake}")
-    hydra.main(config_path=str(CONFIG_DIR), config_name=name, **HYDRA_VERSION)(_answering(job))()
+    failed = 0
+    try:
+        hydra.main(config_path=str(CONFIG_DIR), config_name=name, **HYDRA_VERSION)(
+            _answering(job)
+        )()
+    finally:
+        failed = finish_sweeps()
+    if failed:
+        sys.exit(1)
 
 
 def _answering(job: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
@@ -102,12 +122,13 @@ def _train(config: DictConfig) -> float:
     if values["resume"]:
         values = resumed(values, typed)
     choices = {k: v for k, v in settings.runtime.choices.items() if not str(k).startswith("hydra/")}
-    return run(
-        values,
-        Path(settings.runtime.output_dir),
-        multirun=settings.mode == RunMode.MULTIRUN,
-        command={"overrides": typed, "choices": choices},
-    )
+    folder = Path(settings.runtime.output_dir)
+    command = {"overrides": typed, "choices": choices}
+    if settings.mode != RunMode.MULTIRUN:
+        return run(values, folder, command=command)
+    # A worker of joblib takes several jobs; elsewhere the process is the job's own, or ours.
+    shared = "joblib" in settings.launcher._target_
+    return run_job(values, folder, command=command, own_process=shared)
 
 
 def _certify(config: DictConfig) -> dict[str, float]:
@@ -166,5 +187,8 @@ def resumed(values: dict[str, Any], typed: list[str]) -> dict[str, Any]:
 
 _MAY_CHANGE = (
     r"resume|allow_targets|certify|(trainer|logger|certifier|attack)\..+"
-    r"|dataset\.(root|download|checksum)|loader\.(num_workers|eval_batch_size)"
+    r"|dataset\.(root|download|checksum)|loader\.(num_workers|eval_batch_size|generated)"
 )
+
+# At import: a launcher's worker imports this module, and composes its job before it calls anything.
+register_resolvers()

@@ -19,6 +19,8 @@ from robustcert.plain import PlainNetwork, pairwise_bound
 from robustcert.schedules import CosineSchedule, EpsilonSchedule
 
 Batch = tuple[Tensor, Tensor]
+# Of mixed images: inputs, targets, their partners' targets, share of their own.
+TrainBatch = tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 class DivergedError(ValueError):
@@ -98,13 +100,21 @@ class CertifiedClassifier(LightningModule):
         """Share of training done, in [0, 1]."""
         return min(1.0, self.global_step / max(1, self.trainer.estimated_stepping_batches))
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Objective on the estimate of the pairwise constants."""
-        x, target = batch
+    def training_step(self, batch: TrainBatch, batch_idx: int) -> Tensor:
+        """Objective on the estimate of the pairwise constants.
+
+        The loss of mixed images is that of both their targets, by their shares; metrics count the
+        first target.
+        """
+        x, target, *mixed = batch
         epsilon = self.epsilon_schedule(self.epsilon, self.progress)
         logits = self.model(x).float()
         pairwise = pairwise_lipschitz_estimate(self.model).float()
         loss = self.objective(logits, target, pairwise, epsilon)
+        if mixed:
+            partner, share = mixed
+            other = self.objective(logits, partner, pairwise, epsilon)
+            loss = share * loss + (1 - share) * other
         with torch.no_grad():
             prediction = logits.argmax(1)
             radius = certified_radius(logits, prediction, pairwise)
@@ -133,6 +143,20 @@ class CertifiedClassifier(LightningModule):
             "val/acr": self.val_acr,
             "val/rejection": self.val_rejection,
         }
+
+    def on_train_epoch_start(self) -> None:
+        """Hand a schedule-free optimizer the weights at which it takes gradients."""
+        self._switch_optimizer("train")
+
+    def on_validation_start(self) -> None:
+        """Put its averaged weights in place: they are validated and go into checkpoints."""
+        self._switch_optimizer("eval")
+
+    def _switch_optimizer(self, mode: str) -> None:
+        if self._trainer is None or not self.trainer.optimizers:
+            return
+        for optimizer in self.trainer.optimizers:
+            getattr(optimizer, mode, lambda: None)()
 
     def on_validation_epoch_start(self) -> None:
         """Fold the network and bound it, once.

@@ -275,14 +275,20 @@ class CircularConvolution(Operation):
 
 @dataclass(frozen=True, eq=False)
 class Affine(Operation):
-    """``x -> scale * x + shift`` per channel (dimension 1), such as an input normalisation."""
+    """``x -> scale * x + shift`` per channel (dimension 1), such as an input normalisation.
+
+    The shift may be one per channel or, of the input's own shape, one for every entry.
+    """
 
     kind = "affine"
     scale: Tensor
     shift: Tensor
 
     def __call__(self, x: Tensor) -> Tensor:
-        scale, shift = (c.to(x).view(-1, *(1,) * (x.dim() - 2)) for c in (self.scale, self.shift))
+        scale, shift = (
+            c.to(x).view(-1, *(1,) * (x.dim() - 2)) if c.dim() == 1 else c.to(x)
+            for c in (self.scale, self.shift)
+        )
         # Expanded, so that one channel is not silently copied to several.
         return x * scale.expand(x.shape[1:]) + shift.expand(x.shape[1:])
 
@@ -360,6 +366,7 @@ class Activation(Operation):
             number of outputs. ``(0, 0)`` if it only selects and negates.
         slopes: What semidefinite bounds may use beside ``lipschitz``; None if it does not act on
             every coordinate by itself.
+        squares: Whether inputs are squared, which overflows earlier.
     """
 
     kind = "activation"
@@ -369,6 +376,7 @@ class Activation(Operation):
     jacobian_lipschitz: float = math.inf
     error: tuple[float, float] = (0.0, 0.0)
     slopes: Slopes | None = None
+    squares: bool = False
 
     def __call__(self, x: Tensor) -> Tensor:
         constants = {k: v.to(x) if isinstance(v, Tensor) else v for k, v in self.constants.items()}

@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from robustcert.plain import (
+    Activation,
     Operation,
     PlainNetwork,
     Sum,
@@ -115,8 +116,11 @@ def _step(operation: Operation, state: ForwardError) -> ForwardError:
         bound * state.lipschitz,
         state.reach,
     )
-    size = _norm(state.output) + 2 * state.centre
-    return _charge(exact, a * size + b, a * (state.lipschitz + state.growth))
+    size, slope = _norm(state.output) + 2 * state.centre, state.lipschitz + state.growth
+    if isinstance(operation, Activation) and operation.squares:
+        room = math.sqrt(torch.finfo(state.output.dtype).max) * 2.0**-20 - size
+        exact = replace(exact, reach=torch.minimum(exact.reach, room / slope))
+    return _charge(exact, a * size + b, a * slope)
 
 
 def _step_sum(operation: Operation, state: ForwardError) -> ForwardError:

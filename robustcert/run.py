@@ -5,6 +5,7 @@ import inspect
 import json
 import logging
 import math
+import os
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,14 +16,13 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.strategies.launchers import (
     _MultiProcessingLauncher,
     _SubprocessScriptLauncher,
 )
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from robustcert import __version__
-from robustcert.atomic import complete_file
 from robustcert.build import (
     COMMAND_LINE_TARGETS,
     RESUME_TARGETS,
@@ -39,6 +39,7 @@ from robustcert.callbacks import (
     CheckRanks,
     EpochLog,
     LastCheckpoint,
+    OutlastSigterm,
     ProgressBar,
     RecordRun,
     SeedEpochs,
@@ -47,7 +48,9 @@ from robustcert.certification import build_attack, build_certifier, certify, che
 from robustcert.checkpoint import Checkpoint, read_checkpoint
 from robustcert.data import DataModule
 from robustcert.module import CertifiedClassifier, DivergedError
+from robustcert.results import new_row, write_row
 from robustcert.signature import ConfigError, check_value, check_values
+from robustcert.wandb_run import finish, log_certificate, start
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +80,7 @@ def train(
         config: The resolved configuration as a plain dictionary.
         run_dir: Folder of the run: ``checkpoints/``, ``metrics/``, ``certificate/`` and
             ``results.json`` go there.
-        multirun: Whether this is one job of several in this process.
+        multirun: Whether this is one job of a sweep; what its folder holds is continued.
         command: What was typed, for ``results.json``.
         callbacks: Lightning callbacks, beside ours and those of ``trainer.callbacks``.
 
@@ -92,18 +95,27 @@ def train(
     _check_settings(config)
     resume = config["resume"]
     checkpoints = run_dir / "checkpoints"
+    # A configuration out of a checkpoint may name less than one from the command line.
+    targets = RESUME_TARGETS if resume else COMMAND_LINE_TARGETS
     if resume is None and (checkpoints / "last.ckpt").exists():
-        raise ConfigError(
-            f"{run_dir} holds a run already: continue it with resume={checkpoints / 'last.ckpt'}, "
-            "or choose another folder with hydra.run.dir=..."
-        )
+        if not multirun:
+            raise ConfigError(
+                f"{run_dir} holds a run already: continue it with "
+                f"resume={checkpoints / 'last.ckpt'}, "
+                "or choose another folder with hydra.run.dir=..."
+            )
+        resume = str(checkpoints / "last.ckpt")
     seed_everything(config["seed"], workers=True, verbose=False)
-    allowed = (*(RESUME_TARGETS if resume else COMMAND_LINE_TARGETS), *config["allow_targets"])
+    allowed = (*targets, *config["allow_targets"])
     dataset = build_dataset(config, allowed)
     data = build_data(config, dataset, allowed)
     module = build_module(config, dataset, allowed)
     before = _read_resumed(resume, module) if resume else None
     recorded = {key: value for key, value in config.items() if key != "resume"}
+    if data.generated is not None:
+        data.prepare_data()
+        data.read_generated()
+        recorded["loader"] = {**config["loader"], "generated_sha256": data.generated_sha256}
     logger = _build_logger(config, run_dir, allowed)
     trainer = _build_trainer(
         config,
@@ -125,6 +137,8 @@ def train(
         if logger:
             if before and trainer.is_global_zero:
                 _keep_rows(logger, before.epoch)
+            if isinstance(logger, WandbLogger) and trainer.is_global_zero:
+                start(logger, {"parameters": _count_parameters(module)})
             logger.log_hyperparams(recorded)
         _fit(trainer, module, data, before)
         if not trainer.is_global_zero or getattr(trainer, "fast_dev_run", False):
@@ -133,7 +147,7 @@ def train(
     finally:
         if logger:
             logger.finalize("finished")
-        _finish_wandb()
+        finish()
 
 
 def _check_settings(config: Config) -> None:
@@ -182,21 +196,28 @@ def _build_trainer(
     callbacks: list[Callback],
 ) -> Trainer:
     node = dict(config["trainer"])
+    cluster: dict[str, Any] = {}
     for i, own in enumerate(node.pop("callbacks", None) or []):
         callbacks.append(build(own, f"trainer.callbacks[{i}]", allowed, expected=Callback))
     bar = node.get("enable_progress_bar", True) and sys.stdout.isatty()
     callbacks.append(ProgressBar() if bar else EpochLog())
-    trainer: Trainer = build(
-        {**node, "enable_progress_bar": bar},
-        "trainer",
-        allowed,
-        expected=Trainer,
-        logger=logger or False,
-        callbacks=callbacks,
-        default_root_dir=str(run_dir),
-        use_distributed_sampler=False,
-        reload_dataloaders_every_n_epochs=1,
-    )
+    if "SLURM_NTASKS" in os.environ and SLURMEnvironment.detect() and "plugins" not in node:
+        # The launcher puts a job back into the queue; Lightning would do so a second time.
+        cluster["plugins"] = SLURMEnvironment(auto_requeue=False)
+        callbacks.append(OutlastSigterm())
+    with _expected_warnings():
+        trainer: Trainer = build(
+            {**node, "enable_progress_bar": bar},
+            "trainer",
+            allowed,
+            expected=Trainer,
+            logger=logger or False,
+            callbacks=callbacks,
+            default_root_dir=str(run_dir),
+            use_distributed_sampler=False,
+            reload_dataloaders_every_n_epochs=1,
+            **cluster,
+        )
     seldom = (trainer.check_val_every_n_epoch or 1) > (trainer.max_epochs or math.inf)
     if trainer.limit_val_batches == 0 or seldom:
         key = "check_val_every_n_epoch" if seldom else "limit_val_batches"
@@ -297,27 +318,28 @@ def _finish(
     log.info("best val/vra %.4f, in epoch %d: %s", score, best.epoch, best.path)
     last = read_checkpoint(run_dir / "checkpoints" / "last.ckpt")
     results: dict[str, Any] = {
-        "format": 1,
-        "robustcert": __version__,
-        "command": dict(command or {}),
-        "config": best.config,
+        **new_row(best.config, run_dir, command),
         "parameters": _count_parameters(module),
         "device": _device_name(trainer),
         "ranks": trainer.world_size,
+        "threads": torch.get_num_threads(),
         "epochs": last.epoch,
         "best_epoch": best.epoch,
         "seconds": {"train": round(last.seconds, 3)},
         "metrics": best.metrics,
     }
-    _write_results(run_dir, results)
+    write_row(run_dir, results)
     if config["certify"]:
         certified = _certify(config, best.path)
         if logger:
             _log_certified(logger, certified, last.step)
-        claim = json.loads((run_dir / "certificate" / "certificate.json").read_text())
+        folder = run_dir / "certificate"
+        claim = json.loads((folder / "certificate.json").read_text())
         results["seconds"] |= {"certify": claim["seconds"], "attack": claim["attack"]["took"]}
+        if isinstance(logger, WandbLogger):
+            log_certificate(logger, folder, results["seconds"])
         results["metrics"] = {**best.metrics, **certified}
-        _write_results(run_dir, results)
+    write_row(run_dir, {**results, "status": "complete"})
     return score
 
 
@@ -338,11 +360,6 @@ def _certify(config: Config, best: Path) -> dict[str, float]:
         raise SystemExit(
             f"interrupted: training is done, certify with python certify.py checkpoint={best}"
         ) from error
-
-
-def _write_results(run_dir: Path, results: dict[str, Any]) -> None:
-    with complete_file(run_dir / "results.json") as temporary:
-        temporary.write_text(json.dumps(results, indent=1) + "\n")
 
 
 def _keep_rows(logger: Logger, epochs: int) -> None:
@@ -372,12 +389,6 @@ def _log_certified(logger: Logger, certified: dict[str, float], step: int) -> No
                 logger.experiment.metrics_keys = next(csv.reader(file))
     logger.log_metrics(certified, step=step)
     logger.save()
-
-
-def _finish_wandb() -> None:
-    # One process may run many jobs; without this the next one would log into this one's run.
-    if "wandb" in sys.modules:
-        sys.modules["wandb"].finish()
 
 
 def _count_parameters(module: CertifiedClassifier) -> int:

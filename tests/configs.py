@@ -52,14 +52,27 @@ def build_model(name: str, layer: str, activation: str, **options: Any) -> Any:
 def crossed(*groups: str) -> list[Any]:
     """Parameters for every combination of a layer, an activation and other groups' options.
 
-    In the fast tests every layer meets MaxMin, and every activation meets unconstrained layers.
+    In the fast tests every layer meets MaxMin, and every activation meets unconstrained layers, in
+    the small models; the others meet MaxMin with the layers that they were published with.
     """
     found = []
     for chosen in product(*map(names, groups)):
-        options = dict(zip(groups, chosen, strict=True))
-        plain = options["layer"] == "unconstrained" or options["activation"] == "maxmin"
+        options = {"activation": "maxmin", **dict(zip(groups, chosen, strict=True))}
+        sorted_pairs = options["activation"] == "maxmin"
+        plain = options["layer"] == "unconstrained" or sorted_pairs
+        if options.get("model") in PUBLISHED:
+            plain = sorted_pairs and options["layer"] in PUBLISHED[options["model"]]
         found.append(pytest.param(*chosen, marks=() if plain else pytest.mark.slow))
     return found
+
+
+# Layers of the larger models' own papers, or one of them.
+PUBLISHED = {
+    "lip_convnet": ("aol",),
+    "lipnext": ("manifold",),
+    "liresnet": ("lires", "chord", "bronet"),
+    "residual_mlp": ("unconstrained", "cholesky_residual"),
+}
 
 
 def _instantiate(node: Any) -> Any:

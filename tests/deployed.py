@@ -1,15 +1,17 @@
 """Certificate folders for tests of what is made from them."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
-from robustcert.certificate import CertifiedSplit, write_certificate
+from robustcert.certificate import write_certificate
 from robustcert.certifiers import LipschitzCertifier
 from robustcert.data import to_unit
 from robustcert.lipschitz import fold_network
 from robustcert.plain import PlainNetwork
+from robustcert.samples import CertifiedSplit
 
 
 def perturbed(module: nn.Module, scale: float = 0.2) -> nn.Module:
@@ -41,7 +43,11 @@ def write_folder(
     target = certificates.prediction.clone()
     target[::4] = (target[::4] + 1) % len(certifier.pairwise_bound(network))
     split = CertifiedSplit(inputs, target, torch.arange(samples), certificates)
-    record = {"functions": certifier.functions, "proof": certifier.proof(network)}
+    record: dict[str, Any] = {
+        "functions": certifier.functions,
+        "proof": certifier.proof(network),
+        "smoothing": certifier.smoothing(),
+    }
     write_certificate(
         folder,
         network,

@@ -6,6 +6,7 @@ import tarfile
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 
 def images(count: int, *shape: int, seed: int = 0) -> np.ndarray:
@@ -51,6 +52,46 @@ def write_cifar10(root: Path, records: int = 4) -> Path:
     return root
 
 
+def write_cifar100(root: Path, records: int = 20) -> Path:
+    """A small unpacked CIFAR-100, binary version, ``records`` in each file."""
+    folder = root / "cifar-100-binary"
+    folder.mkdir(parents=True, exist_ok=True)
+    for seed, name in enumerate(("train.bin", "test.bin")):
+        fine = labels(records, 100)[:, None]
+        pixels = images(records, 3072, seed=seed)
+        (folder / name).write_bytes(np.concatenate([fine // 5, fine, pixels], axis=1).tobytes())
+    return root
+
+
+def write_images(folder: Path, count: int, *, side: int = 8, suffix: str = ".png") -> Path:
+    """Images of random bytes, ``side`` pixels high and wide, numbered from 0."""
+    folder.mkdir(parents=True, exist_ok=True)
+    seed = sum(folder.as_posix().encode())
+    for k, array in enumerate(images(count, side, side, 3, seed=seed)):
+        Image.fromarray(array).save(folder / f"{folder.name}_{k}{suffix}")
+    return folder
+
+
+def write_image_folder(root: Path, classes: int = 3, *, test: str = "test", side: int = 8) -> Path:
+    """``train`` and ``test`` folders: k + 6 train and two test images of class k."""
+    for k in range(classes):
+        write_images(root / "train" / f"class{k}", k + 6, side=side)
+        write_images(root / test / f"class{k}", 2, side=side)
+    return root
+
+
+def write_tiny_imagenet(root: Path, classes: int = 3) -> Path:
+    """The layout of Tiny-ImageNet, with three images a class and its annotations."""
+    for k in range(classes):
+        write_images(root / "train" / f"n0{k}" / "images", 3, side=64, suffix=".JPEG")
+    names = sorted(
+        p.name for p in write_images(root / "val" / "images", 2 * classes, side=64).iterdir()
+    )
+    lines = [f"{name}\tn0{(7 * k + 2) % classes}\t0\t0\t62\t62" for k, name in enumerate(names)]
+    (root / "val" / "val_annotations.txt").write_text("\n".join(lines) + "\n")
+    return root
+
+
 def pack_cifar10(root: Path) -> Path:
     """The archive of an unpacked CIFAR-10, in ``root`` instead of its folder."""
     folder = root / "cifar-10-batches-bin"
@@ -73,4 +114,12 @@ def write_npz(path: Path, **replaced: np.ndarray) -> Path:
         **replaced,
     }
     np.savez(path, **{key: array for key, array in arrays.items() if array is not None})
+    return path
+
+
+def write_generated(path: Path, count: int = 50, *shape: int, compress: bool = False) -> Path:
+    """Generated images, channels last, of three classes; by default for ``write_npz``."""
+    save = np.savez_compressed if compress else np.savez
+    array = images(count, *(shape or (6, 5, 3)), seed=9)
+    save(path, image=array, label=labels(count, 3).astype(np.int64))
     return path

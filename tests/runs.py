@@ -20,6 +20,10 @@ TINY = (
 )
 
 
+# What the logger takes from Hydra's own configuration, which composing alone does not make.
+WANDB = ("logger=wandb", "logger.id=1", "logger.group=a", "logger.job_type=b", "logger.tags=[]")
+
+
 def compose(*overrides: str, name: str = "train") -> dict[str, Any]:
     """The configuration of a command line, as plain values."""
     register_resolvers()

@@ -20,10 +20,11 @@ from torch import Tensor
 
 import robustcert.certificate
 import robustcert.certification
-from robustcert.certificate import decimal_floor, is_certificate
+from robustcert.certificate import is_certificate
 from robustcert.certification import certify, default_output
 from robustcert.checkpoint import read_checkpoint
 from robustcert.data import Digits
+from robustcert.samples import decimal_floor
 from robustcert.signature import ConfigError
 
 QUICK = {"samples": 0}

@@ -518,7 +518,11 @@ def test_float64_constants_are_not_certified_in_float32() -> None:
 def settings() -> list[Any]:
     backends = torch.backends
     owners = backends.cuda.matmul, backends.cudnn.conv, backends.mkldnn.matmul, backends.mkldnn.conv
-    return [owner.fp32_precision for owner in owners]
+    switches = [owner.fp32_precision for owner in owners]
+    return [*switches, backends.cudnn.enabled, torch._C._get_nnpack_enabled()]
+
+
+STRICT = ["ieee"] * 4 + [False] * 2
 
 
 def test_certifiers_use_strict_arithmetic(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -530,7 +534,7 @@ def test_certifiers_use_strict_arithmetic(monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(lipschitz, "forward_error", spy)
     certify(PlainNetwork((Dense(torch.eye(2)),), (2,)), torch.zeros(1, 2))
-    assert seen == [["ieee"] * 4]
+    assert seen == [STRICT]
 
 
 @pytest.mark.parametrize("precision", ["highest", "high", "medium"])
@@ -541,12 +545,14 @@ def test_fast_arithmetic_is_off_and_comes_back(precision: str) -> None:
         torch.backends.mkldnn.conv.fp32_precision = "bf16"
         flushes = torch.set_flush_denormal(True)
         outside = settings()
+        assert outside[-2:] == [True, True]
         with strict_arithmetic() as outer, strict_arithmetic() as record:
             assert outer == record
-            assert settings() == ["ieee"] * 4
+            assert settings() == STRICT
             assert torch.get_float32_matmul_precision() == "highest"
             assert (torch.tensor([2.0**-140]) / 2 > 0).all()
             assert record["tf32"] is record["flush_denormal"] is False
+            assert record["cudnn"] is record["nnpack"] is False
         assert settings() == outside
         assert torch.get_float32_matmul_precision() == precision
         assert not flushes or (torch.tensor([2.0**-140]) / 2 == 0).all()

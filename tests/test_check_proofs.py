@@ -1,4 +1,4 @@
-"""The independent checker on semidefinite and second-order certificates, and on degenerate ones."""
+"""The independent checker on semidefinite certificates, and on degenerate ones."""
 
 import hashlib
 import json
@@ -18,15 +18,15 @@ from torch import Tensor
 from robustcert import plain
 from robustcert.activations import Abs, GroupSort, Identity, ReLU, Softplus
 from robustcert.certificate import CertifiedSplit, write_certificate
-from robustcert.certifiers import CombinedCertifier, LipschitzCertifier, LipSDPCertifier
+from robustcert.certifiers import LipschitzCertifier, LipSDPCertifier
 from robustcert.check import UnreadableError, check
-from robustcert.check.__main__ import main
 from robustcert.check.forward import FLOAT64, evaluate, evaluate_exactly
 from robustcert.check.network import Operation, read_network
 from robustcert.check.semidefinite import constants, layers
 from robustcert.check.verdict import _find
 from robustcert.data import to_unit
 from robustcert.layers.pool import NormPool2d
+from robustcert.models import CircularShift
 from robustcert.plain import Dense, Flatten, PlainNetwork
 from robustcert.rounding import forward_error
 from robustcert.spectral import conv_norm_lower
@@ -177,28 +177,6 @@ def test_any_multipliers_give_a_bound_or_nothing(kind: type, tmp_path: Path) -> 
     assert found > 20
 
 
-def test_second_order_radii_are_said_to_be_outside(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = certify(tmp_path / "smooth", build("smooth"), CombinedCertifier())
-    assert main([str(folder)]) == 1
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[-1] == "not covered: second-order radii are not re-proved by this checker"
-    assert not any(line.startswith(("MISMATCH", "VERIFIED", "REFUSED")) for line in lines)
-    # Where no gradient is used, the claim is the usual one.
-    folder = certify(tmp_path / "relu", build("relu"), CombinedCertifier())
-    assert main([str(folder)]) == 0
-    # Other lies are still found.
-    forged = Folder(tmp_path / "smooth")
-    forged.claim["pairwise"][0][1] = (0.1).hex()
-    forged.save()
-    assert check(forged.path).mismatches
-    forged.claim["claim"]["proof"] = "none"
-    forged.save()
-    with pytest.raises(UnreadableError, match="proof"):
-        check(forged.path)
-
-
 def test_a_radius_of_any_size_is_written_and_read(tmp_path: Path) -> None:
     weight = torch.tensor([[1e-38, 0.0], [0.0, 0.0]])
     net = PlainNetwork((Dense(weight, torch.tensor([3e38, 0.0])),), (2,))
@@ -290,6 +268,10 @@ def whole_maps(kind: str) -> PlainNetwork:
                 )
             )
         operations.append(Flatten())
+    elif kind == "shift":
+        conv = plain.Convolution(torch.randn(9, 2, 3, 3), torch.randn(9), padding=(1, 1))
+        place = plain.Affine(torch.ones(9), torch.randn(9, 6, 6))
+        operations = [conv, place, CircularShift(9, 0.25).fold(), Flatten()]
     elif kind == "sum":
         inner = plain.ResidualBlock(torch.randn(9, 72), 0.1 * torch.rand(9), ReLU(9).fold())
         operations = [Flatten(), plain.Sum(((), (inner,)))]
@@ -300,6 +282,7 @@ def whole_maps(kind: str) -> PlainNetwork:
 WHOLE = (
     *("norm_pool", "circular", "circular of stride 1", "sandwich", "residual"),
     "convolutional residual",
+    "shift",
     "sum",
 )
 

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -136,13 +137,16 @@ def test_a_sweep_runs_every_job_and_reports_the_one_that_fails(
 ) -> None:
     typed = (*TINY, "trainer.max_epochs=1", "certify=false")
     assert command("train", *typed, "-m", "model.width=63,32", "activation=maxmin,relu") == 1
-    (sweep,) = (tmp_path / "multirun").iterdir()
-    done = {
-        path.parent.name: json.loads(path.read_text())["config"]["model"]["width"]
-        for path in sweep.glob("*/results.json")
-    }
-    assert done == {"1": 63, "2": 32, "3": 32}
-    captured = capsys.readouterr().err
+    rows = [json.loads(p.read_text()) for p in (tmp_path / "multirun").glob("*/results.json")]
+    # 63 features cannot be sorted in pairs.
+    assert sorted((row["config"]["model"]["width"], row["status"]) for row in rows) == [
+        (32, "complete"),
+        (32, "complete"),
+        (63, "complete"),
+        (63, "failed"),
+    ]
+    output, captured = capsys.readouterr()
+    assert "sweep: 3 done, 0 running, 1 failed of 4" in output
     assert "Error executing job with overrides: [" in captured
     assert "set model.width to a multiple of 2" in captured
     assert "Traceback" not in captured
@@ -227,15 +231,47 @@ def test_weights_and_biases_gets_one_run_for_each_job(
     monkeypatch.setenv("WANDB_SILENT", "true")
     typed = (*TINY, "trainer.max_epochs=1", "logger=wandb")
     assert command("train", "-m", "seed=0,1", *typed) == 0
-    (sweep,) = (tmp_path / "multirun").iterdir()
-    runs = sorted(sweep.glob("*/wandb/offline-run-*"))
-    assert [run.parents[1].name for run in runs] == ["0", "1"]
+    runs = sorted((tmp_path / "multirun").glob("*/wandb/offline-run-*"))
+    assert len({run.parents[1].name for run in runs}) == 2
     assert len({run.name.rpartition("-")[2] for run in runs}) == 2
     for run in runs:
-        (log,) = run.glob("*.wandb")
-        content = log.read_bytes()
-        assert b"test/vra_0.5" in content
-        assert b"val/vra" in content
+        records = read_offline(run)
+        (begun,) = (r["run"] for r in records if r["type"] == "run")
+        assert (begun["run_group"], begun["job_type"]) == ("maxmin-tiny", "digits")
+        history = [r["history"]["item"] for r in records if r["type"] == "history"]
+        logged = {key for item in history for key in item}
+        assert {"val/vra", "val/vra_0.25", "val/acr", "val/lipschitz", "test/vra_0.5"} <= logged
+        assert "certificate/vra_curve.path" in logged
+        config = {k for r in records if r["type"] == "config" for k in r["config"]["update"]}
+        assert {"model", "parameters", "seed"} <= config
+        (artifact,) = (r["artifact"] for r in records if r["type"] == "artifact")
+        files = {entry["path"] for entry in artifact["manifest"]["contents"]}
+        assert {"certificate.json", "radii.csv", "network.safetensors"} <= files
+
+
+def read_offline(run: Path) -> list[dict[str, Any]]:
+    """The records of an offline run, as W&B's own reader gives them."""
+    command = [str(Path(sys.executable).with_name("wandb")), "leet", "inspect", "--json", str(run)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.mark.slow
+def test_without_a_network_a_run_is_kept_offline_under_its_own_id(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    typed = (*TINY, "trainer.max_epochs=1", "logger=wandb", "logger.offline=false")
+    folder = tmp_path / "run"
+    wait = "logger.settings.init_timeout=2"
+    assert command("train", *typed, wait, "certify=false", f"hydra.run.dir={folder}") == 0
+    resume = f"resume={folder}/checkpoints/last.ckpt"
+    assert command("train", resume, "trainer.max_epochs=2", "certify=false") == 0
+    offline = list((folder / "wandb").glob("offline-run-*"))
+    assert len({path.name.rpartition("-")[2] for path in offline}) == 1
 
 
 def test_help_is_fast_and_shows_groups_and_examples() -> None:

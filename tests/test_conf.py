@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
-from runs import compose
+from runs import WANDB, compose
 
 from robustcert.build import COMMAND_LINE_TARGETS, build_module, check
 from robustcert.command_line import CONFIG_DIR
@@ -28,7 +28,8 @@ PROVIDED = {
 COMPANIONS = {
     **{key: ["model=convnet"] for key in ("2c2f", "4c3f", "6c2f")},
     "npz": ["dataset.root=data.npz"],
-    "wandb": ["logger.id=1"],
+    "image_folder": ["dataset.root=images"],
+    "wandb": list(WANDB[1:]),
 }
 
 

@@ -1,4 +1,4 @@
-"""LMT, logit annealing and HKR by their definitions; test_objectives.py has what all must keep."""
+"""The newer objectives by their definitions; test_objectives.py has what all must keep."""
 
 import math
 from functools import partial
@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from robustcert.margins import row_distances
-from robustcert.objectives import HKR, LMT, LogitAnnealing
+from robustcert.margins import certified_radius, row_distances
+from robustcert.objectives import HKR, LMT, CertificateRegularization, LogitAnnealing
 
 
 def case(classes: int = 4) -> tuple[Tensor, Tensor, Tensor]:
@@ -84,10 +84,40 @@ def test_hkr_by_its_definition(epsilon: float) -> None:
     assert found == pytest.approx(sum(expected) / len(expected) / 2)
 
 
+@pytest.mark.parametrize("cap", [None, 0.2])
+def test_certificate_regularization_rewards_the_certified_radius(cap: float | None) -> None:
+    logits, target, pairwise = case()
+    target = torch.cat([logits.argmax(1)[:4], logits.argmin(1)[4:]])
+    radius = certified_radius(logits, target, pairwise).clamp(min=0)
+    assert 0 < (radius > 0).sum() < 6
+    earned = [min(r, cap or math.inf) for r in radius.tolist()]
+    expected = F.cross_entropy(logits / 0.5, target).item() - 0.7 * sum(earned) / 6
+    objective = CertificateRegularization(0.7, cap, temperature=0.5)
+    assert objective(logits, target, pairwise, 0.1).item() == pytest.approx(expected)
+
+
+def test_certificate_regularization_rewards_no_infinite_radius_and_no_tie() -> None:
+    pairwise = torch.zeros(3, 3)
+    pairwise[2, :2] = pairwise[:2, 2] = 2.0
+    # Classes 0 and 1 never move apart; class 2 does.
+    for logits, radius in (
+        ([3.0, 1.0, 1.0], 1.0),
+        ([3.0, 3.0, 1.0], 0.0),
+        ([3.0, 4.0, 1.0], 0.0),
+    ):
+        row, target = torch.tensor([logits]), torch.tensor([0])
+        loss = CertificateRegularization(1.0)(row, target, pairwise, 0.0)
+        torch.testing.assert_close(loss, F.cross_entropy(row, target) - radius)
+    nothing = CertificateRegularization(1.0)(row, target, torch.zeros(3, 3), 0.0)
+    torch.testing.assert_close(nothing, F.cross_entropy(row, target))
+
+
 @pytest.mark.parametrize("value", [-0.1, math.nan])
 @pytest.mark.parametrize(
     ("make", "key"),
     [
+        (CertificateRegularization, "gamma"),
+        (lambda v: CertificateRegularization(cap=v), "cap"),
         (lambda v: HKR(alpha=v), "alpha"),
         (lambda v: HKR(offset=v), "offset"),
         (lambda v: LogitAnnealing(offset=v), "offset"),

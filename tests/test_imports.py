@@ -22,6 +22,7 @@ LIBRARY: dict[str, set[str]] = {
     "spectral": {"convolution", "residual"},
     "semidefinite": {"residual", "spectral"},
     "margins": set(),
+    "quadric": set(),
     "schedules": set(),
     "plain": {"residual", "spectral"},
     "lipschitz": {"plain", "margins"},
@@ -30,9 +31,12 @@ LIBRARY: dict[str, set[str]] = {
     "layers": {"plain", "lipschitz", "spectral"},
     "models": {"plain", "lipschitz", "margins"},
     "objectives": set(),
-    "metrics": {"attacks", "plain"},  # tightness is measured against an attack
+    "metrics": {"plain"},
     "attacks": {"plain"},
     "curvature": {"activations", "plain", "rounding", "spectral"},
+    "curves": {"activations", "plain"},
+    "relaxation": {"activations", "curves", "plain"},
+    "branch_and_bound": {"attacks", "curves", "plain", "relaxation"},
     "certifiers": {
         "plain",
         "lipschitz",
@@ -41,17 +45,18 @@ LIBRARY: dict[str, set[str]] = {
         "residual",
         "semidefinite",
         "curvature",
+        "relaxation",
     },
     "data": set(),
     "check": set(),
 }
 # The only parts that may import them.
 SKINS = {
-    "hydra": {"build", "command_line", "main"},
-    "omegaconf": {"build", "command_line", "main"},
-    "lightning": {"build", "callbacks", "checkpoint", "data", "module", "run"},
+    "hydra": {"build", "command_line", "main", "sweep"},
+    "omegaconf": {"build", "command_line", "main", "sweep"},
+    "lightning": {"build", "callbacks", "checkpoint", "data", "module", "run", "wandb_run"},
     "pytorch_lightning": set(),
-    "wandb": {"run"},
+    "wandb": {"wandb_run"},
 }
 
 

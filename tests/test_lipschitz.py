@@ -241,7 +241,7 @@ def test_what_is_not_known_is_refused_with_its_path(kind: str) -> None:
 
 
 @pytest.mark.parametrize("make", [lambda: nn.Linear(4, 4), lambda: nn.ReLU(), lambda: Doubled()])
-@pytest.mark.parametrize("way", ["hook", "pre_hook", "forward"])
+@pytest.mark.parametrize("way", ["hook", "pre_hook", "global hook", "global pre_hook", "forward"])
 def test_an_instance_that_computes_something_else_is_refused(
     make: Callable[[], nn.Module], way: str
 ) -> None:
@@ -250,13 +250,20 @@ def test_an_instance_that_computes_something_else_is_refused(
         handle = module.register_forward_hook(lambda m, x, y: 2 * y)
     elif way == "pre_hook":
         handle = module.register_forward_pre_hook(lambda m, x: (2 * x[0],))
+    elif way == "global hook":
+        handle = nn.modules.module.register_module_forward_hook(lambda m, x, y: 2 * y)
+    elif way == "global pre_hook":
+        handle = nn.modules.module.register_module_forward_pre_hook(lambda m, x: (2 * x[0],))
     else:
         module.forward = lambda x: 2 * x
-    for claim in (fold, lipschitz_estimate, lambda m: fold(nn.Sequential(m))):
-        with pytest.raises(UnknownLipschitz, match=r"hooks|overridden"):
-            claim(module)
+    try:
+        for claim in (fold, lipschitz_estimate, lambda m: fold(nn.Sequential(m))):
+            with pytest.raises(UnknownLipschitz, match=r"hooks|overridden"):
+                claim(module)
+    finally:
+        if way != "forward":
+            handle.remove()
     if way != "forward":
-        handle.remove()
         fold(module)
 
 

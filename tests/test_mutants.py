@@ -13,6 +13,7 @@ from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,13 +22,13 @@ from configs import build, build_model, names
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robustcert import certificate, convolution, lipschitz, plain, residual, rounding, spectral
+from robustcert import convolution, lipschitz, plain, residual, rounding, samples, spectral
 from robustcert.attacks import margin_attack
 from robustcert.attacks.crosscheck import INSIDE
 from robustcert.certificate import CertifiedSplit, write_certificate
 from robustcert.certifiers import Certificates, LipschitzCertifier, certify
 from robustcert.certifiers import lipschitz as certifier
-from robustcert.layers import ConstrainedLinear, UnconstrainedLinear
+from robustcert.layers import ConstrainedLinear, NormPool2d, UnconstrainedLinear
 from robustcert.lipschitz import fold, fold_network
 from robustcert.margins import row_distances
 from robustcert.metrics import AverageCertifiedRadius, RejectionRate, VerifiedRobustAccuracy
@@ -37,6 +38,7 @@ from robustcert.plain import (
     Affine,
     Convolution,
     Dense,
+    Flatten,
     Operation,
     PlainNetwork,
     ResidualBlock,
@@ -343,6 +345,14 @@ def overflow_inside_the_ball() -> None:
     result = LipschitzCertifier("float32").certify(network, torch.zeros(1, 1))
     for size in (2.0**60, 2.0**63, 2.0**66, 2.0**69):
         assert result.radius <= size or network(torch.tensor([[-size]])).argmax(1) == 0
+    # A norm is computed from squares.
+    head = Dense(torch.tensor([[1.0], [-1.0]]), torch.tensor([2.0**80, -(2.0**80)]))
+    pool = fold(NormPool2d(2))
+    network = PlainNetwork((*pool, Flatten(), Dense(torch.tensor([[-1.0]])), head), (1, 2, 2))
+    result = LipschitzCertifier("float32").certify(network, torch.zeros(1, 1, 2, 2))
+    for size in (2.0**60, 2.0**66, 2.0**78):
+        x = torch.full((1, 1, 2, 2), size)
+        assert result.radius <= 2 * size or network(x).argmax(1) == 0
 
 
 def attacks_inside_the_radius() -> None:
@@ -396,6 +406,11 @@ def unknown_modules_are_refused() -> None:
     hooked.register_forward_hook(lambda module, args, output: 10 * output)
     for module in (Tenfold(), nn.LayerNorm(2), nn.Softmax(1), hooked):
         assert refuses(lambda: fold(nn.Sequential(nn.Linear(2, 2), module)))  # noqa: B023
+    handle = nn.modules.module.register_module_forward_hook(lambda module, args, output: output * 2)
+    try:
+        assert refuses(lambda: fold(nn.Linear(2, 2)))
+    finally:
+        handle.remove()
 
 
 def the_plain_network_is_the_module() -> None:
@@ -423,7 +438,8 @@ def arithmetic_is_strict() -> None:
     seen = []
 
     def probe(x: Tensor) -> Tensor:
-        seen.append(torch.get_float32_matmul_precision())
+        fast = torch.backends.cudnn.enabled or torch._C._get_nnpack_enabled()
+        seen.append("transforms" if fast else torch.get_float32_matmul_precision())
         return x
 
     network = PlainNetwork((Activation(probe, {}, lipschitz=1.0), Dense(torch.eye(2))), (2,))
@@ -751,6 +767,10 @@ FAULTS: dict[str, Fault] = {
             reach=torch.full_like(error.reach, math.inf),
         )
     ),
+    "squares left out of overflow": wrap(
+        NormPool2d, "fold", lambda fold: lambda self: replace(fold(self), squares=False)
+    ),
+    "transforms left on": put(torch.backends.nnpack, "set_flags", lambda enabled: (enabled,)),
     "TF32 products": put(Dense, "__call__", tf32_linear),
     "fast arithmetic left on": put(
         LipschitzCertifier, "certify", inspect.unwrap(LipschitzCertifier.certify)
@@ -776,6 +796,11 @@ FAULTS: dict[str, Fault] = {
     "unknown module skipped": lambda patch: patch.setitem(
         lipschitz._TORCH_FOLDS, Tenfold, lambda module: []
     ),
+    "hooks of all modules ignored": put(
+        lipschitz,
+        "registry",
+        SimpleNamespace(_global_forward_hooks={}, _global_forward_pre_hooks={}),
+    ),
     "hooks ignored": put(lipschitz, "_refuse_overrides", lambda module: None),
     # What is written and counted
     "radius in float32": wrap(
@@ -783,10 +808,10 @@ FAULTS: dict[str, Fault] = {
         "certify",
         lambda f: lambda *arguments: in_float32(f(*arguments)),
     ),
-    "decimal to nearest": put(certificate, "decimal_floor", lambda value: f"{value:.6f}"),
+    "decimal to nearest": put(samples, "decimal_floor", lambda value: f"{value:.6f}"),
     "hexadecimal of a rounded radius": wrap(
-        certificate,
-        "_write_radii",
+        samples,
+        "write_radii",
         lambda f: (
             lambda path, split: f(path, replace(split, certificates=in_float32(split.certificates)))
         ),

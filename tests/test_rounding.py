@@ -15,9 +15,18 @@ from test_activations import balls
 from torch import Tensor, nn
 
 from robustcert.activations import ReLU
-from robustcert.lipschitz import fold_network
+from robustcert.layers import NormPool2d
+from robustcert.lipschitz import fold, fold_network
 from robustcert.models import Normalize
-from robustcert.plain import Affine, Dense, Operation, PlainNetwork, Sum, UnsoundNetworkError
+from robustcert.plain import (
+    Affine,
+    Dense,
+    Flatten,
+    Operation,
+    PlainNetwork,
+    Sum,
+    UnsoundNetworkError,
+)
 from robustcert.rounding import UNIT, forward_error
 
 FEATURES = 8
@@ -224,6 +233,20 @@ def test_nothing_overflows_within_reach() -> None:
     reach = forward_error(small, torch.tensor([[1.0]])).reach.item()
     assert 1e3 < reach < 1e20
     assert small(torch.tensor([[reach]])).isfinite().all()
+
+
+@pytest.mark.parametrize("exponent", [30, 62, 63, 66, 70])
+def test_squares_overflow_earlier(exponent: int) -> None:
+    # The squares of 2^64 overflow in float32: nothing is said of inputs as large.
+    pool, head = fold(NormPool2d(2)), Dense(torch.tensor([[1.0], [-1.0]]))
+    network = PlainNetwork((*pool, Flatten(), head), (1, 2, 2))
+    reach = forward_error(network, torch.full((1, 1, 2, 2), 2.0**exponent)).reach.item()
+    assert (reach > 2.0**40) == (exponent == 30)
+    within = torch.full((1, 1, 2, 2), 2.0**exponent + reach / 2 * (1 - 1e-6))
+    assert not reach > 0 or network(within).isfinite().all()
+    # Plain selections go on.
+    plain = PlainNetwork((*fold(ReLU(1)), Flatten(), head), (1, 1, 1))
+    assert forward_error(plain, torch.full((1, 1, 1, 1), 2.0**60)).reach > 0
 
 
 def test_what_is_not_a_number_has_no_error() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from runs import compose, run
+from runs import WANDB, compose, run
 from torch.optim import Optimizer
 
 from robustcert.checkpoint import read_checkpoint
@@ -230,7 +230,7 @@ def test_a_sweep_refuses_ranks_that_would_run_it_again(tmp_path: Path) -> None:
 def test_forked_ranks_and_weights_and_biases_are_refused(tmp_path: Path) -> None:
     forked = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.strategy=ddp_fork")
     with pytest.raises(ConfigError, match=r"logger=wandb does not follow .* trainer.strategy=ddp"):
-        run(tmp_path, *forked, "logger=wandb", "logger.id=1")
+        run(tmp_path, *forked, *WANDB)
 
 
 def test_spawned_ranks_are_refused(tmp_path: Path) -> None:

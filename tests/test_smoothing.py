@@ -1,4 +1,4 @@
-"""Randomised smoothing: its radii against a classifier whose smoothing is known, and its wording."""
+"""Randomised smoothing: radii against a classifier whose smoothing is known, and the wording."""
 
 import json
 import math
@@ -19,6 +19,8 @@ from robustcert.check import UnreadableError, check
 from robustcert.check.__main__ import main
 from robustcert.data import RandomNoise
 from robustcert.plain import Dense, PlainNetwork, UnsoundNetworkError
+from robustcert.report.claim import read_claim
+from robustcert.report.error import ReportError
 
 
 def halves(size: int = 4) -> PlainNetwork:
@@ -136,15 +138,24 @@ def test_a_deterministic_claim_cannot_be_made_of_smoothed_radii(folder: Path) ->
     assert not check(folder).verified
 
 
-def test_a_run_is_certified_by_smoothing(tiny_run: Path, tmp_path: Path) -> None:
+def test_a_run_is_certified_by_smoothing(
+    tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     metrics = certify(
         str(tiny_run / "checkpoints" / "best.ckpt"),
         certifier={"_target_": "robustcert.certifiers.SmoothingCertifier", "n0": 10, "n": 100},
-        samples=12,
+        samples=40,
+        radii=[0.01],
         output=str(tmp_path / "folder"),
     )
     assert not any("vra" in key for key in metrics)
-    assert 0 < metrics["test/smoothed_0.25"] <= metrics["test/accuracy"]
+    assert 0 < metrics["test/smoothed_0.01"] <= metrics["test/accuracy"]
+    said = capsys.readouterr().out
+    assert "with confidence 0.999 each" in said
+    assert "not proved: each radius is true with probability 0.999 or more" in said
+    assert "verified" not in said
+    with pytest.raises(ReportError, match="smoothed classifier"):
+        read_claim(tmp_path / "folder")
 
 
 def test_noise_comes_from_its_generator_alone() -> None:

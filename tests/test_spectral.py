@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from fractions import Fraction
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -428,7 +429,8 @@ def test_power_iteration_converges_from_below_and_is_differentiable() -> None:
         estimate, vector = power_iteration(weight, vector, 20)
         estimates.append(estimate.item())
         assert not vector.requires_grad
-    assert estimates == sorted(estimates)
+    # Once converged, float32 rounding moves it either way.
+    assert all(after >= before * (1 - 2e-7) for before, after in pairwise(estimates))
     assert norm * (1 - 1e-4) <= estimates[-1] <= norm * (1 + 1e-6)
     estimate.backward()
     left, _, right = torch.linalg.svd(weight.detach())

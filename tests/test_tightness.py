@@ -1,18 +1,22 @@
 """Tightness, its two factors, and the certifiability gap."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
+from runs import run
 from torch import Tensor, nn
 
 from robustcert.activations import GroupSort, NormPair
+from robustcert.attacks import ddn
+from robustcert.callbacks import LogTightness
 from robustcert.certifiers import LipschitzCertifier
+from robustcert.checkpoint import read_checkpoint
 from robustcert.lipschitz import fold_network
 from robustcert.metrics.tightness import (
     CertifiabilityGap,
     Tightness,
-    attack_distance,
     folds_within,
     split_tightness,
     steepest_slopes,
@@ -49,7 +53,7 @@ def test_the_worst_tightness_of_two_facets_round_a_right_angle_is_on_the_diagona
 def test_attack_distances_agree_with_the_exact_ones() -> None:
     network = corner()
     x = arc(torch.linspace(0.05, 1.5, 20, dtype=torch.float64))
-    distance = attack_distance(network, x, network(x).argmax(1), steps=200, restarts=10)
+    distance, _ = ddn(network, x, network(x).argmax(1), steps=200, restarts=10)
     torch.testing.assert_close(distance, torch.ones(20, dtype=torch.float64), rtol=0.02, atol=0)
     assert (distance >= 1 - 1e-9).all()
 
@@ -62,7 +66,7 @@ def test_the_factors_multiply_to_the_tightness_and_stay_below_one() -> None:
     certifier = LipschitzCertifier()
     result = certifier.certify(network, x)
     bound = certifier.pairwise_bound(network)[0, 1].expand(30)
-    distance = attack_distance(network, x, result.prediction)
+    distance, _ = ddn(network, x, result.prediction, steps=200, restarts=10)
     slope = steepest_slopes(network, x, steps=5)[0, 1].expand(30)
     assert (slope <= bound).all()
     t_bound, t_shape = split_tightness(result.margin, bound, slope, distance)
@@ -119,3 +123,43 @@ def test_folds_are_counted_within_epsilon() -> None:
 def test_a_quantile_outside_the_unit_interval_is_refused(quantile: float) -> None:
     with pytest.raises(ValueError, match="quantile"):
         Tightness(quantile)
+
+
+CALLBACK = "robustcert.callbacks.LogTightness"
+
+
+def logged(folder: Path, *overrides: str) -> dict[str, float]:
+    """The last validation metrics of a run with the callback."""
+    callback = f"+trainer.callbacks=[{{_target_: {CALLBACK}, samples: 6, steps: 20, restarts: 2}}]"
+    run(folder, "certify=false", callback, *overrides)
+    return read_checkpoint(folder / "checkpoints" / "last.ckpt").metrics
+
+
+@pytest.mark.parametrize("activation", ["maxmin", "smooth"])
+def test_the_callback_logs_tightness_and_its_factors(tmp_path: Path, activation: str) -> None:
+    # Batches of four: the budget of six samples ends within the second one.
+    metrics = logged(tmp_path, f"activation={activation}", "loader.eval_batch_size=4")
+    t, worst = metrics["val/tightness"], metrics["val/tightness_worst"]
+    by_bound, by_shape = metrics["val/tightness_bound"], metrics["val/tightness_shape"]
+    assert 0 < worst <= t < 1
+    assert t <= min(by_bound, by_shape) + 1e-6
+    assert max(by_bound, by_shape) <= 1
+    assert metrics["val/certifiability_gap"] > 0
+    if activation == "maxmin":
+        assert 0 < metrics["val/folds"] < 1
+    else:
+        assert math.isnan(metrics["val/folds"])
+
+
+def test_two_ranks_share_the_samples(tmp_path: Path) -> None:
+    ranks = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.strategy=ddp_fork")
+    options = ("layer=unconstrained", "trainer.max_epochs=1", "loader.eval_batch_size=3")
+    two = logged(tmp_path / "two", *ranks, *options)
+    assert 0 < two["val/tightness_worst"] <= two["val/tightness"] < 1
+    assert two["val/certifiability_gap"] > 0
+
+
+@pytest.mark.parametrize("option", ["samples", "every", "steps", "restarts"])
+def test_a_budget_of_nothing_is_refused(option: str) -> None:
+    with pytest.raises(ValueError, match=option):
+        LogTightness(**{option: 0})

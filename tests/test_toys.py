@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from robustcert.data import Disc, Moons, Square, Toy, Wedge
+from robustcert.data import XOR, Disc, HalfPlane, Moons, Orthant, Spheres, Square, Toy, Wedge
 
 TOYS = [
     Disc(),
@@ -18,6 +18,8 @@ TOYS = [
     Wedge(angle=30),
     Wedge(angle=250),
     Moons(),
+    HalfPlane(),
+    XOR(),
 ]
 NAMES = [f"{toy.name}-{k}" for k, toy in enumerate(TOYS)]
 
@@ -55,7 +57,7 @@ class TestDistance:
         if isinstance(toy, Square):
             corners = torch.cartesian_prod(*[torch.tensor([-0.5, 0.5])] * 2) * toy.side + 0.5
             cloud = torch.cat([cloud, corners.double()])
-        if isinstance(toy, Wedge):
+        if isinstance(toy, Wedge | XOR):
             cloud = torch.cat([cloud, torch.tensor([[0.5, 0.5]], dtype=torch.float64)])
         points = torch.rand(400, 2, generator=torch.Generator().manual_seed(0)).double()
         brute = to_cloud(points, cloud)
@@ -96,6 +98,44 @@ class TestDistance:
         assert (change <= (x - y).norm(dim=1) + 1e-5).all()
 
 
+HIGH = [Orthant(1), Orthant(3), Orthant(8), Spheres(2), Spheres(8), Spheres(5, 0.1, 0.5)]
+
+
+@pytest.mark.parametrize("toy", HIGH, ids=lambda toy: f"{toy.name}-{toy.dimension}")
+def test_in_many_dimensions_the_label_changes_at_the_distance_and_not_before(toy: Toy) -> None:
+    points = toy.read("train").inputs[:200].double().requires_grad_()
+    distance = toy.distance(points)
+    (gradient,) = torch.autograd.grad(distance.sum(), points)
+    points, distance, label = points.detach(), distance.detach(), toy.label(points)
+    generator = torch.Generator().manual_seed(3)
+    noise = torch.randn(50, *points.shape, dtype=torch.float64, generator=generator)
+    sphere = noise / noise.norm(dim=2, keepdim=True)
+    near = points + (distance * (1 - 1e-6))[:, None] * sphere
+    assert (toy.label(near.flatten(0, 1)).view(50, -1) == label).all()
+    torch.testing.assert_close(gradient.norm(dim=1), torch.ones_like(distance))
+    before, beyond = (points - (distance + step)[:, None] * gradient for step in (-1e-6, 1e-6))
+    assert (toy.label(before) == label).all()
+    assert (toy.label(beyond) != label).all()
+    assert (toy.distance(before) - 1e-6).abs().max() < 1e-9
+
+
+def test_many_dimensions_are_drawn_by_seed_and_split() -> None:
+    for toy in HIGH:
+        train = toy.read("train")
+        assert train.inputs.shape == (2000, *toy.input_shape)
+        assert 0 <= train.inputs.min() <= train.inputs.max() <= 1
+        assert (train.labels == toy.label(train.inputs)).all()
+        assert 0.4 < train.labels.double().mean() < 0.6
+        assert not torch.equal(train.inputs, toy.read("test").inputs)
+
+
+def test_outside_the_orthant_the_corner_is_nearest() -> None:
+    toy = Orthant(8)
+    train = toy.read("train")
+    outside = train.inputs[train.labels == 0].double()
+    torch.testing.assert_close(toy.distance(outside), (outside - 0.5).norm(dim=1))
+
+
 def test_known_distances() -> None:
     points = torch.tensor([[0.5, 0.5], [0.5, 0.95], [0.9, 0.9]])
     expected = torch.tensor([0.4, 0.05, 0.4 * math.sqrt(2) - 0.4], dtype=torch.float64)
@@ -121,7 +161,7 @@ def test_moons_are_symmetric_and_refuse_points_far_away() -> None:
         moons.distance(torch.tensor([[2.0, 0.5]]))
 
 
-@pytest.mark.parametrize("toy", [Disc, Square, Wedge, Moons])
+@pytest.mark.parametrize("toy", [Disc, Square, Wedge, Moons, HalfPlane, XOR])
 def test_points_are_drawn_by_seed_and_split(toy: type[Toy]) -> None:
     first, again, other = toy(samples=300), toy(samples=300), toy(samples=300, seed=1)
     train = first.read("train")
@@ -136,7 +176,7 @@ def test_points_are_drawn_by_seed_and_split(toy: type[Toy]) -> None:
     assert 0.2 < train.labels.double().mean() < 0.8
 
 
-@pytest.mark.parametrize("toy", [Disc, Square, Wedge, Moons])
+@pytest.mark.parametrize("toy", [Disc, Square, Wedge, Moons, HalfPlane, XOR])
 def test_margin_leaves_near_points_out(toy: type[Toy]) -> None:
     wide = toy(samples=200, margin=0.05)
     examples = wide.read("test")
@@ -154,6 +194,8 @@ def test_margin_leaves_near_points_out(toy: type[Toy]) -> None:
         (lambda: Disc(radius=0.5), "dataset.radius"),
         (lambda: Square(side=1.0), "dataset.side"),
         (lambda: Wedge(angle=360), "dataset.angle"),
+        (lambda: Orthant(0), "dataset.dimension"),
+        (lambda: Spheres(3, 0.4, 0.2), "dataset.inner"),
         (lambda: Square(margin=0.4).read("train"), "dataset.margin"),
     ],
 )

@@ -1,42 +1,16 @@
 """GroupSort, the norm-preserving activation of Lipschitz networks; MaxMin is its smallest case."""
 
-from typing import Any
-
-import torch
 from torch import Tensor, nn
 
-from robustcert.activations.features import join_pairs, split_pairs
+from robustcert.activations.features import join_pairs, ordered, split_pairs
 from robustcert.plain import Activation, Slopes
 
 
 def group_sort(x: Tensor, group_size: int) -> Tensor:
     """Every group of ``group_size`` neighbouring features in increasing order."""
     if group_size == 2:
-        first, second = split_pairs(x)
-        return _SwapPairs.apply(x, first > second)
+        return join_pairs(*ordered(*split_pairs(x)))
     return x.unflatten(1, (-1, group_size)).sort(dim=2).values.flatten(1, 2)
-
-
-class _SwapPairs(torch.autograd.Function):
-    """Exchange the neighbours of marked pairs; its own adjoint, several times faster than autograd.
-
-    A tie is not exchanged, so the derivative is a permutation everywhere.
-    """
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x: Tensor, swap: Tensor) -> Tensor:
-        first, second = split_pairs(x)
-        return join_pairs(torch.where(swap, second, first), torch.where(swap, first, second))
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], _: Tensor) -> None:
-        ctx.save_for_backward(inputs[1])
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return _SwapPairs.apply(grad, *ctx.saved_tensors), None
 
 
 class GroupSort(nn.Module):

@@ -1,7 +1,7 @@
 """Try to break certificates: attacks strictly inside the certified radius."""
 
 import time
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -16,13 +16,20 @@ INSIDE = 1 - 1e-6
 _CHUNK = 64
 
 
+class Inputs(Protocol):
+    """A tensor of inputs, or what reads rows of it when it is indexed."""
+
+    def __getitem__(self, rows: Tensor, /) -> Tensor:
+        """Inputs in [0, 1] of the given rows."""
+
+
 class BrokenCertificate(RuntimeError):
     """An attack changed a prediction inside its certified radius: a defect of ours, always."""
 
 
 def cross_check(
     network: PlainNetwork,
-    x: Tensor,
+    x: Inputs,
     prediction: Tensor,
     radius: Tensor,
     *,
@@ -98,7 +105,7 @@ def cross_check(
 
 
 def _stratified(
-    network: PlainNetwork, x: Tensor, prediction: Tensor, radius: Tensor, samples: int, seed: int
+    network: PlainNetwork, x: Inputs, prediction: Tensor, radius: Tensor, samples: int, seed: int
 ) -> Tensor:
     # Infinite radii (constant networks) have no sphere to attack.
     certified = ((radius > 0) & torch.isfinite(radius)).nonzero()[:, 0]
@@ -110,9 +117,11 @@ def _stratified(
     # The slope is taken on a random part only: a gradient for each of 10,000 samples would cost
     # more than the certificates.
     pool = certified[: 8 * samples]
-    margin, gradient = margin_gradient(network, x[pool].double(), prediction[pool])
-    steepness = lengths(gradient).flatten() * radius[pool] / margin
-    chosen = [pool[steepness.argsort(descending=True)[:third]]]
+    steepness = []
+    for chunk in pool.split(_CHUNK):
+        margin, gradient = margin_gradient(network, x[chunk].double(), prediction[chunk])
+        steepness.append(lengths(gradient).flatten() * radius[chunk] / margin)
+    chosen = [pool[torch.cat(steepness).argsort(descending=True)[:third]]]
     chosen.append(certified[radius[certified].argsort(descending=True)[:third]])
     taken = torch.cat(chosen).unique()
     rest = certified[~torch.isin(certified, taken)]

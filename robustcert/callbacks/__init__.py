@@ -1,4 +1,4 @@
-"""What happens beside training: checkpoints, progress, seeds."""
+"""What happens beside training: checkpoints, progress, seeds, tightness."""
 
 from robustcert.callbacks.check_ranks import CheckRanks
 from robustcert.callbacks.checkpoints import (
@@ -7,8 +7,10 @@ from robustcert.callbacks.checkpoints import (
     LastCheckpoint,
     RecordRun,
 )
+from robustcert.callbacks.outlast_sigterm import OutlastSigterm
 from robustcert.callbacks.progress import EpochLog, ProgressBar
 from robustcert.callbacks.seed_epochs import SeedEpochs
+from robustcert.callbacks.tightness import LogTightness
 
 __all__ = [
     "AtomicCheckpointIO",
@@ -16,6 +18,8 @@ __all__ = [
     "CheckRanks",
     "EpochLog",
     "LastCheckpoint",
+    "LogTightness",
+    "OutlastSigterm",
     "ProgressBar",
     "RecordRun",
     "SeedEpochs",

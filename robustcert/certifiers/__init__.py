@@ -2,12 +2,14 @@
 
 from robustcert.certifiers.arithmetic import strict_arithmetic
 from robustcert.certifiers.combined import CombinedCertifier, robust_accuracy_bracket
+from robustcert.certifiers.crown import CROWNCertifier
 from robustcert.certifiers.diagnostic import gradient_ratio
 from robustcert.certifiers.lipschitz import Certificates, LipschitzCertifier, certify
 from robustcert.certifiers.lipsdp import LipSDPCertifier
 from robustcert.certifiers.smoothing import SmoothingCertifier, clopper_pearson_low
 
 __all__ = [
+    "CROWNCertifier",
     "Certificates",
     "CombinedCertifier",
     "LipSDPCertifier",

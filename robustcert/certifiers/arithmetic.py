@@ -10,10 +10,12 @@ import torch
 
 @contextmanager
 def strict_arithmetic() -> Iterator[dict[str, Any]]:
-    """Switch off TF32, bfloat16 products and flush-to-zero; yield what is in force.
+    """Switch off TF32, bfloat16 products, flush-to-zero and transforms; yield what is in force.
 
-    The error bounds assume that every product and sum is rounded once to the working precision.
-    What was set before is set again afterwards.
+    The error bounds assume of every sum of products that it is one, in some order, each operation
+    rounded once to the working precision. cuDNN and, on CPUs, NNPACK may compute a convolution by
+    Winograd's or Fourier's transform instead, whose errors are larger: both are switched off, so
+    that convolutions are matrix products. What was set before is set again afterwards.
     """
     switches = _switches()
     saved = [(owner, name, getattr(owner, name)) for owner, name, _ in switches]
@@ -24,9 +26,12 @@ def strict_arithmetic() -> Iterator[dict[str, Any]]:
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     torch.set_flush_denormal(False)
+    nnpack = torch.backends.nnpack.set_flags(False)
     try:
         yield {
             "tf32": False,
+            "cudnn": torch.backends.cudnn.enabled,
+            "nnpack": False,
             "float32_matmul_precision": torch.get_float32_matmul_precision(),
             "flush_denormal": _flushes_subnormals(),
             "torch": torch.__version__,
@@ -35,6 +40,7 @@ def strict_arithmetic() -> Iterator[dict[str, Any]]:
             "machine": platform.machine(),
         }
     finally:
+        torch.backends.nnpack.set_flags(*nnpack)
         torch.set_flush_denormal(flushed)
         torch.set_float32_matmul_precision(precision)
         for switch in saved:
@@ -43,10 +49,11 @@ def strict_arithmetic() -> Iterator[dict[str, Any]]:
 
 def _switches() -> list[tuple[Any, str, Any]]:
     cuda, cudnn, mkldnn = (getattr(torch.backends, name) for name in ("cuda", "cudnn", "mkldnn"))
+    transforms = (cudnn, "enabled", False)
     if not hasattr(torch.backends, "fp32_precision"):  # torch before 2.9
-        return [(cuda.matmul, "allow_tf32", False), (cudnn, "allow_tf32", False)]
+        return [(cuda.matmul, "allow_tf32", False), (cudnn, "allow_tf32", False), transforms]
     owners = (cuda.matmul, cudnn.conv, cudnn.rnn, mkldnn.matmul, mkldnn.conv)
-    return [(owner, "fp32_precision", "ieee") for owner in owners]
+    return [*((owner, "fp32_precision", "ieee") for owner in owners), transforms]
 
 
 def _flushes_subnormals() -> bool:

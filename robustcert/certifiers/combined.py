@@ -17,6 +17,8 @@ from robustcert.rounding import forward_error
 REACHES = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0, math.inf)
 # The same for attacks, in multiples of the distance at which the tangent plane vanishes.
 ATTACK_REACHES = (1.01, 1.05, 1.1, 1.25, 1.5, 2.0, math.inf)
+# Taken off distances, so that a proof that rounds otherwise, the independent checker's, finds them.
+ROOM = 1e-6
 # Classes nearest by the Lipschitz bound, towards which non-robustness is tried.
 ATTACKED = 3
 
@@ -83,6 +85,7 @@ class CombinedCertifier(LipschitzCertifier):
                 reaches,
                 slope.curvature,
             )
+            reached = reached * (1 - ROOM)
             # Where the reached distance is not a number, the known one stays.
             better = torch.where(reached > known[rows], reached, known[rows])
             result[rows, other] = better

@@ -8,6 +8,7 @@ runs with ``python -m robustcert.check DIR``. What it does in turn, one file eac
 * ``semidefinite`` proves pairwise constants below the product of norms from given multipliers;
 * ``activations`` knows every activation's constant, formula and rounding;
 * ``forward`` evaluates the network with proved errors, in float64 and, with ``fixed``, exactly;
+* ``curvature`` bounds how far margins of smooth networks fall, with ``bends`` of activations;
 * ``radii`` checks predictions and radii, ``verdict`` everything else, ``dataset`` the samples.
 """
 

@@ -231,16 +231,18 @@ def _circle(count: int, options: Options, constants: Constants) -> int:
 # Layout: features lie along dimension 1.
 
 
-def _along(value: NDArray[Any], x: NDArray[Any]) -> NDArray[Any]:
+def along(value: NDArray[Any], x: NDArray[Any]) -> NDArray[Any]:
+    """A constant of every feature, so that it broadcasts."""
     return value if value.ndim == 0 else value.reshape(-1, *(1,) * (x.ndim - 2))
 
 
-def _grouped(x: NDArray[Any], size: int) -> NDArray[Any]:
+def grouped(x: NDArray[Any], size: int) -> NDArray[Any]:
+    """Features in groups of neighbours, which are a dimension of their own."""
     return x.reshape(x.shape[0], -1, size, *x.shape[2:])
 
 
 def _halves(x: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-    both = _grouped(x, 2)
+    both = grouped(x, 2)
     return both[:, :, 0], both[:, :, 1]
 
 
@@ -257,11 +259,11 @@ def _beta_abs(x: NDArray[Any], count: int) -> NDArray[Any]:
 
 
 def _group_sort(x: NDArray[Any], group_size: int) -> NDArray[Any]:
-    return np.sort(_grouped(x, group_size), axis=2).reshape(x.shape)
+    return np.sort(grouped(x, group_size), axis=2).reshape(x.shape)
 
 
 def _n_activation(x: NDArray[Any], corners: NDArray[Any]) -> NDArray[Any]:
-    low, high = _along(corners[0], x), _along(corners[1], x)
+    low, high = along(corners[0], x), along(corners[1], x)
     return x - 2 * np.minimum(np.maximum(x, low), high)
 
 
@@ -282,7 +284,7 @@ def _knot_values(slopes: NDArray[Any]) -> NDArray[Any]:
 
 
 def _pick(table: NDArray[Any], piece: NDArray[Any]) -> NDArray[Any]:
-    row = _along(np.arange(len(table)), piece) if len(table) > 1 else 0
+    row = along(np.arange(len(table)), piece) if len(table) > 1 else 0
     return table[row, piece]
 
 
@@ -315,7 +317,7 @@ def _spline_rounding(slopes: Floats, step: Floats) -> tuple[float, float]:
 
 def _householder(x: Floats, normal: Floats) -> Floats:
     a, b = _halves(x)
-    u, v = _along(normal[0], a), _along(normal[1], a)
+    u, v = along(normal[0], a), along(normal[1], a)
     depth = 2 * np.minimum(u * a + v * b, 0) / (u * u + v * v)
     return _interleave(a - depth * u, b - depth * v)
 
@@ -323,7 +325,7 @@ def _householder(x: Floats, normal: Floats) -> Floats:
 def _householder_exact(z: Integers, q: int, normal: Floats) -> Exact:
     a, b = _halves(z)
     whole, _ = to_integers(normal)  # its scale cancels
-    u, v = _along(whole[0], a), _along(whole[1], a)
+    u, v = along(whole[0], a), along(whole[1], a)
     up = max(GRID_BITS - q, 0)
     depth = shift(2 * np.minimum(u * a + v * b, 0), up)
     square = u * u + v * v
@@ -334,7 +336,7 @@ def _householder_exact(z: Integers, q: int, normal: Floats) -> Exact:
 def _householder2(x: NDArray[Any], rays: NDArray[Any], up: int | None = None) -> NDArray[Any]:
     # Integers where `up` says by how many places results are finer; else floats.
     z = _halves(x)
-    first, second, third = ((_along(u, z[0]), _along(v, z[0])) for u, v in rays)
+    first, second, third = ((along(u, z[0]), along(v, z[0])) for u, v in rays)
     minus_first, conjugate = (-first[0], -first[1]), (second[0], -second[1])
     fourth = _times(_times(minus_first, conjugate), third)
     left = [ray[0] * z[1] >= ray[1] * z[0] for ray in (first, second, third, fourth)]
@@ -388,13 +390,13 @@ def _grafted(
 ) -> NDArray[Any]:
     # In units of which there are `one` to 1, where x, slope and offset are integers.
     if not pairs:
-        units, folded, line = _along(graft, x), np.maximum(x, 0), x
+        units, folded, line = along(graft, x), np.maximum(x, 0), x
     else:
         first, second = _halves(x)
-        units, crossed = _along(graft.repeat(2), x), _along(graft == 2, first)
+        units, crossed = along(graft.repeat(2), x), along(graft == 2, first)
         folded = _interleave(np.minimum(first, second), np.maximum(first, second))
         line = _interleave(np.where(crossed, second, first), np.where(crossed, first, second))
-    return np.where(units == 0, folded * one, line * _along(slope, x) + _along(offset, x))
+    return np.where(units == 0, folded * one, line * along(slope, x) + along(offset, x))
 
 
 def _graft_rounding(graft: Floats, slope: Floats, shift: Floats, pairs: int) -> tuple[float, float]:
@@ -424,8 +426,8 @@ def _root(square: Integers) -> Integers:
 
 
 def _norm_pair(x: Floats, temperature: Floats, group_size: int) -> Floats:
-    groups = _grouped(x, group_size)
-    norm = tau = _along(temperature, groups[:, :, 0])
+    groups = grouped(x, group_size)
+    norm = tau = along(temperature, groups[:, :, 0])
     for k in range(group_size):
         norm = np.hypot(groups[:, :, k], norm)
     return norm - tau
@@ -434,8 +436,8 @@ def _norm_pair(x: Floats, temperature: Floats, group_size: int) -> Floats:
 def _norm_pair_exact(z: Integers, q: int, temperature: Floats, group_size: int) -> Exact:
     tau, places = to_integers(temperature)
     grid = max(GRID_BITS, q, places)
-    groups = _grouped(shift(z, grid - q), group_size)
-    tau = _along(shift(tau, grid - places), groups[:, :, 0])
+    groups = grouped(shift(z, grid - q), group_size)
+    tau = along(shift(tau, grid - places), groups[:, :, 0])
     root = _root((groups * groups).sum(2) + tau * tau)
     return root - tau, grid, math.ldexp(1.0, -grid)
 
@@ -459,16 +461,16 @@ def _smooth_abs_rounding(temperature: Floats) -> tuple[float, float]:
 
 def _smooth_householder(x: Floats, normal: Floats, temperature: Floats) -> Floats:
     a, b = _halves(x)
-    u, v = (_along(n, a) for n in normal / np.hypot(normal[0], normal[1]))
-    tau = _along(temperature, a)
-    along = u * a + v * b
-    change = np.hypot(along, tau) - tau - along
+    u, v = (along(n, a) for n in normal / np.hypot(normal[0], normal[1]))
+    tau = along(temperature, a)
+    depth = u * a + v * b
+    change = np.hypot(depth, tau) - tau - depth
     return _interleave(a + change * u, b + change * v)
 
 
 def _ball_constants(value: Floats, z: Integers) -> Integers:
     whole, places = to_integers(value)
-    return _along(balls(whole, places), z)
+    return along(balls(whole, places), z)
 
 
 def _smooth_householder_exact(z: Integers, q: int, normal: Floats, temperature: Floats) -> Exact:
@@ -505,7 +507,7 @@ def _excess_exact(depth: Integers, q: int, temperature: Floats, grid: int) -> In
 def _smooth_maxmin(x: Floats, temperature: Floats) -> Floats:
     a, b = _halves(x)
     low, high = np.minimum(a, b), np.maximum(a, b)
-    excess = _soft_excess(low - high, _along(temperature, low))
+    excess = _soft_excess(low - high, along(temperature, low))
     return _interleave(low - excess, high + excess)
 
 
@@ -519,7 +521,7 @@ def _smooth_maxmin_exact(z: Integers, q: int, temperature: Floats) -> Exact:
 
 
 def _softplus(x: Floats, temperature: Floats) -> Floats:
-    return np.maximum(x, 0) + _soft_excess(-abs(x), _along(temperature, x))
+    return np.maximum(x, 0) + _soft_excess(-abs(x), along(temperature, x))
 
 
 def _softplus_exact(z: Integers, q: int, temperature: Floats) -> Exact:
@@ -533,7 +535,7 @@ def _log_sum_rounding(temperature: Floats) -> tuple[float, float]:
 
 
 def _smooth_n(x: Floats, corners: Floats, temperature: Floats) -> Floats:
-    low, high = _along(corners[0], x), _along(corners[1], x)
+    low, high = along(corners[0], x), along(corners[1], x)
     return 2 * _softplus(x - high, temperature) - 2 * _softplus(low - x, temperature) - x
 
 
@@ -541,8 +543,8 @@ def _smooth_n_exact(z: Integers, q: int, corners: Floats, temperature: Floats) -
     whole, places = to_integers(corners)
     grid = max(q, places)
     z, whole = shift(z, grid - q), shift(whole, grid - places)
-    above, fine, error = _softplus_exact(z - _along(whole[1], z), grid, temperature)
-    below, _, _ = _softplus_exact(_along(whole[0], z) - z, grid, temperature)
+    above, fine, error = _softplus_exact(z - along(whole[1], z), grid, temperature)
+    below, _, _ = _softplus_exact(along(whole[0], z) - z, grid, temperature)
     return 2 * above - 2 * below - shift(z, fine - grid), fine, 4 * error
 
 
@@ -557,7 +559,7 @@ def _tanh_exact(z: Integers, q: int) -> Exact:
 
 
 def _sin_cos(x: Floats, frequency: Floats) -> Floats:
-    omega = _along(frequency, x)
+    omega = along(frequency, x)
     phase = omega * x
     return _interleave(np.cos(phase) / omega, np.sin(phase) / omega)
 
@@ -600,6 +602,20 @@ def _norm_pool_exact(z: Integers, q: int, size: int) -> Exact:
     return _root((windows * windows).sum(4)), grid, math.ldexp(1.0, -grid)
 
 
+def _shifted(count: int, options: Options, constants: Constants) -> int:
+    _require(0 <= 4 * options["moved"] <= count, f"4 groups of {options['moved']} of {count}")
+    return _same(count, options, constants)
+
+
+def _circular_shift(x: NDArray[Any], moved: int) -> NDArray[Any]:
+    # Four groups of channels go down, up, right and left on a torus: a permutation.
+    x = x.copy()
+    for group, (step, axis) in enumerate(((1, 2), (-1, 2), (1, 3), (-1, 3))):
+        channels = slice(group * moved, (group + 1) * moved)
+        x[:, channels] = np.roll(x[:, channels], step, axis)
+    return x
+
+
 def _selecting(function: Callable[..., Any]) -> dict[str, Any]:
     # Only selects, negates and reorders: the same code on floats and on integers, no rounding.
     def exact(z: Integers, q: int, **options: int) -> Exact:
@@ -615,6 +631,7 @@ KINDS: Mapping[str, Kind] = {
     "absolute": Kind(_same, **_selecting(abs)),
     "identity": Kind(_same, **_selecting(lambda x: x)),
     "beta_abs": Kind(_count, **_selecting(_beta_abs), integers=("count",)),
+    "circular_shift": Kind(_shifted, **_selecting(_circular_shift), integers=("moved",)),
     "group_sort": Kind(_sorted, **_selecting(_group_sort), integers=("group_size",)),
     "n_activation": Kind(_corners, _n_activation, _n_exact, _n_rounding, ("corners",)),
     "grafted": Kind(

@@ -1,6 +1,7 @@
-"""Samples against files of the dataset: idx, CIFAR-10 binary and NumPy archives."""
+"""Samples against files of the dataset: idx, CIFAR binary and NumPy archives."""
 
 import gzip
+import hashlib
 import io
 import zipfile
 import zlib
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from robustcert.check.reader import Array, UnreadableError, show
 
 LARGEST_FILE = 2**32
-CIFAR_RECORD = 1 + 3072
+IMAGE = 3072
 
 
 def compare(
@@ -25,7 +26,7 @@ def compare(
     """Compare samples with the rows of a split that their indices name.
 
     Args:
-        files: An idx file of images and one of labels (``.gz`` or not), or CIFAR-10 ``.bin`` files
+        files: An idx file of images and one of labels (``.gz`` or not), or CIFAR ``.bin`` files
             in the order of the split, or one ``.npz`` archive, whose test part is taken unless
             ``:train`` follows its name.
         inputs: Shape ``(N, *)``.
@@ -66,6 +67,43 @@ def compare(
     return f"{len(indices)} of the {len(images)} rows of the given files", mismatches
 
 
+def by_digest(
+    files: Sequence[str | Path],
+    digests: NDArray[np.uint8],
+    indices: NDArray[np.int64],
+    shape: tuple[int, ...],
+) -> Array:
+    """The inputs that digests stand for, from files of the dataset; see :func:`compare`.
+
+    Args:
+        files: As for :func:`compare`.
+        digests: SHA-256 of every input, as bytes or as float32 in [0, 1]; shape ``(N, 32)``.
+        indices: Rows of the split, in file order.
+        shape: Of one input.
+
+    Raises:
+        UnreadableError: a file cannot be read, or a row is not what the digest stands for.
+    """
+    try:
+        images, _ = _read([str(name) for name in files])
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        raise UnreadableError(f"--data: {show(str(error))}") from None
+    if indices.min() < 0 or indices.max() >= len(images):
+        raise UnreadableError(f"--data: an index is not among the {len(images)} rows")
+    rows = np.ascontiguousarray(images[indices].reshape(len(indices), -1))
+    rows = rows if rows.dtype == np.uint8 else rows.astype(np.float32)
+    if rows.shape[1] != int(np.prod(shape)):
+        raise UnreadableError(
+            f"--data: {rows.shape[1]} values in a row, expected the shape {shape}"
+        )
+    for position, row in enumerate(rows):
+        if hashlib.sha256(row.tobytes()).digest() != digests[position].tobytes():
+            raise UnreadableError(
+                f"--data: row {indices[position]} is not the input {position} of the digest"
+            )
+    return rows.reshape(-1, *shape)
+
+
 def _read(names: list[str]) -> tuple[Array, Array]:
     path, _, split = names[0].partition(".npz:")
     if names[0].endswith(".npz") or split:
@@ -73,12 +111,10 @@ def _read(names: list[str]) -> tuple[Array, Array]:
         with np.load(f"{path}.npz" if split else path, allow_pickle=False) as archive:
             return archive[f"x_{part}"], archive[f"y_{part}"].astype(np.int64)
     if all(name.endswith(".bin") for name in names):
-        records = np.concatenate(
-            [np.frombuffer(_content(name), np.uint8).reshape(-1, CIFAR_RECORD) for name in names]
-        )
-        return records[:, 1:], records[:, 0].astype(np.int64)
+        records = np.concatenate([_records(_content(name)) for name in names])
+        return records[:, -IMAGE:], records[:, -IMAGE - 1].astype(np.int64)
     if len(names) != 2:
-        raise ValueError("expected idx images and labels, CIFAR-10 .bin files or one .npz archive")
+        raise ValueError("expected idx images and labels, CIFAR .bin files or one .npz archive")
     first, second = (_idx(_content(name)) for name in names)
     return (second, first.astype(np.int64)) if first.ndim == 1 else (first, second.astype(np.int64))
 
@@ -90,6 +126,12 @@ def _content(name: str) -> bytes:
         with gzip.GzipFile(fileobj=io.BytesIO(content)) as packed:
             content = packed.read(LARGEST_FILE)
     return content
+
+
+def _records(content: bytes) -> Array:
+    # One label, or CIFAR-100's coarse and fine label, before each image.
+    size = IMAGE + (1 if len(content) % (IMAGE + 1) == 0 else 2)
+    return np.frombuffer(content, np.uint8).reshape(-1, size)
 
 
 def _idx(content: bytes) -> Array:

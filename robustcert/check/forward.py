@@ -17,7 +17,7 @@ axes. Others are put on a grid of 2^-256; those errors are carried along like th
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,17 +86,24 @@ def evaluate(
         norms: Proved norm of every operation by its path.
         arithmetics: float64 first.
     """
+    return trace(operations, samples, norms, arithmetics)[-1]
+
+
+def trace(
+    operations: Sequence[Operation],
+    samples: Floats,
+    norms: Mapping[str, float],
+    arithmetics: Sequence[Arithmetic],
+) -> list[Evaluation]:
+    """Like :func:`evaluate`: the samples, and what each operation makes of them."""
     count, rows = len(arithmetics), len(samples)
-    start = Evaluation(
-        samples,
-        np.zeros((count, rows)),
-        np.zeros(count),
-        np.full((count, rows), math.inf),
-        1.0,
-    )
+    zero, reach = np.zeros((count, rows)), np.full((count, rows), math.inf)
+    states = [Evaluation(samples, zero, np.zeros(count), reach, 1.0)]
     # What overflows is found out by its reach and by logits that are not finite.
     with np.errstate(all="ignore"):
-        return _run(operations, start, norms, arithmetics)
+        for operation in operations:
+            states.append(_run([operation], states[-1], norms, arithmetics))
+    return states
 
 
 def _run(
@@ -211,8 +218,7 @@ def _apply(operation: Operation, x: Floats) -> tuple[Floats, Floats | float, flo
             values, sizes = values + bias, sizes + abs(bias)
         return values, norm(sizes), absolute_norm(operation), math.prod(weight.shape[1:]) + 1
     if operation.kind == "affine":
-        shape = (-1,) + (1,) * (x.ndim - 2)
-        scale, offset = (operation.wide(key).reshape(shape) for key in ("scale", "shift"))
+        scale, offset = (_spread(operation.wide(key), x.ndim - 1) for key in ("scale", "shift"))
         sizes = abs(x) * abs(scale) + abs(offset)
         return x * scale + offset, norm(sizes), float(abs(scale).max()), 2
     if operation.kind == "flatten":
@@ -245,6 +251,11 @@ def _activation(operation: Operation) -> tuple:
     options = {key: value for key, value in operation.options.items() if key != "function"}
     tensors = {key: operation.wide(key) for key in operation.tensors}
     return KINDS[operation.options["function"]], tensors, options
+
+
+def _spread(values: Floats, dimensions: int) -> Floats:
+    # One value per channel, or one per entry as it is.
+    return values if values.ndim > 1 else values.reshape(-1, *(1,) * (dimensions - 1))
 
 
 def absolute_norm(operation: Operation) -> float:
@@ -291,6 +302,25 @@ def linear(operation: Operation, x: Floats, weight: Floats) -> Floats:
     return np.concatenate(found)
 
 
+def adjoint(operation: Operation, u: Floats, weight: Floats) -> Floats:
+    """The transpose of :func:`linear`."""
+    if operation.kind == "dense":
+        return u @ weight
+    window, (height, width) = Window.of(operation), operation.output_shape[1:]
+    kernels = weight.reshape(window.groups, -1, math.prod(weight.shape[1:])).swapaxes(1, 2)
+    columns = kernels @ u.reshape(len(u), window.groups, -1, height * width)
+    columns = columns.reshape(len(u), -1, *window.kernel, height, width)
+    (sy, sx), (dy, dx), (py, px) = window.stride, window.dilation, window.padding
+    channels, *size = operation.input_shape
+    padded = np.zeros((len(u), channels, size[0] + 2 * py, size[1] + 2 * px))
+    for i in range(window.kernel[0]):
+        for j in range(window.kernel[1]):
+            rows = slice(dy * i, dy * i + sy * (height - 1) + 1, sy)
+            places = slice(dx * j, dx * j + sx * (width - 1) + 1, sx)
+            padded[:, :, rows, places] += columns[:, :, i, j]
+    return padded[:, :, py : py + size[0], px : px + size[1]]
+
+
 # The same in integers.
 
 
@@ -311,23 +341,38 @@ def evaluate_exactly(
     Raises:
         InexactError: a value is outside the range that can be represented.
     """
+    return trace_exactly(operations, samples, norms)[-1]
+
+
+def trace_exactly(
+    operations: Sequence[Operation], samples: Floats, norms: Mapping[str, float]
+) -> list[Exact]:
+    """Like :func:`evaluate_exactly`: the samples, and what each operation makes of them."""
     values, places = to_integers(samples)
-    return _run_exactly(operations, Exact(values, places, np.zeros(len(samples))), norms)
+    states = [Exact(values, places, np.zeros(len(samples)))]
+    for operation in operations:
+        states.append(_run_exactly([operation], states[-1], norms))
+    return states
 
 
 def _run_exactly(
     operations: Sequence[Operation], state: Exact, norms: Mapping[str, float]
 ) -> Exact:
     for operation in operations:
-        state = _step_exactly(operation, state, norms)
-        if state.places > MOST_PLACES:
-            entries = math.prod(operation.output_shape)
-            state = Exact(
-                shift(state.values, KEPT_PLACES - state.places),
-                KEPT_PLACES,
-                state.error + math.ldexp(math.sqrt(entries) * SLACK, -KEPT_PLACES),
-            )
+        state = shortened(_step_exactly(operation, state, norms))
     return state
+
+
+def shortened(state: Exact) -> Exact:
+    """The same with fewer places, where there are very many."""
+    if state.places <= MOST_PLACES:
+        return state
+    entries = math.prod(state.values.shape[1:])
+    return Exact(
+        shift(state.values, KEPT_PLACES - state.places),
+        KEPT_PLACES,
+        state.error + math.ldexp(math.sqrt(entries) * SLACK, -KEPT_PLACES),
+    )
 
 
 def _step_exactly(operation: Operation, state: Exact, norms: Mapping[str, float]) -> Exact:
@@ -335,14 +380,13 @@ def _step_exactly(operation: Operation, state: Exact, norms: Mapping[str, float]
     z, places = state.values, state.places
     if operation.kind in ("dense", "convolution"):
         weight, finer = _scaled(operation.wide("weight"))
-        z = _linear_exactly(operation, z, weight)
+        z = _linear_exactly(operation, z, weight, linear, math.prod(weight.shape[1:]))
         if "bias" in operation.tensors:
             return _plus(z, places + finer, _bias(operation, operation.wide("bias")), error)
         return Exact(z, places + finer, error)
     if operation.kind == "affine":
-        shape = (-1,) + (1,) * (z.ndim - 2)
-        scale, finer = to_integers(operation.wide("scale").reshape(shape))
-        offset = operation.wide("shift").reshape(shape)
+        scale, finer = to_integers(_spread(operation.wide("scale"), z.ndim - 1))
+        offset = _spread(operation.wide("shift"), z.ndim - 1)
         return _plus(z * scale, places + finer, offset, error)
     if operation.kind == "flatten":
         return Exact(z.reshape(len(z), -1), places, error)
@@ -374,14 +418,27 @@ def _scaled(weight: Floats) -> tuple[Floats, int]:
     return np.ldexp(weight, places), places
 
 
-def _linear_exactly(operation: Operation, z: Integers, weight: Floats) -> Integers:
-    bits = digit_bits(math.prod(weight.shape[1:]))
+def adjoint_exactly(operation: Operation, u: Exact) -> tuple[Integers, int]:
+    """The transpose of a dense map or a convolution times integers: integers and their places."""
+    weight, finer = _scaled(operation.wide("weight"))
+    terms = weight.shape[0] * math.prod(weight.shape[2:])
+    return _linear_exactly(operation, u.values, weight, adjoint, terms), u.places + finer
+
+
+def _linear_exactly(
+    operation: Operation,
+    z: Integers,
+    weight: Floats,
+    product: Callable[[Operation, Floats, Floats], Floats],
+    terms: int,
+) -> Integers:
+    bits = digit_bits(terms)
     kernel_digits = split_floats(weight, bits)
     parts: dict[int, NDArray[np.int64]] = {}
     for i, digit in enumerate(split_integers(z, bits)):
         for j, kernel in enumerate(kernel_digits):
-            product = linear(operation, digit, kernel).astype(np.int64)
-            parts[i + j] = parts[i + j] + product if i + j in parts else product
+            found = product(operation, digit, kernel).astype(np.int64)
+            parts[i + j] = parts[i + j] + found if i + j in parts else found
     return add_up(parts, bits)
 
 

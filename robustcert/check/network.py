@@ -244,8 +244,9 @@ def _convolution(
 
 def _affine(options: dict[str, Any], tensors: dict[str, Array], shape: Shape, where: str) -> Shape:
     _names(options, tensors, where, (set(), {"scale", "shift"}))
+    # A shift may be one for every entry.
     for key, array in tensors.items():
-        if array.shape != (shape[0],):
+        if array.shape != (shape[0],) and (key, array.shape) != ("shift", shape):
             raise fail(f"{where} {key}", f"shape ({shape[0]},)", array.shape)
     return shape
 

@@ -8,7 +8,8 @@ more or less, so that within r the deployed margin is positive if
 .. math:: K r + \sqrt 2 (D + \beta r) < m,
 
 and the real one is if K r < m. In float64 m is known up to :math:`\sqrt 2 D_0`; in exact arithmetic
-it is known.
+it is known. Where the claim rests on gradients and that does not suffice, what the margin can fall
+by within r is bounded by its curvature instead (``curvature.py``).
 """
 
 import math
@@ -20,15 +21,17 @@ from fractions import Fraction
 import numpy as np
 from numpy.typing import NDArray
 
+from robustcert.check import curvature
 from robustcert.check.fixed import Floats, InexactError
 from robustcert.check.forward import (
     FLOAT32,
     FLOAT64,
     Arithmetic,
     Evaluation,
+    Exact,
     batches,
-    evaluate,
-    evaluate_exactly,
+    trace,
+    trace_exactly,
 )
 from robustcert.check.network import Operation
 from robustcert.check.reader import Row
@@ -37,6 +40,8 @@ from robustcert.check.report import Report
 ROOT2 = math.sqrt(2)  # 1.41421356237309514..., above the root
 FLOAT_ENTRIES = 2**22
 EXACT_ENTRIES = 2**18
+# Beyond these, exact arithmetic is not asked for more.
+MOST_MISMATCHES = 40
 # More than the roundings of a comparison here, about ten.
 SLACK = 2.0**-48
 
@@ -52,12 +57,14 @@ class Network:
         norms: Proved norms by path, as floats that are not below them.
         pairwise: Claimed constants that have been proved, ``(C, C)``.
         deployed: Arithmetics of the deployed networks that are spoken of.
+        smooth: Whether radii may rest on gradients.
     """
 
     operations: Sequence[Operation]
     norms: dict[str, float]
     pairwise: Floats
     deployed: Sequence[Arithmetic]
+    smooth: bool = False
 
     @property
     def arithmetics(self) -> list[Arithmetic]:
@@ -103,6 +110,8 @@ def check_radii(
     todo = np.array(sorted({*doubtful, *chosen} - void), np.int64)
     for part in batches(len(todo), network.operations, EXACT_ENTRIES):
         _check_in_integers(rows, todo[part], values(todo[part]), errors, network, report)
+        if len(report.mismatches) > MOST_MISMATCHES:
+            break
     names = ["R", *("F32" if a is FLOAT32 else "F64" for a in network.deployed)]
     certified = sum(row.certified for row in rows)
     report.note(
@@ -148,7 +157,8 @@ class _Comparison:
     slack: Floats  # relative, of the radius
 
 
-def _compare(chosen: list[Row], found: Evaluation, network: Network) -> _Comparison:
+def _compare(chosen: list[Row], states: list[Evaluation], network: Network) -> _Comparison:
+    found = states[-1]
     logits = found.values
     prediction = np.array([row.prediction for row in chosen])
     radius = np.array([row.radius for row in chosen])
@@ -162,6 +172,11 @@ def _compare(chosen: list[Row], found: Evaluation, network: Network) -> _Compari
         constants = network.pairwise[prediction]
         fall = _times(constants + growth, radius) * (1 + SLACK)
         lost = _times(constants, radius) * (1 - SLACK)
+        if network.smooth:
+            open_ = rivals & ~(own + centre + fall < margin) & (radius > 0)[:, None]
+            first = (margin - own - centre) / (constants + growth)
+            fall = _curved(fall, open_, first, growth, prediction, radius, states, network)
+            lost = np.zeros_like(lost)
         least = np.where(rivals, margin, math.inf).min(axis=1)
         finite = np.isfinite(logits).all(axis=1) & np.isfinite(found.centre).all(axis=0)
         return _Comparison(
@@ -178,13 +193,37 @@ def _compare(chosen: list[Row], found: Evaluation, network: Network) -> _Compari
         )
 
 
+def _curved(
+    fall: Floats,
+    pairs: NDArray[np.bool_],
+    first: Floats,
+    growth: float,
+    prediction: NDArray[np.int64],
+    radius: Floats,
+    states: list[Evaluation],
+    network: Network,
+) -> Floats:
+    # How far margins fall, where the curvature says that it is less.
+    rows, others = np.nonzero(pairs)
+    fall, unit = fall.copy(), np.eye(fall.shape[1])
+    for start in range(0, len(rows), len(radius)):
+        i, j = rows[start : start + len(radius)], others[start : start + len(radius)]
+        ends = curvature.pieces(first[i, j], radius[i])
+        direction = unit[prediction[i]] - unit[j]
+        found = curvature.gradients(network.operations, states, network.norms, i, direction, ends)
+        constant = network.pairwise[prediction[i], j]
+        least = curvature.fall(found, ends, constant, growth)
+        fall[i, j] = np.where(least < fall[i, j], least, fall[i, j])
+    return fall
+
+
 def _check_in_float64(
     rows: list[Row], part: slice, samples: Floats, network: Network, report: Report
 ) -> tuple[Errors, Floats, int]:
     # Errors; relative slack, NaN where a row is neither proved nor refuted; number of ties.
-    found = evaluate(network.operations, samples, network.norms, network.arithmetics)
-    chosen = rows[part]
-    known = _compare(chosen, found, network)
+    states = trace(network.operations, samples, network.norms, network.arithmetics)
+    found, chosen = states[-1], rows[part]
+    known = _compare(chosen, states, network)
     slack, ties = known.slack.copy(), 0
     for k, row in enumerate(chosen):
         where = _where(part.start + k)
@@ -222,51 +261,98 @@ def _check_in_integers(
     network: Network,
     report: Report,
 ) -> None:
+    where = _where(int(positions[0]))
     try:
-        found = evaluate_exactly(network.operations, samples, network.norms)
+        states = trace_exactly(network.operations, samples, network.norms)
+        for k, position in enumerate(positions.tolist()):
+            where = _where(position)
+            _check_exactly(rows[position], position, states, k, errors, network, report)
     except InexactError as error:
-        report.expect(False, f"{_where(int(positions[0]))}: no exact evaluation: {error}")
-        return
-    for k, position in enumerate(positions.tolist()):
-        row = rows[position]
-        own = Fraction(ROOT2) * Fraction(float(found.error[k]))
-        logits = [Fraction(z, 1 << found.places) for z in found.values[k].tolist()]
-        for j, logit in enumerate(logits):
-            if j != row.prediction:
-                margin = logits[row.prediction] - logit - own
-                constant = float(network.pairwise[row.prediction, j])
-                _check_margin(row, position, margin, constant, errors, network, report)
+        report.expect(False, f"{where}: no exact evaluation: {error}")
 
 
-def _check_margin(
+def _check_exactly(
     row: Row,
     position: int,
-    margin: Fraction,
-    constant: float,
+    states: list[Exact],
+    k: int,
     errors: Errors,
     network: Network,
     report: Report,
 ) -> None:
-    # margin: of the real logits at the sample, rounded down.
-    where = _where(position)
-    if not row.certified:
-        blur = 2 * Fraction(ROOT2) * Fraction(float(errors.centre[:, position].max()))
-        report.expect(
-            margin >= -blur, f"{where}: {row.prediction} is not the largest logit, exactly"
+    where, found = _where(position), states[-1]
+    own = Fraction(ROOT2) * Fraction(float(found.error[k]))
+    logits = [Fraction(z, 1 << found.places) for z in found.values[k].tolist()]
+    for j, logit in enumerate(logits):
+        if j == row.prediction:
+            continue
+        # Of the real logits at the sample, rounded down.
+        margin = logits[row.prediction] - logit - own
+        if not row.certified:
+            blur = 2 * Fraction(ROOT2) * Fraction(float(errors.centre[:, position].max()))
+            report.expect(
+                margin >= -blur, f"{where}: {row.prediction} is not the largest logit, exactly"
+            )
+            continue
+        proved = _proves(margin, row, j, position, errors, network) or (
+            network.smooth
+            and _proves_smoothly(margin, row, j, position, states, k, errors, network)
         )
-        return
-    radius = row.radius
-    losses = [_fall(constant, Fraction(0), radius)]
-    for arithmetic in network.deployed:
-        k = network.arithmetics.index(arithmetic)
-        centre, growth = (
-            Fraction(float(errors.centre[k, position])),
-            Fraction(float(errors.growth[k])),
+        report.expect(proved, f"{where}: radius {row.radius!r} is not proved by the exact margin")
+
+
+def _proves(
+    margin: Fraction, row: Row, j: int, position: int, errors: Errors, network: Network
+) -> bool:
+    constant = float(network.pairwise[row.prediction, j])
+    losses = [_fall(constant, Fraction(0), row.radius)]
+    for centre, growth in _deployed(position, errors, network):
+        fall = _fall(constant, growth, row.radius)
+        losses.append(None if fall is None else fall + centre)
+    return all(loss is not None and loss < margin for loss in losses)
+
+
+def _deployed(position: int, errors: Errors, network: Network) -> list[tuple[Fraction, Fraction]]:
+    # What rounding takes off margins, at the sample and per unit of distance.
+    root, places = Fraction(ROOT2), [network.arithmetics.index(a) for a in network.deployed]
+    return [
+        (
+            root * Fraction(float(errors.centre[k, position])),
+            root * Fraction(float(errors.growth[k])),
         )
-        fall = _fall(constant, Fraction(ROOT2) * growth, radius)
-        losses.append(None if fall is None else fall + Fraction(ROOT2) * centre)
-    proved = all(loss is not None and loss < margin for loss in losses)
-    report.expect(proved, f"{where}: radius {radius!r} is not proved by the exact margin")
+        for k in places
+    ]
+
+
+def _proves_smoothly(
+    margin: Fraction,
+    row: Row,
+    j: int,
+    position: int,
+    states: list[Exact],
+    k: int,
+    errors: Errors,
+    network: Network,
+) -> bool:
+    constant, radius = float(network.pairwise[row.prediction, j]), row.radius
+    if not (margin > 0 and constant > 0 and radius < math.inf):
+        return False
+    ends = curvature.pieces(np.array([float(margin) / constant]), np.array([radius]))
+    unit = np.eye(len(network.pairwise))
+    found = curvature.gradients_exactly(
+        network.operations,
+        states,
+        network.norms,
+        k,
+        unit[row.prediction] - unit[j],
+        ends[:, 0],
+    )
+    for centre, growth in [(Fraction(0), Fraction(0)), *_deployed(position, errors, network)]:
+        drift = math.nextafter(float(growth), math.inf)
+        loss = float(curvature.fall(found, ends, np.array([constant]), drift)[0])
+        if not (math.isfinite(loss) and Fraction(loss) + centre < margin):
+            return False
+    return True
 
 
 def _fall(constant: float, growth: Fraction, radius: float) -> Fraction | None:

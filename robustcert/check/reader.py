@@ -217,7 +217,7 @@ class Row:
         return not (math.isfinite(self.margin) or self.correct or self.certified)
 
 
-def parse_radii(content: bytes, count: int, certified: str) -> list[Row]:
+def parse_radii(content: bytes, count: int, certified: str = "certified") -> list[Row]:
     """The ``count`` rows of radii.csv, in which samples with a radius have the status given."""
     lines = content.count(b"\n")
     if lines != count + 1 or not content.endswith(b"\n"):

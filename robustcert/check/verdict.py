@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from robustcert.check import dataset, norms, semidefinite
+from robustcert.check import curvature, dataset, norms, semidefinite
 from robustcert.check.digits import exact_gram
 from robustcert.check.fixed import Floats, to_integers
 from robustcert.check.forward import FLOAT32, FLOAT64, Arithmetic, absolute_norm, walk
@@ -55,16 +55,18 @@ FUNCTIONS = {
 }
 # What is claimed without proof, of another function and with other words.
 SMOOTHED = (
-    "Not proved: for every sample listed with radius r, with the confidence stated beside it, every "
-    "input at l2 distance less than r from the sample gets the listed prediction from the smoothed "
-    "classifier."
+    "Not proved: for every sample listed with radius r, with the confidence stated beside it, "
+    "every input at l2 distance less than r from the sample gets the listed prediction from the "
+    "smoothed classifier."
 )
 SMOOTHED_FUNCTION = (
     "the classifier that returns the most probable class of the network under Gaussian noise of "
     "standard deviation sigma, in real arithmetic"
 )
 SMOOTHING = {"sigma", "n0", "n", "alpha", "confidence", "seed"}
-PROOFS = ("lipschitz", "lipsdp", "second-order", "smoothing")
+PROOFS = ("lipschitz", "lipsdp", "second-order", "crown", "local-lipschitz")
+# Their radii rest on more than the pairwise bounds, and are not proved again here.
+NOT_COVERED = ("crown", "local-lipschitz")
 WEIGHTED = ("dense", "convolution", "sandwich", "residual_block", "circular_convolution")
 CLAIMS = {"format", "robustcert", "claim", "network", "bounds", "pairwise", "summary", "files"}
 
@@ -115,7 +117,7 @@ def check(
     keys(claim["files"], "files", names, set())
     _check_files(claim["files"], content, report)
     operations, tensors = _read_operations(claim, content, report)
-    samples = _read_samples(content["samples.safetensors"], operations)
+    samples = _read_samples(content["samples.safetensors"], operations, data)
     certified = _status(claim["claim"], proof)
     rows = parse_radii(content["radii.csv"], len(samples.labels), certified)
     if FLOAT32 in deployed and any(array.dtype == np.float64 for array in tensors.values()):
@@ -125,13 +127,17 @@ def check(
     proved, pairwise = _prove_constants(claim, content, operations, proof, report)
     _check_table(rows, samples, len(pairwise), report)
     _check_summary(claim["summary"], rows, report)
-    if proof == "second-order":
-        report.uncovered.append("second-order radii are not re-proved by this checker")
+    smooth = proof == "second-order"
+    outside = curvature.uncovered(operations) if smooth else None
+    if outside is not None:
+        report.uncovered.append(f"second-order radii through {outside.label}")
+    if proof in NOT_COVERED:
+        report.uncovered.append(f"{proof} radii are not re-proved by this checker")
     if proof == "smoothing":
         report.uncovered.append("probabilistic: not re-proved, and true with some confidence only")
     if report.verified:
         upper = {path: math.nextafter(float(value), math.inf) for path, value in proved.items()}
-        network = Network(operations, upper, np.array(pairwise), deployed)
+        network = Network(operations, upper, np.array(pairwise), deployed, smooth)
         check_radii(rows, samples.values, network, exact, seed, report)
     if data:
         what, wrong = dataset.compare(data, samples.inputs, samples.labels, samples.indices)
@@ -278,8 +284,13 @@ def _status(claim: dict[str, Any], proof: str) -> str:
     return f"confidence {said['confidence']}"
 
 
-def _read_samples(content: bytes, operations: tuple[Operation, ...]) -> Samples:
+def _read_samples(
+    content: bytes, operations: tuple[Operation, ...], data: Sequence[str | Path]
+) -> Samples:
     tensors = parse_safetensors(content, "samples.safetensors")
+    if "digests" in tensors:
+        tensors["inputs"] = _look_up(tensors, operations[0].input_shape, data)
+        del tensors["digests"]
     keys(tensors, "samples.safetensors", {"inputs", "labels", "indices"}, set())
     inputs, labels, indices = (tensors[key] for key in ("inputs", "labels", "indices"))
     count = inputs.shape[0] if inputs.ndim else 0
@@ -298,6 +309,21 @@ def _read_samples(content: bytes, operations: tuple[Operation, ...]) -> Samples:
     if inputs.dtype != np.uint8 and not ((inputs >= 0) & (inputs <= 1)).all():
         raise UnreadableError("samples.safetensors: an input is not in [0, 1]")
     return Samples(inputs, labels, indices)
+
+
+def _look_up(
+    tensors: dict[str, Array], shape: tuple[int, ...], data: Sequence[str | Path]
+) -> Array:
+    # Many large inputs are not copied into the folder, which then has their digests.
+    digests, indices = tensors["digests"], tensors.get("indices", np.empty(0))
+    count = len(indices)
+    if digests.shape != (count, 32) or digests.dtype != np.uint8 or indices.dtype != np.int64:
+        raise UnreadableError("samples.safetensors: expected 32 bytes of digest for each index")
+    if not data or not count:
+        raise UnreadableError(
+            "samples.safetensors: it holds digests of the inputs, which --data FILE... must give"
+        )
+    return dataset.by_digest(data, digests, indices, shape)
 
 
 def _check_bounds(

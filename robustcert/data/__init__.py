@@ -7,20 +7,28 @@ from robustcert.data.augment import (
     RandomHorizontalFlip,
     RandomNoise,
 )
-from robustcert.data.cifar import CIFAR10
+from robustcert.data.cifar import CIFAR10, CIFAR100
 from robustcert.data.datamodule import DataModule
-from robustcert.data.dataset import Dataset, DatasetError, Examples, to_unit
+from robustcert.data.dataset import Dataset, DatasetError, Examples, Stream, to_unit
 from robustcert.data.digits import Digits
 from robustcert.data.files import FileDataset
 from robustcert.data.idx import MNIST, FashionMNIST
+from robustcert.data.image_folder import ImageFolder
+from robustcert.data.imagenet import ImageNet, TinyImageNet
+from robustcert.data.mixing import CutMix, Mixing, Mixup
+from robustcert.data.moons import Moons
 from robustcert.data.npz import NPZ
-from robustcert.data.sampler import EpochSampler, EvaluationSampler
-from robustcert.data.toys import Disc, Moons, Square, Toy, Wedge
+from robustcert.data.rand_augment import RandAugment
+from robustcert.data.sampler import EpochSampler, EvaluationSampler, MixedSampler
+from robustcert.data.toys import XOR, Disc, HalfPlane, Orthant, Spheres, Square, Toy, Wedge
 
 __all__ = [
     "CIFAR10",
+    "CIFAR100",
     "MNIST",
     "NPZ",
+    "XOR",
+    "CutMix",
     "DataModule",
     "Dataset",
     "DatasetError",
@@ -31,13 +39,24 @@ __all__ = [
     "Examples",
     "FashionMNIST",
     "FileDataset",
+    "HalfPlane",
     "ImageAugmentation",
+    "ImageFolder",
+    "ImageNet",
+    "MixedSampler",
+    "Mixing",
+    "Mixup",
     "Moons",
+    "Orthant",
+    "RandAugment",
     "RandomAffine",
     "RandomCrop",
     "RandomHorizontalFlip",
     "RandomNoise",
+    "Spheres",
     "Square",
+    "Stream",
+    "TinyImageNet",
     "Toy",
     "Wedge",
     "to_unit",

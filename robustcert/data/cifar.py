@@ -1,4 +1,4 @@
-"""CIFAR-10 in its official binary version, unpacked or as the archive."""
+"""CIFAR-10 and CIFAR-100 in their official binary versions, unpacked or as the archive."""
 
 import tarfile
 import zlib
@@ -18,7 +18,7 @@ IMAGE_BYTES = 3 * 32 * 32
 class CIFARDataset(FileDataset):
     """Colour images of 32 x 32 pixels in files of fixed-size records.
 
-    A record is ``label_bytes`` labels, of which ``label_column`` is the class, then 1,024 red,
+    A record is one byte for each of ``labels``, the last of which is the class, then 1,024 red,
     1,024 green and 1,024 blue bytes, each row by row.
     """
 
@@ -29,8 +29,8 @@ class CIFARDataset(FileDataset):
     mirrors: ClassVar[Sequence[str]]
     split_files: ClassVar[dict[str, Sequence[str]]]
     records_per_file: ClassVar[dict[str, int]]
-    label_bytes: ClassVar[int] = 1
-    label_column: ClassVar[int] = 0
+    # How many values each label byte of a record can have.
+    labels: ClassVar[Sequence[int]] = (10,)
 
     def prepare(self) -> None:
         """Fetch the archive unless it or its files are there."""
@@ -43,8 +43,9 @@ class CIFARDataset(FileDataset):
         contents = self._contents(split)
         records = [self._parse(content, source) for source, content in contents]
         stacked = np.concatenate(records)
-        labels = torch.from_numpy(stacked[:, self.label_column].astype(np.int64))
-        images = torch.from_numpy(stacked[:, self.label_bytes :].reshape(-1, *self.input_shape))
+        first = len(self.labels)
+        labels = torch.from_numpy(stacked[:, first - 1].astype(np.int64))
+        images = torch.from_numpy(stacked[:, first:].reshape(-1, *self.input_shape))
         return Examples(images, labels)
 
     def _contents(self, split: Split) -> list[tuple[str, bytes]]:
@@ -63,7 +64,7 @@ class CIFARDataset(FileDataset):
                 )
             content = path.read_bytes()
             expected = self.records_per_file[split]
-            count = len(content) // (self.label_bytes + IMAGE_BYTES)
+            count = len(content) // (len(self.labels) + IMAGE_BYTES)
             if count == expected:
                 reason = (
                     "only the archive has an official checksum, so an unpacked file can be checked "
@@ -127,7 +128,7 @@ class CIFARDataset(FileDataset):
         return [(name, found[name]) for name in names]
 
     def _parse(self, content: bytes, source: str) -> np.ndarray:
-        size = self.label_bytes + IMAGE_BYTES
+        size = len(self.labels) + IMAGE_BYTES
         if not content or len(content) % size:
             raise DatasetError(
                 f"{source}: expected records of {size} bytes each (at least one), but got "
@@ -135,7 +136,8 @@ class CIFARDataset(FileDataset):
                 "records: the file is damaged or not the binary version"
             )
         records = np.frombuffer(content, np.uint8).reshape(-1, size)
-        check_labels(torch.tensor(records[:, self.label_column]), self.num_classes, source)
+        for column, values in enumerate(self.labels):
+            check_labels(torch.tensor(records[:, column]), values, source)
         return records
 
 
@@ -179,3 +181,46 @@ class CIFAR10(CIFARDataset):
         "test": ["test_batch.bin"],
     }
     records_per_file: ClassVar = {"train": 10_000, "test": 10_000}
+
+
+class CIFAR100(CIFARDataset):
+    """Objects in colour: 50,000 train and 10,000 test images of 32 x 32 pixels, 100 classes.
+
+    Reads the official *binary version*, as :class:`CIFAR10` does: ``cifar-100-binary`` under
+    ``root``, ``root`` itself, or ``cifar-100-binary.tar.gz``. A record begins with the coarse label
+    (20 superclasses), which is checked and left out, and the fine label, which is the class.
+
+    Reference: Krizhevsky, *Learning Multiple Layers of Features from Tiny Images*, 2009.
+
+    Args:
+        root: Folder of the archive or of the unpacked files.
+        download: Fetch the archive (161 MiB) if neither is there.
+        checksum: ``"warn"`` or ``"strict"``, see :class:`FileDataset`; ``"strict"`` accepts the
+            archive only.
+    """
+
+    name = "cifar100"
+    num_classes = 100
+    # fmt: off
+    class_names = (
+        "apple", "aquarium_fish", "baby", "bear", "beaver", "bed", "bee", "beetle", "bicycle",
+        "bottle", "bowl", "boy", "bridge", "bus", "butterfly", "camel", "can", "castle",
+        "caterpillar", "cattle", "chair", "chimpanzee", "clock", "cloud", "cockroach", "couch",
+        "crab", "crocodile", "cup", "dinosaur", "dolphin", "elephant", "flatfish", "forest", "fox",
+        "girl", "hamster", "house", "kangaroo", "keyboard", "lamp", "lawn_mower", "leopard", "lion",
+        "lizard", "lobster", "man", "maple_tree", "motorcycle", "mountain", "mouse", "mushroom",
+        "oak_tree", "orange", "orchid", "otter", "palm_tree", "pear", "pickup_truck", "pine_tree",
+        "plain", "plate", "poppy", "porcupine", "possum", "rabbit", "raccoon", "ray", "road",
+        "rocket", "rose", "sea", "seal", "shark", "shrew", "skunk", "skyscraper", "snail", "snake",
+        "spider", "squirrel", "streetcar", "sunflower", "sweet_pepper", "table", "tank",
+        "telephone", "television", "tiger", "tractor", "train", "trout", "tulip", "turtle",
+        "wardrobe", "whale", "willow_tree", "wolf", "woman", "worm",
+    )
+    # fmt: on
+    folder = "cifar-100-binary"
+    archive = "cifar-100-binary.tar.gz"
+    archive_md5 = "03b5dce01913d631647c71ecec9e9cb8"
+    mirrors = ("https://www.cs.toronto.edu/~kriz/",)
+    split_files: ClassVar = {"train": ["train.bin"], "test": ["test.bin"]}
+    records_per_file: ClassVar = {"train": 50_000, "test": 10_000}
+    labels = (20, 100)

@@ -10,8 +10,18 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from robustcert.data.augment import ImageAugmentation
-from robustcert.data.dataset import Dataset, DatasetError, Examples, check_examples, to_unit
-from robustcert.data.sampler import EpochSampler, EvaluationSampler, derive_seed
+from robustcert.data.dataset import (
+    Dataset,
+    DatasetError,
+    Examples,
+    Joined,
+    Stream,
+    check_examples,
+    to_unit,
+)
+from robustcert.data.generated import read_generated
+from robustcert.data.mixing import Mixing
+from robustcert.data.sampler import EpochSampler, EvaluationSampler, MixedSampler, derive_seed
 from robustcert.data.split import stratified_split
 
 Part = Literal["train", "validation", "test"]
@@ -20,7 +30,7 @@ VALIDATION_KEY = 20_210_217
 
 
 class Batches(TorchDataset[tuple[Tensor, Tensor]]):
-    """Indexed by whole lists of rows: one gather per batch, no work per example."""
+    """Indexed by whole lists of rows: one gather, or one reading of a stream, per batch."""
 
     def __init__(self, examples: Examples) -> None:
         self.examples = examples
@@ -79,8 +89,8 @@ class DataModule(LightningDataModule):
 
     Validation examples are cut from the train split, stratified by class, by a permutation that is
     the same for every run; the test split is read for testing only. Data stays in memory as read
-    (images as uint8); batches become float32 in [0, 1], and are augmented in training, on the
-    device.
+    (images as uint8), unless the dataset streams, and then each batch is read when it is its turn;
+    batches become float32 in [0, 1], and are augmented in training, on the device.
 
     Training batches depend on ``(seed, epoch, batch number, rank)`` only, so a resumed run sees
     those of an uninterrupted one, bit for bit on the same device type, also when the checkpoint was
@@ -94,10 +104,16 @@ class DataModule(LightningDataModule):
         batch_size: Training examples in a batch, on each device.
         eval_batch_size: The most examples in a validation or test batch, on each device.
         validation: Share of the train split held out for validation, between 0 and 1.
-        augmentation: Modules called with ``(inputs, generator)``, one after the other.
+        augmentation: Modules called with ``(inputs, generator)``, one after the other; the last
+            one may be a :class:`Mixing`.
         seed: Chooses the order of training examples and their augmentation.
-        num_workers: Processes that gather batches; 0 is fast, as the data is in memory.
+        num_workers: Processes that gather batches: 0 is fast for data in memory, one for each core
+            for images that are decoded. Each holds up to three batches of uint8.
         drop_last: Leave the incomplete last training batch out.
+        generated: File of generated images that training batches have beside ``batch_size`` real
+            ones, see :func:`read_generated`; validation and test never have any.
+        generated_ratio: Generated images for each real one.
+        generated_sha256: That the file must have; recorded when training begins.
     """
 
     def __init__(
@@ -110,6 +126,9 @@ class DataModule(LightningDataModule):
         seed: int = 0,
         num_workers: int = 0,
         drop_last: bool = False,
+        generated: str | None = None,
+        generated_ratio: float = 3.0,
+        generated_sha256: str | None = None,
     ) -> None:
         super().__init__()
         for name, value, least in (
@@ -124,9 +143,15 @@ class DataModule(LightningDataModule):
                 "expected loader.validation, the share of the train split held out, to lie between "
                 f"0 and 1, but got {validation}"
             )
+        if not generated_ratio > 0:
+            raise ValueError(
+                f"expected loader.generated_ratio to be above 0, but got {generated_ratio}"
+            )
         self.augmentation = list(augmentation or [])
+        if any(isinstance(module, Mixing) for module in self.augmentation[:-1]):
+            raise ValueError("loader.augmentation: Mixup or CutMix can only be the last one")
         for module in self.augmentation:
-            if isinstance(module, ImageAugmentation) and len(dataset.input_shape) != 3:
+            if isinstance(module, ImageAugmentation | Mixing) and len(dataset.input_shape) != 3:
                 raise ValueError(
                     f"augmentation {type(module).__name__} expects images of shape (C, H, W), but "
                     f"{dataset.name} has inputs of shape {tuple(dataset.input_shape)}: set "
@@ -139,16 +164,20 @@ class DataModule(LightningDataModule):
         self.seed = seed
         self.num_workers = num_workers
         self.drop_last = drop_last
+        self.generated = generated
+        self.generated_ratio = generated_ratio
+        self.generated_sha256 = generated_sha256
+        self._generated: Examples | None = None
         self._parts: dict[Part, Examples] = {}
 
     def examples(self, part: Part) -> Examples:
-        """All examples of a part, as float32 in [0, 1].
+        """All examples of a part, as float32 in [0, 1]; a stream is read from end to end.
 
         ``indices`` are positions in the official split's file order: the train split's for
         ``"train"`` and ``"validation"``.
         """
         stored = self.stored(part)
-        return Examples(to_unit(stored.inputs), stored.labels, stored.indices)
+        return Examples(to_unit(stored.inputs[:]), stored.labels, stored.indices)
 
     def prepare_data(self) -> None:
         """Fetch missing files, in one process."""
@@ -167,17 +196,40 @@ class DataModule(LightningDataModule):
     def train_dataloader(self) -> TrainLoader:
         """Batches ``(inputs, labels, seed)``, which ``on_after_batch_transfer`` completes."""
         rank, world_size = self._rank()
-        examples = self.stored("train")
-        sampler = EpochSampler(
-            len(examples),
-            self.batch_size,
-            seed=self.seed,
-            epoch=self.trainer.current_epoch if self.trainer else 0,
-            rank=rank,
-            world_size=world_size,
-            drop_last=self.drop_last,
-        )
+        examples, generated = self.stored("train"), self.read_generated()
+        options: dict[str, Any] = {
+            "seed": self.seed,
+            "epoch": self.trainer.current_epoch if self.trainer else 0,
+            "rank": rank,
+            "world_size": world_size,
+            "drop_last": self.drop_last,
+        }
+        size = len(examples)
+        if generated is None:
+            sampler = EpochSampler(size, self.batch_size, **options)
+        else:
+            added, ratio = len(generated), self.generated_ratio
+            sampler = MixedSampler(size, self.batch_size, added, ratio, **options)
+            inputs = Joined([examples.inputs, generated.inputs])
+            examples = Examples(inputs, torch.cat([examples.labels, generated.labels]))
         return TrainLoader(examples, sampler, **self._options())
+
+    def read_generated(self) -> Examples | None:
+        """The generated images, if there are to be any; sets ``generated_sha256``.
+
+        Raises:
+            DatasetError: the file is missing, damaged or another one.
+        """
+        if self.generated is not None and self._generated is None:
+            if self.stored("train").inputs.dtype != torch.uint8:
+                raise DatasetError(
+                    f"loader.generated: {self.dataset.name} has no images of type uint8 that "
+                    "generated ones could stand beside"
+                )
+            self._generated, self.generated_sha256 = read_generated(
+                self.generated, self.dataset, self.generated_sha256
+            )
+        return self._generated
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Every validation example once, over all ranks."""
@@ -187,8 +239,11 @@ class DataModule(LightningDataModule):
         """Every test example once, over all ranks."""
         return self._eval_loader("test")
 
-    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> tuple[Tensor, Tensor]:
-        """The batch as ``(inputs, labels)``, inputs in [0, 1] and, in training, augmented."""
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> tuple[Tensor, ...]:
+        """The batch as ``(inputs, labels)``, inputs in [0, 1] and, in training, augmented.
+
+        Where images are mixed: ``(inputs, labels, partners' labels, share of their own)``.
+        """
         del dataloader_idx
         inputs, labels, *draw = batch
         # The range was checked when the data was read; a check here would stall the device.
@@ -197,11 +252,14 @@ class DataModule(LightningDataModule):
         if draw and self.augmentation:
             generator = torch.Generator(inputs.device).manual_seed(draw[0])
             for augment in self.augmentation:
+                if isinstance(augment, Mixing):
+                    inputs, partner, share = augment(inputs, generator)
+                    return inputs, labels, labels[partner], share
                 inputs = augment(inputs, generator)
         return inputs, labels
 
     def stored(self, part: Part) -> Examples:
-        """All examples of a part as read: images as uint8, a quarter of the memory."""
+        """All examples of a part as the dataset gives them: images as uint8, or as a stream."""
         if part not in self._parts:
             if part == "test":
                 self._parts["test"] = self._read("test")
@@ -222,9 +280,17 @@ class DataModule(LightningDataModule):
     def _read(self, split: Literal["train", "test"]) -> Examples:
         examples = self.dataset.read(split)
         check_examples(self.dataset, split, examples)
-        if examples.inputs.dtype == torch.uint8:
+        if examples.inputs.dtype == torch.uint8 or isinstance(examples.inputs, Stream):
             return examples
         return Examples(to_unit(examples.inputs), examples.labels, examples.indices)
+
+    def in_order(self, part: Part, batch_size: int, first: int, last: int) -> DataLoader[Any]:
+        """Batches of the rows from ``first`` to ``last`` (not included) of a part, as stored."""
+        starts = range(first, last, batch_size)
+        rows = [list(range(start, min(start + batch_size, last))) for start in starts]
+        return DataLoader(
+            Batches(self.stored(part)), sampler=rows, batch_size=None, num_workers=self.num_workers
+        )
 
     def _eval_loader(self, part: Part) -> DataLoader[Any]:
         rank, world_size = self._rank()

@@ -1,6 +1,7 @@
 """The dataset contract: labelled examples with inputs in [0, 1], and where they came from."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -14,18 +15,68 @@ class DatasetError(ValueError):
     """A dataset is missing, damaged or not what it claims to be."""
 
 
+Rows = Tensor | slice | list[int]
+
+
+class Stream(ABC):
+    """Inputs that are read when they are indexed, so that a split may be larger than memory.
+
+    It stands where :class:`Examples` otherwise has a tensor: ``shape``, ``dtype``, ``len`` and
+    indexing by rows, which gives a tensor. ``select`` chooses rows without reading them.
+    """
+
+    shape: tuple[int, ...]
+    dtype = torch.uint8
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    @abstractmethod
+    def __getitem__(self, rows: Rows) -> Tensor:
+        """Read inputs: uint8, shape ``(len(rows), *input_shape)``."""
+
+    @abstractmethod
+    def select(self, rows: Rows) -> "Stream":
+        """The same inputs at the given rows alone, still unread."""
+
+
+class Joined(Stream):
+    """Inputs of one shape, one after the other; each part stays where it is."""
+
+    def __init__(self, parts: Sequence[Tensor | Stream], rows: Tensor | None = None) -> None:
+        self.parts = list(parts)
+        self.starts = torch.tensor([0, *(len(part) for part in parts)]).cumsum(0)
+        self.rows = torch.arange(int(self.starts[-1])) if rows is None else rows
+        self.shape = (len(self.rows), *parts[0].shape[1:])
+
+    def __getitem__(self, rows: Rows) -> Tensor:
+        places = self.rows[rows]
+        found = torch.empty(len(places), *self.shape[1:], dtype=self.dtype)
+        owner = torch.bucketize(places, self.starts[1:], right=True)
+        for number, part in enumerate(self.parts):
+            mine = owner == number
+            if mine.any():
+                found[mine] = part[places[mine] - self.starts[number]]
+        return found
+
+    def select(self, rows: Rows) -> "Joined":
+        """The chosen rows of the sequence."""
+        return Joined(self.parts, self.rows[rows])
+
+
 @dataclass(frozen=True, eq=False)
 class Examples:
     """Inputs and labels of one split, in file order unless ``indices`` says otherwise.
 
     Args:
-        inputs: Shape ``(N, *input_shape)``, uint8 in 0..255 or floating point in [0, 1].
+        inputs: Shape ``(N, *input_shape)``, uint8 in 0..255 or floating point in [0, 1]: a tensor,
+            or a :class:`Stream` that reads them batch by batch.
         labels: Class indices, int64, shape ``(N,)``.
         indices: Position of every example in the split's file order, int64, shape ``(N,)``;
             ``0 .. N-1`` if not given.
     """
 
-    inputs: Tensor
+    inputs: Tensor | Stream
     labels: Tensor
     indices: Tensor = field(default=None)  # type: ignore[assignment]
 
@@ -41,9 +92,11 @@ class Examples:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def take(self, rows: Tensor) -> "Examples":
-        """The examples at the given rows, which keep their ``indices``."""
-        return Examples(self.inputs[rows], self.labels[rows], self.indices[rows])
+    def take(self, rows: Rows) -> "Examples":
+        """The examples at the given rows, which keep their ``indices``; a stream stays unread."""
+        chosen = self.inputs
+        inputs = chosen.select(rows) if isinstance(chosen, Stream) else chosen[rows]
+        return Examples(inputs, self.labels[rows], self.indices[rows])
 
 
 class Dataset(ABC):
@@ -132,5 +185,11 @@ def check_examples(dataset: Dataset, split: Split, examples: Examples) -> None:
             f"shape {tuple(examples.labels.shape)}"
         )
     check_labels(examples.labels, dataset.num_classes, source)
-    if examples.inputs.dtype != torch.uint8:
+    if isinstance(examples.inputs, Stream):
+        # Nothing is read here, so that only a type with no value out of range will do.
+        if examples.inputs.dtype != torch.uint8:
+            raise DatasetError(
+                f"{source}: expected streamed inputs of type uint8, got {examples.inputs.dtype}"
+            )
+    elif examples.inputs.dtype != torch.uint8:
         to_unit(examples.inputs, source)

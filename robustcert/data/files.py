@@ -70,6 +70,16 @@ class FileDataset(Dataset):
 
     def _record(self, path: Path, official: Official, reason: str) -> None:
         """Keep a record of a file that was read; ``reason`` says why it is not ``official``."""
+        self._judge(path, official, reason)
+        self._files[path.name] = {
+            "name": path.name,
+            "bytes": path.stat().st_size,
+            "sha256": digest(path),
+            "official": official,
+        }
+
+    def _judge(self, path: Path, official: Official, reason: str) -> None:
+        """Log or, under ``checksum="strict"``, refuse what is not known to be ``official``."""
         if official is not True:
             if self.checksum == "strict":
                 raise DatasetError(
@@ -77,12 +87,6 @@ class FileDataset(Dataset):
                     "Replace the file, or set dataset.checksum=warn"
                 )
             log.log(logging.INFO if official == "unknown" else logging.WARNING, f"{path}: {reason}")
-        self._files[path.name] = {
-            "name": path.name,
-            "bytes": path.stat().st_size,
-            "sha256": digest(path),
-            "official": official,
-        }
 
 
 def digest(path: Path, algorithm: str = "sha256") -> str:

@@ -3,10 +3,13 @@
 import hashlib
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import Sampler
+
+GENERATED_KEY = 20_230_204
 
 
 def derive_seed(*parts: int) -> int:
@@ -86,6 +89,65 @@ class EpochSampler(Sampler[list[int]]):
         indices = self.order()[positions % self.size].tolist()
         for start in range(self.skip * self.batch_size, self.per_rank, self.batch_size):
             yield indices[start : start + self.batch_size]
+
+
+class MixedSampler(EpochSampler):
+    """Batches of an :class:`EpochSampler` with generated examples behind the real ones.
+
+    Real examples have the indices below ``size``, generated ones those from ``size``. A batch of b
+    real examples gets ``round(ratio * b)`` generated ones. These come from an endless sequence of
+    permutations of all of them, drawn one after the other, in which an epoch begins where the one
+    before ended: none is seen twice before all were seen once. An epoch's place in it, and so its
+    batches, are a pure function of ``(seed, epoch)``.
+
+    Args:
+        size: Number of real examples.
+        batch_size: Real indices in a batch, on each rank.
+        generated: Number of generated examples.
+        ratio: Generated examples for each real one.
+        options: Of :class:`EpochSampler`.
+
+    Example:
+        >>> [sorted(batch) for batch in MixedSampler(3, 2, generated=3, ratio=1, shuffle=False)]
+        [[0, 1, 3, 4], [2, 5]]
+    """
+
+    def __init__(
+        self, size: int, batch_size: int, generated: int, ratio: float, **options: Any
+    ) -> None:
+        super().__init__(size, batch_size, **options)
+        if generated < 1 or not ratio > 0:
+            raise ValueError(
+                "expected at least one generated example and loader.generated_ratio above 0, but "
+                f"got {generated} and {ratio}"
+            )
+        self.generated = generated
+        self.ratio = ratio
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """This rank's batches, after the first ``skip`` ones."""
+        batches = range(0, self.per_rank, self.batch_size)
+        real = [min(self.batch_size, self.per_rank - start) for start in batches]
+        sizes = [round(self.ratio * count) for count in real]
+        rows = self._rows(sum(sizes)).split(sizes)
+        for batch, added in zip(super().__iter__(), rows[self.skip :], strict=True):
+            yield batch + added.tolist()
+
+    def _rows(self, count: int) -> Tensor:
+        """Indices of ``count`` generated examples, this rank's in this epoch."""
+        positions = self.rank + self.world_size * (self.epoch * count + torch.arange(count))
+        rounds = positions // self.generated
+        places = positions % self.generated
+        for number in rounds.unique().tolist():
+            mine = rounds == number
+            places[mine] = self._order(number)[places[mine]]
+        return self.size + places
+
+    def _order(self, number: int) -> Tensor:
+        if not self.shuffle:
+            return torch.arange(self.generated)
+        seed = derive_seed(GENERATED_KEY, self.seed, number)
+        return torch.randperm(self.generated, generator=torch.Generator().manual_seed(seed))
 
 
 class EvaluationSampler(Sampler[list[int]]):

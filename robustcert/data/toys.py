@@ -1,4 +1,4 @@
-"""Two-dimensional toys whose distance to the true class boundary is known.
+"""Toys whose distance to the true class boundary is known.
 
 No classifier can certify a correct point beyond that distance, so a toy shows how much of the
 attainable radius a network proves.
@@ -6,7 +6,6 @@ attainable radius a network proves.
 
 import math
 from abc import abstractmethod
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ CENTRE = 0.5
 
 
 class Toy(Dataset):
-    """Two classes of points drawn uniformly from the square [0, 1] x [0, 1].
+    """Two classes of points drawn uniformly from the square [0, 1] x [0, 1], unless it says so.
 
     A subclass says which class a point of the plane has and how far the other class is. Both are
     computed in float64 from the points as given, so they are exact for float32 inputs too.
@@ -30,7 +29,7 @@ class Toy(Dataset):
         margin: Points nearer to the boundary than this are left out.
     """
 
-    input_shape = (2,)
+    input_shape: tuple[int, ...] = (2,)
     num_classes = 2
 
     def __init__(self, samples: int = 2000, seed: int = 0, margin: float = 0.0) -> None:
@@ -46,20 +45,24 @@ class Toy(Dataset):
 
     @abstractmethod
     def label(self, x: Tensor) -> Tensor:
-        """Class of every point: ``(N, 2)`` to int64 ``(N,)``."""
+        """Class of every point: ``(N, d)`` to int64 ``(N,)``."""
 
     @abstractmethod
     def distance(self, x: Tensor) -> Tensor:
-        """Distance of every point to the boundary: ``(N, 2)`` to float64 ``(N,)``."""
+        """Distance of every point to the boundary: ``(N, d)`` to float64 ``(N,)``."""
+
+    def draw(self, random: np.random.RandomState) -> Tensor:
+        """As many points as a split has, float64 ``(samples, d)`` in [0, 1]."""
+        return torch.from_numpy(random.random_sample((self.samples, *self.input_shape)))
 
     def read(self, split: Split) -> Examples:
         """Points of the split, float32, in the order drawn."""
         check_split(split)
         # NumPy's legacy stream is frozen across versions.
         random = np.random.RandomState([self.seed, ("train", "test").index(split)])
-        kept = torch.empty(0, 2)
+        kept = torch.empty(0, *self.input_shape)
         for _ in range(100):
-            drawn = torch.from_numpy(random.random_sample((self.samples, 2))).to(torch.float32)
+            drawn = self.draw(random).to(torch.float32)
             if self.margin > 0:
                 drawn = drawn[self.distance(drawn) >= self.margin]
             kept = torch.cat([kept, drawn])
@@ -191,11 +194,8 @@ class Wedge(Toy):
         return math.radians(self.angle) / 2
 
 
-class Moons(Toy):
-    """Points nearer to the upper half circle against points nearer to the lower one.
-
-    The half circles interlock: radius 1/4, the upper one (class 0) around (3/8, 7/16), the lower
-    one (class 1) around (5/8, 9/16). See Note [moons boundary] for the distance.
+class HalfPlane(Toy):
+    """The right half of the square against the left one: a control, linear and without corners.
 
     Args:
         samples: Number of points in each split.
@@ -203,98 +203,134 @@ class Moons(Toy):
         margin: Points nearer to the boundary than this are left out.
     """
 
-    name = "moons"
+    name = "half_plane"
 
     def label(self, x: Tensor) -> Tensor:
-        """1 if the lower half circle is nearer."""
-        upper, lower = self._arcs(x.double())
-        return (lower < upper).long()
+        """1 on the right."""
+        return (x[:, 0].double() > CENTRE).long()
 
     def distance(self, x: Tensor) -> Tensor:
-        """To the curve equally far from both half circles, to within 1e-5."""
-        points = x.double()
-        if not ((points - CENTRE).abs() <= 1).all():
+        """To the middle line."""
+        return (x[:, 0].double() - CENTRE).abs()
+
+
+class XOR(Toy):
+    """Opposite quarters of the square share a class: corners that cost no linear pieces.
+
+    Every quarter is convex, so its distance is the smaller one of two linear functions.
+
+    Args:
+        samples: Number of points in each split.
+        seed: Chooses the points.
+        margin: Points nearer to the boundary than this are left out.
+    """
+
+    name = "xor"
+
+    def label(self, x: Tensor) -> Tensor:
+        """1 where exactly one coordinate is above 1/2."""
+        return (x.double() > CENTRE).long().sum(dim=1) % 2
+
+    def distance(self, x: Tensor) -> Tensor:
+        """To the nearer one of the two middle lines."""
+        return (x.double() - CENTRE).abs().amin(dim=1)
+
+
+class Orthant(Toy):
+    r"""The corner of a d-dimensional box, :math:`\{x : x_i < 1/2 \text{ for all } i\}`.
+
+    Half of the points lie in the box; the nearest boundary point of all the others is the corner
+    itself, in directions that take exponentially many linear pieces to certify.
+
+    Args:
+        dimension: d.
+        samples: Number of points in each split.
+        seed: Chooses the points.
+        margin: Points nearer to the boundary than this are left out.
+    """
+
+    name = "orthant"
+
+    def __init__(
+        self, dimension: int = 8, samples: int = 2000, seed: int = 0, margin: float = 0.0
+    ) -> None:
+        super().__init__(samples, seed, margin)
+        self.dimension = check_dimension(dimension)
+        self.input_shape = (dimension,)
+
+    def label(self, x: Tensor) -> Tensor:
+        """1 inside the box."""
+        return (x.double() < CENTRE).all(dim=1).long()
+
+    def distance(self, x: Tensor) -> Tensor:
+        """To the box's faces, edges and corner."""
+        offset = x.double() - CENTRE
+        return offset.clamp(min=0).norm(dim=1) - offset.amax(dim=1).clamp(max=0)
+
+    def draw(self, random: np.random.RandomState) -> Tensor:
+        """Uniform in two opposite orthants of the cube."""
+        offset = CENTRE * super().draw(random)
+        side = torch.from_numpy(2.0 * random.randint(0, 2, self.samples) - 1)
+        return CENTRE + side[:, None] * offset
+
+
+class Spheres(Toy):
+    """Two concentric spheres in d dimensions around the centre of the cube, one class on each.
+
+    The boundary is the sphere midway. Gilmer et al. (`Adversarial spheres
+    <https://arxiv.org/abs/1801.02774>`_, 2018) posed the task.
+
+    Args:
+        dimension: d.
+        inner: Radius of the inner sphere.
+        outer: Radius of the outer one.
+        samples: Number of points in each split.
+        seed: Chooses the points.
+        margin: Points nearer to the boundary than this are left out.
+    """
+
+    name = "spheres"
+
+    def __init__(
+        self,
+        dimension: int = 8,
+        inner: float = 0.2,
+        outer: float = 0.4,
+        samples: int = 2000,
+        seed: int = 0,
+        margin: float = 0.0,
+    ) -> None:
+        super().__init__(samples, seed, margin)
+        if not 0 < inner < outer <= CENTRE:
             raise ValueError(
-                "expected points in [-0.5, 1.5] x [-0.5, 1.5]: the boundary of the moons is known "
-                "near the unit square only"
+                "expected 0 < dataset.inner < dataset.outer <= 0.5, but got "
+                f"dataset.inner={inner} and dataset.outer={outer}"
             )
-        vertices = torch.tensor(_moons_boundary(), dtype=torch.float64)
-        return torch.cat([_to_polyline(chunk, vertices) for chunk in points.split(1024)])
+        self.dimension = check_dimension(dimension)
+        self.input_shape = (dimension,)
+        self.inner, self.outer = inner, outer
 
-    @staticmethod
-    def _arcs(points: Tensor) -> tuple[Tensor, Tensor]:
-        """Distances to the upper and to the lower half circle."""
-        upper = _to_half_circle(points - points.new_tensor(UPPER_CENTRE))
-        # The lower half circle is the upper one, turned by half a turn around (1/2, 1/2).
-        lower = _to_half_circle(1 - points - points.new_tensor(UPPER_CENTRE))
-        return upper, lower
+    def label(self, x: Tensor) -> Tensor:
+        """1 inside the sphere midway."""
+        return (self._offset(x) < 0).long()
 
+    def distance(self, x: Tensor) -> Tensor:
+        """To the sphere midway."""
+        return self._offset(x).abs()
 
-# Note [moons boundary]
-# The boundary is the set of points equally far from both half circles: one smooth curve, a chain of
-# line and conic pieces, point-symmetric about (1/2, 1/2), through which it runs. Half of it is
-# followed once, from the centre outwards: a step along the tangent, then Newton's method back onto
-# the curve. The distance is that to the polyline through the points found. A chord of length h
-# leaves a curve of curvature k by at most k h^2 / 8; k is at most 11 here, which makes 6e-6.
-# A point within 1 of the centre along both axes is at most 1.42 from the curve, so following it
-# for 2.5 to both sides is enough.
-UPPER_CENTRE = (0.375, 0.4375)
-MOON_RADIUS = 0.25
-STEP = 0.002
-REACH = 2.5
+    def draw(self, random: np.random.RandomState) -> Tensor:
+        """Uniform on the two spheres."""
+        direction = torch.from_numpy(random.standard_normal((self.samples, self.dimension)))
+        radius = torch.tensor([self.inner, self.outer], dtype=torch.float64)
+        chosen = radius[torch.from_numpy(random.randint(0, 2, self.samples))]
+        return CENTRE + direction * (chosen / direction.norm(dim=1))[:, None]
+
+    def _offset(self, x: Tensor) -> Tensor:
+        return (x.double() - CENTRE).norm(dim=1) - (self.inner + self.outer) / 2
 
 
-def _to_half_circle(offset: Tensor) -> Tensor:
-    """Distance of points, relative to the centre, to the upper half circle."""
-    circle = (offset.norm(dim=1) - MOON_RADIUS).abs()
-    # The nearer end is that on the point's own side.
-    ends = torch.hypot(offset[:, 0].abs() - MOON_RADIUS, offset[:, 1])
-    return torch.where(offset[:, 1] >= 0, circle, ends)
-
-
-def _to_polyline(points: Tensor, vertices: Tensor) -> Tensor:
-    """Distance of every point to the nearest segment."""
-    (x, y), (along_x, along_y) = vertices[:-1].T, vertices.diff(dim=0).T
-    offset_x, offset_y = points[:, :1] - x, points[:, 1:] - y
-    length2 = along_x.square() + along_y.square()
-    share = ((offset_x * along_x + offset_y * along_y) / length2).clamp(0, 1)
-    offset_x -= share * along_x
-    offset_y -= share * along_y
-    return (offset_x.square() + offset_y.square()).amin(dim=1).sqrt()
-
-
-def _nearest(x: float, y: float) -> tuple[float, float, float]:
-    """Distance to the upper half circle and its gradient."""
-    x, y = x - UPPER_CENTRE[0], y - UPPER_CENTRE[1]
-    if y >= 0:
-        norm = math.hypot(x, y)
-        sign = 1.0 if norm > MOON_RADIUS else -1.0
-        return sign * (norm - MOON_RADIUS), sign * x / norm, sign * y / norm
-    x -= math.copysign(MOON_RADIUS, x)
-    norm = math.hypot(x, y)
-    return norm, x / norm, y / norm
-
-
-def _difference(x: float, y: float) -> tuple[float, float, float]:
-    """Distance to the upper minus distance to the lower half circle, and its gradient."""
-    upper, upper_x, upper_y = _nearest(x, y)
-    lower, lower_x, lower_y = _nearest(1 - x, 1 - y)
-    return upper - lower, upper_x + lower_x, upper_y + lower_y
-
-
-@cache
-def _moons_boundary() -> list[tuple[float, float]]:
-    """Vertices along the boundary, until it is ``REACH`` away from the centre at both ends."""
-    x = y = CENTRE
-    half = []
-    while max(abs(x - CENTRE), abs(y - CENTRE)) < REACH:
-        # The tangent is the gradient turned by a right angle, always the same way round.
-        _, gradient_x, gradient_y = _difference(x, y)
-        norm = math.hypot(gradient_x, gradient_y)
-        x, y = x - STEP * gradient_y / norm, y + STEP * gradient_x / norm
-        for _ in range(6):
-            value, gradient_x, gradient_y = _difference(x, y)
-            scale = value / (gradient_x**2 + gradient_y**2)
-            x, y = x - scale * gradient_x, y - scale * gradient_y
-        half.append((x, y))
-    return [(1 - x, 1 - y) for x, y in reversed(half)] + [(CENTRE, CENTRE)] + half
+def check_dimension(dimension: int) -> int:
+    """The dimension, or ``ValueError`` if it is below 1."""
+    if dimension < 1:
+        raise ValueError(f"expected dataset.dimension to be at least 1, but got {dimension}")
+    return dimension

@@ -3,9 +3,10 @@
 from robustcert.layers.aol import AOLConv2d, AOLConvolution, AOLDense, AOLLinear
 from robustcert.layers.bcop import BCOP, BCOPConv2d
 from robustcert.layers.bjorck import BjorckLinear, BjorckOrthogonal
-from robustcert.layers.bro import BlockReflector, BROConv2d, BROLinear, ReflectorFrequencies
+from robustcert.layers.bro import BROConv2d, BROLinear, ReflectorFrequencies
 from robustcert.layers.cayley import CayleyLinear, CayleyOrthogonal
 from robustcert.layers.cayley_conv import CayleyConv2d, CayleyFrequencies
+from robustcert.layers.centering import Centering
 from robustcert.layers.cholesky import CholeskyLinear, CholeskyOrthogonal
 from robustcert.layers.constrained import ConstrainedConv2d, ConstrainedLinear
 from robustcert.layers.cpl import CPLConv2d, CPLLinear
@@ -13,6 +14,8 @@ from robustcert.layers.exponential import ExponentialLinear, ExponentialOrthogon
 from robustcert.layers.fft import FrequencyConstraint, FrequencyConv2d
 from robustcert.layers.lires import CholeskyResidualLinear, LinearResidual, LiResConv2d, LiResLinear
 from robustcert.layers.lot import LOTConv2d, LOTFrequencies
+from robustcert.layers.manifold import ManifoldLinear, ManifoldOrthogonal, ManifoldPatchConv2d
+from robustcert.layers.patch import CholeskyPatchConv2d, OnPatches, PatchConv2d
 from robustcert.layers.pool import InvertibleDownsampling, NormPool2d
 from robustcert.layers.residual import ResidualLayer
 from robustcert.layers.sandwich import SandwichLinear
@@ -31,15 +34,16 @@ __all__ = [
     "BROLinear",
     "BjorckLinear",
     "BjorckOrthogonal",
-    "BlockReflector",
     "CPLConv2d",
     "CPLLinear",
     "CayleyConv2d",
     "CayleyFrequencies",
     "CayleyLinear",
     "CayleyOrthogonal",
+    "Centering",
     "CholeskyLinear",
     "CholeskyOrthogonal",
+    "CholeskyPatchConv2d",
     "CholeskyResidualLinear",
     "ConstrainedConv2d",
     "ConstrainedLinear",
@@ -53,7 +57,12 @@ __all__ = [
     "LiResConv2d",
     "LiResLinear",
     "LinearResidual",
+    "ManifoldLinear",
+    "ManifoldOrthogonal",
+    "ManifoldPatchConv2d",
     "NormPool2d",
+    "OnPatches",
+    "PatchConv2d",
     "ReflectorFrequencies",
     "ResidualLayer",
     "SLLConv2d",

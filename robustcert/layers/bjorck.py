@@ -11,15 +11,16 @@ class BjorckOrthogonal(nn.Module):
     r"""Map a matrix to its polar factor by :math:`X \leftarrow X (3 I - X^\top X) / 2`.
 
     A step maps a singular value s to :math:`s (3 - s^2) / 2`, which takes [0, 2] into [-1, 1]. The
-    matrix is divided by a bound of its norm first (Gram iteration, which errs on the large side),
-    so that no singular value ends above 1, however few the steps; power iteration, which errs on
-    the small side, could make the iteration diverge. Small singular values grow by half per step.
+    matrix that may have larger ones is divided by a bound of its norm first (Gram iteration, which
+    errs on the large side), so that no singular value ends above 1, however few the steps; power
+    iteration, which errs on the small side, could make the iteration diverge. Small singular values
+    grow by half per step.
 
     Reference: Anil, Lucas and Grosse, `Sorting out Lipschitz function approximation
     <https://arxiv.org/abs/1811.05381>`_, ICML 2019.
 
     Args:
-        iterations: Number of steps.
+        iterations: Largest number of steps.
     """
 
     def __init__(self, iterations: int = 15) -> None:
@@ -33,19 +34,42 @@ class BjorckOrthogonal(nn.Module):
     def forward(self, weight: Tensor) -> Tensor:
         """Orthogonalise ``weight`` of shape ``(out_features, in_features)``."""
         with torch.autocast(weight.device.type, enabled=False):
-            norm = gram_iteration(weight)
-            # A zero weight stays zero.
-            x = weight / norm.clamp_min(torch.finfo(norm.dtype).tiny)
             if weight.shape[0] < weight.shape[1]:
-                return bjorck(x.mT, self.iterations).mT
-            return bjorck(x, self.iterations)
+                return self._tall(weight.mT).mT
+            return self._tall(weight)
+
+    def _tall(self, x: Tensor) -> Tensor:
+        excess = _excess(x)
+        # Then no singular value is above 2, and the scale changes nothing but the pace.
+        if torch.linalg.matrix_norm(excess.detach()) <= 3:
+            return bjorck(x, self.iterations, excess)
+        norm = gram_iteration(x)
+        # A zero weight stays zero.
+        return bjorck(x / norm.clamp_min(torch.finfo(norm.dtype).tiny), self.iterations)
 
 
-def bjorck(x: Tensor, iterations: int) -> Tensor:
-    """Steps of Björck's iteration on tall matrices ``(*, m, n)``, real or complex."""
+def bjorck(x: Tensor, iterations: int, excess: Tensor | None = None) -> Tensor:
+    """At most ``iterations`` steps of Björck's iteration on tall matrices, real or complex.
+
+    Args:
+        x: Shape ``(*, m, n)``, singular values at most 2.
+        iterations: Steps are left out once they would change nothing but rounding.
+        excess: ``X^H X - I``, where it is known.
+    """
+    # A step takes X^H X from I + D to I - 3/4 D^2 - 1/4 D^3.
+    enough = torch.finfo(x.dtype).eps ** 0.5
     for _ in range(iterations):
-        x = 1.5 * x - 0.5 * x @ (x.mH @ x)
+        excess = _excess(x) if excess is None else excess
+        x = x - 0.5 * x @ excess
+        if excess.detach().abs().max() <= enough:
+            break
+        excess = None
     return x
+
+
+def _excess(x: Tensor) -> Tensor:
+    """``X^H X - I``."""
+    return x.mH @ x - torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
 
 
 class BjorckLinear(ConstrainedLinear):
@@ -54,7 +78,7 @@ class BjorckLinear(ConstrainedLinear):
     Args:
         in_features: Size of the input.
         out_features: Size of the output.
-        iterations: Number of steps.
+        iterations: Largest number of steps.
         bias: Whether to add a learned bias.
     """
 

@@ -1,10 +1,15 @@
 """Block reflector orthogonal layers (Lai et al., arXiv 2505.15174)."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
-from robustcert.layers.constrained import ConstrainedLinear
+from robustcert.layers.cholesky import regularised_factor
 from robustcert.layers.fft import FrequencyConstraint, FrequencyConv2d
+from robustcert.plain import Dense, constant
 
 
 def block_reflector(v: Tensor) -> Tensor:
@@ -21,53 +26,91 @@ def block_reflector(v: Tensor) -> Tensor:
     return identity - 2 * q @ q.mH
 
 
-class BlockReflector(nn.Module):
-    """Map V ``(m, n)`` to the upper left part of its reflection.
+class BROLinear(nn.Module):
+    r"""Dense layer that reflects at the orthogonal complement of V's columns.
 
-    Rows or columns of the larger square are kept, so they are orthonormal.
+    .. math:: x \mapsto C\, (I - 2 V (V^\top V + \rho I)^{-1} V^\top)\, E\, x + b
+
+    E pads the input by zeros and C drops outputs, so rows or columns of the larger square are kept.
+    The eigenvalues of the square are 1 and :math:`1 - 2 s^2 / (s^2 + \rho)` for the singular values
+    s of V: with :math:`\rho` of the size of rounding it is orthogonal, and never more than that.
+    V has half as many columns as rows, and training applies the factors to the batch one after the
+    other: the square itself is formed only to be folded.
 
     Reference: Lai et al., `Enhancing Certified Robustness via Block Reflector Orthogonal Layers and
     Logit Annealing Loss <https://arxiv.org/abs/2505.15174>`_, ICML 2025.
 
     Args:
-        in_features: Columns that are kept.
-        out_features: Rows that are kept.
-    """
-
-    def __init__(self, in_features: int, out_features: int) -> None:
-        super().__init__()
-        self.in_features = in_features
-        self.out_features = out_features
-
-    def forward(self, weight: Tensor) -> Tensor:
-        """The orthogonal ``(out_features, in_features)`` from V."""
-        with torch.autocast(weight.device.type, enabled=False):
-            return block_reflector(weight)[: self.out_features, : self.in_features]
-
-
-def rank(size: int) -> int:
-    """Half of the dimensions are reflected, at least one."""
-    return max(1, size // 2)
-
-
-class BROLinear(ConstrainedLinear):
-    """Dense layer with orthonormal rows or columns by :class:`BlockReflector`.
-
-    Args:
-        in_features: Size of the input.
+        in_features: Size of the input, of shape ``(N, in_features)``.
         out_features: Size of the output.
         bias: Whether to add a learned bias.
     """
 
     def __init__(self, in_features: int, out_features: int, *, bias: bool = True) -> None:
-        size = max(in_features, out_features)
-        super().__init__(
-            in_features,
-            out_features,
-            parametrization=BlockReflector(in_features, out_features),
-            free_shape=(size, rank(size)),
-            bias=bias,
-        )
+        super().__init__()
+        self.in_features = in_features
+        self.out_features = out_features
+        self.size = max(in_features, out_features)
+        self.v = nn.Parameter(torch.empty(self.size, rank(self.size)))
+        nn.init.orthogonal_(self.v)
+        self.bias = nn.Parameter(torch.zeros(out_features)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(N, in_features)`` to ``(N, out_features)``."""
+        v = self.v
+        coordinates = (x @ v[: self.in_features]).to(v.dtype)
+        with torch.autocast(x.device.type, enabled=False):
+            solved = _SolveGram.apply(v, coordinates.mT).mT
+        change = self.out_features - self.in_features
+        kept = F.pad(x, (0, change)) if change > 0 else x[:, : self.out_features]
+        turned = solved @ v[: self.out_features].mT
+        y = kept.to(turned.dtype) - 2 * turned
+        return y if self.bias is None else y + self.bias.to(y.dtype)
+
+    @property
+    def weight(self) -> Tensor:
+        """The matrix in use, shape ``(out_features, in_features)``."""
+        with torch.autocast(self.v.device.type, enabled=False):
+            identity = torch.eye(self.in_features, dtype=self.v.dtype, device=self.v.device)
+            rows = self.forward(identity)
+            return (rows if self.bias is None else rows - self.bias).mT
+
+    def lipschitz_estimate(self) -> float:
+        """1, the norm up to rounding."""
+        return 1.0
+
+    def fold(self) -> Dense:
+        """The layer with the square, or what is kept of it, as a constant."""
+        return Dense(constant(self.weight), None if self.bias is None else constant(self.bias))
+
+    def extra_repr(self) -> str:
+        """Sizes, as torch.nn.Linear shows them."""
+        return f"in_features={self.in_features}, out_features={self.out_features}"
+
+
+class _SolveGram(torch.autograd.Function):
+    """``(V^T V + rho I)^-1 B``, with a backward that needs no derivative of the factor."""
+
+    @staticmethod
+    def forward(ctx: Any, v: Tensor, right: Tensor) -> Tensor:
+        ridge = 4 * torch.finfo(v.dtype).eps * v.shape[1]
+        factor = regularised_factor(v.mT, ridge)
+        solution = torch.cholesky_solve(right, factor)
+        ctx.save_for_backward(v, factor, solution)
+        return solution
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        v, factor, solution = ctx.saved_tensors
+        at_right = torch.cholesky_solve(grad, factor)
+        at_gram = at_right @ solution.mT
+        return -v @ (at_gram + at_gram.mT), at_right
+
+
+def rank(size: int) -> int:
+    """Half of the dimensions are reflected, at least one."""
+    return max(1, size // 2)
 
 
 class ReflectorFrequencies(FrequencyConstraint):

@@ -1,7 +1,10 @@
 """Dense layer orthogonalised by the Cayley transform (Trockman and Kolter, arXiv 2104.07167)."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from robustcert.layers.constrained import ConstrainedLinear
 
@@ -27,17 +30,38 @@ class CayleyOrthogonal(nn.Module):
         """Orthogonalise ``weight`` of shape ``(out_features, in_features)``."""
         with torch.autocast(weight.device.type, enabled=False):
             if weight.shape[0] < weight.shape[1]:
-                return self._tall(weight.mT).mT
-            return self._tall(weight)
+                return _Cayley.apply(weight.mT).mT
+            return _Cayley.apply(weight)
+
+
+class _Cayley(torch.autograd.Function):
+    """The transform of a tall matrix, with a backward of products alone.
+
+    With M = (I + A)^-1 the blocks of W are 2 M - I and -2 V M, so M is read off W. From
+    dM = -M dA M, and G and H the gradients at the blocks, the gradient at V with A held is
+    B = -2 H M^T, that at A is -M^T (2 G M^T + V^T B), and dA = dU - dU^T + dV^T V + V^T dV.
+    """
 
     @staticmethod
-    def _tall(weight: Tensor) -> Tensor:
+    def forward(ctx: Any, weight: Tensor) -> Tensor:
         columns = weight.shape[1]
         square, below = weight[:columns], weight[columns:]
         a = square - square.mT + below.mT @ below
-        identity = torch.eye(columns, dtype=weight.dtype, device=weight.device)
-        stacked = torch.cat([identity - a, -2 * below])
-        return torch.linalg.solve(identity + a, stacked, left=False)
+        a.diagonal().add_(1)
+        inverse = torch.linalg.inv(a)
+        ctx.save_for_backward(inverse, below)
+        w = torch.cat([2 * inverse, -2 * below @ inverse])
+        w.diagonal().sub_(1)
+        return w
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        inverse, below = ctx.saved_tensors
+        upper, lower = grad[: len(inverse)], grad[len(inverse) :]
+        at_below = -2 * lower @ inverse.mT
+        at_a = -inverse.mT @ torch.addmm(below.mT @ at_below, upper, inverse.mT, alpha=2)
+        return torch.cat([at_a - at_a.mT, at_below + below @ (at_a + at_a.mT)])
 
 
 class CayleyLinear(ConstrainedLinear):

@@ -1,13 +1,17 @@
 """Linear residual layers, I + gamma W (Hu et al., arXiv 2301.12549)."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
+from robustcert.layers.centering import Centering
 from robustcert.layers.cholesky import CholeskyOrthogonal
 from robustcert.layers.constrained import ConstrainedLinear
 from robustcert.layers.unconstrained import UnconstrainedConv2d, UnconstrainedLinear
+from robustcert.plain import Convolution, constant
 
 
 class LinearResidual(nn.Module):
@@ -71,6 +75,9 @@ class LiResConv2d(UnconstrainedConv2d):
 
     Where input and output differ in shape there is no identity, and the kernel is free.
 
+    With centering the mean of the branch :math:`\gamma\, W * x` (of the whole output where there is
+    no identity) is subtracted; in evaluation it is a constant and belongs to the bias.
+
     Args:
         in_channels: Channels of the input.
         out_channels: Channels of the output.
@@ -80,6 +87,7 @@ class LiResConv2d(UnconstrainedConv2d):
         input_size: ``(H, W)`` of the input.
         gamma: Size of the residual.
         iterations: Power iterations per training step.
+        centering: Whether to subtract the branch's mean, see :class:`robustcert.layers.Centering`.
         bias: Whether to add a learned bias.
     """
 
@@ -94,6 +102,7 @@ class LiResConv2d(UnconstrainedConv2d):
         input_size: tuple[int, int],
         gamma: float = 0.3,
         iterations: int = 2,
+        centering: bool = False,
         bias: bool = True,
     ) -> None:
         super().__init__(
@@ -107,8 +116,34 @@ class LiResConv2d(UnconstrainedConv2d):
             bias=bias,
         )
         residual = LinearResidual(gamma)
-        if in_channels == out_channels and stride == 1 and 2 * padding == kernel_size - 1:
+        self.residual = (
+            in_channels == out_channels and stride == 1 and 2 * padding == kernel_size - 1
+        )
+        if self.residual:
             parametrize.register_parametrization(self, "weight", residual)
+        self.centering = Centering(out_channels) if centering else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(N, in_channels, H, W)`` to ``(N, out_channels, H', W')``."""
+        if self.centering is None:
+            return super().forward(x)
+        y = F.conv2d(x, self.weight, None, self.stride, self.padding)
+        # The mean is linear, so the branch's is that of a difference.
+        shift = -self.centering.offset(y - x if self.residual else y)
+        shift = shift if self.bias is None else shift + self.bias[:, None, None]
+        return y + shift.to(y.dtype)
+
+    def lipschitz_estimate(self) -> Tensor:
+        """The norm from below, differentiable in the kernel; centering does not change it."""
+        return super().lipschitz_estimate()
+
+    def fold(self) -> Convolution:
+        """The layer with its kernel as a constant, and the running mean in its bias."""
+        operation = super().fold()
+        if self.centering is None:
+            return operation
+        mean = self.centering.mean
+        return replace(operation, bias=constant(-mean if self.bias is None else self.bias - mean))
 
 
 class CholeskyResidualLinear(ConstrainedLinear):

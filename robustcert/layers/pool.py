@@ -46,7 +46,7 @@ class NormPool2d(nn.Module):
         # that of the inputs. Squares that underflow: the root of n 2^-126 in float32, in units of
         # 2^-24, is size 2^-39, and far less in float64.
         error = (self.size**2 / 2 + 6.0, self.size * 2.0**-38)
-        return Activation(norm_pool, {"size": self.size}, lipschitz=1.0, error=error)
+        return Activation(norm_pool, {"size": self.size}, lipschitz=1.0, error=error, squares=True)
 
 
 class InvertibleDownsampling(nn.Module):

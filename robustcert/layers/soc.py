@@ -1,8 +1,8 @@
 """Skew orthogonal convolution (Singla and Feizi, arXiv 2105.11417)."""
 
-import torch
 from torch import Tensor
 
+from robustcert.layers.exponential import skew_exponential
 from robustcert.layers.fft import FrequencyConstraint, FrequencyConv2d
 
 
@@ -25,7 +25,7 @@ class SkewFrequencies(FrequencyConstraint):
 
     def constrain(self, blocks: Tensor) -> Tensor:
         """Orthogonalise complex blocks ``(F, n, n)``."""
-        orthogonal = torch.linalg.matrix_exp(blocks - blocks.mH)
+        orthogonal = skew_exponential(blocks - blocks.mH)
         return orthogonal[:, : self.out_channels, : self.in_channels * self.stride**2]
 
 

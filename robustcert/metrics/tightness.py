@@ -2,12 +2,16 @@ r"""How much of the distance to its own boundary a certificate proves, and what 
 
 For a sample with prediction y and certified radius r at distance d from the network's boundary,
 
-.. math:: t = \frac rd = \underbrace{\frac{L_{low}}{K}}_{t_K} \cdot
+.. math:: t = \frac rd \le \frac{m}{K d} = \underbrace{\frac{L_{low}}{K}}_{t_K} \cdot
     \underbrace{\frac{m}{L_{low}\, d}}_{t_{shape}}
 
-where m is the margin over the class that determines the radius, K the bound for that pair and
-:math:`L_{low}` the steepest slope of that margin ever seen. The first factor is what a better bound
-could win; the second one is lost to the shape of the function, whatever the bound.
+where m is the margin over the class on the other side of the boundary, K the bound for that pair
+and :math:`L_{low}` the steepest slope of that margin ever seen. The first factor is what a better
+bound could win; the second one is lost to the shape of the function, whatever the bound. It is an
+equality where the nearest class is also the one that determines a Lipschitz radius.
+
+The distances come from outside: exact ones, or those of :func:`robustcert.attacks.ddn`, which are
+upper ones and make every tightness a lower estimate.
 """
 
 from typing import Any
@@ -16,7 +20,6 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from robustcert.attacks.ddn import ddn
 from robustcert.plain import Activation, PlainNetwork, Slopes
 
 
@@ -35,21 +38,6 @@ def tightness(radius: Tensor, distance: Tensor) -> Tensor:
     """
     known = torch.isfinite(distance) & (distance > 0)
     return torch.where(known, radius.double() / distance.double(), torch.nan)
-
-
-def attack_distance(
-    network: PlainNetwork, x: Tensor, prediction: Tensor, *, steps: int = 200, restarts: int = 10
-) -> Tensor:
-    """Distance to the nearest change of prediction that restarted DDN finds, shape ``(N,)``.
-
-    Args:
-        network: The network.
-        x: Inputs of shape ``(N, *input_shape)``.
-        prediction: Classes to leave, shape ``(N,)``.
-        steps: Gradient steps from each start.
-        restarts: Number of starts.
-    """
-    return ddn(network, x.double(), prediction, steps=steps, restarts=restarts)[0]
 
 
 def steepest_slopes(network: PlainNetwork, x: Tensor, steps: int = 0) -> Tensor:
@@ -87,7 +75,7 @@ def split_tightness(
     A margin over a distance is a slope that was seen too: the mean one on the way to the boundary.
 
     Args:
-        margin: Margins over the class that determines the radius, shape ``(N,)``.
+        margin: Margins over the class beyond the boundary, shape ``(N,)``.
         pairwise: Bounds K for that pair, shape ``(N,)``.
         slope: Steepest gradient norms seen for that pair, shape ``(N,)``.
         distance: Distances at which that margin is used up, shape ``(N,)``.
@@ -147,7 +135,7 @@ def folds_within(network: PlainNetwork, x: Tensor, epsilon: float) -> Tensor:
 
 
 class Tightness(Metric):
-    r"""Mean and worst quantile of the tightness :math:`t = r / d` over certified samples.
+    r"""Mean and worst quantile of the tightness :math:`t = r / d` over samples.
 
     Keeps every value, so that quantiles are exact; the result does not depend on the batches.
 

@@ -2,10 +2,36 @@
 
 from robustcert.models.classifier import Classifier
 from robustcert.models.convnet import ConvNet
+from robustcert.models.fit_channels import FitChannels
 from robustcert.models.head import Head
 from robustcert.models.layer_family import LayerFamily
+from robustcert.models.lip_convnet import LipConvNet
+from robustcert.models.lipnext import LipNeXt
+from robustcert.models.liresnet import LiResNet
 from robustcert.models.mlp import MLP
 from robustcert.models.normalize import Normalize
+from robustcert.models.patch_family import PatchFamily
+from robustcert.models.position import Position
 from robustcert.models.residual_family import ResidualFamily
+from robustcert.models.residual_mlp import Mixture, ResidualMLP
+from robustcert.models.shift import CircularShift, circular_shift
 
-__all__ = ["MLP", "Classifier", "ConvNet", "Head", "LayerFamily", "Normalize", "ResidualFamily"]
+__all__ = [
+    "MLP",
+    "CircularShift",
+    "Classifier",
+    "ConvNet",
+    "FitChannels",
+    "Head",
+    "LayerFamily",
+    "LiResNet",
+    "LipConvNet",
+    "LipNeXt",
+    "Mixture",
+    "Normalize",
+    "PatchFamily",
+    "Position",
+    "ResidualFamily",
+    "ResidualMLP",
+    "circular_shift",
+]

@@ -1,5 +1,6 @@
 """Training objectives: ``objective(logits, target, pairwise_lipschitz, epsilon)`` to a scalar."""
 
+from robustcert.objectives.certificate_regularization import CertificateRegularization
 from robustcert.objectives.cross_entropy import CrossEntropy, OffsetCrossEntropy
 from robustcert.objectives.emma import EMMA
 from robustcert.objectives.gloro import GloRo, TradesGloRo, bottom_logit
@@ -11,6 +12,7 @@ __all__ = [
     "EMMA",
     "HKR",
     "LMT",
+    "CertificateRegularization",
     "CrossEntropy",
     "GloRo",
     "LogitAnnealing",

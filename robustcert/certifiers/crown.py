@@ -1,0 +1,101 @@
+"""Certified radii from linear bounds of the network on the ball: CROWN."""
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from robustcert.certifiers.lipschitz import LipschitzCertifier
+from robustcert.plain import PlainNetwork
+from robustcert.relaxation import Curve, Relaxation, Step, chunks, rival_rows, steps_of
+from robustcert.rounding import forward_error
+
+# Radii are sought between the Lipschitz radius over and times 2^OCTAVES, in so many halvings.
+OCTAVES = 8
+HALVINGS = 18
+# Entries of the largest tensor of a pass.
+ENTRIES = 2**23
+
+
+class CROWNCertifier(LipschitzCertifier):
+    r"""Like :class:`LipschitzCertifier`, and never below it, with linear bounds on the ball.
+
+    Every activation is put between two lines that hold for the arguments that it can have on the
+    ball; the margins are then bounded by linear functions of the input, whose least value on the
+    ball is known. The radius is the largest found by bisection at which every margin stays above
+    what rounding can take off it. All of it is vectorised over samples and classes and bounded with
+    its rounding, see Note [backward bounds] of :mod:`robustcert.relaxation`.
+
+    Covered are dense networks with ReLU, MaxMin, absolute values (all or a share of them), zigzags,
+    softplus, tanh and the smooth forms of MaxMin and the absolute value.
+
+    Args:
+        alone: Whether to leave the Lipschitz bound out, to compare the two.
+        arithmetic: As in :class:`LipschitzCertifier`.
+    """
+
+    def __init__(
+        self, alone: bool = False, arithmetic: Literal["float64", "float32"] = "float64"
+    ) -> None:
+        super().__init__(arithmetic)
+        self.alone = alone
+
+    def proof(self, network: PlainNetwork) -> str:
+        """``crown``."""
+        return "crown"
+
+    def distances(
+        self,
+        network: PlainNetwork,
+        inputs: Tensor,
+        prediction: Tensor,
+        gap: Tensor,
+        pairwise: Tensor,
+        drift: float,
+    ) -> Tensor:
+        """Distances within which the prediction stays ahead of each class, shape ``(N, C)``."""
+        first_order = super().distances(network, inputs, prediction, gap, pairwise, drift)
+        steps = steps_of(network, inputs.device)
+        known = first_order.scatter(1, prediction[:, None], math.inf).amin(1)
+        open_ = (known > 0) & (known < math.inf)
+        # Half of what rounding may take off a margin is spent at the point.
+        centre = forward_error(network, inputs).centre * (math.sqrt(2) * (1 + 1e-9))
+        found = torch.where(open_, 0.0, known)
+        rows = open_.nonzero()[:, 0]
+        widest = max((len(step.fixed) for step in steps if isinstance(step, Curve)), default=1)
+        for part in chunks(len(rows), max(1, ENTRIES // (2 * widest * widest))):
+            some = rows[part]
+            x, own = inputs[some].double().flatten(1), prediction[some]
+            found[some] = _search(steps, x, own, gap.shape[1], known[some], centre[some], drift)
+        if self.alone:
+            return found[:, None].expand_as(gap)
+        return torch.maximum(first_order, found[:, None])
+
+
+def _search(
+    steps: list[Step],
+    x: Tensor,
+    own: Tensor,
+    classes: int,
+    scale: Tensor,
+    centre: Tensor,
+    drift: float,
+) -> Tensor:
+    """The largest radii at which every margin is proved, by bisection of their logarithms."""
+    rows = rival_rows(own, classes)
+    proved = torch.zeros_like(scale)
+    low, high = torch.full_like(scale, -OCTAVES), torch.full_like(scale, OCTAVES)
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        radius = scale * torch.exp2(middle)
+        relaxation = Relaxation(steps, x, radius)
+        margin = relaxation.plane(rows).least(x, radius)
+        margin = margin.scatter(1, own[:, None], math.inf).amin(1)
+        certified = margin > (centre + drift * radius) * (1 + 1e-9)
+        for lower, upper in relaxation.bounds:
+            certified &= (torch.isfinite(lower) & torch.isfinite(upper)).all(1)
+        proved = torch.where(certified, torch.maximum(proved, radius), proved)
+        low = torch.where(certified, middle, low)
+        high = torch.where(certified, high, middle)
+    return proved

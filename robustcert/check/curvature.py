@@ -1,0 +1,286 @@
+r"""How far a margin can fall within a radius, from its gradient at the sample: second order.
+
+Let f be a difference of two logits of a smooth network with operations T_1 ... T_n, x the sample,
+J_l the Jacobian of T_l where a point takes it, :math:`u_l` the gradient of f at x with respect to
+the output of T_l, and P_l a Lipschitz constant of everything before T_l. Exchanging one factor of
+the product of Jacobians at a time, the first one first,
+
+.. math:: \nabla f(y) - \nabla f(x) =
+    \sum_l J_1(y)^\top \cdots J_{l-1}(y)^\top [J_l(y) - J_l(x)]^\top u_l .
+
+The factors at y have a product of norm at most P_l. Linear operations have no term. An activation
+changes its Jacobian unit by unit (``bends.py``), by at most a chord :math:`c_k` times the change of
+the unit, and the changes of all units together have norm at most :math:`P_l |y - x|`. Hence for
+:math:`|y - x| \le s`
+
+.. math:: |\nabla f(y) - \nabla f(x)| \le s M(s), \quad
+    M(s) = \sum_l P_l^2 \max_k |u_{l,k}|\, c_k(P_l s),
+
+and along a ray f falls no faster than :math:`G(s) = \min(K, |\nabla f(x)| + s M(s))`. M does not
+fall with s: for any partition of [0, r], M at the end of each piece bounds the integral of G, in
+which the place where the minimum changes over need not be exact, for both bounds hold everywhere.
+
+Rounding. What is computed for :math:`u_l` is wrong by E_l in norm, with N_l the proved norm of an
+operation, M_l the Lipschitz constant of its Jacobian, :math:`D_l` the error of its input and
+:math:`\rho` the rounding of a product,
+
+.. math:: E_{l-1} \le N_l E_l + (M_l D_l + \rho) |u_l|,
+
+and E_l is added to every unit. In float64 slopes are within 48 units of roundoff, a unit is turned
+by at most ten operations, groups of g by 8 g units more, and t is a sum of two products, or of an
+entry and a corner, or a length, within 2^-43 of their magnitudes. In exact arithmetic products are
+integers, activations and chords balls.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+
+from robustcert.check.activations import along
+from robustcert.check.bends import Balls, Bend, Reals, bend_of, constants_of, units
+from robustcert.check.fixed import (
+    GRID_BITS,
+    Floats,
+    Integers,
+    balls,
+    enclose,
+    exponent,
+    flint,
+    to_integers,
+)
+from robustcert.check.forward import (
+    FLOAT64,
+    SLACK,
+    Evaluation,
+    Exact,
+    absolute_norm,
+    adjoint,
+    adjoint_exactly,
+    norm,
+    shortened,
+)
+from robustcert.check.network import Operation
+
+TINY = 2.0**-500
+# Where pieces end, in multiples of what the constants alone prove. Any choice is sound.
+PIECES = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0)
+LARGEST_GROUP = 16
+LINEAR = ("dense", "convolution", "affine", "flatten")
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """Upper bounds for P pairs of a sample and a difference of logits.
+
+    Attributes:
+        norm: Of the gradient at the sample, ``(P,)``.
+        turns: M(s) at distances ``(S, P)``.
+    """
+
+    norm: Floats
+    turns: Floats
+
+
+def uncovered(operations: Sequence[Operation]) -> Operation | None:
+    """An operation that gradients are not bounded through, or None."""
+    for operation in operations:
+        large = operation.options.get("group_size", 1) > LARGEST_GROUP
+        if operation.kind not in LINEAR and (bend_of(operation) is None or large):
+            return operation
+    return None
+
+
+def pieces(first: Floats, radius: Floats) -> Floats:
+    """Ends of pieces of [0, radius], ``(S, P)``, for radii that the constants prove ``first``."""
+    ends = [np.nan_to_num(factor * first).clip(0.0) for factor in PIECES]
+    return np.stack([*(np.minimum(end, radius) for end in ends if (end < radius).any()), radius])
+
+
+def fall(gradient: Gradient, ends: Floats, constant: Floats, drift: float) -> Floats:
+    """Upper bound of the integral of G + ``drift`` over [0, ends[-1]], ``(P,)``."""
+    total, start = drift * ends[-1], np.zeros_like(constant)
+    with np.errstate(all="ignore"):
+        for end, turn in zip(ends, gradient.turns, strict=True):
+            steep = (constant - gradient.norm) / turn
+            middle = np.nan_to_num(steep, nan=0.0, posinf=math.inf).clip(start, end)
+            rising = (middle - start) * (gradient.norm + turn * (middle + start) / 2)
+            total = total + rising + constant * (end - middle)
+            start = end
+    return total * SLACK
+
+
+def gradients(
+    operations: Sequence[Operation],
+    states: Sequence[Evaluation],
+    norms: Mapping[str, float],
+    rows: Any,
+    direction: Floats,
+    ends: Floats,
+) -> Gradient:
+    """Bound gradients, in float64.
+
+    Args:
+        operations: Of the network; :func:`uncovered` finds none.
+        states: Before each operation, and the logits.
+        norms: Proved norms by path.
+        rows: Of the samples, ``(P,)``.
+        direction: Of the logits, ``(P, C)``, exact.
+        ends: Distances ``(S, P)``.
+    """
+    u, error, turns = direction, np.zeros(len(direction)), np.zeros_like(ends)
+    with np.errstate(all="ignore"):
+        for operation, state in zip(reversed(operations), reversed(states[:-1]), strict=True):
+            size, doubt = norm(u), state.centre[0, rows]
+            bend, own = bend_of(operation), np.zeros_like(error)
+            if bend is None:
+                u, relative = _transpose(operation, u)
+                own += relative
+            else:
+                z = state.values[rows]
+                parts = units(operation, bend, z)
+                c = [along(constant, parts[0]) for constant in constants_of(operation)]
+                # Of t, by the input's error and by its own evaluation.
+                largest = max((float(abs(k).max()) for k in c), default=0.0)
+                doubt = doubt + 2.0**-42 * (abs(z).reshape(len(z), -1).max(1) + largest)
+                pulled = units(operation, bend, u, outputs=True)
+                weight = _weight(bend, pulled, c, error)
+                for i, end in enumerate(ends):
+                    d = _each(end * state.constant * SLACK, parts[0])
+                    chord = bend.chord(Reals, parts, c, _each(doubt, parts[0]), d)
+                    most = (chord * weight).reshape(len(u), -1).max(1)
+                    turns[i] += state.constant**2 * most * SLACK
+                u = _joined(bend.pull(Reals, parts, pulled, c), z.shape)
+                own += (
+                    float(np.max(bend.steepest(*c))) * doubt + (64 + 8 * len(parts)) * FLOAT64.unit
+                )
+            error = (norms[operation.path] * error + own * size + TINY) * SLACK
+    return Gradient((norm(u) + error) * SLACK, turns * SLACK)
+
+
+def _weight(bend: Bend, pulled: tuple[Floats, ...], c: Any, error: Floats) -> Floats:
+    # The share of each unit, with what rounding and the error may add.
+    share = bend.share(Reals, pulled, c)
+    slight = 2.0**-44 * sum(abs(part) for part in pulled)
+    return (share + slight + _each(error, share)) * SLACK
+
+
+def _each(value: Floats, like: Floats) -> Floats:
+    return value.reshape(-1, *(1,) * (like.ndim - 1))
+
+
+def _joined(parts: tuple[Any, ...], shape: tuple[int, ...]) -> Any:
+    return np.stack(parts, axis=2).reshape(shape)
+
+
+def _transpose(operation: Operation, u: Floats) -> tuple[Floats, float]:
+    # A linear operation's transpose times u, and its relative error.
+    if operation.kind in ("dense", "convolution"):
+        weight = operation.wide("weight")
+        gamma = FLOAT64.gamma(weight.shape[0] * math.prod(weight.shape[2:]) + 1)
+        return adjoint(operation, u, weight), gamma * absolute_norm(operation)
+    if operation.kind == "affine":
+        scale = along(operation.wide("scale"), u)
+        return u * scale, 2 * FLOAT64.unit * float(abs(scale).max())
+    return u.reshape(len(u), *operation.input_shape), 0.0
+
+
+# The same in exact arithmetic.
+
+
+def gradients_exactly(
+    operations: Sequence[Operation],
+    states: Sequence[Exact],
+    norms: Mapping[str, float],
+    row: int,
+    direction: Floats,
+    ends: Floats,
+) -> Gradient:
+    """Bound the gradient of one pair, in integers and balls; ``ends`` are distances ``(S,)``.
+
+    Raises:
+        InexactError: a value cannot be enclosed.
+    """
+    u = Exact(*to_integers(direction[None]), np.zeros(1))
+    turns = np.zeros((len(ends), 1))
+    constants = accumulate(
+        (norms[op.path] for op in operations), lambda p, n: p * n * SLACK, initial=1.0
+    )
+    before = zip(operations, states, constants, strict=False)
+    for operation, state, constant in reversed(list(before)):
+        bend, size = bend_of(operation), _length(u)
+        error = norms[operation.path] * u.error * SLACK
+        if bend is None:
+            values, places = _transpose_exactly(operation, u)
+        else:
+            z = Exact(state.values[row : row + 1], state.places, state.error[row : row + 1])
+            parts = units(operation, bend, z.values)
+            c = [_balls_of(k, parts[0]) for k in constants_of(operation)]
+            for i, end in enumerate(ends):
+                reach = float(end) * constant * SLACK
+                turns[i] += constant**2 * SLACK * _most(operation, bend, z, u, c, reach)
+            values, places = _pull(operation, bend, z, u, c), GRID_BITS
+            steepest = float(np.max(bend.steepest(*constants_of(operation)))) * SLACK
+            lost = math.ldexp(math.sqrt(values.size), 1 - GRID_BITS)
+            error = error + steepest * z.error * size * SLACK + lost
+        u = shortened(Exact(values, places, error * SLACK))
+    return Gradient((_length(u) + u.error) * SLACK, turns * SLACK)
+
+
+def _length(u: Exact) -> float:
+    square = sum(int(v) ** 2 for v in u.values.ravel())
+    return float(Fraction(math.isqrt(square) + 1, 1 << u.places)) * SLACK
+
+
+def _transpose_exactly(operation: Operation, u: Exact) -> tuple[Integers, int]:
+    if operation.kind in ("dense", "convolution"):
+        return adjoint_exactly(operation, u)
+    if operation.kind == "affine":
+        scale, finer = to_integers(operation.wide("scale"))
+        return u.values * along(scale, u.values), u.places + finer
+    return u.values.reshape(1, *operation.input_shape), u.places
+
+
+def _balls_of(constant: Floats, like: Integers) -> Integers:
+    return along(balls(*to_integers(constant)), like)
+
+
+def _pull(operation: Operation, bend: Bend, z: Exact, u: Exact, c: Any) -> Integers:
+    parts = [balls(part, z.places) for part in units(operation, bend, z.values)]
+    pulled = [balls(part, u.places) for part in units(operation, bend, u.values, outputs=True)]
+    count = len(parts)
+
+    def pull(*values: Any) -> Any:
+        return bend.pull(
+            Balls,
+            values[:count],
+            values[count : count + len(pulled)],
+            values[count + len(pulled) :],
+        )
+
+    size = max(exponent(z.values, z.places), exponent(u.values, u.places))
+    found = enclose(pull, count, GRID_BITS, size, *parts, *pulled, *c)
+    return _joined(found, z.values.shape)
+
+
+def _most(operation: Operation, bend: Bend, z: Exact, u: Exact, c: Any, reach: float) -> float:
+    # Upper bound of the largest product of a share and a chord.
+    arb = flint().arb
+    parts = [balls(part, z.places) for part in units(operation, bend, z.values)]
+    pulled = [balls(part, u.places) for part in units(operation, bend, u.values, outputs=True)]
+    doubt, d, more = arb(float(z.error[0])), arb(reach), arb(float(u.error[0]))
+    count, others = len(parts), len(pulled)
+
+    def product(*values: Any) -> float:
+        constants = values[count + others :]
+        share = bend.share(Balls, values[count : count + others], constants) + more
+        ball = share * bend.chord(Balls, values[:count], constants, doubt, d)
+        return math.nextafter(float(ball.upper()), math.inf) if ball.is_finite() else math.nan
+
+    with flint().ctx.workprec(128):
+        found = np.frompyfunc(product, count + others + len(c), 1)(*parts, *pulled, *c)
+    return float(np.max(found.astype(np.float64)))

@@ -1,0 +1,116 @@
+"""Convolutions that read every position once: a dense layer on patches."""
+
+from torch import Tensor, nn
+
+from robustcert.layers.cholesky import CholeskyOrthogonal
+from robustcert.layers.constrained import ConstrainedConv2d
+
+
+class OnPatches(nn.Module):
+    """Constrain the matrix ``(out_channels, in_channels * k * k)`` of a kernel of side k.
+
+    Patches that do not overlap are different coordinates, so the convolution with stride k and no
+    padding has the norm of this matrix.
+
+    Args:
+        rule: Maps the free weight to the matrix.
+        in_channels: Channels of the input.
+        kernel_size: Side of the patches.
+    """
+
+    def __init__(self, rule: nn.Module, in_channels: int, kernel_size: int) -> None:
+        super().__init__()
+        self.rule = rule
+        self.patch = (in_channels, kernel_size, kernel_size)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """The kernel ``(out_channels, in_channels, k, k)``."""
+        return self.rule(weight).unflatten(1, self.patch)
+
+
+class PatchConv2d(ConstrainedConv2d):
+    """Convolution on disjoint patches, its matrix constrained by ``rule``.
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        kernel_size: Side of the patches; 1 for a projection of channels.
+        stride: The same, which is what makes patches disjoint.
+        padding: 0.
+        input_size: ``(H, W)`` of the input.
+        rule: Maps the free weight to a matrix ``(out_channels, in_channels * kernel_size**2)``.
+        free_shape: Shape of the free weight.
+        bias: Whether to add a learned bias.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        *,
+        stride: int,
+        padding: int,
+        input_size: tuple[int, int],
+        rule: nn.Module,
+        free_shape: tuple[int, int],
+        bias: bool,
+    ) -> None:
+        if stride != kernel_size or padding:
+            raise ValueError(
+                "a convolution on patches needs stride = kernel_size and no padding, got "
+                f"kernel_size={kernel_size}, stride={stride}, padding={padding}: use it as "
+                "model.layer.patch, beside a model.layer.conv for all others"
+            )
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride=stride,
+            input_size=input_size,
+            parametrization=OnPatches(rule, in_channels, kernel_size),
+            free_shape=free_shape,
+            bias=bias,
+        )
+
+
+class CholeskyPatchConv2d(PatchConv2d):
+    """Convolution on disjoint patches, orthonormalised by a Cholesky factor.
+
+    Reference: Hu, Leino, Wang and Fredrikson, `A Recipe for Improved Certifiable Robustness
+    <https://arxiv.org/abs/2310.02513>`_, ICLR 2024 (the neck).
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        kernel_size: Side of the patches.
+        stride: The same.
+        padding: 0.
+        input_size: ``(H, W)`` of the input.
+        ridge: See :class:`robustcert.layers.CholeskyOrthogonal`.
+        bias: Whether to add a learned bias.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        *,
+        stride: int = 1,
+        padding: int = 0,
+        input_size: tuple[int, int],
+        ridge: float = 1e-3,
+        bias: bool = True,
+    ) -> None:
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride=stride,
+            padding=padding,
+            input_size=input_size,
+            rule=CholeskyOrthogonal(ridge),
+            free_shape=(out_channels, in_channels * kernel_size**2),
+            bias=bias,
+        )

@@ -1,0 +1,42 @@
+"""A family with a layer of its own for convolutions on patches."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from robustcert.models.layer_family import LayerFamily
+
+
+class PatchFamily(LayerFamily):
+    """One layer for convolutions that read every position once, another for all others.
+
+    Args:
+        dense: Called as ``dense(in_features, out_features)``.
+        patch: Convolutions whose stride is the kernel's side, without padding; 1x1 ones included.
+        conv: All other convolutions.
+    """
+
+    def __init__(
+        self,
+        dense: Callable[..., nn.Module],
+        patch: Callable[..., nn.Module],
+        conv: Callable[..., nn.Module],
+    ) -> None:
+        super().__init__(dense=dense, conv=partial(_conv, patch, conv))
+
+
+def _conv(
+    patch: Callable[..., nn.Module],
+    conv: Callable[..., nn.Module],
+    in_channels: int,
+    out_channels: int,
+    kernel_size: int,
+    *,
+    stride: int = 1,
+    padding: int = 0,
+    **options: Any,
+) -> nn.Module:
+    layer = patch if stride == kernel_size and padding == 0 else conv
+    return layer(in_channels, out_channels, kernel_size, stride=stride, padding=padding, **options)

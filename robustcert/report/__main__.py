@@ -1,0 +1,59 @@
+"""``python -m robustcert.report DIR...``: status 0 written, 2 nothing to report."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from robustcert.report.error import ReportError
+from robustcert.report.runs import is_run
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write the reports and print their paths; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m robustcert.report",
+        description="One run or certificate folder: a page on what its certificate is worth. "
+        "Several runs, or a sweep: a table, pictures and a page that compares them.",
+    )
+    parser.add_argument("folders", nargs="+", type=Path, metavar="DIR")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="folder to write (default: beside the certificate; DIR/report for a sweep; report "
+        "for several folders)",
+    )
+    options = parser.parse_args(arguments)
+    try:
+        written = _write(options.folders, options.out)
+    except (ReportError, OSError) as error:
+        sys.stderr.write("error: " + " ".join(str(error).split()) + "\n")
+        return 2
+    sys.stdout.writelines(f"{path}\n" for path in written)
+    return 0
+
+
+def _write(folders: Sequence[Path], out: Path | None) -> list[Path]:
+    if len(folders) == 1:
+        (folder,) = folders
+        if (folder / "certificate.json").exists():
+            from robustcert.report.run_page import write_run_page
+
+            return [write_run_page(folder, out)]
+        if is_run(folder):
+            if not (folder / "certificate" / "certificate.json").exists():
+                raise ReportError(
+                    f"{folder}: no certificate yet: python certify.py "
+                    f"checkpoint={folder / 'checkpoints' / 'best.ckpt'}"
+                )
+            from robustcert.report.run_page import write_run_page
+
+            return [write_run_page(folder / "certificate", out)]
+    from robustcert.report.sweep_page import write_sweep_page
+
+    default = folders[0] / "report" if len(folders) == 1 else Path("report")
+    return write_sweep_page(folders, out or default)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,147 @@
+"""A certificate folder as arrays, read by the independent checker's strict reader.
+
+Nothing is executed and nothing is taken from a checkpoint: logits are computed again from the plain
+network in the folder. Reading proves nothing; that is what ``python -m robustcert.check`` is for.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from robustcert.check.forward import FLOAT64, batches, evaluate, walk
+from robustcert.check.network import read_network
+from robustcert.check.reader import (
+    FILES,
+    UnreadableError,
+    parse_json,
+    parse_radii,
+    parse_safetensors,
+    read_bytes,
+    sha256,
+)
+from robustcert.report.error import ReportError
+
+FORMAT = 1
+_ENTRIES = 2**22
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What a certificate folder says of N samples.
+
+    Attributes:
+        folder: The folder.
+        record: ``certificate.json``.
+        inputs: Shape ``(N, *input_shape)``, uint8 or float32 as stored.
+        labels: True classes, shape ``(N,)``.
+        indices: Positions in the official split, shape ``(N,)``.
+        prediction: Classes, shape ``(N,)``.
+        correct: Whether the label is predicted, shape ``(N,)``.
+        radius: Certified radii, 0 where nothing is certified, shape ``(N,)``.
+        logits: Shape ``(N, C)``, float64.
+    """
+
+    folder: Path
+    record: dict[str, Any]
+    inputs: NDArray[Any]
+    labels: NDArray[np.int64]
+    indices: NDArray[np.int64]
+    prediction: NDArray[np.int64]
+    correct: NDArray[np.bool_]
+    radius: NDArray[np.float64]
+    logits: NDArray[np.float64]
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Configuration of the run; empty for a certificate made without one."""
+        return self.record.get("config") or {}
+
+    @property
+    def split(self) -> str:
+        """Which split the samples are of."""
+        return str((self.record.get("dataset") or {}).get("split", "given"))
+
+    @property
+    def dataset(self) -> str:
+        """Name of the dataset."""
+        return str((self.record.get("dataset") or {}).get("name", "samples"))
+
+    @property
+    def radii(self) -> list[float]:
+        """Radii at which certified samples are counted."""
+        return [float(row["decimal"]) for row in self.record["summary"]["certified"]]
+
+    @property
+    def epsilon(self) -> float:
+        """Radius that was trained for, or the middle one of the table."""
+        return float(self.config.get("epsilon") or self.radii[len(self.radii) // 2])
+
+    def unit_inputs(self, rows: slice | NDArray[np.int64]) -> NDArray[np.float64]:
+        """Inputs of some samples in [0, 1]."""
+        return to_unit(self.inputs[rows])
+
+
+def to_unit(inputs: NDArray[Any]) -> NDArray[np.float64]:
+    """Inputs in [0, 1]; a byte p stands for the float32 nearest to p / 255."""
+    if inputs.dtype == np.uint8:
+        inputs = inputs.astype(np.float32) / np.float32(255)
+    return inputs.astype(np.float64)
+
+
+def read_claim(folder: Path) -> Claim:
+    """Read a certificate folder and evaluate its network at its samples.
+
+    Raises:
+        ReportError: a file is missing, damaged, changed since, or of another format.
+    """
+    if not folder.is_dir():
+        raise ReportError(f"{folder}: no such folder")
+    try:
+        return _read(folder)
+    except UnreadableError as error:
+        raise ReportError(f"{folder}: {error}") from error
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ReportError(f"{folder / 'certificate.json'}: not complete: {error!r}") from error
+
+
+def _read(folder: Path) -> Claim:
+    content = {name: read_bytes(folder, name) for name in FILES}
+    record = parse_json(content["certificate.json"], "certificate.json")
+    if not isinstance(record, dict) or record.get("format") != FORMAT:
+        version = record.get("format") if isinstance(record, dict) else None
+        raise ReportError(
+            f"{folder / 'certificate.json'}: format {version!r}; this version reads {FORMAT}"
+        )
+    if "smoothing" in record["claim"]:
+        raise ReportError(
+            f"{folder}: its radii are of a smoothed classifier and not proved, and a report shows "
+            "what is proved of the network; see certificate.json and vra.png instead"
+        )
+    for name, digest in record["files"].items():
+        if name in content and sha256(content[name]) != digest:
+            raise ReportError(f"{folder / name}: not the file that the certificate was written for")
+    tensors = parse_safetensors(content["samples.safetensors"], "samples.safetensors")
+    operations = read_network(
+        record["network"], parse_safetensors(content["network.safetensors"], "network.safetensors")
+    )
+    rows = parse_radii(content["radii.csv"], len(tensors["labels"]))
+    # Errors are not asked for, so the norms that they would grow by do not matter.
+    norms = dict.fromkeys((operation.path for operation in walk(operations)), 1.0)
+    logits = [
+        evaluate(operations, to_unit(tensors["inputs"][part]), norms, [FLOAT64]).values
+        for part in batches(len(rows), operations, _ENTRIES)
+    ]
+    return Claim(
+        folder,
+        record,
+        tensors["inputs"],
+        np.array(tensors["labels"]),
+        np.array(tensors["indices"]),
+        np.array([row.prediction for row in rows]),
+        np.array([row.right for row in rows]),
+        np.array([row.radius for row in rows]),
+        np.concatenate(logits),
+    )

@@ -1,0 +1,228 @@
+"""One run's certificate on one page: what is proved, what is not, and what it is worth."""
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from robustcert.report.calibration import Calibration, calibrate
+from robustcert.report.claim import Claim, read_claim
+from robustcert.report.measures import at_radius, average_radius, by_class
+from robustcert.report.page import write_page
+from robustcert.report.pictures import Picture
+from robustcert.report.run_figures import (
+    draw_bracket,
+    draw_reliability,
+    draw_separation,
+    draw_tradeoff,
+    thumbnail,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from robustcert.data import Examples
+    from robustcert.report.separation import Separation
+
+_SHOWN = 8
+NOT_COVERED = (
+    "norms other than l2, and changes that are large in l2 though people see none: shifts, "
+    "rotations, another lighting",
+    "whether the label is right, and whether the prediction is: a wrong prediction can have a "
+    "radius as well",
+    "inputs that are not in this split: the shares are of these samples, not of what will come",
+    "a deployment that computes in another arithmetic than the functions named above",
+    "preprocessing before the network's input, hardware faults, and who wrote this folder",
+)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A sample among the least or most certified ones."""
+
+    picture: bytes | None
+    index: int
+    label: str
+    prediction: str
+    radius: float
+
+
+def write_run_page(folder: Path, out: Path | None = None) -> Path:
+    """Write the page of a certificate folder beside it.
+
+    Args:
+        folder: What ``certify.py`` wrote.
+        out: Folder to write into; that of the run by default.
+
+    Returns:
+        The page: ``report.html``, or ``report-<rest>.html`` for ``certificate-<rest>``.
+
+    Raises:
+        ReportError: the folder is no certificate, or is damaged.
+    """
+    claim = read_claim(folder)
+    train, names, reason = _train_split(claim)
+    separation = _separation(claim, train)
+    calibrations = _calibrations(claim)
+    attack = claim.record.get("attack") or {}
+    tried = dict(zip(attack.get("radii") or [], attack.get("accuracy") or [], strict=True))
+    rows = [at_radius(claim.correct, claim.radius, r, tried.get(r)) for r in claim.radii]
+    run = folder.resolve().parent
+    name = folder.resolve().name
+    rest = name.removeprefix("certificate").strip("-")
+    return write_page(
+        (out or run) / (f"report-{rest}.html" if rest else "report.html"),
+        "run.html.j2",
+        name=f"{run.name}/{name}",
+        claim=claim,
+        record=claim.record,
+        rows=rows,
+        at=min(rows, key=lambda row: abs(row.radius - claim.epsilon)),
+        attack=attack,
+        accuracy=float(claim.correct.mean()),
+        acr=average_radius(claim.correct, claim.radius),
+        median=_median(claim.radius[claim.correct]),
+        classes=by_class(claim.labels, claim.prediction, claim.radius, claim.radii),
+        names=names,
+        constants=_constants(claim),
+        bracket=draw_bracket(claim, separation),
+        tradeoff=draw_tradeoff(claim, _epochs(run / "metrics" / "metrics.csv")),
+        levels=_levels(folder),
+        samples=_samples(claim, names),
+        separation=separation,
+        reason=reason,
+        separated=_separated(claim, separation),
+        separation_picture=draw_separation(claim, separation) if separation else None,
+        calibrations=calibrations,
+        reliability=draw_reliability(calibrations),
+        not_covered=NOT_COVERED,
+    )
+
+
+def _train_split(claim: Claim) -> tuple["Examples | None", list[str], str]:
+    # The folder holds the samples; the training split is only needed for their neighbours.
+    count = claim.logits.shape[1]
+    numbers = [str(i) for i in range(count)]
+    if not claim.config.get("dataset"):
+        return None, numbers, "the certificate names no dataset"
+    from robustcert.build import CHECKPOINT_TARGETS, build_dataset
+
+    try:
+        source = build_dataset(claim.config, CHECKPOINT_TARGETS)
+        names = list(source.class_names or numbers)
+        return source.read("train"), names if len(names) == count else numbers, ""
+    except (ValueError, OSError) as error:
+        return None, numbers, " ".join(str(error).split())
+
+
+def _separation(claim: Claim, train: "Examples | None") -> "Separation | None":
+    from torch import Tensor
+
+    from robustcert.report.separation import Separation, affordable, half_distances
+
+    count, samples = len(claim.labels), _tensor(claim.inputs)
+    labels = _tensor(claim.labels)
+    if train is None or not isinstance(train.inputs, Tensor):
+        others, other_labels = samples, labels
+        where = f"the {count:,} samples of the {claim.split} split itself"
+    else:
+        others, other_labels = train.inputs, train.labels
+        where = f"the whole train split ({len(train):,} samples)"
+    if len(other_labels.unique()) < 2:
+        return None
+    rows = affordable(count, len(others), others[0].numel())
+    half = half_distances(samples[:rows], labels[:rows], others, other_labels)
+    return Separation(half, where + (f", for the first {rows:,} samples" if rows < count else ""))
+
+
+def _separated(claim: Claim, separation: "Separation | None") -> dict[str, Any]:
+    from robustcert.report.separation import affordable, largest_overlap
+
+    count = affordable(len(claim.labels), len(claim.labels), int(np.prod(claim.inputs.shape[1:])))
+    found: dict[str, Any] = {
+        "overlap": largest_overlap(
+            *(_tensor(v[:count]) for v in (claim.inputs, claim.prediction, claim.radius))
+        ),
+        "overlap_count": count,
+    }
+    if separation is not None:
+        half = separation.half
+        radius, correct = claim.radius[: len(half)], claim.correct[: len(half)]
+        usable = correct & np.isfinite(half) & (half > 0)
+        found |= {
+            "median": _median(half),
+            "least": float(half.min()),
+            "share": [(r, float((half > r).mean())) for r in claim.radii],
+            "used": _median(radius[usable] / half[usable]),
+            "beyond": int((radius[usable] > half[usable]).sum()),
+        }
+    return found
+
+
+def _tensor(values: NDArray[Any]) -> "Tensor":
+    import torch
+
+    # A copy: what was read from a file is not writable, which torch does not know.
+    return torch.tensor(values)
+
+
+def _calibrations(claim: Claim) -> list[Calibration]:
+    # An objective that divides its logits by a temperature trains that softmax, not the plain one.
+    trained = (claim.config.get("objective") or {}).get("temperature")
+    temperatures = [1.0]
+    if isinstance(trained, int | float) and trained > 0 and trained != 1:
+        temperatures.append(float(trained))
+    return [calibrate(claim.logits, claim.labels, t) for t in temperatures]
+
+
+def _samples(claim: Claim, names: Sequence[str]) -> dict[str, list[Shown]]:
+    order = np.argsort(claim.radius, kind="stable")
+    correct, wrong = order[claim.correct[order]], order[~claim.correct[order]]
+    return {
+        "Least certified, predicted correctly": [_show(claim, names, i) for i in correct[:_SHOWN]],
+        "Most certified, predicted correctly": [
+            _show(claim, names, i) for i in correct[::-1][:_SHOWN]
+        ],
+        "Most certified, and wrong": [_show(claim, names, i) for i in wrong[::-1][:_SHOWN]],
+    }
+
+
+def _show(claim: Claim, names: Sequence[str], i: int) -> Shown:
+    return Shown(
+        thumbnail(claim.unit_inputs(slice(i, i + 1))[0]),
+        int(claim.indices[i]),
+        names[claim.labels[i]],
+        names[claim.prediction[i]],
+        float(claim.radius[i]),
+    )
+
+
+def _constants(claim: Claim) -> dict[str, float]:
+    rows = [[float.fromhex(k) for k in row] for row in claim.record["pairwise"]]
+    pairs = [k for i, row in enumerate(rows) for j, k in enumerate(row) if i != j]
+    return {"least": min(pairs), "largest": max(pairs)}
+
+
+def _epochs(path: Path) -> list[tuple[int, float, float]]:
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row.get("val/vra")]
+    return [(int(r["epoch"]), float(r["val/accuracy"]), float(r["val/vra"])) for r in rows]
+
+
+def _levels(folder: Path) -> Picture | None:
+    path = folder / "levels.png"
+    if not path.is_file():
+        return None
+    png = path.read_bytes()
+    caption = "Certified radius over the unit square, as certify.py drew it, and predicted classes."
+    return Picture("levels", "Level sets of the certified radius", caption, False, png, png)
+
+
+def _median(values: NDArray[Any]) -> float | None:
+    return float(np.median(values)) if len(values) else None

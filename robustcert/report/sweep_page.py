@@ -1,0 +1,214 @@
+"""Several runs compared: a page, its pictures as PNG, its tables as CSV."""
+
+import csv
+import io
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from robustcert.atomic import complete_file
+from robustcert.report.page import write_page
+from robustcert.report.pictures import Picture
+from robustcert.report.runs import FINISHED, Run, find_runs
+from robustcert.report.summary import Group, group_runs, value_of
+from robustcert.report.sweep_figures import draw_capacity, draw_pareto, pareto
+
+_STATES = (FINISHED, "not certified", "unfinished", "failed", "duplicate", "missing")
+_SECONDS = ("seconds.train", "seconds.certify")
+
+
+@dataclass(frozen=True)
+class Task:
+    """Configurations of one dataset and one trained radius, which can be compared.
+
+    Attributes:
+        dataset: Name of the dataset.
+        epsilon: Radius that was trained for, in input units.
+        split: ``test``, or ``val`` where nothing is certified.
+        groups: The configurations.
+        columns: What tells them apart.
+        radii: Metric by radius, in increasing order.
+    """
+
+    dataset: str
+    epsilon: float
+    split: str
+    groups: list[Group]
+    columns: list[str]
+    radii: dict[float, str]
+
+    @property
+    def accuracy(self) -> str:
+        """Metric of clean accuracy."""
+        return f"{self.split}/accuracy"
+
+    @property
+    def vra(self) -> str | None:
+        """Metric of verified accuracy at the trained radius, or at the nearest reported one."""
+        if not self.radii:
+            return None
+        return self.radii[min(self.radii, key=lambda r: abs(r - self.epsilon))]
+
+    @cached_property
+    def front(self) -> list[Group]:
+        """The configurations that no other one beats."""
+        return pareto(self.groups, self.accuracy, self.vra) if self.vra else []
+
+
+def write_sweep_page(roots: Sequence[Path], out: Path) -> list[Path]:
+    """Compare all runs under some folders.
+
+    Args:
+        roots: Folders of runs or of sweeps, finished or not.
+        out: Folder for ``index.html``, ``groups.csv``, ``runs.csv`` and the pictures.
+
+    Returns:
+        What was written.
+
+    Raises:
+        ReportError: there are no runs, or a file of theirs cannot be read.
+    """
+    runs = find_runs(roots)
+    tasks = compare(group_runs(runs))
+    pictures = [_pictures(i, task) for i, task in enumerate(tasks)]
+    written = [
+        write_page(
+            out / "index.html",
+            "sweep.html.j2",
+            title=" and ".join(root.resolve().name for root in roots),
+            tasks=list(zip(tasks, pictures, strict=True)),
+            seconds=_SECONDS,
+            runs=[(run, _run_cells(run)) for run in runs],
+            common=_common(runs),
+            counts=[(s, n) for s in _STATES if (n := Counter(r.state for r in runs)[s])],
+            pages={run.name: _page(run, out) for run in runs},
+        ),
+        _write(out / "groups.csv", _groups_csv(tasks)),
+        _write(out / "runs.csv", _runs_csv(runs)),
+    ]
+    for picture in (p for several in pictures for p in several):
+        written.append(_write(out / f"{picture.name}.png", picture.light))
+    return written
+
+
+def compare(groups: Sequence[Group]) -> list[Task]:
+    """Configurations by task."""
+    found: dict[tuple[str, float], list[Group]] = {}
+    for group in groups:
+        found.setdefault(group.task, []).append(group)
+    return [_task(name, epsilon, members) for (name, epsilon), members in found.items()]
+
+
+def _task(dataset: str, epsilon: float, groups: list[Group]) -> Task:
+    runs = [run for group in groups for run in group.runs]
+    split = "test" if any("test/accuracy" in run.metrics for run in runs) else "val"
+    radii = {
+        float(match[1]): match[0]
+        for run in runs
+        for key in run.metrics
+        if (match := re.fullmatch(rf"{split}/vra_([0-9.e+-]+)", key))
+    }
+    columns = [c for c in groups[0].values if len({group.values[c] for group in groups}) > 1]
+    return Task(dataset, epsilon, split, groups, columns, dict(sorted(radii.items())))
+
+
+def _pictures(i: int, task: Task) -> list[Picture]:
+    if task.vra is None:
+        return []
+    suffix = f"_{i}" if i else ""
+    radius = next(r for r, metric in task.radii.items() if metric == task.vra)
+    return [
+        draw_capacity(f"vra_capacity{suffix}", task.groups, task.radii),
+        draw_pareto(f"pareto{suffix}", task.groups, task.accuracy, task.vra, radius),
+    ]
+
+
+def _common(runs: Sequence[Run]) -> list[str]:
+    if len(runs) < 2:
+        return []
+    return [o for o in runs[0].overrides if all(o in run.overrides for run in runs)]
+
+
+def _page(run: Run, out: Path) -> str | None:
+    page = run.folder / "report.html"
+    if run.state == "missing" or not page.is_file():
+        return None
+    base, target = out.resolve(), page.resolve()
+    # Of the same tree, so that both can be moved together.
+    up = next((i for i, p in enumerate([base, *base.parents]) if target.is_relative_to(p)), None)
+    if up is None or up > 3:
+        return None
+    return "../" * up + target.relative_to([base, *base.parents][up]).as_posix()
+
+
+def _run_cells(run: Run) -> dict[str, float | None]:
+    split = "test" if "test/accuracy" in run.metrics else "val"
+    epsilon = run.config.get("epsilon")
+    vra = f"{split}/vra_{epsilon:.4g}" if isinstance(epsilon, int | float) else ""
+    return {"accuracy": value_of(run, f"{split}/accuracy"), "vra": value_of(run, vra)}
+
+
+def _groups_csv(tasks: Sequence[Task]) -> bytes:
+    columns = list(dict.fromkeys(c for task in tasks for c in task.groups[0].values))
+    metrics = list(
+        dict.fromkeys(
+            metric
+            for task in tasks
+            for metric in ("parameters", task.accuracy, *task.radii.values(), *_SECONDS)
+        )
+    )
+    rows = []
+    for task in tasks:
+        for group in task.groups:
+            row: dict[str, Any] = {
+                "dataset": task.dataset,
+                "epsilon": task.epsilon,
+                **group.values,
+                "runs": len(group.runs),
+                "pareto": int(group in task.front),
+            }
+            for metric in metrics:
+                found = group.estimate(metric)
+                row[metric] = "" if found is None else f"{found.mean:.6g}"
+                half = None if found is None else found.half
+                row[f"{metric} ±"] = "" if half is None else f"{half:.6g}"
+            rows.append(row)
+    heads = ["dataset", "epsilon", *columns, "runs", "pareto"]
+    heads += [name for metric in metrics for name in (metric, f"{metric} ±")]
+    return _csv(list(dict.fromkeys(heads)), rows)
+
+
+def _runs_csv(runs: Sequence[Run]) -> bytes:
+    metrics = sorted({key for run in runs for key in run.metrics})
+    seconds = sorted({f"seconds.{key}" for run in runs for key in run.seconds})
+    heads = ["run", "state", "detail", "overrides", "seed", "parameters", *metrics, *seconds]
+    rows = [
+        {
+            "run": run.name,
+            "state": run.state,
+            "detail": run.detail,
+            "overrides": " ".join(run.overrides),
+            "seed": run.config.get("seed", ""),
+            **{key: value_of(run, key) for key in ("parameters", *metrics, *seconds)},
+        }
+        for run in runs
+    ]
+    return _csv(heads, rows)
+
+
+def _csv(heads: list[str], rows: list[dict[str, Any]]) -> bytes:
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, heads, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return buffer.getvalue().encode()
+
+
+def _write(path: Path, content: bytes) -> Path:
+    with complete_file(path) as temporary:
+        temporary.write_bytes(content)
+    return path
