@@ -18,9 +18,9 @@ class LinearityGrafting(Callback):
     r"""Turns a share of the units of :class:`robustcert.activations.Grafted` into lines, once.
 
     Units are chosen by :math:`d / s`: d is the share of training samples whose input of the unit
-    is nearer to its fold than epsilon times the local Lipschitz constant of that input (unstable, in
-    the words of the paper), and s the mean norm of the gradient of the margin by the unit's output
-    (its significance). What is left of training fine-tunes the network, the lines included.
+    is nearer to its fold than epsilon times the local Lipschitz constant of that input (unstable,
+    in the words of the paper), and s the mean norm of the gradient of the margin by the unit's
+    output (its significance). What is left of training fine-tunes the network, lines included.
 
     Logs ``graft/folds``, the share of units with a fold within epsilon, after every epoch. The
     chosen units are part of the network's state, so that a resumed run goes on with them.
