@@ -27,16 +27,12 @@ from robustcert.command_line import CONFIG_DIR, HYDRA_VERSION
 from robustcert.main import plain, register_resolvers
 from robustcert.run import train
 
-EPOCHS, EPOCH = 30, 15
-
 
 def compose(base: str, share: float, seed: int) -> dict[str, Any]:
     """The configuration of one run."""
     overrides = [
         "experiment=grafting_digits",
         f"model.activation.base={base}",
-        f"trainer.max_epochs={EPOCHS}",
-        f"trainer.callbacks.0.epoch={EPOCH}",
         f"trainer.callbacks.0.share={share}",
         f"seed={seed}",
         "certify=false",
@@ -59,7 +55,7 @@ def measure(base: str, share: float, seed: int, folder: Path) -> list[float]:
         last = str(folder / "checkpoints" / "last.ckpt")
         found = certify(last, attack={"samples": 0}, output=str(folder / "last"))
     steps = list(rows(folder))
-    before, after = steps[EPOCH - 1], steps[-1]
+    before, after = steps[config["trainer"]["callbacks"][0]["epoch"] - 1], steps[-1]
     keys = ("graft/folds", "val/vra")
     values = [float(row[key]) for key in keys for row in (before, after)]
     return [*values, found["test/accuracy"], found[f"test/vra_{config['epsilon']:.4g}"]]

@@ -10,6 +10,7 @@ from robustcert.activations import Grafted
 from robustcert.data import to_unit
 from robustcert.lipschitz import fold_network
 from robustcert.metrics.folds import UnitScores, folds_within, unit_scores
+from robustcert.signature import ConfigError
 
 log = logging.getLogger(__name__)
 
@@ -49,10 +50,10 @@ class LinearityGrafting(Callback):
         """Refuse what cannot be grafted.
 
         Raises:
-            ValueError: training ends before, or units are missing or not reached one by one.
+            ConfigError: training ends before, or units are missing or not reached one by one.
         """
         if trainer.max_epochs is not None and 0 <= trainer.max_epochs <= self.epoch:
-            raise ValueError(
+            raise ConfigError(
                 f"LinearityGrafting(epoch={self.epoch}) comes after the last of "
                 f"{trainer.max_epochs} epochs: raise trainer.max_epochs"
             )
@@ -61,12 +62,11 @@ class LinearityGrafting(Callback):
         network = fold_network(module.model, module.input_shape)
         reached = {operation.name for operation in network.operations}
         if not known or not known <= reached:
-            raise ValueError(
+            raise ConfigError(
                 "LinearityGrafting needs grafted activations that are applied one after the other: "
                 "set activation=grafted, with model=mlp or model=convnet"
             )
 
-    @torch.enable_grad()
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Choose and graft, when it is time."""
         if trainer.current_epoch != self.epoch:
@@ -84,9 +84,8 @@ class LinearityGrafting(Callback):
         if trainer.sanity_checking:
             return
         module: Any = pl_module
-        with torch.enable_grad():
-            network, x = self._network_and_samples(trainer, pl_module)
-            share = folds_within(network, x, module.epsilon).mean()
+        network, x = self._network_and_samples(trainer, pl_module)
+        share = folds_within(network, x, module.epsilon).mean()
         module.log("graft/folds", share.float())
 
     def _scores(self, trainer: Trainer, pl_module: LightningModule) -> list[UnitScores]:

@@ -9,6 +9,9 @@ from torch import Tensor
 from robustcert.margins import margins
 from robustcert.plain import Activation, PlainNetwork, Slopes
 
+# Entries of the seeds of batched gradients, to bound the memory of a batch.
+_ENTRIES = 2**24
+
 
 @dataclass(frozen=True)
 class UnitScores:
@@ -55,6 +58,7 @@ def folds_within(network: PlainNetwork, x: Tensor, epsilon: float) -> Tensor:
     return torch.cat(near, dim=1).double().mean(1)
 
 
+@torch.enable_grad()
 def unit_scores(network: PlainNetwork, x: Tensor, epsilon: float) -> list[UnitScores]:
     """Scores of the units of every grafted activation, in the network's order.
 
@@ -97,27 +101,36 @@ def _near_folds(
         if not isinstance(operation, Activation) or not _has_one_fold(operation):
             continue
         inputs = _unit_inputs(network, index, _in_pairs(operation))
-        values = torch.stack([inputs(point) for point in points])
-        rows = torch.stack(
-            [torch.autograd.functional.jacobian(inputs, point, vectorize=True) for point in points]
-        )
-        near = values.abs() <= epsilon * rows.flatten(3).norm(dim=3)
+        count = inputs(points[:1]).numel()
+        parts = points.split(max(1, _ENTRIES // count**2))
+        near = torch.cat([_near(inputs, part, epsilon) for part in parts])
         if _is_grafted(operation):
             near = near & (operation.constants["graft"] == 0).to(near.device)[:, None]
         yield operation, near
 
 
 def _unit_inputs(network: PlainNetwork, index: int, pairs: bool) -> Callable[[Tensor], Tensor]:
-    """What is 0 at the folds, as a function of one sample, of shape ``(units, positions)``."""
+    """What is 0 at the folds, as a function of samples, of shape ``(N, units, positions)``."""
 
-    def inputs(point: Tensor) -> Tensor:
-        z = point[None]
+    def inputs(z: Tensor) -> Tensor:
         for operation in network.operations[:index]:
             z = operation(z)
         z = z.flatten(2) if z.dim() > 2 else z[:, :, None]
-        return ((z[:, 0::2] - z[:, 1::2]) / 2**0.5 if pairs else z)[0]
+        return (z[:, 0::2] - z[:, 1::2]) / 2**0.5 if pairs else z
 
     return inputs
+
+
+@torch.enable_grad()
+def _near(inputs: Callable[[Tensor], Tensor], x: Tensor, epsilon: float) -> Tensor:
+    points = x.clone().requires_grad_()
+    values = inputs(points)
+    flat = values.flatten(1)
+    each = torch.eye(flat.shape[1], dtype=flat.dtype, device=flat.device)
+    seeds = each[:, None].expand(-1, len(x), -1)
+    (rows,) = torch.autograd.grad(flat, points, seeds, is_grads_batched=True)
+    lengths = rows.flatten(2).norm(dim=2).T.reshape(values.shape)
+    return (values.abs() <= epsilon * lengths).detach()
 
 
 def _is_grafted(operation: object) -> bool:
