@@ -65,12 +65,13 @@ def main() -> None:
     """Print a line for each activation, grafted or not."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--bases", nargs="+", default=["maxmin", "relu"])
     parser.add_argument("--share", type=float, default=0.3)
     options = parser.parse_args()
     torch.set_num_threads(1)
     register_resolvers()
     print("base, share: folds before, after; val/vra before, after; test accuracy, test vra")
-    for base in ("maxmin", "relu"):
+    for base in options.bases:
         for share in (0.0, options.share):
             found = []
             for seed in range(options.seeds):

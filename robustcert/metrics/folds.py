@@ -105,7 +105,7 @@ def _near_folds(
         parts = points.split(max(1, _ENTRIES // count**2))
         near = torch.cat([_near(inputs, part, epsilon) for part in parts])
         if _is_grafted(operation):
-            near = near & (operation.constants["graft"] == 0).to(near.device)[:, None]
+            near = near & (operation.tensors()["graft"] == 0).to(near.device)[:, None]
         yield operation, near
 
 
