@@ -12,18 +12,27 @@ from torch import Tensor
 
 from robustcert import __version__
 from robustcert.plain import Operation, PlainNetwork, Sum, operation_bound, shapes
-from robustcert.samples import RADII, SAMPLES, CertifiedSplit, SampleFiles
+from robustcert.samples import RADII, SAMPLES, CertifiedSplit, SampleFiles, positive_status
 
 FORMAT = 1
 CLAIM = (
     "For every sample listed as certified with radius r, every input at l2 distance less than r "
     "from the sample gets the listed prediction, as the unique largest logit."
 )
+SMOOTHED_CLAIM = (
+    "Not proved: for every sample listed with radius r, with the confidence stated beside it, "
+    "every input at l2 distance less than r from the sample gets the listed prediction from the "
+    "smoothed classifier."
+)
 FUNCTIONS = {
     "R": "the real-valued function that the float constants of the network define",
     "F64": "the network evaluated in IEEE float64, summed in any order",
     "F32": "the network evaluated in IEEE float32, summed in any order, without TF32",
+    "smoothed": "the classifier that returns the most probable class of the network under Gaussian "
+    "noise of standard deviation sigma, in real arithmetic",
 }
+# What of a record is said in the claim itself.
+CLAIMED = ("functions", "proof", "smoothing")
 
 
 def describe_bounds(network: PlainNetwork) -> list[dict[str, Any]]:
@@ -93,7 +102,8 @@ def write_certificate(
         (folder / name).unlink(missing_ok=True)
     size = len(split.target)
     shape, dtype = split.inputs.shape[1:], split.inputs.dtype
-    files = SampleFiles(folder, split.indices, split.target, shape, dtype, size)
+    positive = positive_status(record.get("smoothing"))
+    files = SampleFiles(folder, split.indices, split.target, shape, dtype, size, positive)
     files.append(split.inputs[:], split.certificates)
     return write_claim(folder, network, pairwise, split, radii, record, multipliers)
 
@@ -117,7 +127,8 @@ def write_claim(
         radii: Radii at which certified samples are counted.
         record: Provenance: configuration, checkpoint, dataset, environment, attack; and
             ``functions``, the keys of :data:`FUNCTIONS` that the claim speaks of, and ``proof``,
-            see :meth:`robustcert.certifiers.LipschitzCertifier.proof`.
+            see :meth:`robustcert.certifiers.LipschitzCertifier.proof`; and ``smoothing``, what
+            :meth:`robustcert.certifiers.LipschitzCertifier.smoothing` says of claims without proof.
         multipliers: What proves pairwise constants below the product of norms, see
             :meth:`robustcert.certifiers.LipschitzCertifier.multiplier_tensors`.
 
@@ -131,19 +142,21 @@ def write_claim(
     if multipliers is not None:
         save_file(multipliers, folder / "multipliers.safetensors")
         names.append("multipliers.safetensors")
+    smoothing = record.get("smoothing")
     count = len(split.target)
     correct = int(split.correct.sum())
     claim = {
         "format": FORMAT,
         "robustcert": __version__,
         "claim": {
-            "statement": CLAIM,
+            "statement": CLAIM if smoothing is None else SMOOTHED_CLAIM,
             "norm": "l2",
             "units": "input units: distances between inputs with values in [0, 1]",
             "domain": "all of R^d, no clipping",
             "inputs": "float32 values; a uint8 pixel p stands for float32(p / 255)",
             "functions": {key: FUNCTIONS[key] for key in record["functions"]},
             "proof": record.get("proof", "lipschitz"),
+            **({} if smoothing is None else {"smoothing": smoothing}),
         },
         "network": {
             "input_shape": list(network.input_shape),
@@ -160,7 +173,7 @@ def write_claim(
                 for r in radii
             ],
         },
-        **{key: value for key, value in record.items() if key not in ("functions", "proof")},
+        **{key: value for key, value in record.items() if key not in CLAIMED},
         "files": {name: _digest(folder / name) for name in names},
     }
     text = json.dumps(claim, indent=1, allow_nan=False)

@@ -5,7 +5,7 @@ import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,7 +38,7 @@ from robustcert.data import DataModule, Dataset, DatasetError, Examples, Stream,
 from robustcert.figures import draw_level_sets, draw_vra_curve
 from robustcert.lipschitz import fold_network
 from robustcert.plain import PlainNetwork
-from robustcert.samples import CertifiedSplit, SampleFiles
+from robustcert.samples import CertifiedSplit, SampleFiles, positive_status
 
 log = logging.getLogger(__name__)
 
@@ -145,7 +145,11 @@ def certify(
             "config": config,
             "dataset": origin,
             "arithmetic": {**arithmetic, "device": str(where), "dtype": str(proving.dtype)},
+            "smoothing": proving.smoothing(),
         }
+        if not proving.deterministic:
+            # An attack on the network says nothing about the smoothed classifier.
+            attacking = replace(attacking, samples=0)
         key = _key(record, network, pairwise, stored, batch_size)
         with resumable_folder(folder, is_certificate, key, keep=(DatasetError,)) as partial:
             result = _certify_all(proving, moved, data, split, stored, batch_size, where, partial)
@@ -174,6 +178,7 @@ def certify(
                 samples=count,
                 attacked=attacked["samples"],
                 title=f"{source.name}, {split} split",
+                label=_verified(claim),
             )
             if read.input_shape == (2,):
                 _draw_plane(partial / "levels.png", proving, network, source)
@@ -182,11 +187,15 @@ def certify(
 
 
 def summarize(claim: Mapping[str, Any]) -> dict[str, float]:
-    """Metrics of a claim: ``<split>/accuracy`` and ``<split>/vra_<radius>``."""
+    """Metrics of a claim: ``<split>/accuracy`` and ``<split>/vra_<radius>``.
+
+    Without a proof it is ``<split>/smoothed_<radius>``.
+    """
     summary, split = claim["summary"], claim["dataset"]["split"]
+    name = "smoothed" if "smoothing" in claim["claim"] else "vra"
     metrics = {f"{split}/accuracy": summary["correct"] / summary["samples"]}
     for row in summary["certified"]:
-        metrics[f"{split}/vra_{row['decimal']:.4g}"] = row["count"] / summary["samples"]
+        metrics[f"{split}/{name}_{row['decimal']:.4g}"] = row["count"] / summary["samples"]
     return metrics
 
 
@@ -275,7 +284,13 @@ def _certify_all(
 ) -> CertifiedSplit:
     inputs, count = stored.inputs, len(stored)
     files = SampleFiles(
-        folder, stored.indices, stored.labels, inputs.shape[1:], inputs.dtype, batch_size
+        folder,
+        stored.indices,
+        stored.labels,
+        inputs.shape[1:],
+        inputs.dtype,
+        batch_size,
+        positive_status(certifier.smoothing()),
     )
     if files.done:
         log.info("%d of %d samples were certified before: going on", files.done, count)
@@ -361,13 +376,19 @@ def _draw_plane(
     )
 
 
+def _verified(claim: Mapping[str, Any]) -> str:
+    """What a share of samples with radii is called."""
+    smoothing = claim["claim"].get("smoothing")
+    return f"with confidence {smoothing['confidence']} each" if smoothing else "verified"
+
+
 def _print_table(claim: Mapping[str, Any], folder: Path) -> None:
     summary, attack, dataset = claim["summary"], claim["attack"], claim["dataset"]
     count = summary["samples"]
     empirical = dict(zip(attack["radii"], attack["accuracy"], strict=True))
     table = Table(title=f"{dataset['name']}, {dataset['split']} split, {count} samples")
     table.add_column("radius", justify="right")
-    table.add_column("verified", justify="right")
+    table.add_column(_verified(claim), justify="right")
     table.add_column(f"under PGD ({attack['samples']})", justify="right")
     table.add_row("0", f"{summary['correct'] / count:.4f}", "", end_section=True)
     for row in summary["certified"]:
@@ -379,6 +400,14 @@ def _print_table(claim: Mapping[str, Any], folder: Path) -> None:
         )
     console = Console(soft_wrap=True)
     console.print(table)
+    smoothing = claim["claim"].get("smoothing")
+    if smoothing:
+        console.print(
+            f"not proved: each radius is true with probability {smoothing['confidence']} or more, "
+            f"of the classifier smoothed by noise of {smoothing['sigma']}, "
+            f"from {smoothing['n']} draws",
+            highlight=False,
+        )
     ratio = claim["gradient_over_bound"]
     console.print(
         f"gradient over Lipschitz bound: median {ratio['median']:.3f}, largest {ratio['max']:.3f} "

@@ -18,6 +18,7 @@ def draw_vra_curve(
     samples: int,
     attacked: int,
     title: str,
+    label: str = "verified",
 ) -> None:
     """Draw verified robust accuracy against radius with the attack's accuracy beside it.
 
@@ -29,6 +30,7 @@ def draw_vra_curve(
         samples: Certified samples.
         attacked: Attacked samples.
         title: What was certified.
+        label: What the curve is called.
     """
     # The object interface draws without a display and without pyplot's global state.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -37,7 +39,7 @@ def draw_vra_curve(
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    axes.plot(*curve, color="#0b6e4f", label=f"verified ({samples} samples)")
+    axes.plot(*curve, color="#0b6e4f", label=f"{label} ({samples} samples)")
     axes.fill_between(*curve, color="#0b6e4f", alpha=0.12)
     axes.axhline(accuracy, color="0.5", linestyle=":", label=f"clean accuracy {accuracy:.3f}")
     if empirical:

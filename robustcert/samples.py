@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import ROUND_FLOOR, Decimal, localcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -121,6 +122,7 @@ class SampleFiles:
         shape: Of one input.
         dtype: Of the inputs, uint8 or float32.
         batch_size: Samples appended at once, but for the last time.
+        positive: What a row calls a sample with a radius, see :func:`positive_status`.
     """
 
     def __init__(
@@ -131,12 +133,14 @@ class SampleFiles:
         shape: Sequence[int],
         dtype: torch.dtype,
         batch_size: int,
+        positive: str = "certified",
     ) -> None:
         self.folder = folder
         self.indices = indices
         self.labels = labels
         self.shape = tuple(shape)
         self.dtype = dtype
+        self.positive = positive
         size = math.prod(shape) * dtype.itemsize
         self.by_digest = len(labels) * size > MOST_INPUT_BYTES
         self._row_bytes = 32 if self.by_digest else size
@@ -152,7 +156,7 @@ class SampleFiles:
         else:
             content = _to_bytes(inputs)
         _append(self.folder / SAMPLES, content)
-        write_radii(self.folder / RADII, part)
+        write_radii(self.folder / RADII, part, self.positive)
         self.done += len(inputs)
 
     def split(self, source: Tensor | Stream) -> CertifiedSplit:
@@ -222,7 +226,16 @@ class SampleFiles:
         return whole
 
 
-def write_radii(path: Path, split: CertifiedSplit) -> None:
+def positive_status(smoothing: dict[str, Any] | None) -> str:
+    """What a sample with a radius is called: certified, or true with some confidence only.
+
+    Args:
+        smoothing: See :meth:`robustcert.certifiers.LipschitzCertifier.smoothing`.
+    """
+    return "certified" if smoothing is None else f"confidence {smoothing['confidence']}"
+
+
+def write_radii(path: Path, split: CertifiedSplit, positive: str = "certified") -> None:
     """Append a row for each sample, after the names of the columns if the file is new."""
     certificates = split.certificates
     text = io.StringIO()
@@ -238,7 +251,7 @@ def write_radii(path: Path, split: CertifiedSplit) -> None:
         certificates.margin.tolist(),
         strict=True,
     ):
-        status = "certified" if radius > 0 else "abstain"
+        status = positive if radius > 0 else "abstain"
         writer.writerow(
             [
                 index,

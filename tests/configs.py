@@ -24,6 +24,11 @@ def read(group: str, name: str) -> dict[str, Any]:
     return {str(key): value for key, value in values.items()}
 
 
+def proving_certifiers() -> list[str]:
+    """Certifiers whose radii are proved and speak of the network itself."""
+    return [name for name in names("certifier") if build("certifier", name).deterministic]
+
+
 def build(group: str, name: str, **options: Any) -> Any:
     """The object that an option describes, with some of its values replaced."""
     return _instantiate(read(group, name) | options)

@@ -325,6 +325,8 @@ REFERENCES: dict[str, Callable[[list[Any], Constants], list[Any]]] = {
     "group_sort": lambda z, c: [
         x for k in range(0, len(z), c["group_size"]) for x in sorted(z[k : k + c["group_size"]])
     ],
+    # Nothing is grafted at first; tests/test_grafting.py has units that are.
+    "grafted": lambda z, c: [x for k in range(0, len(z), 2) for x in sorted(z[k : k + 2])],
     "householder": lambda z, c: each_pair(mirrored, z, *map(balls, c["normal"])),
     "householder2": lambda z, c: each_pair(folded, z, *map(balls, c["rays"].flatten(0, 1))),
     "n_activation": lambda z, c: each(

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from configs import build, names
+from configs import build, proving_certifiers
 from torch import Tensor, nn
 
 from robustcert.activations import Abs, GroupSort, NormPair
@@ -141,7 +141,7 @@ def wedge() -> Known:
     return toy(Wedge(angle=90.0), module, lambda x: ((x @ turn) >= 0).any(1))
 
 
-@pytest.mark.parametrize("certifier", names("certifier"))
+@pytest.mark.parametrize("certifier", proving_certifiers())
 @pytest.mark.parametrize("case", [hyperplane, comb, diagonals, sphere, disc, square, wedge])
 def test_the_radius_is_at_most_the_distance_and_equal_where_it_can_be(
     case: Callable[[], Known], certifier: str

@@ -10,7 +10,7 @@ from typing import Any
 import flint
 import pytest
 import torch
-from configs import build, build_model, crossed, names, read
+from configs import build, build_model, crossed, names, proving_certifiers, read
 from exact import evaluate
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -234,7 +234,7 @@ def trained(layer: str, activation: str) -> tuple[PlainNetwork, Tensor, Tensor]:
     return fold_network(model, (2,)), x, y
 
 
-@pytest.mark.parametrize("certifier", names("certifier"))
+@pytest.mark.parametrize("certifier", proving_certifiers())
 @pytest.mark.parametrize("activation", ["maxmin", "smooth", "relu"])
 @pytest.mark.parametrize("layer", ["cholesky", "unconstrained"])
 def test_attacks_inside_the_radius_fail_on_trained_networks(

@@ -80,7 +80,7 @@ def test_every_experiment_builds_a_narrow_network(experiment: str) -> None:
     narrow = {"width": 16, "depth": 2, "neck_channels": 32, "dense_width": 32}
     config["model"] |= {k: v for k, v in narrow.items() if config["model"].get(k)}
     dataset = Shaped()
-    dataset.input_shape = (1 if "mnist" in experiment else 3, 16, 16)
+    dataset.input_shape = (len(config["model"]["mean"]), 16, 16)
     module = build_module(config, dataset, COMMAND_LINE_TARGETS)
     x = torch.rand(2, *dataset.input_shape)
     pairwise = pairwise_lipschitz_estimate(module.model)

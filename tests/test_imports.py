@@ -31,7 +31,7 @@ LIBRARY: dict[str, set[str]] = {
     "layers": {"plain", "lipschitz", "spectral"},
     "models": {"plain", "lipschitz", "margins"},
     "objectives": set(),
-    "metrics": {"plain"},
+    "metrics": {"plain", "margins"},
     "attacks": {"plain"},
     "curvature": {"activations", "plain", "rounding", "spectral"},
     "curves": {"activations", "plain"},

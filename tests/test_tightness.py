@@ -14,10 +14,10 @@ from robustcert.callbacks import LogTightness
 from robustcert.certifiers import LipschitzCertifier
 from robustcert.checkpoint import read_checkpoint
 from robustcert.lipschitz import fold_network
+from robustcert.metrics.folds import folds_within
 from robustcert.metrics.tightness import (
     CertifiabilityGap,
     Tightness,
-    folds_within,
     split_tightness,
     steepest_slopes,
     tightness,

@@ -2,6 +2,7 @@
 
 from robustcert.activations.absolute import Abs
 from robustcert.activations.beta_abs import BetaAbs
+from robustcert.activations.grafted import Grafted
 from robustcert.activations.group_sort import GroupSort
 from robustcert.activations.householder import Householder
 from robustcert.activations.householder2 import Householder2
@@ -21,6 +22,7 @@ from robustcert.activations.tanh import Tanh
 __all__ = [
     "Abs",
     "BetaAbs",
+    "Grafted",
     "GroupSort",
     "Householder",
     "Householder2",

@@ -1,4 +1,4 @@
-"""What happens beside training: checkpoints, progress, seeds, tightness."""
+"""What happens beside training: checkpoints, progress, seeds, tightness, grafting."""
 
 from robustcert.callbacks.check_ranks import CheckRanks
 from robustcert.callbacks.checkpoints import (
@@ -7,6 +7,7 @@ from robustcert.callbacks.checkpoints import (
     LastCheckpoint,
     RecordRun,
 )
+from robustcert.callbacks.grafting import LinearityGrafting
 from robustcert.callbacks.outlast_sigterm import OutlastSigterm
 from robustcert.callbacks.progress import EpochLog, ProgressBar
 from robustcert.callbacks.seed_epochs import SeedEpochs
@@ -18,6 +19,7 @@ __all__ = [
     "CheckRanks",
     "EpochLog",
     "LastCheckpoint",
+    "LinearityGrafting",
     "LogTightness",
     "OutlastSigterm",
     "ProgressBar",

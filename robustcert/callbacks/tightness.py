@@ -11,10 +11,10 @@ from robustcert.attacks import ddn
 from robustcert.certifiers import LipschitzCertifier
 from robustcert.lipschitz import fold_network
 from robustcert.margins import margins
+from robustcert.metrics.folds import folds_within
 from robustcert.metrics.tightness import (
     CertifiabilityGap,
     Tightness,
-    folds_within,
     split_tightness,
     steepest_slopes,
 )

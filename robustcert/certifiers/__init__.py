@@ -6,6 +6,7 @@ from robustcert.certifiers.crown import CROWNCertifier
 from robustcert.certifiers.diagnostic import gradient_ratio
 from robustcert.certifiers.lipschitz import Certificates, LipschitzCertifier, certify
 from robustcert.certifiers.lipsdp import LipSDPCertifier
+from robustcert.certifiers.smoothing import SmoothingCertifier, clopper_pearson_low
 
 __all__ = [
     "CROWNCertifier",
@@ -13,7 +14,9 @@ __all__ = [
     "CombinedCertifier",
     "LipSDPCertifier",
     "LipschitzCertifier",
+    "SmoothingCertifier",
     "certify",
+    "clopper_pearson_low",
     "gradient_ratio",
     "robust_accuracy_bracket",
     "strict_arithmetic",

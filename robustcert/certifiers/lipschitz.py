@@ -1,6 +1,7 @@
 """Certified radii from global pairwise Lipschitz bounds."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
@@ -12,7 +13,7 @@ from robustcert.certifiers.arithmetic import strict_arithmetic
 from robustcert.lipschitz import fold_network
 from robustcert.margins import margins
 from robustcert.plain import PlainNetwork, pairwise_bound
-from robustcert.rounding import forward_error
+from robustcert.rounding import ForwardError, forward_error
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,9 @@ class LipschitzCertifier:
             float64, or float32, whose worst-case error often leaves nothing.
     """
 
+    # Whether what it says of the network is proved, rather than true with some probability.
+    deterministic = True
+
     def __init__(self, arithmetic: Literal["float64", "float32"] = "float64") -> None:
         self.dtype = {"float64": torch.float64, "float32": torch.float32}[arithmetic]
         self.functions = ["R", "F64"] if arithmetic == "float64" else ["R", "F32"]
@@ -73,6 +77,10 @@ class LipschitzCertifier:
 
     def multiplier_tensors(self, network: PlainNetwork) -> dict[str, Tensor] | None:
         """What the independent checker needs to prove semidefinite bounds; None without them."""
+        return None
+
+    def smoothing(self) -> dict[str, float | int] | None:
+        """Noise and confidence of a claim that is true with some probability; None of a proof."""
         return None
 
     def distances(
@@ -108,22 +116,43 @@ class LipschitzCertifier:
         inputs = x.to(self.dtype)
         result = forward_error(network, inputs)
         pairwise = self.pairwise_bound(network).to(x.device)
-        logits = result.output.double()
-        prediction = logits.argmax(1)
-        margin = margins(logits, prediction)
-        # Subtraction of two float64 logits rounds once, hence the relative term.
-        alpha = result.centre * (1 + 1e-9)
-        allowance = (2 * math.sqrt(2) * (1 + 1e-9)) * alpha[:, None] + margin.abs() * 2.0**-52
-        drift = math.sqrt(2) * (1 + 1e-9) * result.growth
-        ratio = self.distances(network, inputs, prediction, margin - allowance, pairwise, drift)
-        ratio = ratio.scatter(1, prediction[:, None], math.inf)
-        radius = torch.minimum(ratio.amin(1), result.reach) - _moved(x, inputs)
-        radius = radius * (1 - 2.0**-50)
-        # NaN compares false: whatever is not a positive number is not certified. A radius is
-        # infinite only where every other class is a constant distance away, which is true.
-        radius = torch.where((radius > 0) & torch.isfinite(logits).all(1), radius, 0.0)
-        rivals = margin.scatter(1, prediction[:, None], math.inf)
-        return Certificates(prediction, radius, rivals.amin(1), alpha)
+
+        def distances(prediction: Tensor, gap: Tensor, drift: float) -> Tensor:
+            return self.distances(network, inputs, prediction, gap, pairwise, drift)
+
+        return certificates(result, x, inputs, distances)
+
+
+def certificates(
+    result: ForwardError,
+    x: Tensor,
+    inputs: Tensor,
+    distances: Callable[[Tensor, Tensor, float], Tensor],
+) -> Certificates:
+    """Certificates from logits and a bound on their error.
+
+    Args:
+        result: Logits of ``inputs`` with their error.
+        x: What is certified, shape ``(N, *input_shape)``.
+        inputs: The same in the arithmetic of the network.
+        distances: ``distances(prediction, gap, drift)``, see :meth:`LipschitzCertifier.distances`.
+    """
+    logits = result.output.double()
+    prediction = logits.argmax(1)
+    margin = margins(logits, prediction)
+    # Subtraction of two float64 logits rounds once, hence the relative term.
+    alpha = result.centre * (1 + 1e-9)
+    allowance = (2 * math.sqrt(2) * (1 + 1e-9)) * alpha[:, None] + margin.abs() * 2.0**-52
+    drift = math.sqrt(2) * (1 + 1e-9) * result.growth
+    ratio = distances(prediction, margin - allowance, drift)
+    ratio = ratio.scatter(1, prediction[:, None], math.inf)
+    radius = torch.minimum(ratio.amin(1), result.reach) - _moved(x, inputs)
+    radius = radius * (1 - 2.0**-50)
+    # NaN compares false: whatever is not a positive number is not certified. A radius is
+    # infinite only where every other class is a constant distance away, which is true.
+    radius = torch.where((radius > 0) & torch.isfinite(logits).all(1), radius, 0.0)
+    rivals = margin.scatter(1, prediction[:, None], math.inf)
+    return Certificates(prediction, radius, rivals.amin(1), alpha)
 
 
 def _moved(x: Tensor, inputs: Tensor) -> Tensor:

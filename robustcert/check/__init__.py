@@ -14,6 +14,6 @@ runs with ``python -m robustcert.check DIR``. What it does in turn, one file eac
 
 from robustcert.check.reader import UnreadableError
 from robustcert.check.report import Report
-from robustcert.check.verdict import check
+from robustcert.check.verdict import ProvedNetwork, check, prove_network
 
-__all__ = ["Report", "UnreadableError", "check"]
+__all__ = ["ProvedNetwork", "Report", "UnreadableError", "check", "prove_network"]

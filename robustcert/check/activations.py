@@ -7,6 +7,8 @@ Every function in the table is 1-Lipschitz for the constants that ``features`` l
   in [-1, 1]; so do ``tanh``, ``softplus`` (a sigmoid), ``smooth_abs`` (:math:`x / \sqrt{x^2 +
   \tau^2}`) and ``smooth_n``, whose slope is :math:`2 \sigma(p) + 2 \sigma(q) - 1` with
   :math:`p + q = (t_1 - t_2) / \tau \le 0`, hence in [-1, 1].
+* ``grafted``: of disjoint units, some are ReLUs or sorted pairs and the others lines, or exchanged
+  pairs of lines, with slopes in [-1, 1].
 * ``group_sort``: sorted lists are the closest pairing of two lists. ``smooth_maxmin``: its Jacobian
   is a convex combination of the identity and the exchange, ``norm_pair``: that of each output is
   :math:`z / \sqrt{|z|^2 + \tau^2}` and groups are disjoint. ``sin_cos``: a curve of unit speed.
@@ -22,6 +24,7 @@ within :math:`u (a |z| + b \sqrt n)` of the real function in the l2 norm, n bein
 outputs. It is assumed that exp, log1p, tanh, cos, sin and hypot are within 4 ulp, that is 8u.
 The counts, to first order; what is returned is a little more:
 
+* ``grafted``: a product within \|x\| and a sum within \|x\| + \|b\|.
 * ``n_activation``: one rounding of an output within \|z\| + \|N(0)\|. ``tanh``: 8.
 * ``householder``: inner product 2, squared length 2, quotient 1, doubled and times the normal: 10;
   the product with the normal 2, the difference 1. ``householder2``: 13 for each of two reflections,
@@ -370,6 +373,51 @@ def _householder2_exact(z: Integers, q: int, rays: Floats) -> Exact:
     return result, q + up, math.ldexp(3.0, -q - up)
 
 
+def _graft(count: int, options: Options, constants: Constants) -> int:
+    _require(options["pairs"] <= 1, f"pairs {options['pairs']} is not 0 or 1")
+    units = _pairs(count) if options["pairs"] else count
+    graft, slope, offset = (constants[key] for key in ("graft", "slope", "shift"))
+    _require(graft.shape == (units,), f"graft of shape {graft.shape} for {units} units")
+    _require(slope.shape == offset.shape == (count,), f"slope of shape {slope.shape}")
+    known = np.isin(graft, (0, 1, 2) if options["pairs"] else (0, 1))
+    _require(bool(known.all()), "a graft that is not known")
+    _require(bool((abs(slope) <= 1).all()), "a slope outside [-1, 1]")
+    return count
+
+
+def _grafted(
+    x: NDArray[Any], graft: Floats, slope: NDArray[Any], offset: NDArray[Any], pairs: int, one: int
+) -> NDArray[Any]:
+    # In units of which there are `one` to 1, where x, slope and offset are integers.
+    if not pairs:
+        units, folded, line = along(graft, x), np.maximum(x, 0), x
+    else:
+        first, second = _halves(x)
+        units, crossed = along(graft.repeat(2), x), along(graft == 2, first)
+        folded = _interleave(np.minimum(first, second), np.maximum(first, second))
+        line = _interleave(np.where(crossed, second, first), np.where(crossed, first, second))
+    return np.where(units == 0, folded * one, line * along(slope, x) + along(offset, x))
+
+
+def _graft_rounding(graft: Floats, slope: Floats, shift: Floats, pairs: int) -> tuple[float, float]:
+    del slope, pairs
+    return (2.01, 1.01 * float(abs(shift).max())) if graft.any() else (0.0, 0.0)
+
+
+def _grafted_exact(
+    z: Integers, q: int, graft: Floats, slope: Floats, offset: Floats, pairs: int
+) -> Exact:
+    slopes, places = to_integers(slope)
+    offsets, finer = to_integers(offset)
+    grid = max(q + places, finer)
+    up = grid - q - places
+    return (
+        _grafted(shift(z, up), graft, slopes, shift(offsets, grid - finer), pairs, 1 << places),
+        grid,
+        0.0,
+    )
+
+
 # Smooth ones, with exact values from square roots of integers or from balls.
 
 
@@ -586,6 +634,14 @@ KINDS: Mapping[str, Kind] = {
     "circular_shift": Kind(_shifted, **_selecting(_circular_shift), integers=("moved",)),
     "group_sort": Kind(_sorted, **_selecting(_group_sort), integers=("group_size",)),
     "n_activation": Kind(_corners, _n_activation, _n_exact, _n_rounding, ("corners",)),
+    "grafted": Kind(
+        _graft,
+        lambda x, graft, slope, shift, pairs: _grafted(x, graft, slope, shift, pairs, 1),
+        lambda z, q, graft, slope, shift, pairs: _grafted_exact(z, q, graft, slope, shift, pairs),
+        _graft_rounding,
+        ("graft", "slope", "shift"),
+        ("pairs",),
+    ),
     "linear_spline": Kind(
         _spline, _linear_spline, _spline_exact, _spline_rounding, ("slopes", "step")
     ),

@@ -217,8 +217,8 @@ class Row:
         return not (math.isfinite(self.margin) or self.correct or self.certified)
 
 
-def parse_radii(content: bytes, count: int) -> list[Row]:
-    """The ``count`` rows of radii.csv."""
+def parse_radii(content: bytes, count: int, certified: str = "certified") -> list[Row]:
+    """The ``count`` rows of radii.csv, in which samples with a radius have the status given."""
     lines = content.count(b"\n")
     if lines != count + 1 or not content.endswith(b"\n"):
         raise UnreadableError(f"radii.csv: expected {count + 1} lines for the samples, got {lines}")
@@ -228,10 +228,12 @@ def parse_radii(content: bytes, count: int) -> list[Row]:
         raise UnreadableError("radii.csv: not ASCII") from None
     if head != COLUMNS:
         raise fail("radii.csv line 1", f"the header {COLUMNS}", head)
-    return [_row(line, f"radii.csv line {number}") for number, line in enumerate(rows, 2)]
+    return [
+        _row(line, f"radii.csv line {number}", certified) for number, line in enumerate(rows, 2)
+    ]
 
 
-def _row(line: str, where: str) -> Row:
+def _row(line: str, where: str, certified: str) -> Row:
     cells = line.split(",", 8) if len(line) <= LONGEST_ROW else []
     if len(cells) != 8:
         raise fail(where, "8 columns", line)
@@ -239,8 +241,9 @@ def _row(line: str, where: str) -> Row:
     for cell in (index, label, prediction):
         if not INTEGER.fullmatch(cell):
             raise fail(where, "an integer", cell)
-    if correct not in ("0", "1") or status not in ("certified", "abstain"):
-        raise fail(where, "correct 0 or 1 and status certified or abstain", f"{correct},{status}")
+    if correct not in ("0", "1") or status not in (certified, "abstain"):
+        expected = f"correct 0 or 1 and status {certified} or abstain"
+        raise fail(where, expected, f"{correct},{status}")
     if not MARGIN.fullmatch(margin):
         raise fail(where, "a margin", margin)
     return Row(
@@ -248,7 +251,7 @@ def _row(line: str, where: str) -> Row:
         int(label),
         int(prediction),
         correct == "1",
-        status == "certified",
+        status == certified,
         decimal,
         math.inf if radius == "inf" else hex_float(radius, where),
         float(margin),

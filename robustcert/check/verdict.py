@@ -37,6 +37,7 @@ from robustcert.check.reader import (
 from robustcert.check.report import Report
 
 FORMAT = 1
+NETWORK = "network.safetensors"
 STATEMENT = {
     "statement": (
         "For every sample listed as certified with radius r, every input at l2 distance less than r"
@@ -52,6 +53,17 @@ FUNCTIONS = {
     "F64": "the network evaluated in IEEE float64, summed in any order",
     "F32": "the network evaluated in IEEE float32, summed in any order, without TF32",
 }
+# What is claimed without proof, of another function and with other words.
+SMOOTHED = (
+    "Not proved: for every sample listed with radius r, with the confidence stated beside it, "
+    "every input at l2 distance less than r from the sample gets the listed prediction from the "
+    "smoothed classifier."
+)
+SMOOTHED_FUNCTION = (
+    "the classifier that returns the most probable class of the network under Gaussian noise of "
+    "standard deviation sigma, in real arithmetic"
+)
+SMOOTHING = {"sigma", "n0", "n", "alpha", "confidence", "seed"}
 PROOFS = ("lipschitz", "lipsdp", "second-order", "crown", "local-lipschitz")
 # Their radii rest on more than the pairwise bounds, and are not proved again here.
 NOT_COVERED = ("crown", "local-lipschitz")
@@ -94,35 +106,25 @@ def check(
         UnreadableError: the folder is malformed, or of a kind that this checker does not know.
         ImportError: the network needs python-flint, which is not there.
     """
-    _check_arithmetic()
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise UnreadableError(f"{show(str(folder))}: no folder")
+    folder = _open(folder)
     content = {name: read_bytes(folder, name) for name in FILES}
-    claim = parse_json(content["certificate.json"], "certificate.json")
-    keys(claim, "certificate.json", {"format"})
-    if claim["format"] != FORMAT or type(claim["format"]) is not int:
-        raise UnreadableError(f"certificate.json: unknown format {show(claim['format'])}")
-    keys(claim, "certificate.json", CLAIMS)
     report = Report()
+    claim = _read_claim(content)
     deployed, proof = _check_statement(claim["claim"])
     if proof == "lipsdp":
         content[MULTIPLIERS] = read_bytes(folder, MULTIPLIERS)
+    names = {name for name in content if name != "certificate.json"}
+    keys(claim["files"], "files", names, set())
     _check_files(claim["files"], content, report)
-    tensors = parse_safetensors(content["network.safetensors"], "network.safetensors")
-    operations = read_network(claim["network"], tensors)
+    operations, tensors = _read_operations(claim, content, report)
     samples = _read_samples(content["samples.safetensors"], operations, data)
-    rows = parse_radii(content["radii.csv"], len(samples.labels))
-    found = digest(operations[0].input_shape, operations)
+    certified = _status(claim["claim"], proof)
+    rows = parse_radii(content["radii.csv"], len(samples.labels), certified)
     if FLOAT32 in deployed and any(array.dtype == np.float64 for array in tensors.values()):
         raise UnreadableError(
             "claim functions: F32 of a network with float64 constants is not known"
         )
-    report.expect(claim["network"]["digest"] == found, f"network digest: it is {found}")
-    report.note("files", "sha256 and network digest recomputed")
-    proved = _check_bounds(items(claim["bounds"], "bounds"), operations, report)
-    multipliers = _read_multipliers(content, operations, report) if proof == "lipsdp" else []
-    pairwise = _check_pairwise(claim["pairwise"], operations, proved, multipliers, report)
+    proved, pairwise = _prove_constants(claim, content, operations, proof, report)
     _check_table(rows, samples, len(pairwise), report)
     _check_summary(claim["summary"], rows, report)
     smooth = proof == "second-order"
@@ -131,6 +133,8 @@ def check(
         report.uncovered.append(f"second-order radii through {outside.label}")
     if proof in NOT_COVERED:
         report.uncovered.append(f"{proof} radii are not re-proved by this checker")
+    if proof == "smoothing":
+        report.uncovered.append("probabilistic: not re-proved, and true with some confidence only")
     if report.verified:
         upper = {path: math.nextafter(float(value), math.inf) for path, value in proved.items()}
         network = Network(operations, upper, np.array(pairwise), deployed, smooth)
@@ -148,6 +152,83 @@ def check(
     return report
 
 
+@dataclass(frozen=True)
+class ProvedNetwork:
+    """The network of a folder, with what was proved of it.
+
+    Attributes:
+        operations: Applied in turn.
+        digest: Of the network, recomputed.
+        pairwise: Proved constants of logit i minus logit j, ``(C, C)``.
+        proof: What the folder says that its radii rest on.
+    """
+
+    operations: tuple[Operation, ...]
+    digest: str
+    pairwise: Floats
+    proof: str
+
+
+def prove_network(folder: str | Path) -> tuple[ProvedNetwork, Report]:
+    """Prove a folder's constants without its samples and radii, which need not be there.
+
+    Raises:
+        UnreadableError: as for :func:`check`.
+    """
+    folder = _open(folder)
+    content = {name: read_bytes(folder, name) for name in ("certificate.json", NETWORK)}
+    report = Report()
+    claim = _read_claim(content)
+    _, proof = _check_statement(claim["claim"])
+    if proof == "lipsdp":
+        content[MULTIPLIERS] = read_bytes(folder, MULTIPLIERS)
+    keys(claim["files"], "files", content.keys() - {"certificate.json"})
+    _check_files(claim["files"], content, report)
+    operations, _ = _read_operations(claim, content, report)
+    _, pairwise = _prove_constants(claim, content, operations, proof, report)
+    found = digest(operations[0].input_shape, operations)
+    return ProvedNetwork(operations, found, np.array(pairwise), proof), report
+
+
+def _open(folder: str | Path) -> Path:
+    _check_arithmetic()
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UnreadableError(f"{show(str(folder))}: no folder")
+    return folder
+
+
+def _read_claim(content: dict[str, bytes]) -> dict[str, Any]:
+    claim = parse_json(content["certificate.json"], "certificate.json")
+    keys(claim, "certificate.json", {"format"})
+    if claim["format"] != FORMAT or type(claim["format"]) is not int:
+        raise UnreadableError(f"certificate.json: unknown format {show(claim['format'])}")
+    return keys(claim, "certificate.json", CLAIMS)
+
+
+def _read_operations(
+    claim: dict[str, Any], content: dict[str, bytes], report: Report
+) -> tuple[tuple[Operation, ...], dict[str, Array]]:
+    tensors = parse_safetensors(content[NETWORK], NETWORK)
+    operations = read_network(claim["network"], tensors)
+    found = digest(operations[0].input_shape, operations)
+    report.expect(claim["network"]["digest"] == found, f"network digest: it is {found}")
+    report.note("files", "sha256 and network digest recomputed")
+    return operations, tensors
+
+
+def _prove_constants(
+    claim: dict[str, Any],
+    content: dict[str, bytes],
+    operations: tuple[Operation, ...],
+    proof: str,
+    report: Report,
+) -> tuple[dict[str, Fraction], list[list[float]]]:
+    proved = _check_bounds(items(claim["bounds"], "bounds"), operations, report)
+    multipliers = _read_multipliers(content, operations, report) if proof == "lipsdp" else []
+    return proved, _check_pairwise(claim["pairwise"], operations, proved, multipliers, report)
+
+
 def _check_arithmetic() -> None:
     tiny = np.array([2.0**-1022, 1.0, 1.0])
     with np.errstate(all="ignore"):
@@ -159,18 +240,24 @@ def _check_arithmetic() -> None:
 
 
 def _check_files(claimed: Any, content: dict[str, bytes], report: Report) -> None:
-    names = [name for name in content if name != "certificate.json"]
-    keys(claimed, "files", set(names), set())
-    for name in names:
+    for name in sorted(content.keys() - {"certificate.json"}):
         found = sha256(content[name])
         report.expect(claimed[name] == found, f"{name}: its sha256 is {found}, not as claimed")
 
 
 def _check_statement(claim: Any) -> tuple[list[Arithmetic], str]:
-    keys(claim, "claim", {*STATEMENT, "functions"}, {"proof"})
-    for key, known in STATEMENT.items():
+    smoothed = isinstance(claim, dict) and claim.get("proof") == "smoothing"
+    own = {"smoothing"} if smoothed else set()
+    keys(claim, "claim", {*STATEMENT, "functions", *own}, {"proof"})
+    statement = STATEMENT | ({"statement": SMOOTHED} if smoothed else {})
+    for key, known in statement.items():
         if claim[key] != known:
             raise fail(f"claim {key}", repr(known), claim[key])
+    if smoothed:
+        functions = keys(claim["functions"], "claim functions", {"smoothed"}, set())
+        if functions["smoothed"] != SMOOTHED_FUNCTION:
+            raise fail("claim functions", repr(SMOOTHED_FUNCTION), functions["smoothed"])
+        return [], "smoothing"
     functions = keys(claim["functions"], "claim functions", {"R"}, {"F64", "F32"})
     for key, value in functions.items():
         if value != FUNCTIONS[key]:
@@ -180,6 +267,21 @@ def _check_statement(claim: Any) -> tuple[list[Arithmetic], str]:
         raise fail("claim proof", f"one of {', '.join(PROOFS)}", proof)
     deployed = {"F64": FLOAT64, "F32": FLOAT32}
     return [arithmetic for key, arithmetic in deployed.items() if key in functions], proof
+
+
+def _status(claim: dict[str, Any], proof: str) -> str:
+    # What radii.csv has to call a sample with a radius.
+    if proof != "smoothing":
+        return "certified"
+    said = keys(claim["smoothing"], "claim smoothing", SMOOTHING, set())
+    for key in ("n0", "n", "seed"):
+        whole(said[key], f"claim smoothing {key}")
+    for key, most in (("sigma", math.inf), ("alpha", 1), ("confidence", 1)):
+        if type(said[key]) not in (int, float) or not 0 < said[key] < most:
+            raise fail(f"claim smoothing {key}", f"a number between 0 and {most}", said[key])
+    if said["confidence"] != 1 - said["alpha"]:
+        raise fail("claim smoothing confidence", f"{1 - said['alpha']}", said["confidence"])
+    return f"confidence {said['confidence']}"
 
 
 def _read_samples(

@@ -5,6 +5,7 @@ from robustcert.data.augment import (
     RandomAffine,
     RandomCrop,
     RandomHorizontalFlip,
+    RandomNoise,
 )
 from robustcert.data.cifar import CIFAR10, CIFAR100
 from robustcert.data.datamodule import DataModule
@@ -51,6 +52,7 @@ __all__ = [
     "RandomAffine",
     "RandomCrop",
     "RandomHorizontalFlip",
+    "RandomNoise",
     "Spheres",
     "Square",
     "Stream",

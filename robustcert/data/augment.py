@@ -96,3 +96,24 @@ class RandomAffine(ImageAugmentation):
         grid = F.affine_grid(theta, list(x.shape), align_corners=False)
         # Interpolation weights may sum to a rounding error more than 1.
         return F.grid_sample(x, grid, align_corners=False).clamp_(0, 1)
+
+
+class RandomNoise(nn.Module):
+    """Add Gaussian noise, independent in every entry, as randomised smoothing asks for.
+
+    Nothing is clipped: the smoothed classifier sees values outside [0, 1] as well.
+
+    Args:
+        sigma: Standard deviation, in input units.
+    """
+
+    def __init__(self, sigma: float) -> None:
+        super().__init__()
+        if not sigma >= 0:
+            raise ValueError(f"expected RandomNoise(sigma) to be at least 0, but got {sigma}")
+        self.sigma = sigma
+
+    def forward(self, x: Tensor, generator: Generator) -> Tensor:
+        """Draw the noise of every entry."""
+        noise = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+        return x + self.sigma * noise

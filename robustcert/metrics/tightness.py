@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from robustcert.plain import Activation, PlainNetwork, Slopes
+from robustcert.plain import PlainNetwork
 
 
 def tightness(radius: Tensor, distance: Tensor) -> Tensor:
@@ -87,51 +87,6 @@ def split_tightness(
     mean_slope = torch.where(known, margin.double() / distance.double(), torch.nan)
     low = torch.maximum(slope.double(), mean_slope)
     return low / pairwise.double(), mean_slope / low
-
-
-def folds_within(network: PlainNetwork, x: Tensor, epsilon: float) -> Tensor:
-    r"""Share of piecewise linear units whose fold lies within epsilon, to first order.
-
-    A unit counts if its input is nearer to the fold than epsilon times the norm of the gradient of
-    that input at the sample, which is exact for the first layer and a linearisation further on.
-    ReLU, absolute values and MaxMin are looked at; others have no single fold.
-
-    Args:
-        network: The network.
-        x: Inputs of shape ``(N, *input_shape)``.
-        epsilon: Distance in input units.
-
-    Returns:
-        Shape ``(N,)``; NaN where no unit was looked at.
-    """
-    near: list[Tensor] = []
-    points = x.detach().double()
-
-    def before(index: int) -> Any:
-        def unit_inputs(point: Tensor) -> Tensor:
-            z = point[None]
-            for operation in network.operations[:index]:
-                z = operation(z)
-            slopes = network.operations[index].slopes  # type: ignore[attr-defined]
-            if slopes.pairs:
-                pairs = z.reshape(1, z.shape[1] // 2, 2, *z.shape[2:])
-                z = (pairs[:, :, 0] - pairs[:, :, 1]) / 2**0.5
-            return z.flatten()
-
-        return unit_inputs
-
-    for index, operation in enumerate(network.operations):
-        if not isinstance(operation, Activation) or not _has_one_fold(operation):
-            continue
-        inputs = before(index)
-        values = torch.stack([inputs(point) for point in points])
-        rows = torch.stack(
-            [torch.autograd.functional.jacobian(inputs, point, vectorize=True) for point in points]
-        )
-        near.append(values.abs() <= epsilon * rows.flatten(2).norm(dim=2))
-    if not near:
-        return torch.full((len(x),), torch.nan, dtype=torch.float64)
-    return torch.cat(near, dim=1).double().mean(1)
 
 
 class Tightness(Metric):
@@ -209,12 +164,6 @@ class CertifiabilityGap(Metric):
     def compute(self) -> Tensor:
         """A scalar, in input units."""
         return self.area / self.total
-
-
-def _has_one_fold(operation: Activation) -> bool:
-    return operation.function.__name__ in ("relu", "absolute", "group_sort") and isinstance(
-        operation.slopes, Slopes
-    )
 
 
 def _pair_slopes(network: PlainNetwork, x: Tensor) -> Tensor:

@@ -115,6 +115,11 @@ def _read(folder: Path) -> Claim:
         raise ReportError(
             f"{folder / 'certificate.json'}: format {version!r}; this version reads {FORMAT}"
         )
+    if "smoothing" in record["claim"]:
+        raise ReportError(
+            f"{folder}: its radii are of a smoothed classifier and not proved, and a report shows "
+            "what is proved of the network; see certificate.json and vra.png instead"
+        )
     for name, digest in record["files"].items():
         if name in content and sha256(content[name]) != digest:
             raise ReportError(f"{folder / name}: not the file that the certificate was written for")

@@ -1,0 +1,176 @@
+"""Plain operations as ONNX nodes.
+
+Convolutions gather their windows and multiply by one matrix: onnxruntime has no convolution in
+float64, and a matrix product is a sum of products in some order, which is all that the rounding
+allowance assumes of it.
+"""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from robustcert import plain
+from robustcert.export.activations import ACTIVATIONS
+from robustcert.export.graph import Array, Graph
+from robustcert.plain import Operation, Shape, UnsoundNetworkError
+
+
+def add_operations(graph: Graph, x: str, operations: Sequence[Operation], shape: Shape) -> str:
+    """Add operations that are applied in turn to a value of this shape; returns the last value.
+
+    Raises:
+        UnsoundNetworkError: an operation or an activation cannot be exported; it is named.
+    """
+    for operation, inputs in plain.shapes(operations, shape):
+        add = _OPERATIONS.get(type(operation))
+        if add is None:
+            raise UnsoundNetworkError(
+                f"the operation {operation.kind} cannot be exported", operation.label
+            )
+        x = add(graph, x, operation, inputs)
+    return x
+
+
+def _numpy(tensor: Tensor) -> Array:
+    # In float64, which holds float32 exactly; the graph's constants have its own arithmetic.
+    return tensor.double().cpu().numpy()
+
+
+def _with_bias(graph: Graph, x: str, bias: Tensor | None, rank: int) -> str:
+    return x if bias is None else graph.add(x, graph.along(_numpy(bias), rank))
+
+
+def _dense(graph: Graph, x: str, operation: Any, _: Shape) -> str:
+    return _multiply(graph, x, operation.weight, operation.bias)
+
+
+def _multiply(graph: Graph, x: str, weight: Tensor, bias: Tensor | None) -> str:
+    product = graph.apply("MatMul", x, graph.constant(_numpy(weight).T))
+    return product if bias is None else graph.add(product, graph.constant(_numpy(bias)))
+
+
+def _gather(
+    graph: Graph,
+    x: str,
+    places: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    geometry: dict[str, Any],
+) -> str:
+    """Windows of values at 1-based ``places`` ``(C, H, W)``, where 0 stands for a zero."""
+    groups = geometry.pop("groups", 1)
+    outputs, inner, *kernel = weight.shape
+    channels = len(places)
+    whole = weight.new_zeros(outputs, channels, *kernel)
+    for g in range(groups):
+        rows = slice(g * (outputs // groups), (g + 1) * (outputs // groups))
+        whole[rows, g * inner : (g + 1) * inner] = weight[rows]
+    reads = F.unfold(places[None].double(), tuple(kernel), **geometry)[0].mT.long()
+    sides = F.conv2d(places[None, :1].double(), torch.ones(1, 1, *kernel).double(), **geometry)
+    padding = graph.integers(0, 1, 0, 0)
+    padded = graph.apply("Pad", graph.reshape(x, -1), padding, graph.constant(0.0))
+    windows = graph.apply("Gather", padded, graph.constant(reads.numpy(), np.int64), axis=1)
+    product = graph.apply("MatMul", windows, graph.constant(_numpy(whole.flatten(1)).T))
+    maps = graph.apply("Transpose", product, perm=[0, 2, 1])
+    return _with_bias(graph, graph.reshape(maps, outputs, *sides.shape[2:]), bias, 4)
+
+
+def _positions(shape: Shape) -> Tensor:
+    channels, height, width = shape
+    return torch.arange(1, 1 + channels * height * width).view(channels, height, width)
+
+
+def _convolution(graph: Graph, x: str, operation: Any, shape: Shape) -> str:
+    geometry = {key: getattr(operation, key) for key in ("stride", "padding", "dilation")}
+    geometry["groups"] = operation.groups
+    return _gather(graph, x, _positions(shape), operation.weight, operation.bias, geometry)
+
+
+def _circular(graph: Graph, x: str, operation: Any, shape: Shape) -> str:
+    height, width = operation.weight.shape[2:]
+    places = F.pad(_positions(shape), (0, width - shape[2], 0, height - shape[1]))
+    for axis, period, out, s, p in zip(
+        (1, 2),
+        (height, width),
+        operation.output_size,
+        operation.stride,
+        operation.padding,
+        strict=True,
+    ):
+        places = places.index_select(axis, (torch.arange(s * (out - 1) + period) - p) % period)
+    geometry = {"stride": operation.stride}
+    return _gather(graph, x, places, operation.weight, operation.bias, geometry)
+
+
+def _affine(graph: Graph, x: str, operation: Any, shape: Shape) -> str:
+    scale, shift = (
+        graph.along(_numpy(c), len(shape) + 1) for c in (operation.scale, operation.shift)
+    )
+    return graph.add(graph.mul(x, scale), shift)
+
+
+def _flatten(graph: Graph, x: str, *_: Any) -> str:
+    return graph.reshape(x, -1)
+
+
+def _activation(graph: Graph, x: str, operation: Any, shape: Shape) -> str:
+    name = operation.function.__name__
+    if name not in ACTIVATIONS:
+        raise UnsoundNetworkError(f"the activation {name} cannot be exported", operation.label)
+    constants = {
+        key: _numpy(value) if isinstance(value, Tensor) else value
+        for key, value in operation.constants.items()
+    }
+    return ACTIVATIONS[name](graph, x, shape, constants)
+
+
+def _residual_block(graph: Graph, x: str, operation: Any, shape: Shape) -> str:
+    weight, padding = operation.weight, operation.padding
+    if weight.dim() == 2:
+        inner = _multiply(graph, x, weight, operation.bias)
+        hidden: Shape = (*shape[:-1], len(weight))
+    else:
+        inner = _gather(graph, x, _positions(shape), weight, operation.bias, {"padding": padding})
+        sides = (n + 2 * padding - k + 1 for n, k in zip(shape[1:], weight.shape[2:], strict=True))
+        hidden = (len(weight), *sides)
+    active = _activation(graph, inner, operation.activation, hidden)
+    scale = graph.along(_numpy(operation.scale), weight.dim())
+    active = graph.mul(graph.mul(active, scale), scale)
+    if weight.dim() == 2:
+        outer = _multiply(graph, active, weight.mT, None)
+    else:
+        # The transpose of a convolution: channels exchanged, kernels turned around.
+        back = weight.transpose(0, 1).flip(2, 3)
+        around = {"padding": tuple(k - 1 - padding for k in weight.shape[2:])}
+        outer = _gather(graph, active, _positions(hidden), back, None, around)
+    return graph.sub(x, graph.mul(graph.constant(2.0), outer))
+
+
+def _sandwich(graph: Graph, x: str, operation: Any, shape: Shape) -> str:
+    inner = _multiply(graph, x, operation.inner, operation.bias)
+    hidden = (*shape[:-1], len(operation.inner))
+    active = _activation(graph, inner, operation.activation, hidden)
+    return _multiply(graph, active, operation.outer.mT, None)
+
+
+def _sum(graph: Graph, x: str, operation: Any, shape: Shape) -> str:
+    branches = [add_operations(graph, x, branch, shape) for branch in operation.branches]
+    return functools.reduce(graph.add, branches)
+
+
+_OPERATIONS: Mapping[type[Operation], Callable[[Graph, str, Any, Shape], str]] = {
+    plain.Dense: _dense,
+    plain.Convolution: _convolution,
+    plain.CircularConvolution: _circular,
+    plain.Affine: _affine,
+    plain.Flatten: _flatten,
+    plain.Activation: _activation,
+    plain.ResidualBlock: _residual_block,
+    plain.Sandwich: _sandwich,
+    plain.Sum: _sum,
+}

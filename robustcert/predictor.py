@@ -1,0 +1,175 @@
+"""A certified network in use: label, certified radius and abstention for one forward pass."""
+
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from robustcert.certifiers import strict_arithmetic
+from robustcert.certifiers.lipschitz import certificates
+from robustcert.check import prove_network
+from robustcert.plain import PlainNetwork, UnsoundNetworkError
+from robustcert.restore import restore_network
+from robustcert.rounding import ForwardError, forward_error
+
+DTYPES = {"float64": torch.float64, "float32": torch.float32}
+
+
+class Prediction(NamedTuple):
+    """What a predictor says about a batch.
+
+    Attributes:
+        label: The largest logit's class, shape ``(N,)``.
+        radius: Certified l2 radius in input units, float64, shape ``(N,)``; 0 for ties, NaN and
+            whatever else is not certified.
+        abstained: Whether the radius is 0, or not above the least one asked for, shape ``(N,)``.
+    """
+
+    label: Tensor
+    radius: Tensor
+    abstained: Tensor
+
+
+class Predictor:
+    r"""A classifier that knows how far each of its answers holds.
+
+    The radius is that of :class:`robustcert.certifiers.LipschitzCertifier`, except that the
+    rounding of the forward pass is not measured at each input but known beforehand: with
+    :math:`\alpha + \beta s` the error within s of the origin, bounded once, an input x is evaluated
+    within :math:`\alpha + \beta \lVert x \rVert`, and every point within r of it within
+    :math:`\alpha + \beta (\lVert x \rVert + r)`. So
+
+    .. math:: r = \min_{j \ne c} \frac{m_j - 2 \sqrt 2\, (\alpha + \beta \lVert x \rVert)}
+        {K_{cj} + \sqrt 2\, \beta},
+
+    which costs a norm of the input beside the forward pass.
+
+    Args:
+        network: The network.
+        pairwise: Proved bounds on the constants of logit i minus logit j, shape ``(C, C)``.
+        least_radius: Where the radius is not above this, the predictor abstains. In input units.
+        dtype: Arithmetic of the forward pass. With float64, the radius speaks of the real-valued
+            network and of its evaluation in float64; with float32, of the real-valued network and
+            of its evaluation in float32, whose worst case often leaves nothing.
+        device: Where to compute.
+
+    Raises:
+        UnsoundNetworkError: a bound cannot be proved, or float32 would round the constants.
+        ValueError: ``least_radius`` is no number of at least 0, or the arithmetic is another.
+    """
+
+    def __init__(
+        self,
+        network: PlainNetwork,
+        pairwise: Tensor,
+        *,
+        least_radius: float = 0.0,
+        dtype: Literal["float64", "float32"] = "float64",
+        device: str | torch.device = "cpu",
+    ) -> None:
+        if not least_radius >= 0:
+            raise ValueError(f"least_radius: expected a number of at least 0, got {least_radius}")
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
+        self.least_radius = least_radius
+        self.functions = ("R", "F64") if dtype == "float64" else ("R", "F32")
+        self.dtype = DTYPES[dtype]
+        self.device = torch.device(device)
+        self.input_shape = tuple(network.input_shape)
+        origin = torch.zeros(1, *self.input_shape, dtype=self.dtype)
+        with torch.no_grad(), strict_arithmetic():
+            error = forward_error(network, origin)
+        self.alpha, self.beta = float(error.centre), error.growth
+        self.reach, self.lipschitz = float(error.reach), error.lipschitz
+        self.digest = network.digest()
+        self.network = network.to(self.device, self.dtype)
+        self.pairwise = pairwise.to(self.device, torch.float64)
+
+    @torch.no_grad()
+    @strict_arithmetic()
+    def __call__(self, x: Tensor) -> Prediction:
+        """Classify inputs of shape ``(N, *input_shape)``.
+
+        Args:
+            x: Floating point, in the units of training, or uint8, of which p stands for
+                float32(p / 255).
+
+        Raises:
+            ValueError: the inputs have another shape, or are neither bytes nor floats.
+        """
+        if tuple(x.shape[1:]) != self.input_shape or x.dim() != len(self.input_shape) + 1:
+            shape = ", ".join(map(str, self.input_shape))
+            raise ValueError(f"expected inputs of shape (N, {shape}), got {tuple(x.shape)}")
+        if x.dtype == torch.uint8:
+            x = x.float() / 255
+        if not x.is_floating_point():
+            raise ValueError(f"expected inputs of bytes or floating point, got {x.dtype}")
+        x = x.to(self.device)
+        inputs = x.to(self.dtype)
+        with torch.autocast(self.device.type, enabled=False):
+            state = self.evaluate(inputs)
+        found = certificates(state, x, inputs, self._distances)
+        return Prediction(found.prediction, found.radius, ~(found.radius > self.least_radius))
+
+    def evaluate(self, inputs: Tensor) -> ForwardError:
+        """Logits with the error that is known beforehand; inputs in the predictor's arithmetic."""
+        # The factor covers the rounding of 2^31 squares and their sum; the last term, their
+        # underflow.
+        flat = inputs.flatten(1).double()
+        distance = (
+            torch.linalg.vector_norm(flat, dim=1) * (1 + 2.0**-22) + flat.shape[1] * 2.0**-511
+        )
+        centre = (self.alpha + self.beta * distance) * (1 + 1e-9)
+        reach = self.reach - distance
+        return ForwardError(self.network(inputs), centre, self.beta, self.lipschitz, reach)
+
+    def _distances(self, prediction: Tensor, gap: Tensor, drift: float) -> Tensor:
+        return gap / (self.pairwise[prediction] + drift)
+
+
+def load(
+    path: str | Path,
+    *,
+    least_radius: float = 0.0,
+    dtype: Literal["float64", "float32"] = "float64",
+    device: str | torch.device = "cpu",
+) -> Predictor:
+    """The predictor of a certificate folder, or of a run's folder with ``certificate`` in it.
+
+    The folder is read as untrusted data, by the independent checker: hashes are recomputed, and its
+    norms and pairwise constants are proved again before they are used. Samples and radii are not
+    looked at and need not be there.
+
+    Args:
+        path: The folder.
+        least_radius: As for :class:`Predictor`.
+        dtype: As for :class:`Predictor`.
+        device: As for :class:`Predictor`.
+
+    Raises:
+        UnreadableError: the folder is malformed.
+        UnsoundNetworkError: a constant is not proved, or the folder does not speak of the network.
+    """
+    folder = Path(path)
+    if not (folder / "certificate.json").exists() and (folder / "certificate").is_dir():
+        folder = folder / "certificate"
+    proved, report = prove_network(folder)
+    if not report.verified:
+        reasons = [*report.mismatches, *report.uncovered]
+        raise UnsoundNetworkError(f"{folder}: not proved, so not loaded: {reasons[0]}")
+    if proved.proof == "smoothing":
+        raise UnsoundNetworkError(
+            f"{folder} speaks of a smoothed classifier, which no single forward pass evaluates: "
+            "load a certificate of another certifier"
+        )
+    network = restore_network(proved.operations)
+    if network.digest() != proved.digest:
+        raise UnsoundNetworkError(f"{folder}: its network cannot be restored as it was")
+    return Predictor(
+        network,
+        torch.from_numpy(proved.pairwise),
+        least_radius=least_radius,
+        dtype=dtype,
+        device=device,
+    )

@@ -1,0 +1,60 @@
+"""Certificate folders for tests of what is made from them."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from robustcert.certificate import write_certificate
+from robustcert.certifiers import LipschitzCertifier
+from robustcert.data import to_unit
+from robustcert.lipschitz import fold_network
+from robustcert.plain import PlainNetwork
+from robustcert.samples import CertifiedSplit
+
+
+def perturbed(module: nn.Module, scale: float = 0.2) -> nn.Module:
+    """The module with other parameters, biases and activations' own included."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter += scale * torch.randn(parameter.shape)
+    return module
+
+
+def plain_network(module: nn.Module, *shape: int) -> PlainNetwork:
+    """The plain network of a perturbed module."""
+    return fold_network(perturbed(module), shape)
+
+
+def write_folder(
+    folder: Path,
+    network: PlainNetwork,
+    certifier: LipschitzCertifier | None = None,
+    samples: int = 12,
+) -> Path:
+    """The certificate of random images, labelled as they are predicted but for every fourth."""
+    folder.mkdir(parents=True, exist_ok=True)
+    certifier = certifier or LipschitzCertifier()
+    generator = torch.Generator().manual_seed(1)
+    shape = (samples, *network.input_shape)
+    inputs = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+    certificates = certifier.certify(network, to_unit(inputs))
+    target = certificates.prediction.clone()
+    target[::4] = (target[::4] + 1) % len(certifier.pairwise_bound(network))
+    split = CertifiedSplit(inputs, target, torch.arange(samples), certificates)
+    record: dict[str, Any] = {
+        "functions": certifier.functions,
+        "proof": certifier.proof(network),
+        "smoothing": certifier.smoothing(),
+    }
+    write_certificate(
+        folder,
+        network,
+        certifier.pairwise_bound(network),
+        split,
+        [0.01, 0.1],
+        record,
+        certifier.multiplier_tensors(network),
+    )
+    return folder
