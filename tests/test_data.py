@@ -851,8 +851,10 @@ def test_configuration_binds_to_its_class(path: Path, monkeypatch: pytest.Monkey
     dataset = cls(**options)
     assert dataset.name == path.stem
     channels = dataset.input_shape[0]
-    assert len(config["normalization"]["mean"]) == len(config["normalization"]["std"]) == channels
-    assert config["normalization"]["std"] == [1.0] * channels
+    # Where the dimension is an option, one value serves any number of channels.
+    values = 1 if "dimension" in options else channels
+    assert len(config["normalization"]["mean"]) == len(config["normalization"]["std"]) == values
+    assert config["normalization"]["std"] == [1.0] * values
 
 
 # --- real data ---------------------------------------------------------------------------------

@@ -813,7 +813,9 @@ FAULTS: dict[str, Fault] = {
         samples,
         "write_radii",
         lambda f: (
-            lambda path, split: f(path, replace(split, certificates=in_float32(split.certificates)))
+            lambda path, split, *status: f(
+                path, replace(split, certificates=in_float32(split.certificates)), *status
+            )
         ),
     ),
     "certified at equality": put(
