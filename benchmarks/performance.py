@@ -21,7 +21,11 @@ PARTS = [
     ("Dense layers, forward and backward", ["layer_time.py", "dense", "--repeats", "8"]),
     ("Convolutions, forward and backward", ["layer_time.py", "conv", "--repeats", "8"]),
     ("Training step of an MLP", ["step_time.py"]),
-    ("Training step of residual architectures", ["architecture_time.py"]),
+    (
+        "Training step of LiResNet's trunk, with and without estimate",
+        ["architecture_time.py", "trunk"],
+    ),
+    ("Training step of LiResNet++", ["architecture_time.py", "network"]),
     ("Bounds, certification and validation", ["certify_time.py"]),
     ("Growth, memory and start-up", ["growth.py"]),
     ("Profile of a training step", ["profile_step.py"]),
