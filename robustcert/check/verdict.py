@@ -64,9 +64,9 @@ SMOOTHED_FUNCTION = (
     "standard deviation sigma, in real arithmetic"
 )
 SMOOTHING = {"sigma", "n0", "n", "alpha", "confidence", "seed"}
-PROOFS = ("lipschitz", "lipsdp", "second-order", "crown", "local-lipschitz")
+PROOFS = ("lipschitz", "lipsdp", "second-order", "crown")
 # Their radii rest on more than the pairwise bounds, and are not proved again here.
-NOT_COVERED = ("crown", "local-lipschitz")
+NOT_COVERED = ("crown",)
 WEIGHTED = ("dense", "convolution", "sandwich", "residual_block", "circular_convolution")
 CLAIMS = {"format", "robustcert", "claim", "network", "bounds", "pairwise", "summary", "files"}
 
