@@ -6,6 +6,7 @@ from robustcert.certifiers.crown import CROWNCertifier
 from robustcert.certifiers.diagnostic import gradient_ratio
 from robustcert.certifiers.lipschitz import Certificates, LipschitzCertifier, certify
 from robustcert.certifiers.lipsdp import LipSDPCertifier
+from robustcert.certifiers.quadric import QuadricCertifier
 
 __all__ = [
     "CROWNCertifier",
@@ -13,6 +14,7 @@ __all__ = [
     "CombinedCertifier",
     "LipSDPCertifier",
     "LipschitzCertifier",
+    "QuadricCertifier",
     "certify",
     "gradient_ratio",
     "robust_accuracy_bracket",
