@@ -59,30 +59,28 @@ def _matmul_rate() -> float:
     return 2 * 1024**3 / best / 1e9
 
 
-def draw() -> None:
-    """Bars of every layer's time over the plain one's."""
+def draw(tables: list[tuple[str, str]]) -> None:
+    """Bars of every layer's time over the plain one's, from what layer_time.py printed."""
     import matplotlib.pyplot as plt
-    import torch
-    from layer_time import conv_layers, dense_layers, measure, ratio
+    from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
 
-    figure, axes = plt.subplots(1, 2, figsize=(11, 5), layout="constrained")
-    cases = [
-        ("dense 1024, batch 512", dense_layers(1024), (512, 1024)),
-        ("3x3 convolution, 64 channels, 16x16, batch 128", conv_layers(64, 16), (128, 64, 16, 16)),
-    ]
-    for axis, (title, makers, shape) in zip(axes, cases, strict=True):
-        times = measure(makers, torch.randn(shape).requires_grad_(), 5)
-        bars = sorted((ratio(times, name, "plain", 0), name) for name in times if name != "plain")
+    figure, axes = plt.subplots(1, 2, figsize=(12, 5.5), layout="constrained")
+    for axis, (title, table) in zip(axes, tables, strict=True):
+        rows = [(line[:32].strip(), line[32:].split()) for line in table.splitlines()[2:]]
+        bars = sorted((float(columns[1]), name) for name, columns in rows if name != "plain")
         foreign = ("orthogonium", "torchlip", "torch orthogonal")
         colours = ["#999999" if name.startswith(foreign) else "#2a6f97" for _, name in bars]
         axis.barh([name for _, name in bars], [value for value, _ in bars], color=colours)
         for row, (value, _) in enumerate(bars):
-            axis.text(value * 1.03, row, f"{value:.2g}", va="center", fontsize=8)
+            axis.text(value * 1.03, row, f"{value:.3g}", va="center", fontsize=8)
         axis.set_xscale("log")
-        axis.set_xlim(right=axis.get_xlim()[1] * 1.5)
+        axis.set_xlim(0.8, 1.6 * bars[-1][0])
+        axis.xaxis.set_major_locator(FixedLocator([1, 2, 5, 10, 20, 50, 100]))
+        axis.xaxis.set_minor_locator(NullLocator())
+        axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axis.axvline(1, color="black", linewidth=0.8)
         axis.set_title(title, fontsize=10)
-        axis.set_xlabel("forward and backward, over the plain layer (grey: other libraries)")
+        axis.set_xlabel("time over the plain layer's (grey: other libraries)")
     figure.savefig(FIGURE, dpi=110)
 
 
@@ -90,13 +88,16 @@ def main() -> None:
     """Run the parts and write the page."""
     argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     measured = [f"Measured {hardware()}.\n"]
+    tables = []
     for title, command in PARTS:
         print(title, flush=True)
         script = [sys.executable, str(Path(__file__).parent / command[0]), *command[1:]]
         done = subprocess.run(script, check=True, capture_output=True, text=True, cwd=ROOT)
         shown = f"python benchmarks/{' '.join(command)}"
+        if command[0] == "layer_time.py":
+            tables.append((title, done.stdout))
         measured.append(f"### {title}\n\n`{shown}`\n\n```\n{done.stdout.strip()}\n```\n")
-    draw()
+    draw(tables)
     measured.append(f"![Time of every layer](figures/{FIGURE.name})\n")
     before, _, rest = PAGE.read_text().partition(BEGIN)
     _, _, after = rest.partition(END)

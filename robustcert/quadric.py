@@ -1,4 +1,4 @@
-r"""Distance to where a quadratic function vanishes, from below and exact, by duality.
+r"""Quadratic logits and the distance at which their differences vanish, by duality.
 
 For :math:`q(\delta) = f + g^T \delta + \delta^T A \delta` with f > 0, the least
 :math:`\lVert\delta\rVert^2` with :math:`q(\delta) \le 0` is at least
@@ -13,17 +13,118 @@ exact, though nothing that is not convex was assumed.
 Reference: Boyd and Vandenberghe, *Convex Optimization*, appendix B (the S-procedure).
 """
 
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+
+from robustcert.plain import Flatten, Operation, PlainNetwork, Shape
+
+UNBOUNDED = (
+    "the slope of a quadratic has no bound, and so there is no Lipschitz certificate: set "
+    "certifier=quadric"
+)
 
 
-def quadric_distance(
+@dataclass(frozen=True, eq=False)
+class Quadratics(Operation):
+    r"""Logits that are the largest of their class's convex quadratics, on inputs ``(N, D)``.
+
+    .. math:: u_p(x) = \lVert W_p x - o_p \rVert^2 + \langle a_p, x \rangle + b_p
+
+    With orthonormal rows W it is :math:`\lVert x \rVert^2` less the squared distance to an affine
+    subspace, and nothing here rests on it that they are orthonormal.
+
+    Attributes:
+        frame: W, shape ``(P, m, D)``, the quadratics of the first class first.
+        offset: o, shape ``(P, m)``.
+        slope: a, shape ``(P, D)``.
+        shift: b, shape ``(P,)``.
+        classes: Number of logits, which divides P.
+    """
+
+    kind = "quadratics"
+    frame: Tensor
+    offset: Tensor
+    slope: Tensor
+    shift: Tensor
+    classes: int
+
+    def pieces(self, x: Tensor) -> Tensor:
+        """Every quadratic, shape ``(N, P)``."""
+        count, rank, _ = self.frame.shape
+        within = F.linear(x, self.frame.to(x).flatten(0, 1)).view(-1, count, rank)
+        squares = (within - self.offset.to(x)).square().sum(2)
+        return squares + F.linear(x, self.slope.to(x)) + self.shift.to(x)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Logits of shape ``(N, C)``."""
+        return self.pieces(x).view(len(x), self.classes, -1).amax(2)
+
+    def lipschitz_bound(self, input_shape: Shape) -> float:
+        """There is none: ``ValueError``."""
+        raise ValueError(UNBOUNDED)
+
+    def rounding(self, input_shape: Shape, unit: float) -> tuple[float, float]:
+        """None that is affine in the input's norm: ``ValueError``."""
+        raise ValueError(UNBOUNDED)
+
+    def options(self) -> dict[str, Any]:
+        """The number of logits."""
+        return {"classes": self.classes}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All constants."""
+        return {
+            "frame": self.frame,
+            "offset": self.offset,
+            "slope": self.slope,
+            "shift": self.shift,
+        }
+
+
+def quadratics_of(network: PlainNetwork) -> Quadratics | None:
+    """The quadratics that a network consists of, up to flattening; None for any other network."""
+    rest = [operation for operation in network.operations if type(operation) is not Flatten]
+    # By exact class: a subclass may compute something else.
+    return rest[0] if len(rest) == 1 and type(rest[0]) is Quadratics else None
+
+
+def best_multiplier(
     value: Tensor,
     along: Tensor,
     across: Tensor,
     eigenvalues: Tensor,
+    largest: Tensor,
     iterations: int = 60,
 ) -> Tensor:
+    """Multipliers that maximise the dual, up to bisection; see the module.
+
+    Args:
+        value: f, any shape ``S``.
+        along: The gradient's coordinates in A's eigenvectors, shape ``(*S, R)``.
+        across: Squared norm of the rest of the gradient, on which A is 0, shape ``S``.
+        eigenvalues: Of A, shape ``(*S, R)`` or one that expands to it.
+        largest: What multipliers are kept below, shape ``S`` or one that expands to it.
+        iterations: Halvings of the multiplier's interval.
+
+    Returns:
+        Shape ``S``; 0 where f is not positive.
+    """
+    low, high = torch.zeros_like(value), largest.expand_as(value)
+    for _ in range(iterations):
+        middle = (low + high) / 2
+        # The dual's slope is q at the minimiser.
+        delta = -middle[..., None] / 2 * along / (1 + middle[..., None] * eigenvalues)
+        slope = value + (along * delta).sum(-1) + (eigenvalues * delta.square()).sum(-1)
+        rising = slope - middle / 2 * across > 0
+        low, high = torch.where(rising, middle, low), torch.where(rising, high, middle)
+    return torch.where(value > 0, low, 0.0)
+
+
+def quadric_distance(value: Tensor, along: Tensor, across: Tensor, eigenvalues: Tensor) -> Tensor:
     """Lower bounds on the distance at which quadratic functions vanish, tight up to bisection.
 
     Args:
@@ -31,22 +132,14 @@ def quadric_distance(
         along: The gradient's coordinates in A's eigenvectors, shape ``(N, R)``.
         across: Squared norm of the rest of the gradient, on which A is 0, shape ``(N,)``.
         eigenvalues: Of A, shape ``(R,)``.
-        iterations: Halvings of the multiplier's interval.
 
     Returns:
         Shape ``(N,)``; 0 where f is not positive. Rounding is left out, see the caller.
     """
-    low = torch.zeros_like(value)
     # Beyond the pole I + lambda A is indefinite; where A has no negative part there is none.
     steepest = (-eigenvalues).max().clamp_min(1e-12)
-    high = torch.full_like(value, float(1 / steepest) * (1 - 1e-12))
-    for _ in range(iterations):
-        middle = (low + high) / 2
-        # The dual's slope is q at the minimiser.
-        delta = -middle[:, None] / 2 * along / (1 + middle[:, None] * eigenvalues)
-        slope = value + (along * delta).sum(1) + (eigenvalues * delta.square()).sum(1)
-        rising = slope - middle / 2 * across > 0
-        low, high = torch.where(rising, middle, low), torch.where(rising, high, middle)
+    largest = (1 / steepest * (1 - 1e-12)).expand_as(value)
+    low = best_multiplier(value, along, across, eigenvalues, largest)
     inverse = (along.square() / (1 + low[:, None] * eigenvalues)).sum(1) + across
     dual = low * value - low.square() / 4 * inverse
-    return torch.where(value > 0, dual.clamp_min(0).sqrt(), 0.0)
+    return dual.clamp_min(0).sqrt()

@@ -1,12 +1,18 @@
 """Distances to quadrics: never above what is found by search, and equal to it."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
-from robustcert.quadric import quadric_distance
+from robustcert.attacks import cross_check
+from robustcert.certifiers import LipschitzCertifier, QuadricCertifier
+from robustcert.lipschitz import fold_network
+from robustcert.models import Subspaces
+from robustcert.plain import PlainNetwork, UnsoundNetworkError
+from robustcert.quadric import Quadratics, quadratics_of, quadric_distance
 
 
 def found(f: Tensor, g: Tensor, eigenvalues: Tensor) -> Tensor:
@@ -43,3 +49,70 @@ def test_a_linear_function_vanishes_at_value_over_slope() -> None:
     rest, zero = torch.tensor([16.0, 16.0]).double(), torch.zeros(1).double()
     distance = quadric_distance(f, g, rest, zero)
     assert distance.tolist() == pytest.approx([0.4, 0.0], rel=1e-6)
+
+
+def network(per_class: int = 2, rank: int = 3) -> tuple[PlainNetwork, Tensor, Tensor]:
+    """Subspaces at clusters of three clouds in eight dimensions, with the clouds."""
+    torch.manual_seed(0)
+    labels = torch.arange(90) % 3
+    x = (torch.randn(3, 8)[labels] + 0.3 * torch.randn(90, 8)).clamp(-1, 1) / 2 + 0.5
+    model = Subspaces((8,), 3, per_class=per_class, rank=rank)
+    model.start_at(x, labels)
+    folded = fold_network(model, (8,))
+    torch.testing.assert_close(folded(x), model(x), rtol=1e-4, atol=1e-4)
+    return folded, x, labels
+
+
+def test_certified_radii_are_the_distances_that_attacks_find() -> None:
+    folded, x, _ = network()
+    found = QuadricCertifier().certify(folded, x)
+    rows = (found.radius > 0).nonzero()[:, 0]
+    assert len(rows) > 80
+    record = cross_check(folded, x, found.prediction, found.radius, samples=90)
+    assert record["samples"] == len(rows)
+    assert record["broken"] == 0
+    assert 1 <= record["median_distance_over_radius"] < 1.001
+
+
+def test_training_radii_are_below_the_certified_ones() -> None:
+    _, x, labels = network()
+    model = Subspaces((8,), 3, per_class=2, rank=3)
+    model.start_at(x, labels)
+    plain = fold_network(model, (8,))
+    found = QuadricCertifier().certify(plain, x)
+    closed = -model.distance_logits(x, found.prediction).detach().double()
+    closed = closed.scatter(1, found.prediction[:, None], math.inf).amin(1)
+    certified = found.radius > 0
+    assert certified.sum() > 80
+    assert (closed <= found.radius * (1 + 1e-3) + 1e-4)[certified].all()
+    assert (found.radius / closed)[certified].max() > 1.01
+
+
+def test_frames_need_not_be_orthonormal() -> None:
+    folded, x, _ = network()
+    quadratics = quadratics_of(folded)
+    assert quadratics is not None
+    bent = replace(quadratics, frame=1.5 * quadratics.frame + 0.1)
+    folded = PlainNetwork((bent,), (8,))
+    found = QuadricCertifier().certify(folded, x)
+    assert (found.radius > 0).sum() > 20
+    assert cross_check(folded, x, found.prediction, found.radius, samples=90)["broken"] == 0
+
+
+def test_no_lipschitz_certificate_is_given() -> None:
+    folded, x, _ = network()
+    with pytest.raises(UnsoundNetworkError, match="certifier=quadric"):
+        LipschitzCertifier().certify(folded, x)
+    assert QuadricCertifier().proof(folded) == "quadric"
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_ties_and_overflow_are_not_certified(value: float) -> None:
+    folded, _, _ = network()
+    quadratics = quadratics_of(folded)
+    assert quadratics is not None
+    one = [t[:1].expand_as(t) for t in quadratics.tensors().values()]
+    same = PlainNetwork((Quadratics(*one, 3),), (8,))
+    assert not QuadricCertifier().certify(same, torch.full((4, 8), value)).radius.any()
+    far = torch.full((4, 8), 1e200, dtype=torch.float64)
+    assert not QuadricCertifier().certify(folded, far).radius.any()

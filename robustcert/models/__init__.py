@@ -1,4 +1,4 @@
-"""Networks: a backbone made of given layers and activations, and a linear head."""
+"""Networks: a backbone made of given layers and activations, and a linear head; subspaces."""
 
 from robustcert.models.classifier import Classifier
 from robustcert.models.convnet import ConvNet
@@ -15,6 +15,7 @@ from robustcert.models.position import Position
 from robustcert.models.residual_family import ResidualFamily
 from robustcert.models.residual_mlp import Mixture, ResidualMLP
 from robustcert.models.shift import CircularShift, circular_shift
+from robustcert.models.subspaces import Subspaces
 
 __all__ = [
     "MLP",
@@ -33,5 +34,6 @@ __all__ = [
     "Position",
     "ResidualFamily",
     "ResidualMLP",
+    "Subspaces",
     "circular_shift",
 ]
