@@ -93,12 +93,17 @@ def conv_layers(n: int, size: int) -> dict[str, Make]:
     free: dict[str, Any] = {
         "free + estimate": layers.UnconstrainedConv2d,
         "LiRes + estimate": layers.LiResConv2d,
+        "centred LiRes + estimate": partial(layers.LiResConv2d, centering=True),
     }
     where = {"padding": 1, "input_size": (size, size)}
+    patches = {"stride": 4, "padding": 0, "input_size": (size, size)}
     return {
         "plain": lambda: nn.Conv2d(n, n, 3, padding=1),
         **{k: (lambda cls=cls: WithEstimate(cls(n, n, 3, **where))) for k, cls in free.items()},
         **{k: partial(cls, n, n, 3, **where) for k, cls in ours.items()},
+        "Cholesky patches, 4x4": partial(layers.CholeskyPatchConv2d, n, n, 4, **patches),
+        "L2-norm pooling, 2x2": layers.NormPool2d,
+        "invertible downsampling, 2x2": lambda: layers.InvertibleDownsampling(n),
         **_conv_peers(n),
     }
 
@@ -149,12 +154,12 @@ def measure(makers: dict[str, Make], x: Tensor, repeats: int) -> dict[str, list[
     """Wall and CPU seconds of a pass, ``repeats`` rounds after two to warm up."""
     modules = {name: make() for name, make in makers.items()}
     times: dict[str, list[tuple[float, ...]]] = {name: [] for name in modules}
-    upstream = torch.randn_like(x)
+    upstream = {name: torch.randn_like(module(x)) for name, module in modules.items()}
     for repeat in range(repeats + 2):
         for name, module in modules.items():
             module.zero_grad()
             start = time.perf_counter(), time.process_time()
-            module(x).backward(upstream)
+            module(x).backward(upstream[name])
             took = time.perf_counter() - start[0], time.process_time() - start[1]
             if repeat >= 2:
                 times[name].append(took)
