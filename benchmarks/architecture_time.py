@@ -132,7 +132,8 @@ def main() -> None:
         make(options.depth, options.width, options.side, options.batch), options.repeats
     )
     base = next(iter(times.values()))
-    print(f"{options}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    sizes = ", ".join(f"{key} {value}" for key, value in vars(options).items() if key != "what")
+    print(f"{options.what}, {sizes}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     print(f"{'variant':28} {'median ms':>10} {'wall':>6} {'CPU':>6}   over the first")
     for name, values in times.items():
         wall, cpu = (

@@ -13,6 +13,9 @@ import sys
 import time
 from pathlib import Path
 
+import torch
+from profile_step import rate
+
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "performance.md"
 FIGURE = ROOT / "docs" / "figures" / "layer_time.png"
@@ -38,25 +41,11 @@ def hardware() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     cpu = next((line.split(":")[1].strip() for line in lines if "model name" in line), cpu)
     cores = sum(line.startswith("processor") for line in lines)
-    flops = _matmul_rate()
-    import torch
-
     return (
         f"{time.strftime('%Y-%m-%d')}, {cpu}, {cores} cores, torch {torch.__version__}, "
-        f"{torch.get_num_threads()} threads; 1024x1024 float32 products run at {flops:.0f} GFLOP/s"
+        f"{torch.get_num_threads()} threads; 1024x1024 float32 products run at "
+        f"{rate() / 1e9:.0f} GFLOP/s"
     )
-
-
-def _matmul_rate() -> float:
-    import torch
-
-    a = torch.randn(1024, 1024)
-    best = float("inf")
-    for _ in range(20):
-        start = time.perf_counter()
-        a @ a
-        best = min(best, time.perf_counter() - start)
-    return 2 * 1024**3 / best / 1e9
 
 
 def draw(tables: list[tuple[str, str]]) -> None:
