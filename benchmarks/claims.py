@@ -38,6 +38,26 @@ SETTINGS: dict[str, tuple[int, tuple[int, ...], tuple[str, ...]]] = {
     "mnist": (4, (64, 256), ("experiment=mnist_1.58",)),
     "cifar10": (6, (256, 512), ("dataset=cifar10",)),
 }
+# Smooth networks beside the choices of conf/activation: temperatures of the order of the radius,
+# held, learned from there (activation=smooth starts at 0.05), or lowered while training.
+VARIANTS: dict[str, tuple[str, ...]] = {
+    "smooth_at_epsilon": (
+        "activation=smooth",
+        "model.activation.temperature=${epsilon}",
+        "model.activation.learnable=false",
+    ),
+    "smooth_learned_from_epsilon": (
+        "activation=smooth",
+        "model.activation.temperature=${epsilon}",
+        "model.activation.per_feature=true",
+    ),
+    "smooth_annealed": (
+        "activation=smooth",
+        "model.activation.learnable=false",
+        "+trainer.callbacks=[{_target_: robustcert.callbacks.TemperatureAnnealing, "
+        "start: ${epsilon}, end: 0.01}]",
+    ),
+}
 # Two-sided 95 % quantiles of Student's t by degrees of freedom.
 STUDENT = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306}
 KEYS = ("accuracy", "vra", "vra combined", "t train", "t test", "gap", "t_K", "t_shape")
@@ -147,7 +167,10 @@ def main() -> None:
     parser.add_argument("--widths", type=int, nargs="+")
     parser.add_argument("--samples", type=int, default=100, help="for tightness, of each split")
     parser.add_argument(
-        "--activations", nargs="+", default=["relu", "maxmin", "n_activation", "smooth"]
+        "--activations",
+        nargs="+",
+        default=["relu", "maxmin", "n_activation", "smooth"],
+        help=f"of conf/activation, or {', '.join(VARIANTS)}",
     )
     arguments = parser.parse_args()
     epochs, widths, options = SETTINGS[arguments.dataset]
@@ -160,7 +183,7 @@ def main() -> None:
                 if not (folder / "results.json").exists():
                     config = compose(
                         *options,
-                        f"activation={activation}",
+                        *VARIANTS.get(activation, (f"activation={activation}",)),
                         f"model.width={width}",
                         "model.depth=3",
                         f"seed={seed}",

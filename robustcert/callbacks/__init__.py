@@ -1,5 +1,6 @@
-"""What happens beside training: checkpoints, progress, seeds, tightness, grafting."""
+"""What happens beside training: checkpoints, progress, seeds, tightness, grafting, annealing."""
 
+from robustcert.callbacks.annealing import TemperatureAnnealing
 from robustcert.callbacks.check_ranks import CheckRanks
 from robustcert.callbacks.checkpoints import (
     AtomicCheckpointIO,
@@ -25,4 +26,5 @@ __all__ = [
     "ProgressBar",
     "RecordRun",
     "SeedEpochs",
+    "TemperatureAnnealing",
 ]
