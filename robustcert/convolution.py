@@ -48,6 +48,14 @@ from robustcert.residual import (
 #     sup_w ||K(w)||^2 <= max_grid ||K(w)||^2 * (1 + 1 / cos(pi D / N)) / 2   per dimension,
 # and D = 0 needs a single point. The supremum bounds the block of every frequency of period M.
 #
+# One dimension only. A convolution is also one along the width alone, whose channels are all rows
+# of all channels: a tap is the matrix, of weights and zeros, that a column of the kernel makes of
+# the rows, zero padding included. Its blocks T(w) are restrictions of the convolutions along the
+# height with blocks K(v, w), so that their norms are at most those, and nothing is lost at the
+# upper and the lower border. A frequency costs a matrix of c_out n_out by c_in n, so it is used on
+# short axes only, where the border matters. Likewise along the height; both is the whole matrix.
+# Circular axes are never cut open: their wrapped taps read the signal.
+#
 # Rounding. The angle 2 pi f a / M is reduced modulo 2 pi in integers. The computed cosines and
 # sines are taken to be within eta = 2^-48 (32 roundings) of the true ones; a test checks this. A
 # symbol entry is a sum of T products, so its real and its imaginary part are each wrong by at most
@@ -56,6 +64,9 @@ from robustcert.residual import (
 
 TWIDDLE_ERROR = Fraction(1, 2**48)
 POINTS_PER_DEGREE = 32
+POINTS_PER_EXCESS = 6
+MOST_WORK = 2**31
+MOST_TAPS = 2**25
 CHUNK_BYTES = 2**28
 PI = Fraction(355, 113)  # above pi
 
@@ -116,6 +127,17 @@ class Axis:
         points, factor = grid(outputs if circular else period, high - low)
         return Axis(taps, size, outputs, points, factor)
 
+    @property
+    def degree(self) -> int:
+        """Largest difference of two shifts."""
+        shifts = [shift for _, shift, *_ in self.taps] or [0]
+        return max(shifts) - min(shifts)
+
+    @property
+    def residues(self) -> int:
+        """Number of signals that a stride makes of one."""
+        return len({residue for _, _, residue, *_ in self.taps})
+
 
 def grid(period: int, degree: int) -> tuple[int, Fraction]:
     """Number of grid points for a period and the factor they cost: Note [symbol]."""
@@ -127,6 +149,9 @@ def grid(period: int, degree: int) -> tuple[int, Fraction]:
     x = PI * degree / points
     cosine = 1 - x**2 / 2 + x**4 / 24 - x**6 / 720
     return points, (1 + 1 / cosine) / 2
+
+
+PIXEL = Axis.of(1, 1, 1, 0, 1, circular=False)
 
 
 def frequencies(axes: tuple[Axis, Axis]) -> NDArray[np.int64]:
@@ -191,17 +216,19 @@ def symbol_error(taps: list[tuple[NDArray[np.int64], Array]]) -> Fraction:
     return exact(root_up(2 * relative**2 * energy_up(sums)))
 
 
-def operator(weight: Array, axes: tuple[Axis, Axis]) -> Array:
-    """The zero-padded convolution of a weight (c_out, c_in, kh, kw) as a matrix, exactly."""
-    out, inner = weight.shape[:2]
-    vertical, horizontal = axes
-    matrix = np.zeros(
-        (out, vertical.outputs, horizontal.outputs, inner, vertical.inputs, horizontal.inputs)
-    )
+def unrolled(weight: Array, axis: Axis, dimension: int) -> Array:
+    """The weight (groups, c_out, c_in, kh, kw) with all positions of a dimension as channels.
+
+    ``axis`` lays out ``dimension``, 3 or 4, which has length 1 afterwards. Exact: Note [symbol].
+    """
+    kernel = np.moveaxis(weight, dimension, -1)
+    groups, out, inner, other = kernel.shape[:-1]
+    taps = np.zeros((groups, out, axis.outputs, inner, axis.inputs, other))
     # With zero padding at most one tap meets an output and an input: nothing is added up.
-    for (i, *_, rows, y), (j, *_, columns, x) in product(vertical.taps, horizontal.taps):
-        matrix[:, rows[:, None], columns[None], :, y[:, None], x[None]] = weight[..., i, j]
-    return matrix.reshape(out * vertical.outputs * horizontal.outputs, -1)
+    for tap, *_, rows, reads in axis.taps:
+        taps[:, :, rows, :, reads] = kernel[..., tap]
+    shape = (groups, out * axis.outputs, inner * axis.inputs, other)
+    return np.expand_dims(taps.reshape(shape), dimension)
 
 
 def symbol_norm_bound(weight: Array, axes: tuple[Axis, Axis]) -> Fraction:
@@ -225,11 +252,28 @@ def operator_norm_bound(weight: Array, axes: tuple[Axis, Axis]) -> Fraction | No
         return None
     bound = Fraction(0)
     for part in weight:
-        matrix = operator(part, axes)
+        whole = unrolled(unrolled(part[None], axes[0], 3), axes[1], 4)
+        matrix = whole[0, :, :, 0, 0]
         if matrix.any():
             matrix = matrix if rows >= columns else np.ascontiguousarray(matrix.T)
             bound = max(bound, squared_norm_bound(matrix[None], floor=float(bound)))
     return exact(root_up(bound))
+
+
+def mixed_norm_bound(weight: Array, axes: tuple[Axis, Axis]) -> Fraction | None:
+    """Bound of the norm by symbols in one dimension only, or None where that is dear or idle."""
+    groups, out, inner = weight.shape[:3]
+    bounds = []
+    for axis, other, dimension in ((axes[0], axes[1], 3), (axes[1], axes[0], 4)):
+        small, large = sorted((out * axis.outputs, inner * axis.inputs * other.residues))
+        work = other.points * groups * small**2 * large
+        taps = weight.size * axis.outputs * axis.inputs // weight.shape[dimension]
+        # On longer axes the symbols are close already.
+        short = axis.points <= POINTS_PER_EXCESS * axis.degree
+        if short and work <= MOST_WORK and taps <= MOST_TAPS:
+            pair = (PIXEL, other) if dimension == 3 else (other, PIXEL)
+            bounds.append(symbol_norm_bound(unrolled(weight, axis, dimension), pair))
+    return min(bounds, default=None)
 
 
 def norm_bound(
@@ -261,8 +305,10 @@ def norm_bound(
         return copy.unscale(Fraction(0))
     bound = symbol_norm_bound(values, axes)
     if not circular:
+        # Neither is ever worse than the symbols, but for rounding.
         direct = operator_norm_bound(values, axes)
-        bound = bound if direct is None else min(bound, direct)
+        closer = mixed_norm_bound(values, axes) if direct is None else direct
+        bound = bound if closer is None else min(bound, closer)
     return copy.unscale(bound)
 
 
@@ -281,7 +327,8 @@ def conv_norm_bound(
 
     over a frequency grid larger than the input by the padding, see Note [symbol]. The grid of the
     input's own size, that of a circular convolution, is *not* enough. Strides become channels.
-    Small maps are bounded as a matrix too, and the lesser bound counts. The transposed convolution
+    Small maps are bounded as a matrix too, short ones by symbols along one dimension, and the least
+    bound counts. The transposed convolution
     has the same norm.
 
     The norm depends on the input size: a bound holds for the size it was computed for.

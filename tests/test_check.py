@@ -23,10 +23,10 @@ from miniatures import write_idx
 from safetensors.numpy import load_file, save_file
 from torch import nn
 
-from robustcert import activations, plain, spectral
+from robustcert import activations, convolution, plain, spectral
 from robustcert.certificate import CertifiedSplit, write_certificate
 from robustcert.certifiers import LipschitzCertifier, lipschitz
-from robustcert.check import UnreadableError, check
+from robustcert.check import UnreadableError, check, norms
 from robustcert.check.__main__ import main
 from robustcert.check.digits import add_up, digit_bits, exact_gram, split_floats, split_integers
 from robustcert.check.fixed import to_integers
@@ -1209,6 +1209,31 @@ def test_norms_of_convolutions(seed: int) -> None:
     assert true <= find(op) <= claimed * (1 + 1e-9)
     for share in (1 - 1e-11, 1 - 1e-6, 0.9):
         assert not prove(op, true * share).method
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("size", [(16, 16), (30, 9), (9, 30)])
+def test_symbols_along_one_dimension(size: tuple[int, int], groups: int, stride: int) -> None:
+    # Without the matrix, and the symbols along both prove a higher bound only.
+    torch.manual_seed(0)
+    weight = torch.randn(2 * groups, 2, 5, 5).numpy()
+    options = {"stride": [stride] * 2, "padding": [0, 0], "dilation": [1, 1], "groups": groups}
+    op = operation("convolution", weight, (2 * groups, *size), **options)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(convolution, "operator_norm_bound", lambda *_: None)
+        claimed = conv_norm_bound(weight, size, **options)
+        patch.setattr(convolution, "mixed_norm_bound", lambda *_: None)
+        assert claimed < conv_norm_bound(weight, size, **options) * (1 - 1e-3)
+    columns = torch.eye(math.prod(op.input_shape)).double().reshape(-1, *op.input_shape)
+    matrix = torch.nn.functional.conv2d(columns, torch.from_numpy(weight).double(), **options)
+    true = float(torch.linalg.eigvalsh(matrix.flatten(1) @ matrix.flatten(1).T).max().sqrt())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(norms, "_whole_matrices", lambda _: iter(()))
+        found = prove(op, claimed).method
+        assert "1x" in found or "x1 " in found
+        assert not prove(op, true * (1 - 1e-9)).method
+        assert true * (1 - 1e-12) <= find(op) <= claimed * (1 + 1e-9)
 
 
 def test_norm_of_a_convolution_that_reads_padding_only() -> None:

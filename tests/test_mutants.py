@@ -174,6 +174,11 @@ CONVOLUTIONS: dict[str, tuple[Tensor, tuple[int, int], tuple[int, int, int, int]
         (5, 5),
         (1, 1, 1, 2),
     ),
+    "nine groups": (  # too many for their matrices
+        (RIDGE.T @ RIDGE).repeat(9, 1, 1, 1),
+        (4, 4),
+        (1, 1, 1, 9),
+    ),
     "between grid points": (torch.tensor([[[[1.0, 0.785, -0.8]]]]), (1, 200), (1, 0, 1, 1)),
 }
 
@@ -702,6 +707,16 @@ FAULTS: dict[str, Fault] = {
     "first quadrant of frequencies": wrap(convolution, "frequencies", first_quadrant),
     "coarse grid for all frequencies": put(
         convolution, "grid", lambda period, degree: (min(period, 32 * degree or 1), Fraction(1))
+    ),
+    "last tap of a dimension left out": wrap(
+        convolution,
+        "unrolled",
+        lambda f: lambda w, axis, d: f(w, replace(axis, taps=axis.taps[:-1]), d),
+    ),
+    "symbols along one dimension, root left out": wrap(
+        convolution,
+        "mixed_norm_bound",
+        lambda f: lambda *args: (bound := f(*args)) and residual.exact(residual.root_up(bound)),
     ),
     "convolutions 1 % too small": conv_bound(lambda bound, *arguments: 0.99 * bound(*arguments)),
     # Composition

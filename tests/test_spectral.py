@@ -233,8 +233,9 @@ def matrix_of(weight: Tensor, size: tuple[int, int], **options: object) -> Tenso
 
 
 def by_symbols(weight: Tensor, *args: object, **options: object) -> float:
-    """:func:`conv_norm_bound` without its look at the matrix."""
+    """:func:`conv_norm_bound` without its look at the matrix, whole or along one dimension."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(convolution, "mixed_norm_bound", lambda *_: None)
         patch.setattr(convolution, "operator_norm_bound", lambda *_: None)
         return conv_norm_bound(weight, *args, **options)  # type: ignore[arg-type]
 
@@ -276,6 +277,58 @@ def test_convolution_bounds_hold_for_the_materialised_operator(seed: int) -> Non
     estimate, _ = conv_power_iteration(weight, vector, 5, groups=groups, **options)
     assert estimate <= bound * (1 + 1e-5)
     assert bound >= float(matrix.abs().max())
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_bounds_by_symbols_along_one_dimension(seed: int) -> None:
+    """Norm of the matrix <= symbols along one dimension <= symbols along both, in both orders."""
+    rng = np.random.default_rng(seed)
+    groups, kernel, size = int(rng.integers(1, 3)), rng.integers(1, 5, 2), rng.integers(3, 8, 2)
+    stride, padding, dilation = rng.integers(1, 4, 2), rng.integers(0, 4, 2), rng.integers(1, 3, 2)
+    weight = randn(groups * int(rng.integers(1, 4)), int(rng.integers(1, 4)), *kernel, seed=seed)
+    numbers = [kernel, size, stride, padding, dilation]
+    try:
+        vertical, horizontal = (
+            convolution.Axis.of(*(int(v[d]) for v in numbers), circular=False) for d in (0, 1)
+        )
+    except ValueError:
+        return
+    options = {"stride": stride, "padding": padding, "dilation": dilation}
+    pairs = {key: (int(value[0]), int(value[1])) for key, value in options.items()}
+    matrix = matrix_of(weight, (int(size[0]), int(size[1])), groups=groups, **pairs)
+    values = weight.double().numpy().reshape(groups, -1, *weight.shape[1:])
+    rows = convolution.unrolled(values, vertical, 3)
+    columns = convolution.unrolled(values, horizontal, 4)
+    whole = convolution.unrolled(rows, horizontal, 4)[..., 0, 0]
+    # The rows and columns of the whole are those of the matrix, (channel, y, x) within a group.
+    blocks = matrix.view(groups, len(matrix) // groups, groups, -1)
+    for group in range(groups):
+        assert np.array_equal(whole[group], blocks[group, :, group].numpy())
+    truth = float(torch.linalg.matrix_norm(matrix, 2))
+    both = convolution.symbol_norm_bound(values, (vertical, horizontal))
+    along = [
+        convolution.symbol_norm_bound(rows, (convolution.PIXEL, horizontal)),
+        convolution.symbol_norm_bound(columns, (vertical, convolution.PIXEL)),
+    ]
+    for bound in along:
+        assert truth * (1 - 1e-13) <= bound <= both * (1 + Fraction(1, 10**8))
+    mixed = convolution.mixed_norm_bound(values, (vertical, horizontal))
+    assert mixed is None or mixed in along
+
+
+def test_short_maps_are_bounded_closely() -> None:
+    # The symbols along both dimensions are 5 % too large here, and the matrix has 1152 rows.
+    weight = randn(8, 8, 5, 5, seed=3)
+    bound = conv_norm_bound(weight, 16)
+    lower = conv_norm_lower(weight, 16, steps=200)
+    assert lower <= bound <= 1.03 * lower < by_symbols(weight, 16)
+
+
+def test_only_zero_padding_is_cut_off_at_the_border(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Around a circle the wrapped taps read the signal: its border must not be taken for zeros.
+    for name in ("operator_norm_bound", "mixed_norm_bound", "unrolled"):
+        monkeypatch.setattr(convolution, name, lambda *_: pytest.fail("used on a circle"))
+    assert circular_conv_norm_bound(torch.ones(1, 1, 3, 3), 4) == pytest.approx(9.0)
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -27,6 +27,10 @@ A complex block X + iY has the norm of the real matrix [[X, -Y], [Y, X]], to whi
 applies. Cosines come from balls and are within 2^-52, so that phases, products of two, are within
 10 units of 2^-53, and T of them times taps within 10 + T more, relative to :math:`\sum_a |K_a|`.
 
+The other dimension need not be transformed: with its positions as channels, of signals and of
+outputs, a convolution is one along a single dimension, whose taps are matrices of the same weights
+and zeros. Its blocks are larger, their norms at most those above.
+
 A convolution on a circle whose length the stride divides has those blocks with the circle's length
 over the stride for M. Layers with an activation inside are bounded as a whole, by the norm of a
 linear map that their weights make up.
@@ -52,6 +56,9 @@ LARGEST_MATRIX = 2**26
 LARGEST_OPERATOR = 2**23
 FULL_GRID = 256
 MOST_WORK = 2.0**42
+MOST_MIXED_WORK = 2.0**39
+LARGEST_MIXED = 2**25
+LONGEST_MIXED = 8
 MOST_POINTS, MOST_TAPS = 2**20, 2**14
 CHUNK = 2**22
 
@@ -245,7 +252,8 @@ def _estimate_linear(operation: Operation) -> float:
     if operation.kind == "dense":
         return estimate(operation.wide("weight")[None])
     whole = max(map(estimate, _whole_matrices(operation)), default=math.inf)
-    return min(symbol_estimate(operation), whole)
+    mixed = [_estimate_symbols(*parts) for parts in _mixed(operation)]
+    return min(symbol_estimate(operation), whole, *mixed)
 
 
 # Convolutions.
@@ -310,6 +318,10 @@ def _prove_convolution(operation: Operation, bound: Fraction) -> Proof:
     found = _prove_symbols(operation, bound, rows, columns)
     if found.method:
         return found
+    for mixed in _mixed(operation):
+        found = _prove_symbols(mixed[0], bound, *mixed[1:])
+        if found.method:
+            return found
     # No matrix at all says that the map is too large, not that it is proved.
     wholes = [proved(matrix, bound) for matrix in _whole_matrices(operation)]
     if wholes and all(wholes):
@@ -399,8 +411,13 @@ def symbols(weight: Floats, operation: Operation, rows: Axis, columns: Axis) -> 
         return
     height, width = rows.points, columns.points
     row_circle, column_circle = circle(height), circle(width)
-    # Blocks at opposite frequencies are conjugate: half of the first index suffices.
-    points = [(f, g) for f in range(height // 2 + 1) for g in range(width)]
+    # Blocks at opposite frequencies are conjugate: one of each pair suffices.
+    points = [
+        (f, g)
+        for f in range(height // 2 + 1)
+        for g in range(width)
+        if (f, g) <= (-f % height, -g % width)
+    ]
     taps_at_most = max(map(len, residues.values()))
     step = max(1, CHUNK // (taps_at_most + groups * 4 * out * inner * len(residues)))
     for start in range(0, len(points), step):
@@ -427,6 +444,40 @@ def circle(points: int) -> Floats:
         angles = [module.fmpq(2 * k, points) for k in range(points)]
         pairs = [module.arb.sin_cos_pi_fmpq(angle) for angle in angles]
         return np.array([[float(c) for _, c in pairs], [float(s) for s, _ in pairs]])
+
+
+def _mixed(operation: Operation) -> Iterator[tuple[Operation, Axis, Axis]]:
+    # The map with one dimension among its channels and the axes of what is left, where it may pay.
+    axes, weight = _axes(operation), operation.wide("weight")
+    single = Axis([(0, 0, 0)], 1, 1, 1, Fraction(1))
+    for d in (0, 1):
+        axis = axes[d]
+        shifts = [a for _, a, _ in axis.taps] or [0]
+        if axis.points > LONGEST_MIXED * (max(shifts) - min(shifts)):
+            continue
+        size = weight.size // weight.shape[2 + d] * axis.outputs * axis.inputs
+        if size > LARGEST_MIXED:
+            continue
+        mixed = replace(operation, tensors={"weight": _as_channels(operation, weight, axis, d)})
+        rows, columns = (single, axes[1]) if d == 0 else (axes[0], single)
+        if symbol_work(mixed, rows, columns) <= MOST_MIXED_WORK:
+            yield mixed, rows, columns
+
+
+def _as_channels(operation: Operation, weight: Floats, axis: Axis, d: int) -> Floats:
+    # The weight of a map whose channels are those of all positions of dimension d.
+    window = Window.of(operation)
+    stride, padding, dilation = window.stride[d], window.padding[d], window.dilation[d]
+    out, inner = weight.shape[:2]
+    length = weight.shape[3 - d]
+    taps = np.zeros((out, axis.outputs, inner, axis.inputs, length))
+    for output in range(axis.outputs):
+        for k in range(weight.shape[2 + d]):
+            position = stride * output + dilation * k - padding
+            if 0 <= position < axis.inputs:
+                taps[:, output, :, position] = weight.take(k, axis=2 + d)
+    kernel = (1, length) if d == 0 else (length, 1)
+    return taps.reshape(out * axis.outputs, inner * axis.inputs, *kernel)
 
 
 def _whole_matrices(operation: Operation) -> Iterator[Floats]:
