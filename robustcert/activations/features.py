@@ -105,8 +105,8 @@ class _Ordered(torch.autograd.Function):
 
 
 class _SortPairs(torch.autograd.Function):
-    # All three in one, written in place: activations of a convolution are as large as its maps, and
-    # each copy of them takes as long as the arithmetic. Beside the result, which pairs changed over.
+    # All three in one, written in place: each copy of a convolution's maps takes as long as the
+    # arithmetic. Beside the result, which pairs were exchanged.
 
     @staticmethod
     def forward(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -119,7 +119,7 @@ class _SortPairs(torch.autograd.Function):
         return joined, torch.gt(first, second, out=swap)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
+    def setup_context(ctx: Any, _: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
         ctx.mark_non_differentiable(output[1])
         ctx.save_for_backward(output[1])
 
@@ -148,7 +148,7 @@ class _Exchange(torch.autograd.Function):
         return joined
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], _: Tensor) -> None:
         ctx.save_for_backward(inputs[1])
 
     @staticmethod
