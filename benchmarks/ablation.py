@@ -2,7 +2,7 @@
 
     python benchmarks/ablation.py --experiment mnist_1.58 --epochs 4 --out outputs/ablation
 
-Overrides that follow, such as ``model.width=256``, are part of the base. Runs that are there are not
+Overrides that follow, such as ``model.width=256``, are part of the base. Runs there already are not
 repeated, begun ones are continued, so the command can be stopped and given again. Nothing is
 certified and the test split is not read: ``val/vra`` of ``best.ckpt`` rests on proved bounds.
 Differences from the base are taken seed by seed. ``--page docs/results.md`` puts the table there.
