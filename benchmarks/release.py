@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from results import command_of
+from results import Refused, command_of
 from safetensors.numpy import load_file, save_file
 from verdicts import certificate_digest, data_files, verdict
 
@@ -40,12 +40,16 @@ def release(run_folder: Path, name: str, out: Path = PRETRAINED) -> Path:
     """Copy the certificate of a run to ``out/name`` and enter it in the index.
 
     Raises:
-        NotReleasedError: the checker does not verify it, it names a place on this machine, or
-            everything in ``out`` would be larger than ``MOST_BYTES``.
+        NotReleasedError: the checker does not verify it, no command is recorded, it names a place
+            on this machine, or all of ``out`` would be larger than ``MOST_BYTES``.
     """
     source = run_folder / "certificate"
     record = json.loads((source / "certificate.json").read_text())
     data = data_files(record)
+    try:
+        command = f"{command_of(read_run(run_folder, name))} seed={record['config']['seed']}"
+    except Refused as error:
+        raise NotReleasedError(str(error)) from error
     _demand(source, data)
     with tempfile.TemporaryDirectory() as temporary:
         copy = Path(temporary) / name
@@ -68,7 +72,7 @@ def release(run_folder: Path, name: str, out: Path = PRETRAINED) -> Path:
             raise NotReleasedError(f"{size:,} bytes with it, more than {MOST_BYTES:,}")
         shutil.rmtree(out / name, ignore_errors=True)
         shutil.copytree(copy, out / name)
-    _enter(out / INDEX, name, run_folder, record, certificate_digest(out / name))
+    _enter(out / INDEX, name, command, record, certificate_digest(out / name))
     return out / name
 
 
@@ -95,11 +99,11 @@ def _strings(node: Any) -> Iterator[str]:
             yield from _strings(value)
 
 
-def _enter(path: Path, name: str, run: Path, record: dict[str, Any], digest: str) -> None:
+def _enter(path: Path, name: str, command: str, record: dict[str, Any], digest: str) -> None:
     index = json.loads(path.read_text()) if path.exists() else {}
     summary = record["summary"]
     index[name] = {
-        "command": f"{command_of(read_run(run, name))} seed={record['config']['seed']}",
+        "command": command,
         "dataset": record["dataset"]["name"],
         "certificate": digest,
         "network": record["network"]["digest"],

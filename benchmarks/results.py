@@ -19,6 +19,7 @@ import math
 import re
 import sys
 from collections.abc import Iterable, Sequence
+from fractions import Fraction
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -45,8 +46,15 @@ class Refused(ValueError):
 
 
 def command_of(run: Run) -> str:
-    """What starts this run again, whatever its seed."""
-    typed = run.overrides or (run.results.get("command") or {}).get("overrides") or ()
+    """What starts this run again, whatever its seed.
+
+    Raises:
+        Refused: the run was started from Python, and nothing was typed.
+    """
+    command = run.results.get("command") or {}
+    typed = run.overrides or command.get("overrides") or ()
+    if not typed and not command:
+        raise Refused("no command is recorded: train it with train.py")
     kept = [word for word in typed if not ASIDE.match(word)]
     return " ".join(["python train.py", *sorted(kept, key=lambda w: "experiment" not in w)])
 
@@ -160,11 +168,17 @@ def _published(dataset: str) -> list[str]:
         known = [row for row in csv.DictReader(file) if row["dataset"] == dataset]
     if not known:
         return ["", "Published deterministic figures for these radii: none known."]
-    lines = ["", _line(["published, deterministic", "accuracy", "radius", "verified", "source"])]
-    lines.append(_line(["---"] * 5))
+    radii = sorted({row["radius"] for row in known}, key=lambda text: float(Fraction(text)))
+    head = ["published, deterministic", "accuracy", *(f"at {radius}" for radius in radii), "source"]
+    methods: dict[tuple[str, ...], dict[str, str]] = {}
     for row in known:
         name = row["method"] + (f", {row['parameters']}" if row["parameters"] else "")
-        lines.append(_line([name, row["accuracy"], row["radius"], row["verified"], row["source"]]))
+        key = (name, row["accuracy"], row["source"])
+        methods.setdefault(key, {})[row["radius"]] = row["verified"]
+    lines = ["", _line(head), _line(["---"] * len(head))]
+    for (name, accuracy, source), verified in methods.items():
+        cells = [verified.get(radius, "") for radius in radii]
+        lines.append(_line([name, accuracy, *cells, source]))
     return lines
 
 

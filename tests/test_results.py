@@ -20,6 +20,10 @@ def folder(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with a checked certificate; read it, don't write to it."""
     copy = tmp_path_factory.mktemp("results") / "run"
     shutil.copytree(tiny_run, copy)
+    row = read_row(copy)
+    assert row is not None
+    typed = ["seed=0", "model.width=32", "experiment=a", "dataset.root=/somewhere"]
+    write_row(copy, {**row, "command": {"overrides": typed}})
     results.read(read_run(copy, "run"))
     return copy
 
@@ -35,6 +39,7 @@ def test_a_row_has_the_counts_of_the_certificate_and_says_where_it_was_trained(
     record = json.loads((folder / "certificate" / "certificate.json").read_text())
     common, own = results.read(read_run(folder, "run"))
     assert own["correct"] == record["summary"]["correct"]
+    assert common["command"] == "python train.py experiment=a model.width=32"
     assert own["verified"] == [row["count"] for row in record["summary"]["certified"]]
     assert common["radii"] == [row["decimal"] for row in record["summary"]["certified"]]
     assert own["processor"] == processor() != ""
@@ -80,6 +85,8 @@ def test_a_run_that_is_unfinished_broken_or_of_another_split_is_refused(copied: 
     assert row is not None
     write_row(copied, {**row, "status": "failed", "error": "out of memory"})
     refused("out of memory")
+    write_row(copied, {**row, "command": {}})
+    refused("no command")
 
 
 def test_seeds_are_one_row_with_mean_spread_and_least_and_a_run_replaces_its_older_self(
