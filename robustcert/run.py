@@ -48,7 +48,7 @@ from robustcert.checkpoint import Checkpoint, read_checkpoint
 from robustcert.data import DataModule
 from robustcert.metrics_file import MetricsFile
 from robustcert.module import CertifiedClassifier, DivergedError
-from robustcert.results import new_row, write_row
+from robustcert.results import new_row, processor, write_row
 from robustcert.signature import ConfigError, check_value, check_values
 from robustcert.wandb_run import finish, log_certificate, start
 
@@ -327,6 +327,8 @@ def _finish(
         "device": _device_name(trainer),
         "ranks": trainer.world_size,
         "threads": torch.get_num_threads(),
+        "processor": processor(),
+        "cores": os.cpu_count(),
         "epochs": last.epoch,
         "best_epoch": best.epoch,
         "seconds": {"train": round(last.seconds, 3)},

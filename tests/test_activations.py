@@ -13,7 +13,7 @@ import torch
 from flint import arb
 from omegaconf import OmegaConf
 from torch import Tensor, nn
-from torch.func import functional_call
+from torch.func import functional_call, jacrev, vmap
 
 from robustcert.activations import (
     Abs,
@@ -33,6 +33,7 @@ from robustcert.activations import (
     Softplus,
     Tanh,
 )
+from robustcert.activations.features import join_pairs, ordered, sort_pairs, split_pairs
 from robustcert.plain import Activation
 from robustcert.rounding import UNIT
 
@@ -650,3 +651,24 @@ def test_deep_copy_keeps_the_function() -> None:
         module = build(name)
         x = torch.randn(4, FEATURES)
         assert torch.equal(copy.deepcopy(module)(x), module(x))
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_sorting_pairs_in_place_is_splitting_ordering_and_joining(layout: Any) -> None:
+    def in_steps(x: Tensor) -> Tensor:
+        return join_pairs(*ordered(*split_pairs(x)))
+
+    torch.manual_seed(0)
+    x = torch.randn(4, 6, 3, 2, dtype=torch.float64).to(memory_format=layout)
+    x[0, 0] = x[0, 1]  # ties
+    before, weight = x.clone(), torch.randn(4, 6, 3, 2, dtype=torch.float64)
+    assert torch.equal(sort_pairs(x), in_steps(x))
+    assert torch.equal(x, before)
+    slopes = [
+        torch.func.grad(lambda z, f=f: (f(z) * weight).sum())(x) for f in (sort_pairs, in_steps)
+    ]
+    assert torch.equal(*slopes)
+    jacobians = [vmap(jacrev(lambda z, f=f: f(z[None])[0]))(x) for f in (sort_pairs, in_steps)]
+    assert torch.equal(*jacobians)
+    smooth = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradgradcheck(lambda z: sort_pairs(z).square(), smooth)

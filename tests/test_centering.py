@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, distributed
+from torch.nn import functional as F
 
 from robustcert.layers import Centering, LiResConv2d
 from robustcert.lipschitz import fold, lipschitz_bound, lipschitz_estimate
@@ -82,6 +83,16 @@ def test_a_centred_residual_convolution_centres_its_branch(channels: int) -> Non
     branch = module(x) - x if channels == 3 else module(x)
     torch.testing.assert_close(means(branch), torch.zeros(channels), rtol=0, atol=1e-5)
     assert module.centering is not None
+    # The mean of one image is that of the batch: so is its gradient.
+    free = F.conv2d(x, module.weight, padding=1)
+    expected = free - means(free - x if channels == 3 else free).view(-1, 1, 1)
+    torch.testing.assert_close(module(x), expected)
+    probe = torch.randn_like(expected)
+    slopes = [
+        torch.autograd.grad((y * probe).sum(), list(module.parameters()))
+        for y in (module(x), expected)
+    ]
+    torch.testing.assert_close(*slopes)
     module.eval()
     (operation,) = fold(module)
     assert torch.equal(operation.tensors()["bias"], -module.centering.mean)

@@ -9,6 +9,7 @@ import torch
 from configs import build, names, read
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn import functional as F
 
 from robustcert.layers import (
     AOLConv2d,
@@ -18,6 +19,7 @@ from robustcert.layers import (
     CayleyOrthogonal,
     CholeskyLinear,
     CholeskyOrthogonal,
+    CholeskyPatchConv2d,
     UnconstrainedConv2d,
     UnconstrainedLinear,
 )
@@ -420,3 +422,11 @@ def test_iterations_are_checked(iterations: int) -> None:
 def test_the_ridge_is_checked(ridge: float) -> None:
     with pytest.raises(ValueError, match=r"model\.layer\.dense\.ridge"):
         CholeskyLinear(2, 2, ridge=ridge)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (9, 11)])  # the second leaves a rest that is not read
+def test_a_convolution_on_patches_is_the_product_that_it_computes(size: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    module = CholeskyPatchConv2d(3, 5, 4, stride=4, input_size=size).double()
+    x = torch.randn(2, 3, *size, dtype=torch.float64)
+    torch.testing.assert_close(module(x), F.conv2d(x, module.weight, module.bias, stride=4))

@@ -28,6 +28,11 @@ def join_pairs(first: Tensor, second: Tensor) -> Tensor:
     return _JoinPairs.apply(first, second)
 
 
+def sort_pairs(x: Tensor) -> Tensor:
+    """Every pair of neighbours in increasing order: `split_pairs`, `ordered` and `join_pairs`."""
+    return _SortPairs.apply(x)[0]
+
+
 def ordered(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     """The smaller and the larger of two tensors, entry by entry.
 
@@ -49,8 +54,7 @@ class _SplitPairs(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor) -> tuple[Tensor, ...]:
-        # Not unflatten and flatten, which autograd's vectorised Jacobians do not know.
-        return x.reshape(x.shape[0], x.shape[1] // 2, 2, *x.shape[2:]).unbind(2)
+        return _halves(x)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, ...]) -> None:
@@ -98,6 +102,63 @@ class _Ordered(torch.autograd.Function):
     def backward(ctx: Any, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         (swap,) = ctx.saved_tensors
         return torch.lerp(low, high, swap), torch.lerp(high, low, swap)
+
+
+class _SortPairs(torch.autograd.Function):
+    # All three in one, written in place: each copy of a convolution's maps takes as long as the
+    # arithmetic. Beside the result, which pairs were exchanged.
+
+    @staticmethod
+    def forward(x: Tensor) -> tuple[Tensor, Tensor]:
+        first, second = _halves(x)
+        joined, swap = torch.empty_like(x), x.new_empty(first.shape)
+        low, high = _halves(joined)
+        torch.minimum(first, second, out=low)
+        torch.maximum(first, second, out=high)
+        # A tie is not exchanged.
+        return joined, torch.gt(first, second, out=swap)
+
+    @staticmethod
+    def setup_context(ctx: Any, _: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(output[1])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> Tensor:
+        return _Exchange.apply(grad, *ctx.saved_tensors)
+
+    @staticmethod
+    def vmap(_: Any, in_dims: tuple[int], x: Tensor) -> tuple[tuple[Tensor, Tensor], int]:
+        x = x.movedim(in_dims[0], 0)
+        joined, swap = _SortPairs.apply(x.flatten(0, 1))
+        sizes = x.shape[:2]
+        return (joined.unflatten(0, sizes), swap.unflatten(0, sizes)), 0
+
+
+class _Exchange(torch.autograd.Function):
+    # A permutation that exchanges nothing but pairs is its own adjoint.
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, swap: Tensor) -> Tensor:
+        first, second = _halves(x)
+        joined = x.new_empty(x.shape)
+        for into, a, b in zip(_halves(joined), (first, second), (second, first), strict=True):
+            into.copy_(torch.lerp(a, b, swap))
+        return joined
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], _: Tensor) -> None:
+        ctx.save_for_backward(inputs[1])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return _Exchange.apply(grad, *ctx.saved_tensors), None
+
+
+def _halves(x: Tensor) -> tuple[Tensor, ...]:
+    # Not unflatten and flatten, which autograd's vectorised Jacobians do not know.
+    return x.reshape(x.shape[0], x.shape[1] // 2, 2, *x.shape[2:]).unbind(2)
 
 
 def check_groups(name: str, num_features: int, group_size: int) -> None:

@@ -2,14 +2,14 @@
 
 from torch import Tensor, nn
 
-from robustcert.activations.features import join_pairs, ordered, split_pairs
+from robustcert.activations.features import sort_pairs
 from robustcert.plain import Activation, Slopes
 
 
 def group_sort(x: Tensor, group_size: int) -> Tensor:
     """Every group of ``group_size`` neighbouring features in increasing order."""
     if group_size == 2:
-        return join_pairs(*ordered(*split_pairs(x)))
+        return sort_pairs(x)
     return x.unflatten(1, (-1, group_size)).sort(dim=2).values.flatten(1, 2)
 
 

@@ -40,13 +40,9 @@ class RandomCrop(ImageAugmentation):
         offset = torch.randint(
             2 * self.padding + 1, (2, n, 1), generator=generator, device=x.device
         )
-        rows = offset[0] + torch.arange(height, device=x.device)
-        columns = offset[1] + torch.arange(width, device=x.device)
-        padded = F.pad(x, [self.padding] * 4)
-        images = torch.arange(n, device=x.device)[:, None, None]
-        # Indices on both sides of a slice put their dimensions first: (N, H, W, C).
-        crop = padded[images, :, rows[:, :, None], columns[:, None, :]]
-        return crop.permute(0, 3, 1, 2).contiguous()
+        # Every crop there is, as a view; one is picked for each image.
+        crops = F.pad(x, [self.padding] * 4).unfold(2, height, 1).unfold(3, width, 1)
+        return crops[torch.arange(n, device=x.device), :, offset[0, :, 0], offset[1, :, 0]]
 
 
 class RandomHorizontalFlip(ImageAugmentation):

@@ -1,5 +1,7 @@
 """Centering: every feature without its mean over the batch (arXiv 2310.02513)."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, distributed, nn
 
@@ -30,18 +32,23 @@ class Centering(nn.Module):
         self.momentum = momentum
         self.register_buffer("mean", torch.zeros(num_features))
 
-    def offset(self, x: Tensor) -> Tensor:
-        """What is subtracted from ``(N, C, *)``, of shape ``(C, 1, ...)``."""
-        mean = self.mean
-        if self.training:
-            mean = x.transpose(0, 1).flatten(1).mean(1)
-            # A copy: the ranks add theirs to it in place, and this batch's mean stays its own.
-            self._follow(mean.detach().to(self.mean, copy=True))
-        return mean.view(-1, *(1,) * (x.dim() - 2))
+    def offset(self, batch_mean: Callable[[], Tensor]) -> Tensor:
+        """What is subtracted, shape ``(C,)``: in training the batch's mean, as the caller finds it.
+
+        Args:
+            batch_mean: Gives the mean of every channel over batch and positions, shape ``(C,)``.
+        """
+        if not self.training:
+            return self.mean
+        mean = batch_mean()
+        # A copy: the ranks add theirs to it in place, and this batch's mean stays its own.
+        self._follow(mean.detach().to(self.mean, copy=True))
+        return mean
 
     def forward(self, x: Tensor) -> Tensor:
         """Centre ``(N, C, *)``."""
-        return x - self.offset(x)
+        mean = self.offset(lambda: x.mean((0, *range(2, x.dim()))))
+        return x - mean.view(-1, *(1,) * (x.dim() - 2))
 
     def lipschitz_estimate(self) -> float:
         """1, the exact constant in evaluation."""

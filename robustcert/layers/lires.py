@@ -127,11 +127,17 @@ class LiResConv2d(UnconstrainedConv2d):
         """Map ``(N, in_channels, H, W)`` to ``(N, out_channels, H', W')``."""
         if self.centering is None:
             return super().forward(x)
-        y = F.conv2d(x, self.weight, None, self.stride, self.padding)
-        # The mean is linear, so the branch's is that of a difference.
-        shift = -self.centering.offset(y - x if self.residual else y)
-        shift = shift if self.bias is None else shift + self.bias[:, None, None]
-        return y + shift.to(y.dtype)
+        weight = self.weight
+        shift = -self.centering.offset(lambda: self._branch_mean(x, weight))
+        shift = shift if self.bias is None else shift + self.bias
+        return F.conv2d(x, weight, shift, self.stride, self.padding)
+
+    def _branch_mean(self, x: Tensor, weight: Tensor) -> Tensor:
+        """Mean of the branch, ``(out_channels,)``: it is linear, so one image, the mean, has it."""
+        with torch.autocast(x.device.type, enabled=False):
+            image = x.mean(0, keepdim=True, dtype=weight.dtype)
+            y = F.conv2d(image, weight, None, self.stride, self.padding)
+            return (y - image if self.residual else y).mean((0, 2, 3))
 
     def lipschitz_estimate(self) -> Tensor:
         """The norm from below, differentiable in the kernel; centering does not change it."""

@@ -100,7 +100,7 @@ def task_of(run: Run) -> tuple[str, float]:
 def group_runs(runs: Sequence[Run]) -> list[Group]:
     """The finished runs by configuration, in a fixed order."""
     finished = [run for run in runs if run.state == FINISHED]
-    flat = {id(run): _experiment(run) for run in finished}
+    flat = {id(run): experiment(run) for run in finished}
     columns = _columns(finished, flat)
     groups: dict[str, list[Run]] = {}
     for run in finished:
@@ -147,7 +147,8 @@ def _importance(name: str) -> tuple[int, str]:
     return (order.index(name) if name in order else len(order), name)
 
 
-def _experiment(run: Run) -> dict[str, Any]:
+def experiment(run: Run) -> dict[str, Any]:
+    """The configuration by dotted key, without the seed and what changes no result."""
     return {k: v for k, v in _flatten(run.config) if not _NOT_THE_EXPERIMENT.fullmatch(k)}
 
 
