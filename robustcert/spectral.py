@@ -314,7 +314,7 @@ def tall(weight: Matrix) -> Scaled:
     rows, columns = copy.values.shape
     if rows >= columns:
         return copy
-    return Scaled(np.ascontiguousarray(copy.values.T), copy.exponent, copy.tail)
+    return Scaled(copy.values.T, copy.exponent, copy.tail)
 
 
 def peak(x: Tensor) -> Tensor:
