@@ -1,4 +1,4 @@
-r"""The proof behind every norm bound: an untrusted factor, a recomputed residual, exact scalars."""
+r"""The proof behind every norm bound: an untrusted factor, its residual, exact scalars."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator
