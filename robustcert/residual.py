@@ -1,8 +1,8 @@
-r"""The proof behind every norm bound: an untrusted factor, a recomputed residual, exact scalars."""
+r"""The proof behind every norm bound: an untrusted factor, its residual, exact scalars."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
@@ -32,22 +32,27 @@ from torch import Tensor
 # |A x|^2 = t |x|^2 - |R x|^2 - x^H E x, hence ||A||^2 <= t + ||E||. R and t need no property at
 # all: they come from an estimate and a Cholesky factorisation, and only E is evaluated with care.
 #
-# In float64, let A have m rows, phi = ||A||_F^2, G = fl(A^H A), S = fl(t I - G), H = fl(R^H R)
-# and D = fl(S - H); R is n x n. Then E = (t I - G - S) + (S - H) + (G - A^H A) + (H - R^H R).
+# In float64, let A have m rows, phi = ||A||_F^2, G = fl(A^H A), S = fl(t I - G); R is n x n and
+# F = R^H. The columns of S - F F^H are evaluated block by block, by H1 = fl(F F^H) over the columns
+# of F before the block, P = fl(S - H1), H2 = fl(F F^H) over the block's own, and D = fl(P - H2); P
+# is what a Cholesky factorisation needs as well. With H = H1 + H2,
+#     E = (t I - G - S) + (S - H1 - P) + (P - H2 - D) + D + (G - A^H A) + (H - F F^H).
 #  * S differs from t I - G on the diagonal only, by at most u |t - G_ii| <= u |t| + u G_ii.
-#  * |S - H| <= |D| / (1 - u) in every entry.
-#  * Real A: || G - A'A || <= gamma_m || |A|'|A| ||_F <= gamma_m phi, likewise gamma_n ||R||_F^2.
+#  * |S - H1 - P| <= u |P| and |P - H2 - D| <= u |D|, and |P| <= (1 + u) |D| + |H2|, entrywise.
+#  * Real A: || G - A'A || <= gamma_m || |A|'|A| ||_F <= gamma_m phi, likewise gamma_n ||F||_F^2.
 #  * Complex A = X + iY: A^H A = (X'X + Y'Y) + i (T - T') with T = X'Y. The real part is one
 #    product of 2m terms, wrong by gamma_2m phi in norm; the imaginary part is wrong by
 #    gamma_{m+1} (|X|'|Y| + |Y|'|X|), hence by gamma_{m+1} 2 ||X||_F ||Y||_F <= gamma_{m+1} phi in
-#    norm. Together at most 2 gamma_2m phi, likewise 2 gamma_2n ||R||_F^2, where the imaginary part
+#    norm. Together at most 2 gamma_2m phi, likewise 2 gamma_2n ||F||_F^2, where the imaginary part
 #    is one product of 2n terms too.
-#  * R is an upper triangle, whose zeros only shorten sums. E is Hermitian: D is computed from its
+#  * F is a lower triangle, whose zeros only shorten sums. E is Hermitian: D is computed from its
 #    diagonal blocks down, and the entries above are bounded by their mirror images.
-# G_ii <= (1 + gamma) phi, so u G_ii is absorbed by one more unit in the index of gamma. With
-# c, k = 1, m for real and 2, 2m for complex matrices (l in place of k for R, where m is n),
-#     ||A||^2 <= t + u |t| + ||D||_F / (1 - u) + c gamma_{k+1} phi + c gamma_l ||R||_F^2.
-# The right-hand side is evaluated in exact rationals.
+# G_ii <= (1 + gamma) phi, so u G_ii is absorbed by one more unit in the index of gamma, and
+# u ||H2||_F <= u c (1 + gamma) ||F||_F^2 by two more. With c, k = 1, m for real and 2, 2m for
+# complex matrices (l in place of k for F, where m is n),
+#     ||A||^2 <= t + u |t| + ||D||_F / (1 - u)^2 + c gamma_{k+1} phi + c gamma_{l+2} ||F||_F^2.
+# The right-hand side is evaluated in exact rationals. phi is the trace of A^H A: the diagonal of G,
+# added up, is a sum of m n squares in some order.
 
 Array = NDArray[np.float64]
 
@@ -144,7 +149,8 @@ def scaled(weight: Tensor | NDArray[Any]) -> Scaled:
     exponent = math.frexp(peak)[1]
     if abs(exponent) > 900:
         raise NormBoundError(f"The largest weight, {peak}, lies outside the range 2**-900..2**900")
-    values = values * 2.0**-exponent
+    # In place, but not in the caller's weight.
+    values = torch.mul(values, 2.0**-exponent, out=None if values is tensor else values)
     tail = Fraction(0)
     if tensor.dtype == torch.float64:
         kept = torch.nn.functional.hardshrink(values, TINY)
@@ -161,8 +167,11 @@ def energy_up(*parts: Array) -> Fraction:
 
 
 def sum_of_squares_up(total: float, count: int) -> Fraction:
-    """Bound of a sum of ``count`` squares that was computed, in any order, as ``total``."""
-    return (exact(total) + count * Fraction(2) ** -1022) / (1 - gamma(count + 1))
+    """Bound of a sum of ``count`` squares that was computed, in any order, as ``total``.
+
+    The total may have been rooted and squared again.
+    """
+    return (exact(total) + (count + 2) * Fraction(2) ** -1022) / (1 - gamma(count + 4))
 
 
 def column_blocks(size: int) -> Iterator[tuple[int, int]]:
@@ -171,131 +180,180 @@ def column_blocks(size: int) -> Iterator[tuple[int, int]]:
         yield start, min(start + BLOCK, size)
 
 
-def hermitian_product(real: Array, imag: Array | None) -> tuple[Array, Array | None]:
+def squares(matrices: Tensor) -> Tensor:
+    """Sums of squares (b,) of a batch (b, m, n)."""
+    return torch.linalg.vector_norm(matrices, dim=(-2, -1)).square()
+
+
+def hermitian_product(real: Tensor, imag: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """``A^H A`` of a batch (b, m, n) of matrices ``real + i imag``, in real products only."""
-    # NumPy computes but half of the product of a matrix and its own transpose.
+    both = real if imag is None else torch.cat((real, imag), -2)
+    size = real.shape[-1]
+    symmetric = real.new_empty(len(real), size, size)
+    for start, stop in column_blocks(size):
+        # From the diagonal down: half of the product is enough.
+        panel = both[:, :, start:].mT @ both[:, :, start:stop]
+        symmetric[:, start:, start:stop] = panel
+        symmetric[:, start:stop, stop:] = panel[:, stop - start :].mT
     if imag is None:
-        return real.swapaxes(-1, -2) @ real, None
-    both = np.concatenate((real, imag), axis=-2)
-    cross = real.swapaxes(-1, -2) @ imag
-    return both.swapaxes(-1, -2) @ both, cross - cross.swapaxes(-1, -2)
+        return symmetric, None
+    cross = real.mT @ imag
+    return symmetric, cross - cross.mT
 
 
-def as_tensor(real: Array, imag: Array | None) -> Tensor:
-    """``real + i imag`` as a real or complex tensor."""
-    tensor = torch.from_numpy(real)
-    return tensor if imag is None else torch.complex(tensor, torch.from_numpy(imag))
+def adjoint_product(left: list[Tensor], right: list[Tensor]) -> list[Tensor]:
+    """Real and imaginary parts of ``L R^H``, for such parts of L and R, in real products only."""
+    if len(left) == 1:
+        return [left[0] @ right[0].mT]
+    # (X + iY)(X' - iY') has the real part X X' + Y Y' and the imaginary part Y X' - X Y'.
+    both = torch.cat(right, -1).mT
+    return [torch.cat(left, -1) @ both, torch.cat((left[1], -left[0]), -1) @ both]
 
 
 @dataclass(frozen=True)
 class Gram:
     """``A^H A`` of a batch of matrices with what the error analysis needs to know of ``A``."""
 
-    real: Array
-    imag: Array | None
+    real: Tensor
+    imag: Tensor | None
     rows: int
     energy: Fraction
 
     @staticmethod
     def of(real: Array, imag: Array | None = None) -> "Gram":
         """Gram matrices of a batch (b, m, n)."""
-        parts = (real,) if imag is None else (real, imag)
-        return Gram(*hermitian_product(real, imag), real.shape[-2], energy_up(*parts))
+        other = None if imag is None else torch.from_numpy(imag)
+        product = hermitian_product(torch.from_numpy(real), other)
+        trace = float(product[0].diagonal(dim1=-2, dim2=-1).sum(-1).max())
+        terms = 1 if imag is None else 2
+        return Gram(*product, real.shape[-2], sum_of_squares_up(trace, terms * real[0].size))
 
     def __getitem__(self, index: Any) -> "Gram":
         imag = None if self.imag is None else self.imag[index]
         return Gram(self.real[index], imag, self.rows, self.energy)
 
-    def shifted(self, t: float) -> tuple[Array, Array | None]:
-        """``t I - A^H A``, rounded."""
-        real = -self.real
-        diagonal = np.einsum("bii->bi", real)
-        diagonal += t
-        return real, None if self.imag is None else -self.imag
+    @property
+    def parts(self) -> list[Tensor]:
+        """The real part, and the imaginary one if there is any."""
+        return [self.real] if self.imag is None else [self.real, self.imag]
 
     def tensor(self) -> Tensor:
         """The matrices as one real or complex tensor."""
-        return as_tensor(self.real, self.imag)
+        return whole(self.parts)
 
 
-def residual_bound(gram: Gram, t: float, factor: Tensor) -> Fraction:
-    r"""Bound the largest squared norm in a batch, whatever ``t`` and ``factor`` are.
+def whole(parts: list[Tensor]) -> Tensor:
+    """One real or complex tensor of its parts."""
+    return torch.complex(*parts) if len(parts) == 2 else parts[0]
 
-    .. math:: \lVert A \rVert^2 \le t + \lVert t I - A^H A - F F^H \rVert
 
-    with all rounding included: Note [residual], where ``R`` is the adjoint of ``F``, the lower
-    triangle of ``factor``.
+@dataclass(frozen=True)
+class Residual:
+    """What lower triangles F leave of ``t I - A^H A``, for a batch.
+
+    Attributes:
+        found: Whether F is a factor that was asked for and found, (b,).
+        energy: Computed squares of the Frobenius norm of F, (b,).
+        rest: The same of the residual ``t I - A^H A - F F^H``.
+        terms: 1 for real, 2 for complex matrices.
+        size: Number of columns.
+    """
+
+    found: Tensor
+    energy: Tensor
+    rest: Tensor
+    terms: int
+    size: int
+
+    def __getitem__(self, index: Tensor) -> "Residual":
+        return replace(
+            self, found=self.found[index], energy=self.energy[index], rest=self.rest[index]
+        )
+
+
+def factorise(gram: Gram, t: float, factor: Tensor | None = None) -> Residual:
+    """Factorise ``t I - A^H A`` by Cholesky and find what is left of it: Note [residual].
+
+    Block by block, because products are faster than the library's factorisation of large matrices.
 
     Args:
         gram: Gram matrices (b, n, n).
         t: A guess of the squared norm.
-        factor: A guess of the Cholesky factors of ``t I - A^H A``, (b, n, n).
+        factor: Take the lower triangles of these matrices (b, n, n) instead of Cholesky factors.
     """
-    size = factor.shape[-1]
-    whole = torch.view_as_real(factor).unbind(-1) if gram.imag is not None else [factor]
-    parts = [torch.nn.functional.hardshrink(part.tril(), TINY) for part in whole]
-    terms = len(parts)
-    total = np.zeros(factor.shape[0])
+    parts = [torch.empty_like(part) for part in gram.parts]
+    energy = gram.real.new_zeros(len(gram.real))
+    rest, found = energy.clone(), torch.ones_like(energy, dtype=torch.bool)
+    size = gram.real.shape[-1]
     for start, stop in column_blocks(size):
-        for residual in residual_panels(gram, t, parts, start, stop):
+        width = stop - start
+        left = [-part[:, start:, start:stop] for part in gram.parts]
+        left[0].diagonal(dim1=-2, dim2=-1)[:, :width] += t
+        if start:
+            rows = [part[:, start:, :start] for part in parts]
+            _subtract(left, adjoint_product(rows, [part[:, :width] for part in rows]))
+        if factor is None:
+            panel, failed = _cholesky_panel(whole(left))
+            found &= failed == 0
+            if not found.any():
+                break
+        else:
+            panel = factor[:, start:, start:stop].tril()
+        columns = torch.view_as_real(panel).unbind(-1) if panel.is_complex() else [panel]
+        own = [torch.nn.functional.hardshrink(part, TINY) for part in columns]
+        for part, values in zip(parts, own, strict=True):
+            part[:, start:, start:stop] = values
+            energy += squares(values)
+        _subtract(left, adjoint_product(own, [values[:, :width] for values in own]))
+        for values in left:
             # Blocks below the diagonal stand for those above as well.
-            for rows, times in ((slice(stop - start), 1), (slice(stop - start, None), 2)):
-                block = residual[:, rows]
-                total += times * np.einsum("bij,bij->b", block, block)
+            rest += squares(values[:, :width]) + 2 * squares(values[:, width:])
+    return Residual(found, energy, rest, len(parts), size)
+
+
+def _subtract(left: list[Tensor], right: list[Tensor]) -> None:
+    for values, product in zip(left, right, strict=True):
+        values -= product
+
+
+def _cholesky_panel(panel: Tensor) -> tuple[Tensor, Tensor]:
+    """Columns of a Cholesky factor from those of what is left to factorise; 0 where found."""
+    width = panel.shape[-1]
+    corner, failed = torch.linalg.cholesky_ex(panel[:, :width])
+    below = torch.linalg.solve_triangular(corner.mH, panel[:, width:], upper=True, left=False)
+    return torch.cat((corner, below), 1), failed
+
+
+def charge(gram: Gram, t: float, residual: Residual) -> Fraction:
+    r"""Bound the largest squared norm in a batch by the residual of any factors.
+
+    .. math:: \lVert A \rVert^2 \le t + \lVert t I - A^H A - F F^H \rVert
+
+    with all rounding included: Note [residual].
+
+    Args:
+        gram: Gram matrices (b, n, n).
+        t: As given to :func:`factorise`.
+        residual: What that returned.
+    """
+    terms, size = residual.terms, residual.size
+    rest = sum_of_squares_up(float(residual.rest.max()), terms * size**2)
+    energy = sum_of_squares_up(float(residual.energy.max()), terms * size**2)
     return (
         exact(t)
         + abs(exact(t)) * UNIT
-        + exact(root_up(sum_of_squares_up(float(total.max()), terms * size**2))) / (1 - UNIT)
+        + exact(root_up(rest)) / (1 - UNIT) ** 2
         + terms * gamma(terms * gram.rows + 1) * gram.energy
-        + terms * gamma(terms * size) * energy_up(*(part.numpy() for part in parts))
+        + terms * gamma(terms * size + 2) * energy
     )
 
 
-def residual_panels(
-    gram: Gram, t: float, parts: list[Tensor], start: int, stop: int
-) -> Iterator[Array]:
-    """Columns ``start:stop`` of ``t I - A^H A - F F^H`` from the diagonal down, part by part."""
-    # The columns of F from stop on are zero in rows start:stop.
-    rows = [part[:, start:, :stop] for part in parts]
-    tops = [part[:, start:stop, :stop].mT for part in parts]
-    product = rows[0] @ tops[0]
-    if gram.imag is not None:
-        product = torch.cat(rows, -1) @ torch.cat(tops, -2)
-    real = -gram.real[:, start:, start:stop]
-    diagonal = np.einsum("bii->bi", real[:, : stop - start])
-    diagonal += t
-    real -= product.numpy()
-    yield real
-    if gram.imag is not None:
-        # (X + iY)(X' - iY') has the imaginary part Y X' - X Y'.
-        product = torch.cat((rows[1], -rows[0]), -1) @ torch.cat(tops, -2)
-        imag = -gram.imag[:, start:, start:stop]
-        imag -= product.numpy()
-        yield imag
+def residual_bound(gram: Gram, t: float, factor: Tensor) -> Fraction:
+    """Bound the largest squared norm in a batch, whatever ``t`` and ``factor`` are.
 
-
-def cholesky(matrices: Tensor) -> tuple[Tensor, Tensor]:
-    """Lower Cholesky factors of a batch (b, n, n), and whether each was found.
-
-    Block by block, because products are faster than the library's factorisation of large matrices.
+    Arguments as for :func:`factorise`.
     """
-    size = matrices.shape[-1]
-    factor = torch.zeros_like(matrices)
-    found = torch.ones(len(matrices), dtype=torch.bool)
-    for start, stop in column_blocks(size):
-        panel = matrices[:, start:, start:stop]
-        if start:
-            panel = panel - factor[:, start:, :start] @ factor[:, start:stop, :start].mH
-        width = stop - start
-        corner, info = torch.linalg.cholesky_ex(panel[:, :width])
-        found &= info == 0
-        if not found.any():
-            break
-        factor[:, start:stop, start:stop] = corner
-        factor[:, stop:, start:stop] = torch.linalg.solve_triangular(
-            corner.mH, panel[:, width:], upper=True, left=False
-        )
-    return factor, found
+    return charge(gram, t, factorise(gram, t, factor))
 
 
 def lanczos(
@@ -336,8 +394,9 @@ def largest_eigenvalue(matrices: Tensor, steps: int) -> float:
 
     def estimate(batch: Tensor, steps: int) -> Tensor:
         # Vectors in single precision cost half; an error of theirs counts by its square.
-        peak = batch.diagonal(dim1=-2, dim2=-1).real.amax(-1)[:, None, None]
-        narrow = batch / torch.where(peak > 0, peak, 1.0)
+        peak = batch.diagonal(dim1=-2, dim2=-1).real.amax()
+        # Out of its range nothing would be left; a copy that is not needed takes time.
+        narrow = batch if 2.0**-60 < peak < 2.0**60 else batch / torch.where(peak > 0, peak, 1.0)
         narrow = narrow.to(torch.complex64 if batch.is_complex() else torch.float32)
         first = start.to(narrow.dtype).expand(len(batch), -1)
         _, ritz = lanczos(lambda x: (narrow @ x[..., None])[..., 0], first, steps)
@@ -373,10 +432,11 @@ def squared_norm_bound(real: Array, imag: Array | None = None, floor: float = 0.
     for failures, slack in enumerate(ladder):
         steps = min(LANCZOS_STEPS << failures, 8 * LANCZOS_STEPS)
         t = max(floor, largest_eigenvalue(gram.tensor(), steps) * (1 + slack))
-        factor, done = cholesky(as_tensor(*gram.shifted(t)))
+        residual = factorise(gram, t)
+        done = residual.found
         if done.all():
-            return max(bound, residual_bound(gram, t, factor))
+            return max(bound, charge(gram, t, residual))
         if done.any():
-            bound = max(bound, residual_bound(gram[done.numpy()], t, factor[done]))
-        gram = gram[~done.numpy()]
+            bound = max(bound, charge(gram, t, residual[done]))
+        gram = gram[~done]
     raise NormBoundError(f"No Cholesky factor found for a matrix of shape {real.shape[1:]}")

@@ -78,7 +78,7 @@ def dense_norm_bound(weight: Matrix) -> float:
     .. math:: \lVert W \rVert_2^2 \le t + \lVert t I - W^\top W - R^\top R \rVert_F
 
     for every ``t`` and ``R``. They come from a Lanczos estimate and a Cholesky factorisation, which
-    need not be trusted; the residual is recomputed with its rounding errors bounded, see Note
+    need not be trusted; the residual is evaluated with its rounding errors bounded, see Note
     [residual] in ``residual.py``. The excess over the true norm is about
     5e-10 up to 256 rows or columns and 5e-7 above, seldom more.
 
@@ -314,7 +314,7 @@ def tall(weight: Matrix) -> Scaled:
     rows, columns = copy.values.shape
     if rows >= columns:
         return copy
-    return Scaled(np.ascontiguousarray(copy.values.T), copy.exponent, copy.tail)
+    return Scaled(copy.values.T, copy.exponent, copy.tail)
 
 
 def peak(x: Tensor) -> Tensor:

@@ -275,6 +275,25 @@ def test_rescaling_survives_dead_columns(rule: nn.Module) -> None:
 # What each constraint promises
 
 
+@pytest.mark.parametrize(("rows", "scale"), [(260, 1.0), (300, 0.1), (260, 1e4)])
+def test_the_cayley_transform_in_blocks_is_its_formula(rows: int, scale: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight = scale * torch.randn(rows, 260, dtype=torch.float64, generator=generator) / 16
+    weight.requires_grad_()
+    u, v = weight[:260], weight[260:]
+    a, identity = u - u.mT + v.mT @ v, torch.eye(260, dtype=torch.float64)
+    inverse = torch.linalg.inv(identity + a)
+    expected = torch.cat([(identity - a) @ inverse, -2 * v @ inverse])
+    found = CayleyOrthogonal()(weight)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+    direction = torch.randn(expected.shape, dtype=torch.float64, generator=generator)
+    gradients = [torch.autograd.grad((w * direction).sum(), weight)[0] for w in (found, expected)]
+    largest = float(gradients[1].abs().max())
+    torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-9 * largest)
+    w = CayleyOrthogonal()(weight.detach().float()).double()
+    assert torch.linalg.matrix_norm(w.mT @ w - identity) <= (1e-4 if scale <= 1 else 1.0)
+
+
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 10.0])
 @pytest.mark.parametrize("shape", DENSE)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -678,7 +678,7 @@ FAULTS: dict[str, Fault] = {
         spectral, "dense_norm_bound", lambda bound: lambda w: 0.99 * bound(w)
     ),
     "factor trusted, residual left out": put(
-        residual, "residual_bound", lambda gram, t, factor: Fraction(t)
+        residual, "charge", lambda gram, t, residual: Fraction(t)
     ),
     "residual without rounding": both(
         put(residual, "gamma", lambda count: Fraction(0)), put(residual, "UNIT", Fraction(0))

@@ -46,22 +46,56 @@ class _Cayley(torch.autograd.Function):
     def forward(ctx: Any, weight: Tensor) -> Tensor:
         columns = weight.shape[1]
         square, below = weight[:columns], weight[columns:]
-        a = square - square.mT + below.mT @ below
+        a = _skew(square)
+        if len(below):
+            a.addmm_(below.mT, below)
         a.diagonal().add_(1)
-        inverse = torch.linalg.inv(a)
+        inverse = _inverse(a)
         ctx.save_for_backward(inverse, below)
-        w = torch.cat([2 * inverse, -2 * below @ inverse])
+        w = 2 * inverse
         w.diagonal().sub_(1)
-        return w
+        return torch.cat([w, -2 * below @ inverse]) if len(below) else w
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         inverse, below = ctx.saved_tensors
         upper, lower = grad[: len(inverse)], grad[len(inverse) :]
+        middle = upper @ inverse.mT
+        if not len(below):
+            return _skew(inverse.mT @ middle).mul_(-2)
         at_below = -2 * lower @ inverse.mT
-        at_a = -inverse.mT @ torch.addmm(below.mT @ at_below, upper, inverse.mT, alpha=2)
-        return torch.cat([at_a - at_a.mT, at_below + below @ (at_a + at_a.mT)])
+        at_a = -inverse.mT @ torch.addmm(middle, below.mT, at_below, beta=2)
+        return torch.cat([_skew(at_a), at_below + below @ (at_a + at_a.mT)])
+
+
+def _skew(x: Tensor) -> Tensor:
+    # A copy is transposed tile by tile; a difference of rows and columns would miss the cache.
+    return x - x.mT.contiguous()
+
+
+def _inverse(a: Tensor) -> Tensor:
+    """Inverse of a matrix whose symmetric part is at least I, in products but for small blocks.
+
+    With blocks P, Q, R, S, T = P^-1 Q, U = R P^-1 and Z = (S - R T)^-1 it has the blocks
+    P^-1 + T Z U, -T Z, -Z U and Z. No pivots are needed: P and S - R T have a symmetric part of at
+    least I too, so that no inverse on the way has a norm above 1.
+    """
+    half = len(a) // 2
+    # Rounding counts by the square of the norm, and an accelerator prefers its own routine.
+    small = torch.linalg.matrix_norm(a) <= 4 * len(a) ** 0.5
+    if a.device.type != "cpu" or half < 128 or not small:
+        return torch.linalg.inv(a)
+    first = _inverse(a[:half, :half])
+    t, u = first @ a[:half, half:], a[half:, :half] @ first
+    last = _inverse(torch.addmm(a[half:, half:], a[half:, :half], t, alpha=-1))
+    inverse = torch.empty_like(a)
+    right = torch.mm(t, last)
+    inverse[:half, :half] = torch.addmm(first, right, u)
+    inverse[:half, half:] = right.neg_()
+    inverse[half:, :half] = torch.mm(last, u).neg_()
+    inverse[half:, half:] = last
+    return inverse
 
 
 class CayleyLinear(ConstrainedLinear):
