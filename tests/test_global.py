@@ -16,6 +16,7 @@ from scipy.sparse import csr_array
 from test_check import Folder
 from test_relaxation import random_network
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from robustcert.attacks import largest_changes
 from robustcert.certification import certify
@@ -26,6 +27,7 @@ from robustcert.curves import Curve
 from robustcert.interleaved import Effort, Encoding, change_bounds, exactly, mixed_change, tighten
 from robustcert.linear_program import LinearProgram, branch, dual_bound, maximum
 from robustcert.lipschitz import fold_network
+from robustcert.objectives import GlobalRobustness
 from robustcert.plain import PlainNetwork, UnsoundNetworkError, output_bound, pairwise_bound
 from robustcert.relaxation import Linear, steps_of
 from robustcert.twin import Domain, Twin
@@ -301,6 +303,24 @@ def test_pairs_of_an_attack_stay_in_the_box_and_within_delta() -> None:
             assert ((one >= low) & (one <= high)).all()
             assert ((two >= low) & (two <= high)).all()
             assert (torch.linalg.vector_norm(two - one, order, dim=1) <= 0.3).all()
+
+
+# Training
+
+
+def test_the_objective_bounds_the_loss_of_every_input_within_epsilon() -> None:
+    network, epsilon = dense((3, 8, 4)), 0.2
+    pairwise = pairwise_bound(network)
+    x, target = torch.rand(50, 3).double(), torch.arange(50) % 4
+    plain = GlobalRobustness(weight=0.0, temperature=0.5)
+    bound = GlobalRobustness(weight=1.0, temperature=0.5)
+    for sample, label in zip(x.split(1), target.split(1), strict=True):
+        near = sample + epsilon * F.normalize(torch.randn(200, 3).double(), dim=1)
+        losses = F.cross_entropy(network(near) / 0.5, label.expand(200), reduction="none")
+        assert losses.max() <= bound(network(sample), label, pairwise, epsilon)
+    assert plain(network(x), target, pairwise, epsilon) == F.cross_entropy(network(x) / 0.5, target)
+    with pytest.raises(ValueError, match=r"objective\.weight"):
+        GlobalRobustness(weight=-1.0)
 
 
 # The certifier
