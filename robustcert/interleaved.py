@@ -54,6 +54,35 @@ Places = NDArray[np.int64]
 # known: a relaxation, since the true values are among those.
 
 
+@dataclass(frozen=True, eq=False)
+class Fold:
+    """The neurons of a fold whose sign is not known, of the programme's variables.
+
+    Attributes:
+        neurons: Which of the fold's they are.
+        left: p.
+        change: D.
+        y: Places of the arguments.
+        d: Of their changes.
+        e: Of the changes of the values.
+        signs: Of both t, shape ``(k, 2)``.
+    """
+
+    neurons: Places
+    left: Floats
+    change: Floats
+    y: Places
+    d: Places
+    e: Places
+    signs: Places
+
+    def error(self, point: Floats) -> Floats:
+        """How far the relaxation's changes of values are from those of the fold."""
+        before, after = point[self.y], point[self.y] + point[self.d]
+        before, after = (np.maximum(v, self.left * v) for v in (before, after))
+        return np.abs(point[self.e] - (after - before))
+
+
 @dataclass(frozen=True)
 class Effort:
     """How much is spent on the bounds of a network.
@@ -97,8 +126,7 @@ class Encoding:
 
     Attributes:
         blocks: Places of z and of d before every step from ``start`` to ``stop``.
-        open: For every fold, of the neurons whose sign is not known: places of z, d and both t.
-        binary: Places of t, two for each such neuron, those with the wider triangles first.
+        folds: The open neurons of every fold.
     """
 
     def __init__(self, twin: Twin, start: int, stop: int) -> None:
@@ -110,8 +138,8 @@ class Encoding:
         self._equal: list[tuple[Places, Places, Floats]] = []
         self._most: list[Floats] = []
         self._value: list[Floats] = []
-        self._score: list[Floats] = []
-        self.open: list[tuple[Places, Places, Places, Places]] = []
+        self._sizes: list[Floats | None] = []
+        self.folds: list[Fold] = []
         self._curve = sum(isinstance(step, Curve) for step in twin.steps[:start])
         z, d = self._begin(start)
         self.blocks = [(z, d)]
@@ -123,11 +151,6 @@ class Encoding:
                 assert isinstance(step, Folded)
                 z, d = self._fold(step, z, d)
             self.blocks.append((z, d))
-        pairs = np.concatenate(
-            [np.zeros((0, 2), np.int64), *(np.stack(signs[2:], 1) for signs in self.open)]
-        )
-        score = np.concatenate([np.zeros(0), *self._score])
-        self.binary = pairs[np.argsort(-score, kind="stable")]
 
     @property
     def values(self) -> Places:
@@ -138,6 +161,16 @@ class Encoding:
     def changes(self) -> Places:
         """Places of d before ``stop``."""
         return self.blocks[-1][1]
+
+    def importance(self, row: Floats) -> list[Floats]:
+        """How much the outputs of every fold's open neurons may weigh in ``row . z``."""
+        found, size, folds = [], np.abs(row), list(self.folds)
+        for matrix in reversed(self._sizes):
+            if matrix is None:
+                found.append(size[folds.pop().neurons])
+            else:
+                size = size @ matrix
+        return found[::-1]
 
     def program(self) -> LinearProgram:
         """The relaxation, with t anywhere in [0, 1]."""
@@ -212,6 +245,7 @@ class Encoding:
             self._equals(value, (new, 1.0))
             i, j = np.nonzero(weight)
             self._equal.append((i + start, old[j], -weight[i, j]))
+        self._sizes.append(np.abs(weight))
         return w, e
 
     def _box(self, t: int) -> tuple[Floats, Floats, Floats]:
@@ -259,8 +293,9 @@ class Encoding:
         for sign in (1.0, -1.0):
             middle = -sign * (1 + p) / 2
             self._at_most(rise / 2 * change, (e_open, sign), (d, middle))
-        self._score.append(-low * high / (high - low))
-        self.open.append((y, d, one, other))
+        signs = np.stack([one, other], 1)
+        self.folds.append(Fold(np.flatnonzero(~known), p, change, y, d, e_open, signs))
+        self._sizes.append(None)
         return x, e
 
 
@@ -288,10 +323,10 @@ def tighten(steps: Sequence[Step], domain: Domain, effort: Effort) -> Twin:
         solver = _Solver(encoding, effort)
         low, high, change = own.low.clone(), own.high.clone(), own.change.clone()
         for i in open_.nonzero()[:, 0].tolist():
-            z, d = encoding.values[i : i + 1], encoding.changes[i : i + 1]
-            change[i] = min(float(change[i]), solver.bound(d, np.ones(1)))
-            high[i] = min(float(high[i]), solver.bound(z, np.ones(1)))
-            low[i] = max(float(low[i]), -solver.bound(z, -np.ones(1)))
+            row = np.eye(1, len(low), i)[0]
+            change[i] = min(float(change[i]), solver.maximum(row, encoding.changes).bound)
+            high[i] = min(float(high[i]), solver.maximum(row, encoding.values).bound)
+            low[i] = max(float(low[i]), -solver.maximum(-row, encoding.values).bound)
         known.append(Known(low, high, change))
         twin = Twin(steps, domain, known)
     return twin
@@ -314,7 +349,7 @@ def change_bounds(twin: Twin, rows: Tensor, effort: Effort) -> tuple[Tensor, lis
     for i, row in enumerate(rows.numpy()):
         now = time.monotonic()
         share = now + (effort.deadline - now) / (len(rows) - i)
-        result = _Solver(encoding, replace(effort, deadline=share)).maximum(encoding.changes, row)
+        result = _Solver(encoding, replace(effort, deadline=share)).maximum(row, encoding.changes)
         found.append(result.bound)
         closed.append(result.closed)
     return torch.minimum(twin.change(rows), torch.tensor(found, dtype=torch.float64)), closed
@@ -325,7 +360,8 @@ def mixed_change(twin: Twin, row: Tensor, seconds: float = math.inf) -> MixedOpt
     encoding = Encoding(twin, 0, len(twin.steps))
     goal = np.zeros(len(encoding.program().low))
     goal[encoding.changes] = row.numpy()
-    return mixed_optimum(encoding.program(), goal, encoding.binary.ravel(), seconds)
+    binary = np.concatenate([np.zeros(0, np.int64), *(f.signs.ravel() for f in encoding.folds)])
+    return mixed_optimum(encoding.program(), goal, binary, seconds)
 
 
 def _start(places: Sequence[int], k: int, window: int | None) -> int:
@@ -335,22 +371,32 @@ def _start(places: Sequence[int], k: int, window: int | None) -> int:
 
 class _Solver:
     def __init__(self, encoding: Encoding, effort: Effort) -> None:
-        self.program = encoding.program()
-        self.effort = effort
-        self.binary = encoding.binary[: effort.refine].ravel()
+        self.encoding, self.program, self.effort = encoding, encoding.program(), effort
 
-    def maximum(self, places: Places, entries: Floats) -> Branched:
-        """Of a sum of variables; infinite after the deadline."""
+    def maximum(self, row: Floats, places: Places) -> Branched:
+        """Of ``row`` times the variables at ``places``; infinite after the deadline.
+
+        The neurons that are decided are those whose relaxed change may cost most; of these the one
+        is next whose change is most wrong at the solver's point, both weighed by their importance.
+        """
         if time.monotonic() > self.effort.deadline:
             return Branched(math.inf, False, 0, None)
         goal = np.zeros(len(self.program.low))
-        goal[places] = entries
-        effort = self.effort
-        return branch(self.program, goal, self.binary, nodes=effort.nodes, deadline=effort.deadline)
+        goal[places] = row
+        folds, weights = self.encoding.folds, self.encoding.importance(row)
+        cost = [(1 - f.left) * f.change * w for f, w in zip(folds, weights, strict=True)]
+        chosen = np.argsort(-np.concatenate([np.zeros(0), *cost]), kind="stable")
+        chosen = chosen[: self.effort.refine]
+        signs = np.concatenate([np.zeros((0, 2), np.int64), *(f.signs for f in folds)])
 
-    def bound(self, places: Places, entries: Floats) -> float:
-        """Upper bound of a sum of variables; infinite after the deadline."""
-        return self.maximum(places, entries).bound
+        def score(point: Floats) -> Floats:
+            wrong = [f.error(point) * w for f, w in zip(folds, weights, strict=True)]
+            return np.concatenate([np.zeros(0), *wrong])[chosen].repeat(2)
+
+        nodes, deadline = self.effort.nodes, self.effort.deadline
+        return branch(
+            self.program, goal, signs[chosen].ravel(), nodes=nodes, deadline=deadline, score=score
+        )
 
 
 def exactly(effort: Effort) -> Effort:

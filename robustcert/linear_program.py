@@ -12,6 +12,7 @@ import heapq
 import itertools
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -172,6 +173,7 @@ def branch(
     nodes: int,
     tolerance: float = 1e-7,
     deadline: float = math.inf,
+    score: Callable[[Floats], Floats] | None = None,
 ) -> Branched:
     """The maximum of ``goal . v`` with some variables 0 or 1, by branch and bound.
 
@@ -185,6 +187,8 @@ def branch(
         nodes: Largest number of programmes.
         tolerance: Relative gap between leaves and open nodes at which it ends.
         deadline: :func:`time.monotonic` after which it ends.
+        score: Of a solver's point, how much it would help to decide each of these variables; those
+            that are furthest from whole numbers come first where it says nothing.
     """
     order = itertools.count()
     leaf, point, count = -math.inf, None, 1
@@ -194,7 +198,7 @@ def branch(
         if count >= nodes or time.monotonic() > deadline:
             return Branched(-heap[0][0], False, count, point)
         negative, _, here, found = heapq.heappop(heap)
-        chosen = _fractional(here, found, binary)
+        chosen = _fractional(here, found, binary, score)
         if chosen is None:
             leaf, point = max((leaf, point), (-negative, found), key=lambda best: best[0])
             continue
@@ -211,16 +215,19 @@ def branch(
 
 
 def _fractional(
-    program: LinearProgram, point: Floats | None, binary: NDArray[np.int64]
+    program: LinearProgram,
+    point: Floats | None,
+    binary: NDArray[np.int64],
+    score: Callable[[Floats], Floats] | None,
 ) -> int | None:
-    """The open binary variable that is furthest from whole numbers; None at a leaf."""
-    open_ = binary[program.low[binary] < program.high[binary]]
-    if len(open_) == 0:
-        return None
+    """The binary variable to decide next; None at a leaf."""
+    free = program.low[binary] < program.high[binary]
     if point is None:
-        return int(open_[0])
-    away = np.abs(point[open_] - np.round(point[open_]))
-    return int(open_[away.argmax()]) if away.max() > WHOLE else None
+        return int(binary[free][0]) if free.any() else None
+    away = np.abs(point[binary] - np.round(point[binary])) * free
+    wanted = np.zeros(len(binary)) if score is None else score(point)
+    order = np.lexsort((away, wanted * (away > WHOLE), away > WHOLE))
+    return int(binary[order[-1]]) if len(order) and away[order[-1]] > WHOLE else None
 
 
 @dataclass(frozen=True)

@@ -139,9 +139,9 @@ def test_every_pair_satisfies_the_programme(activation: str, window: int | None)
     point = np.full((2000, len(program.low)), np.nan)
     for (z, d), before, after in zip(encoding.blocks, one[start:], two[start:], strict=True):
         point[:, z], point[:, d] = before, after - before
-    for z, d, *signs in encoding.open:
-        for sign, argument in zip(signs, (point[:, z], point[:, z] + point[:, d]), strict=True):
-            point[:, sign] = argument > 0
+    for fold in encoding.folds:
+        before, after = point[:, fold.y], point[:, fold.y] + point[:, fold.d]
+        point[:, fold.signs] = np.stack([before > 0, after > 0], 2)
     assert (point >= program.low - 1e-12).all()
     assert (point <= program.high + 1e-12).all()
     assert (program.rows @ point.T <= program.most[:, None] + 1e-12).all()
