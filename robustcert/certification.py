@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from decimal import ROUND_CEILING, ROUND_FLOOR, Context
 from pathlib import Path
 from typing import Any, Literal
 
@@ -436,14 +437,19 @@ def _print_table(claim: Mapping[str, Any], folder: Path) -> None:
         console.print(f"  {path}", highlight=False)
 
 
+def _digits(value: float | None, name: str) -> str:
+    """Five digits, on the safe side: what was seen is rounded down, a bound up."""
+    rounding = ROUND_FLOOR if name == "attacked" else ROUND_CEILING
+    return "" if value is None else f"{Context(5, rounding).create_decimal_from_float(value):g}"
+
+
 def _print_global(pairs: Mapping[str, Any]) -> None:
     names = list(pairs["rests_on"])
     table = Table(title=f"largest change of an output within {pairs['delta']} in {pairs['norm']}")
     for name in ("output", *names):
         table.add_column(name, justify="right")
     for row in pairs["outputs"]:
-        values = [row[name] for name in names]
-        table.add_row(str(row["output"]), *("" if v is None else f"{v:.6g}" for v in values))
+        table.add_row(str(row["output"]), *(_digits(row[name], name) for name in names))
     console = Console(soft_wrap=True)
     console.print(table)
     for name, basis in pairs["rests_on"].items():
