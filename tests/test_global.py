@@ -66,7 +66,7 @@ def random_program(generator: np.random.Generator, shift: float = 0.0) -> Linear
 
 def test_any_multipliers_bound_and_those_of_the_solver_are_nearly_exact() -> None:
     generator = np.random.default_rng(0)
-    for _ in range(30):
+    for _ in range(15):
         program, goal = random_program(generator), generator.normal(size=5)
         found = maximum(program, goal)
         assert found.point is not None
@@ -88,7 +88,7 @@ def test_infeasibility_is_proved_and_never_claimed_of_what_has_points() -> None:
 
 def test_branch_and_bound_agrees_with_trying_all_choices() -> None:
     generator = np.random.default_rng(0)
-    for _ in range(10):
+    for _ in range(4):
         program, goal = random_program(generator), generator.normal(size=5)
         loose = LinearProgram(
             program.rows, program.most + 1, program.equal[:0], np.zeros(0), np.zeros(5), np.ones(5)
@@ -234,8 +234,15 @@ def test_exact_is_what_trying_all_patterns_of_eight_neurons_finds(
 # The bounds
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
-@pytest.mark.parametrize("activation", FOLDED + CURVED)
+# The others are slow.
+QUICK = {("relu", "linf"), ("maxmin", "linf"), ("tanh", "linf"), ("smooth", "l2")}
+CASES = [
+    pytest.param(*case, marks=() if case in QUICK else pytest.mark.slow)
+    for case in product(FOLDED + CURVED, ("linf", "l2"))
+]
+
+
+@pytest.mark.parametrize(("activation", "norm"), CASES)
 def test_no_pair_is_further_apart_than_proved(activation: str, norm: Any) -> None:
     network = random_network(activation, inputs=3, width=8)
     lp = norm == "linf" and activation in FOLDED
