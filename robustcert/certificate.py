@@ -24,6 +24,13 @@ SMOOTHED_CLAIM = (
     "every input at l2 distance less than r from the sample gets the listed prediction from the "
     "smoothed classifier."
 )
+# Beside the claim about samples, with certifiers that speak of all pairs of inputs.
+GLOBAL = "global.json"
+GLOBAL_CLAIM = (
+    "For all inputs x and x' of the domain at distance of at most delta in the norm, every output "
+    "of the network changes by at most its eps_bar, and the difference of two outputs by at most "
+    "its entry of differences. Not proved again by the checker."
+)
 FUNCTIONS = {
     "R": "the real-valued function that the float constants of the network define",
     "F64": "the network evaluated in IEEE float64, summed in any order",
@@ -96,6 +103,7 @@ def write_certificate(
     radii: Sequence[float],
     record: dict[str, Any],
     multipliers: dict[str, Tensor] | None = None,
+    pairs: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write a certificate into a folder; see :func:`write_claim`."""
     for name in (SAMPLES, RADII):
@@ -105,7 +113,7 @@ def write_certificate(
     positive = positive_status(record.get("smoothing"))
     files = SampleFiles(folder, split.indices, split.target, shape, dtype, size, positive)
     files.append(split.inputs[:], split.certificates)
-    return write_claim(folder, network, pairwise, split, radii, record, multipliers)
+    return write_claim(folder, network, pairwise, split, radii, record, multipliers, pairs)
 
 
 def write_claim(
@@ -116,6 +124,7 @@ def write_claim(
     radii: Sequence[float],
     record: dict[str, Any],
     multipliers: dict[str, Tensor] | None = None,
+    pairs: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write whatever a certificate has beside samples and radii, and return the claim as written.
 
@@ -131,6 +140,8 @@ def write_claim(
             :meth:`robustcert.certifiers.LipschitzCertifier.smoothing` says of claims without proof.
         multipliers: What proves pairwise constants below the product of norms, see
             :meth:`robustcert.certifiers.LipschitzCertifier.multiplier_tensors`.
+        pairs: What is claimed of all pairs of near inputs, see
+            :meth:`robustcert.certifiers.LipschitzCertifier.global_claim`.
 
     Raises:
         OSError: a file cannot be written.
@@ -142,6 +153,9 @@ def write_claim(
     if multipliers is not None:
         save_file(multipliers, folder / "multipliers.safetensors")
         names.append("multipliers.safetensors")
+    if pairs is not None:
+        _write_global(folder, network, pairs)
+        names.append(GLOBAL)
     smoothing = record.get("smoothing")
     count = len(split.target)
     correct = int(split.correct.sum())
@@ -179,6 +193,18 @@ def write_claim(
     text = json.dumps(claim, indent=1, allow_nan=False)
     (folder / "certificate.json").write_text(text + "\n")
     return claim
+
+
+def _write_global(folder: Path, network: PlainNetwork, pairs: dict[str, Any]) -> None:
+    said = {
+        "format": FORMAT,
+        "robustcert": __version__,
+        "statement": GLOBAL_CLAIM,
+        "network": network.digest(),
+        **pairs,
+        "functions": {key: FUNCTIONS[key] for key in pairs["functions"]},
+    }
+    (folder / GLOBAL).write_text(json.dumps(said, indent=1, allow_nan=False) + "\n")
 
 
 def _digest(path: Path) -> str:

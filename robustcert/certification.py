@@ -4,8 +4,9 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from decimal import ROUND_CEILING, ROUND_FLOOR, Context
 from pathlib import Path
 from typing import Any, Literal
 
@@ -155,6 +156,8 @@ def certify(
             result = _certify_all(proving, moved, data, split, stored, batch_size, where, partial)
             seconds = time.perf_counter() - started
             log.info("%d samples certified in %.1f s", count, seconds)
+            batches = (to_unit(result.inputs[part]) for part in _parts(count, batch_size))
+            pairs = proving.global_claim(network, batches)
             attacked = _attack(network, result, thresholds, attacking)
             record |= {
                 "attack": {**attacked, "took": round(time.perf_counter() - started - seconds, 3)},
@@ -169,6 +172,7 @@ def certify(
                 thresholds,
                 record,
                 proving.multiplier_tensors(moved),
+                pairs,
             )
             draw_vra_curve(
                 partial / "vra.png",
@@ -183,7 +187,10 @@ def certify(
             if read.input_shape == (2,):
                 _draw_plane(partial / "levels.png", proving, network, source)
     _print_table(claim, folder)
-    return summarize(claim)
+    if pairs is None:
+        return summarize(claim)
+    _print_global(pairs)
+    return summarize(claim) | {"global/eps_bar": max(row["eps_bar"] for row in pairs["outputs"])}
 
 
 def summarize(claim: Mapping[str, Any]) -> dict[str, float]:
@@ -360,6 +367,10 @@ def _tightness(
     return {"median": float(ratio.median()), "max": float(ratio.max()), "samples": len(x)}
 
 
+def _parts(count: int, size: int) -> Iterator[slice]:
+    return (slice(start, start + size) for start in range(0, count, size))
+
+
 def _draw_plane(
     path: Path, certifier: LipschitzCertifier, network: PlainNetwork, source: Dataset
 ) -> None:
@@ -424,3 +435,28 @@ def _print_table(claim: Mapping[str, Any], folder: Path) -> None:
         )
     for path in sorted(folder.iterdir()):
         console.print(f"  {path}", highlight=False)
+
+
+def _digits(value: float | None, name: str) -> str:
+    """Five digits, on the safe side: what was seen is rounded down, a bound up."""
+    rounding = ROUND_FLOOR if name == "attacked" else ROUND_CEILING
+    return "" if value is None else f"{Context(5, rounding).create_decimal_from_float(value):g}"
+
+
+def _print_global(pairs: Mapping[str, Any]) -> None:
+    names = list(pairs["rests_on"])
+    table = Table(title=f"largest change of an output within {pairs['delta']} in {pairs['norm']}")
+    for name in ("output", *names):
+        table.add_column(name, justify="right")
+    for row in pairs["outputs"]:
+        table.add_row(str(row["output"]), *(_digits(row[name], name) for name in names))
+    console = Console(soft_wrap=True)
+    console.print(table)
+    for name, basis in pairs["rests_on"].items():
+        console.print(f"  {name}: {basis}", highlight=False)
+    samples = pairs["samples"]
+    console.print(
+        f"{samples['stable']} of the {samples['inside']} samples in the domain keep their "
+        "prediction at every input of it within this distance",
+        highlight=False,
+    )

@@ -239,7 +239,7 @@ def curve_of(operation: Activation, features: int) -> tuple[Curve, bool]:
     none = torch.zeros(features, dtype=torch.bool)
     zero = torch.zeros(1, features, dtype=torch.float64)
     # By exact function: a name may be anyone's.
-    if function is relu:
+    if function in (relu, torch.relu):
         return Folded(none, FLOOR, zero, "relu"), False
     if function is absolute:
         return Folded(none, FLOOR, zero, "abs"), False

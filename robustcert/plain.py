@@ -790,6 +790,30 @@ def _walk(operations: Sequence[Operation]) -> Iterator[tuple[dict[str, Any], dic
                 yield from _walk(branch)
 
 
+def output_bound(network: PlainNetwork) -> Tensor:
+    r"""Bounds :math:`K_j` on the Lipschitz constant of every logit.
+
+    :math:`K_j = L_{backbone} \lVert w_j \rVert_2` with the head's rows, or the constant of the
+    whole where the network does not end in a dense operation.
+
+    Returns:
+        Shape ``(C,)``, float64, every entry rounded up.
+    """
+    rest = sequence_bound(network.backbone, network.input_shape)
+    if network.head is None:
+        classes = network(torch.zeros(1, *network.input_shape)).shape[1]
+        lengths = torch.ones(classes, dtype=torch.float64)
+    else:
+        # The length of a row is its distance from 0.
+        weight = network.head.weight
+        rows = torch.cat([weight, torch.zeros_like(weight[:1])])
+        lengths = spectral.row_distance_bounds(rows)[-1, :-1]
+    bound = torch.nextafter(lengths * rest, torch.tensor(math.inf, dtype=torch.float64))
+    if not torch.isfinite(bound).all():
+        raise UnsoundNetworkError("the Lipschitz bound of a logit overflows: no certificate")
+    return bound
+
+
 def pairwise_bound(network: PlainNetwork) -> Tensor:
     r"""Bounds :math:`K_{ij}` on the Lipschitz constant of logit i minus logit j.
 

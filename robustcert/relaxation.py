@@ -1,4 +1,4 @@
-r"""Linear bounds of dense networks on l2 balls, for many samples at once, rounding included.
+r"""Linear bounds of dense networks on l2 balls and boxes, many at once, rounding included.
 
 Reference: Zhang et al., `Efficient neural network robustness certification with general activation
 functions <https://arxiv.org/abs/1811.00866>`_, NeurIPS 2018 (CROWN).
@@ -45,7 +45,7 @@ SLACK = 1 + 1e-9
 #  * Curve: where a_i > 0 the line below the graph is put in, where a_i < 0 the one above: the slope
 #    times a_i is rounded once and the offsets are summed; e' = e + g (|a| . (|slope| s + |offset|)
 #    + |c|).
-#  * Input: a . x >= a . x0 - |a| r on the ball.
+#  * Input: a . x >= a . x0 - |a| r on the ball, a . x0 - |a| . h on a box of half-widths h.
 # g is taken for 8 more terms than there are, and every sum of nonnegative numbers is multiplied by
 # SLACK, so that the error of computing e itself is covered. FLOOR (1 + sum s) a step pays for
 # underflow. Bounds before a curve come from the same procedure with the rows of the identity and
@@ -66,6 +66,10 @@ class Linear(ABC):
     def size(self, magnitude: Tensor) -> Tensor:
         """``|M| s + |b|`` for s of shape ``(N, n)``."""
 
+    @abstractmethod
+    def homogeneous(self) -> "Linear":
+        """The step ``z -> M z``."""
+
 
 @dataclass(frozen=True, eq=False)
 class Matrix(Linear):
@@ -80,6 +84,9 @@ class Matrix(Linear):
     def size(self, magnitude: Tensor) -> Tensor:
         return magnitude @ self.weight.abs().mT + self.bias.abs()
 
+    def homogeneous(self) -> Linear:
+        return replace(self, bias=torch.zeros_like(self.bias))
+
 
 @dataclass(frozen=True, eq=False)
 class Diagonal(Linear):
@@ -93,6 +100,9 @@ class Diagonal(Linear):
 
     def size(self, magnitude: Tensor) -> Tensor:
         return magnitude * self.scale.abs() + self.shift.abs()
+
+    def homogeneous(self) -> Linear:
+        return replace(self, shift=torch.zeros_like(self.shift))
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,6 +120,9 @@ class Neighbours(Linear):
         first, second = split_pairs(magnitude)
         total = (first + second) * (0.5 if self.back else 1.0)
         return join_pairs(total, total)
+
+    def homogeneous(self) -> Linear:
+        return self
 
 
 Step = Linear | Curve
@@ -159,30 +172,33 @@ def _moved(step: Step, device: torch.device) -> Step:
 
 @dataclass(frozen=True)
 class Plane:
-    """``f(x) >= rows . x + constant - error`` on a ball: ``(N, R, d)``, ``(N, R)``, ``(N, R)``."""
+    """``f(x) >= rows . x + constant - error``: shapes ``(N, R, d)``, ``(N, R)``, ``(N, R)``."""
 
     rows: Tensor
     constant: Tensor
     error: Tensor
 
     def least(self, centre: Tensor, radius: Tensor) -> Tensor:
-        """Lower bound of the right-hand side on the ball, shape ``(N, R)``."""
+        """Lower bound of the right-hand side, shape ``(N, R)``; see :class:`Relaxation`."""
         value = (self.rows @ centre[:, :, None])[:, :, 0] + self.constant
-        # The last term is for squares that underflow.
-        length = self.rows.norm(dim=2) * SLACK + math.sqrt(centre.shape[1]) * 2.0**-511
         size = (self.rows.abs() @ centre.abs()[:, :, None])[:, :, 0] + self.constant.abs()
         wrong = gamma(centre.shape[1] + 8, UNIT) * size + self.error
-        fall = length * radius[:, None]
+        if radius.dim() == 1:
+            # The last term is for squares that underflow.
+            length = self.rows.norm(dim=2) * SLACK + math.sqrt(centre.shape[1]) * 2.0**-511
+            fall = length * radius[:, None]
+        else:
+            fall = (self.rows.abs() @ radius[:, :, None])[:, :, 0] * SLACK
         return value - (fall + wrong + FLOOR) * SLACK - value.abs() * 4 * UNIT
 
 
 class Relaxation:
-    """Lines around every activation of a network on balls around samples.
+    """Lines around every activation of a network on balls or boxes around samples.
 
     Args:
         steps: From :func:`steps_of`.
         centre: Samples, flat, shape ``(N, d)``, float64.
-        radius: Shape ``(N,)``.
+        radius: Of l2 balls, shape ``(N,)``; or half-widths of boxes, shape ``(N, d)``.
         sides: For every curve bounds that are assumed of its argument besides, ``(N, n)`` each.
 
     Attributes:
@@ -204,7 +220,7 @@ class Relaxation:
         self.lines: list[Lines] = []
         self.planes: list[Plane] = []
         # Magnitudes of the values before every step, and after the last.
-        self.sizes = [(centre.abs() + radius[:, None]) * SLACK]
+        self.sizes = [(centre.abs() + radius.view(len(centre), -1)) * SLACK]
         for place, step in enumerate(steps):
             size = self.sizes[-1]
             if isinstance(step, Linear):

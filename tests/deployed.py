@@ -56,5 +56,6 @@ def write_folder(
         [0.01, 0.1],
         record,
         certifier.multiplier_tensors(network),
+        certifier.global_claim(network, [to_unit(inputs)]),
     )
     return folder

@@ -22,7 +22,7 @@ from robustcert.schedules import CosineSchedule, EpsilonSchedule
 
 OBJECTIVES = names("objective")
 # Those that a larger constant makes worse.
-PAYING = {"emma", "gloro", "hkr", "lmt", "logit_annealing", "trades_gloro"}
+PAYING = {"emma", "global_robustness", "gloro", "hkr", "lmt", "logit_annealing", "trades_gloro"}
 # Those that do so whatever the radius asked for.
 REWARDING = {"certificate_regularization"}
 

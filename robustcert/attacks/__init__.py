@@ -3,6 +3,7 @@
 from robustcert.attacks.crosscheck import BrokenCertificate, cross_check
 from robustcert.attacks.ddn import ddn
 from robustcert.attacks.margin import margin_attack
+from robustcert.attacks.pairs import largest_changes
 from robustcert.attacks.pgd import PlainModule, pgd_survivors
 
 __all__ = [
@@ -10,6 +11,7 @@ __all__ = [
     "PlainModule",
     "cross_check",
     "ddn",
+    "largest_changes",
     "margin_attack",
     "pgd_survivors",
 ]

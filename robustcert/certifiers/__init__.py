@@ -4,6 +4,7 @@ from robustcert.certifiers.arithmetic import strict_arithmetic
 from robustcert.certifiers.combined import CombinedCertifier, robust_accuracy_bracket
 from robustcert.certifiers.crown import CROWNCertifier
 from robustcert.certifiers.diagnostic import gradient_ratio
+from robustcert.certifiers.global_robustness import GlobalBounds, GlobalCertifier
 from robustcert.certifiers.lipschitz import Certificates, LipschitzCertifier, certify
 from robustcert.certifiers.lipsdp import LipSDPCertifier
 from robustcert.certifiers.quadric import QuadricCertifier
@@ -13,6 +14,8 @@ __all__ = [
     "CROWNCertifier",
     "Certificates",
     "CombinedCertifier",
+    "GlobalBounds",
+    "GlobalCertifier",
     "LipSDPCertifier",
     "LipschitzCertifier",
     "QuadricCertifier",

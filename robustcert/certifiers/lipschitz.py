@@ -1,10 +1,10 @@
 """Certified radii from global pairwise Lipschitz bounds."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -80,6 +80,17 @@ class LipschitzCertifier:
 
     def smoothing(self) -> dict[str, float | int] | None:
         """Noise and confidence of a claim that is true with some probability; None of a proof."""
+        return None
+
+    def global_claim(
+        self, network: PlainNetwork, batches: Iterable[Tensor]
+    ) -> dict[str, Any] | None:
+        """What is claimed of all pairs of near inputs, whatever the samples; None of nothing.
+
+        Args:
+            network: The network.
+            batches: The samples, in turn, each of shape ``(N, *input_shape)``.
+        """
         return None
 
     def distances(

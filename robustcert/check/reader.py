@@ -25,6 +25,7 @@ LARGEST_FILE = {
     "samples.safetensors": 2**33,
     "radii.csv": 2**29,
     MULTIPLIERS: 2**28,
+    "global.json": 2**26,
 }
 LARGEST_HEADER = 2**24
 MOST_JSON_VALUES = 4_000_000

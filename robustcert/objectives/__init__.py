@@ -3,6 +3,7 @@
 from robustcert.objectives.certificate_regularization import CertificateRegularization
 from robustcert.objectives.cross_entropy import CrossEntropy, OffsetCrossEntropy
 from robustcert.objectives.emma import EMMA
+from robustcert.objectives.global_robustness import GlobalRobustness
 from robustcert.objectives.gloro import GloRo, TradesGloRo, bottom_logit
 from robustcert.objectives.hkr import HKR
 from robustcert.objectives.lmt import LMT
@@ -15,6 +16,7 @@ __all__ = [
     "CertificateRegularization",
     "CrossEntropy",
     "GloRo",
+    "GlobalRobustness",
     "LogitAnnealing",
     "OffsetCrossEntropy",
     "TradesGloRo",

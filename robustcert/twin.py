@@ -1,0 +1,183 @@
+r"""How far outputs can move apart when an input does: linear bounds of two copies of a network.
+
+References: Wang, Huang and Zhu, `Efficient global robustness certification of neural networks via
+interleaving twin-network encoding <https://arxiv.org/abs/2203.14141>`_, DATE 2022 (the differences
+as variables of their own); Wang et al., `GROCET <https://arxiv.org/abs/2208.07289>`_ (symbolic
+bounds of them).
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from robustcert.curves import Curve, Lines
+from robustcert.plain import UnsoundNetworkError
+from robustcert.relaxation import FLOOR, SLACK, Linear, Relaxation, Step
+
+# Note [twin] (why the differences are those of a network)
+# ~~~~~~~~~~~
+# Let x and x' be two inputs of a box whose difference d_0 = x' - x is small, and d_t = z_t' - z_t
+# the differences of the values before step t.
+#  * Linear step: d_{t+1} = M d_t; the bias cancels.
+#  * Curve: d_{t+1} = s(z + d) - s(z) = q d entry by entry, with a quotient q between the least and
+#    the greatest slope that s has on the interval in which both z and z' lie. With m in the middle
+#    of these and h half of what is between them, |d_{t+1} - m d| <= h |d| <= h max |d|: two
+#    parallel lines around the graph of a function of d alone. ReLU has m = h = 1/2 where its fold
+#    is inside the interval.
+# So the differences are those of a network of the same linear steps without bias and of such
+# curves, on the box or ball of d_0, and the backward bounds of robustcert.relaxation hold of it,
+# rounding included. The pair (x', x) is as good as (x, x'), so that the differences lie
+# symmetrically around 0 and one side says all.
+
+
+@dataclass(frozen=True)
+class Domain:
+    r"""Pairs of inputs of a box at distance of at most ``delta`` from each other.
+
+    Attributes:
+        low: Least input, flat, shape ``(d,)``, float64.
+        high: Greatest input, shape ``(d,)``.
+        delta: Largest distance, in input units.
+        norm: In which it is measured, ``linf`` or ``l2``.
+    """
+
+    low: Tensor
+    high: Tensor
+    delta: float
+    norm: Literal["linf", "l2"] = "linf"
+
+    @cached_property
+    def centre(self) -> Tensor:
+        """A point in the middle, up to rounding."""
+        return self.low + (self.high - self.low) / 2
+
+    @cached_property
+    def half(self) -> Tensor:
+        """Half-widths around the centre that cover the box."""
+        wide = torch.maximum(self.high - self.centre, self.centre - self.low)
+        return torch.nextafter(wide, torch.full_like(wide, math.inf))
+
+    @property
+    def shift(self) -> Tensor:
+        """Bounds on the differences of single entries, shape ``(d,)``."""
+        width = self.high - self.low
+        return torch.nextafter(width, torch.full_like(width, math.inf)).clamp(max=self.delta)
+
+    def distance(self, norm: Literal["linf", "l2"]) -> float:
+        r"""Largest distance of a pair in a norm, rounded up.
+
+        :math:`\lVert d \rVert_2 \le \sqrt n\, \delta` for linf, and at most the box's diagonal.
+        """
+        if norm == "linf":
+            return float(self.shift.max())
+        length = float(self.shift.norm()) * SLACK + math.sqrt(len(self.low)) * 2.0**-511
+        return min(self.delta, length) if self.norm == "l2" else length
+
+
+@dataclass(frozen=True, eq=False)
+class Quotient(Curve):
+    """The change of an activation, of which only the slopes are known: Note [twin].
+
+    Attributes:
+        least: Least difference quotients, shape ``(n,)``.
+        greatest: Greatest ones.
+    """
+
+    least: Tensor
+    greatest: Tensor
+
+    def value(self, v: Tensor) -> Tensor:
+        return (self.least + self.greatest) / 2 * v
+
+    def free_slopes(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        return self.least.expand_as(low), self.greatest.expand_as(low)
+
+    def free_lines(self, low: Tensor, high: Tensor) -> Lines:
+        middle = ((self.least + self.greatest) / 2).expand_as(low)
+        half = torch.maximum(self.greatest - middle, middle - self.least) * SLACK
+        most = half * torch.maximum(low.abs(), high.abs()) * SLACK + FLOOR
+        most = torch.where(half > 0, most, 0.0)
+        return Lines(middle, -most, middle, most)
+
+
+@dataclass(frozen=True)
+class Known:
+    """Bounds of the arguments of a curve: values and absolute changes, each ``(n,)``."""
+
+    low: Tensor
+    high: Tensor
+    change: Tensor
+
+
+class Twin:
+    """Symbolic bounds of values and of differences of two copies of a network.
+
+    Args:
+        steps: From :func:`robustcert.relaxation.steps_of`.
+        domain: Of the pairs of inputs.
+        known: What is proved besides of the arguments of the first curves, in turn.
+
+    Attributes:
+        values: Of one copy, on the box.
+        changes: Of the network of differences.
+
+    Raises:
+        UnsoundNetworkError: a bound is not finite.
+    """
+
+    def __init__(self, steps: Sequence[Step], domain: Domain, known: Sequence[Known] = ()) -> None:
+        self.steps, self.domain = steps, domain
+        curves = [step for step in steps if isinstance(step, Curve)]
+        sides, moved = [], []
+        for k, curve in enumerate(curves):
+            most = torch.full((1, len(curve.fixed)), math.inf, dtype=torch.float64)
+            own = known[k] if k < len(known) else Known(-most[0], most[0], most[0])
+            sides.append((own.low[None], own.high[None]))
+            moved.append((-own.change[None], own.change[None]))
+        self.values = Relaxation(steps, domain.centre[None], domain.half[None], sides)
+        slopes = [
+            curve.slopes(*bounds) for curve, bounds in zip(curves, self.values.bounds, strict=True)
+        ]
+        quotients = iter(slopes)
+        differences: list[Step] = []
+        for step in steps:
+            if isinstance(step, Linear):
+                differences.append(step.homogeneous())
+            else:
+                least, greatest = next(quotients)
+                differences.append(Quotient(step.fixed, FLOOR, least[0], greatest[0]))
+        start = torch.zeros_like(domain.low)[None]
+        reach = (
+            domain.shift[None]
+            if domain.norm == "linf"
+            else torch.tensor([domain.delta], dtype=torch.float64)
+        )
+        self._start, self._reach = start, reach
+        self.changes = Relaxation(differences, start, reach, moved)
+        for bounds in (*self.values.bounds, *self.changes.bounds):
+            if not all(torch.isfinite(side).all() for side in bounds):
+                raise UnsoundNetworkError("the network overflows on the domain: no bound is known")
+
+    @property
+    def known(self) -> list[Known]:
+        """Bounds of the arguments of every curve."""
+        return [
+            Known(value[0][0], value[1][0], torch.maximum(-change[0][0], change[1][0]))
+            for value, change in zip(self.values.bounds, self.changes.bounds, strict=True)
+        ]
+
+    def change(self, rows: Tensor) -> Tensor:
+        r"""Bounds on :math:`|a \cdot (f(x') - f(x))|` for rows a of shape ``(R, C)``."""
+        plane = self.changes.plane(rows.double()[None])
+        return -plane.least(self._start, self._reach)[0]
+
+    def value(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        r"""Bounds on :math:`a \cdot f(x)` for rows a of shape ``(R, C)``."""
+        both = torch.cat([rows, -rows]).double()[None]
+        least = self.values.plane(both).least(self.values.centre, self.values.radius)[0]
+        return least[: len(rows)], -least[len(rows) :]
