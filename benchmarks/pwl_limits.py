@@ -2,13 +2,14 @@
 
 python benchmarks/pwl_limits.py --out docs/figures
 
-Prints what docs/limits.md reports and draws its pictures; a few minutes on two cores. ``--part``
-chooses among theory, dimension, corner and toys.
+Prints what docs/limits.md reports and draws its pictures; a few minutes on two cores, each of which
+trains networks of its own. ``--part`` chooses among theory, dimension, corner, toys and levels.
 """
 
 import argparse
 import math
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -293,13 +294,21 @@ def inside(corners: Tensor, side: Tensor) -> bool:
     return bool(corners.mean(0) @ side[:2] + side[2] <= 0)
 
 
-def corner_table(seeds: int, width: int) -> list[tuple[str, dict[str, Any]]]:
+def corner_row(name: str, size: int, seed: int) -> dict[str, Any] | None:
+    """A network trained at the tip of a right-angled wedge."""
+    return at_corner(name, trained(Wedge(90), ACTIVATIONS[name], seed, size))
+
+
+def corner_table(
+    workers: ProcessPoolExecutor, seeds: int, width: int
+) -> list[tuple[str, dict[str, Any]]]:
     """Trained networks at the tip of a right-angled wedge: of half the width, and of the width."""
     rows = []
     print("\n| activation | width | seed | pieces | worst | at most | mean | mean, combined |")
     print("|---|---|---|---|---|---|---|---|")
-    for name, size, seed in product(ACTIVATIONS, (width // 2, width), range(seeds)):
-        row = at_corner(name, trained(Wedge(90), ACTIVATIONS[name], seed, size))
+    cases = list(product(ACTIVATIONS, (width // 2, width), range(seeds)))
+    found = workers.map(corner_row, *zip(*cases, strict=True))
+    for (name, size, seed), row in zip(cases, found, strict=True):
         if row is None:
             print(f"| {name} | {size} | {seed} | no single corner | | | | |", flush=True)
             continue
@@ -318,41 +327,44 @@ def corner_table(seeds: int, width: int) -> list[tuple[str, dict[str, Any]]]:
     return rows
 
 
-def toy_rows(seeds: int, width: int) -> Iterator[tuple[str, str, list[dict[str, float]]]]:
+def toy_row(toy: Toy, name: str, seed: int, width: int) -> dict[str, float]:
+    """What one network certifies of a toy."""
+    x = toy.read("test").inputs[:500].double()
+    truth, label = toy.distance(x), toy.label(x)
+    network = trained(toy, ACTIVATIONS[name], seed, width)
+    radius = LipschitzCertifier().certify(network, x).radius
+    result = CombinedCertifier().certify(network, x)
+    correct = result.prediction == label
+    certified = (correct & (radius > TRUE_RADIUS))[truth > TRUE_RADIUS].double().mean()
+    if toy.input_shape == (2,):
+        distance, _ = distance_to_segments(x, own_boundary(name, network))
+        kept = distance > 0.01
+    else:
+        distance, _ = ddn(network, x, result.prediction, steps=60, restarts=3)
+        kept = (distance > 0.01) & distance.isfinite()
+    t = (radius / distance)[kept].sort().values
+    return {
+        "accuracy": float(correct.double().mean()),
+        "share": float(certified),
+        "mean": float(t.mean()),
+        "worst": float(t[len(t) // 20]),
+        "combined": float((result.radius / distance)[kept].mean()),
+    }
+
+
+def toy_rows(
+    workers: ProcessPoolExecutor, seeds: int, width: int
+) -> Iterator[tuple[str, str, list[dict[str, float]]]]:
     """For every toy and activation, what each seed's network certifies."""
-    for toy in TOYS:
-        x = toy.read("test").inputs[:500].double()
-        truth, label = toy.distance(x), toy.label(x)
-        for name, activation in ACTIVATIONS.items():
-            rows = []
-            for seed in range(seeds):
-                network = trained(toy, activation, seed, width)
-                radius = LipschitzCertifier().certify(network, x).radius
-                result = CombinedCertifier().certify(network, x)
-                correct = result.prediction == label
-                robust = truth > TRUE_RADIUS
-                certified = (correct & (radius > TRUE_RADIUS))[robust].double().mean()
-                if toy.input_shape == (2,):
-                    distance, _ = distance_to_segments(x, own_boundary(name, network))
-                    kept = distance > 0.01
-                else:
-                    distance, _ = ddn(network, x, result.prediction, steps=60, restarts=3)
-                    kept = (distance > 0.01) & distance.isfinite()
-                t = (radius / distance)[kept].sort().values
-                rows.append(
-                    {
-                        "accuracy": float(correct.double().mean()),
-                        "share": float(certified),
-                        "mean": float(t.mean()),
-                        "worst": float(t[len(t) // 20]),
-                        "combined": float((result.radius / distance)[kept].mean()),
-                    }
-                )
-            title = f"{toy.name} {toy.angle:.0f}°" if isinstance(toy, Wedge) else toy.name
-            yield title, name, rows
+    cases = list(product(TOYS, ACTIVATIONS))
+    every = [(toy, name, seed, width) for toy, name in cases for seed in range(seeds)]
+    found = workers.map(toy_row, *zip(*every, strict=True))
+    for toy, name in cases:
+        title = f"{toy.name} {toy.angle:.0f}°" if isinstance(toy, Wedge) else toy.name
+        yield title, name, [next(found) for _ in range(seeds)]
 
 
-def toy_table(seeds: int, width: int) -> None:
+def toy_table(workers: ProcessPoolExecutor, seeds: int, width: int) -> None:
     """Every toy, every activation: mean and spread over the seeds."""
     keys = ("accuracy", "share", "mean", "worst", "combined")
     print(
@@ -361,7 +373,7 @@ def toy_table(seeds: int, width: int) -> None:
     print(f"truly robust at {TRUE_RADIUS} that are certified; radius over own distance\n")
     print("| toy | activation | accuracy | certified share | tightness | worst 5 % | combined |")
     print("|---|---|---|---|---|---|---|")
-    for toy, name, rows in toy_rows(seeds, width):
+    for toy, name, rows in toy_rows(workers, seeds, width):
         cells = []
         for key in keys:
             values = [row[key] for row in rows]
@@ -483,11 +495,17 @@ def main() -> None:
             print(f"| {name} | {value:.5f} |")
     if "dimension" in arguments.part:
         draw_dimension(arguments.out / "pwl_dimension.png", dimension_tables())
-    if "corner" in arguments.part:
-        points = corner_table(arguments.seeds, arguments.width)
-        draw_corner(arguments.out / "pwl_tightness.png", rows, points)
-    if "toys" in arguments.part:
-        toy_table(min(3, arguments.seeds), arguments.width)
+    # A new interpreter each, and one thread: the networks are too small for two.
+    with ProcessPoolExecutor(
+        mp_context=torch.multiprocessing.get_context("spawn"),
+        initializer=torch.set_num_threads,
+        initargs=(1,),
+    ) as workers:
+        if "corner" in arguments.part:
+            points = corner_table(workers, arguments.seeds, arguments.width)
+            draw_corner(arguments.out / "pwl_tightness.png", rows, points)
+        if "toys" in arguments.part:
+            toy_table(workers, min(3, arguments.seeds), arguments.width)
     if "levels" in arguments.part:
         draw_levels(arguments.out / "pwl_levels.png", arguments.width)
 
