@@ -36,6 +36,7 @@ LIBRARY: dict[str, set[str]] = {
     "curvature": {"activations", "plain", "rounding", "spectral"},
     "curves": {"activations", "plain"},
     "relaxation": {"activations", "curves", "plain"},
+    "ellipsoids": {"curves", "plain", "relaxation", "residual", "semidefinite"},
     "branch_and_bound": {"attacks", "curves", "plain", "relaxation"},
     "certifiers": {
         "plain",
@@ -45,6 +46,7 @@ LIBRARY: dict[str, set[str]] = {
         "residual",
         "semidefinite",
         "curvature",
+        "ellipsoids",
         "relaxation",
         "quadric",
         "spectral",

@@ -6,6 +6,7 @@ from robustcert.certifiers.crown import CROWNCertifier
 from robustcert.certifiers.diagnostic import gradient_ratio
 from robustcert.certifiers.lipschitz import Certificates, LipschitzCertifier, certify
 from robustcert.certifiers.lipsdp import LipSDPCertifier
+from robustcert.certifiers.local_lipschitz import LocalLipschitzCertifier
 from robustcert.certifiers.quadric import QuadricCertifier
 from robustcert.certifiers.smoothing import SmoothingCertifier, clopper_pearson_low
 
@@ -15,6 +16,7 @@ __all__ = [
     "CombinedCertifier",
     "LipSDPCertifier",
     "LipschitzCertifier",
+    "LocalLipschitzCertifier",
     "QuadricCertifier",
     "SmoothingCertifier",
     "certify",

@@ -70,7 +70,8 @@ class LipschitzCertifier:
         """What the radii rest on, in the words of a certificate's claim.
 
         ``lipschitz``: norms of operations; ``lipsdp``: semidefinite pairwise bounds;
-        ``second-order``: gradients at the samples; ``crown``: linear bounds on the balls.
+        ``second-order``: gradients at the samples; ``crown``: linear bounds on the balls;
+        ``local-lipschitz``: semidefinite bounds on the balls.
         """
         return "lipschitz"
 
