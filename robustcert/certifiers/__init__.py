@@ -1,6 +1,6 @@
 """Certifiers: a plain network and inputs to predictions and proved radii."""
 
-from robustcert.certifiers.arithmetic import strict_arithmetic
+from robustcert.certifiers.arithmetic import cpu_products_are_strict, strict_arithmetic
 from robustcert.certifiers.combined import CombinedCertifier, robust_accuracy_bracket
 from robustcert.certifiers.crown import CROWNCertifier
 from robustcert.certifiers.diagnostic import gradient_ratio
@@ -21,6 +21,7 @@ __all__ = [
     "SmoothingCertifier",
     "certify",
     "clopper_pearson_low",
+    "cpu_products_are_strict",
     "gradient_ratio",
     "robust_accuracy_bracket",
     "strict_arithmetic",
