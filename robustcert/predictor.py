@@ -17,14 +17,15 @@ from robustcert.plain import (
     Flatten,
     PlainNetwork,
     UnsoundNetworkError,
-    gamma,
 )
 from robustcert.restore import restore_network
-from robustcert.rounding import UNIT, ForwardError, forward_error
+from robustcert.rounding import ForwardError, forward_error
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
 # Of the error at the centre: one half is spent there, the other at the point, as in `certificates`.
 ALLOWANCE = 2 * math.sqrt(2) * (1 + 1e-8)
+# Of a norm, for the rounding of 2^31 squares and their sum, with what follows.
+LENGTH = (1 + 2.0**-22) * (1 + 1e-9)
 
 # Note [fused] (the radius of `certificates` in few operations)
 # ~~~~~~~~~~~~
@@ -35,7 +36,9 @@ ALLOWANCE = 2 * math.sqrt(2) * (1 + 1e-8)
 # off; the sum with the allowance is rounded once more, relatively, which the 2^-48 covers. The
 # largest logit and its class come from one operation; which of several largest does not matter,
 # because then a margin is 0. Where nothing overflows within `reach`, logits are finite; besides, 0
-# times their sum is added, which is NaN where one of them is not. NaN becomes 0.
+# times their sum is added, which is NaN where one of them is not. NaN becomes 0. What `evaluate`
+# grants is affine in the norm of the input; LENGTH and ALLOWANCE hold its factors and
+# roundings.
 
 
 class Prediction(NamedTuple):
@@ -112,8 +115,12 @@ class Predictor:
         drift = math.sqrt(2) * (1 + 1e-9) * self.beta
         # Rounded down, also for the roundings of what is multiplied by it.
         inverse = (1 - 2.0**-48) / (self.pairwise + drift)
-        self._inverse = inverse.fill_diagonal_(0.0)
-        self._own = torch.zeros_like(inverse).fill_diagonal_(math.inf)
+        own = torch.zeros_like(inverse).fill_diagonal_(math.inf)
+        self._inverse = torch.cat([inverse.fill_diagonal_(0.0), own], dim=1)
+        tiny = math.prod(self.input_shape) * 2.0**-511
+        self._per_norm = -ALLOWANCE * self.beta * LENGTH
+        self._offset = -ALLOWANCE * (self.alpha + self.beta * tiny)
+        self._room = (self.reach - tiny) * (1 - 2.0**-40)
 
     @torch.no_grad()
     def __call__(self, x: Tensor) -> Prediction:
@@ -142,14 +149,15 @@ class Predictor:
     def _predict(self, x: Tensor) -> Prediction:
         """What ``certificates`` says, see Note [fused]."""
         inputs = x.to(self.dtype)
-        state = self.evaluate(inputs)
-        logits = state.output.double()
+        norm = torch.linalg.vector_norm(inputs.flatten(1).double(), dim=1)
+        logits = self.network(inputs).double()
         top, label = logits.max(1, keepdim=True)
         label = label[:, 0]
-        allowance = state.centre[:, None] * -ALLOWANCE
+        allowance = norm[:, None] * self._per_norm + self._offset
         gap = torch.add(allowance, top - logits, alpha=1 - 2.0**-50)
-        ratio = torch.addcmul(self._own[label], gap, self._inverse[label])
-        radius = torch.minimum(ratio.amin(1), state.reach)
+        inverse, own = self._inverse[label].chunk(2, dim=1)
+        room = torch.rsub(norm, self._room, alpha=LENGTH)
+        radius = torch.minimum(torch.addcmul(own, gap, inverse).amin(1), room)
         if inputs is not x:
             radius = (radius - moved(x, inputs)) * (1 - 2.0**-50)
         radius = torch.add(radius, logits.sum(1) * 0.0)
@@ -158,11 +166,12 @@ class Predictor:
 
     def evaluate(self, inputs: Tensor) -> ForwardError:
         """Logits with the error that is known beforehand; inputs in the predictor's arithmetic."""
-        flat = inputs.flatten(1)
-        # A sum of squares, in the inputs' own arithmetic; the last term is for their underflow.
-        terms = 1 + gamma(flat.shape[1] + 8, UNIT[inputs.dtype])
-        tiny = 2.0**-60 if inputs.dtype == torch.float32 else 2.0**-500
-        distance = torch.linalg.vector_norm(flat, dim=1).double() * terms + flat.shape[1] * tiny
+        # The factor covers the rounding of 2^31 squares and their sum; the last term, their
+        # underflow.
+        flat = inputs.flatten(1).double()
+        distance = (
+            torch.linalg.vector_norm(flat, dim=1) * (1 + 2.0**-22) + flat.shape[1] * 2.0**-511
+        )
         centre = (self.alpha + self.beta * distance) * (1 + 1e-9)
         reach = self.reach - distance
         return ForwardError(self.network(inputs), centre, self.beta, self.lipschitz, reach)

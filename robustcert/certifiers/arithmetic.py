@@ -57,8 +57,8 @@ def cpu_products_are_strict() -> bool:
     if not hasattr(backends, "fp32_precision"):  # torch before 2.9
         precise = True
     else:
-        precisions = (backends.fp32_precision, backends.mkldnn.matmul.fp32_precision)
-        precise = all(precision in ("ieee", "none") for precision in precisions)
+        mkldnn: Any = backends.mkldnn
+        precise = mkldnn.matmul.fp32_precision in ("ieee", "none")
     # Python's floats are flushed where torch's are: both are the thread's.
     smallest = sys.float_info.min
     return (
