@@ -39,6 +39,7 @@ LIBRARY: dict[str, set[str]] = {
     "twin": {"curves", "plain", "relaxation"},
     "linear_program": {"plain"},
     "interleaved": {"curves", "linear_program", "plain", "relaxation", "twin"},
+    "ellipsoids": {"curves", "plain", "relaxation", "residual", "semidefinite"},
     "branch_and_bound": {"attacks", "curves", "plain", "relaxation"},
     "certifiers": {
         "attacks",
@@ -50,6 +51,7 @@ LIBRARY: dict[str, set[str]] = {
         "residual",
         "semidefinite",
         "curvature",
+        "ellipsoids",
         "relaxation",
         "quadric",
         "spectral",

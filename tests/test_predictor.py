@@ -16,7 +16,12 @@ from torch import Tensor, nn
 import robustcert
 from robustcert.activations import GroupSort
 from robustcert.attacks import margin_attack
-from robustcert.certifiers import LipschitzCertifier, LipSDPCertifier
+from robustcert.certifiers import (
+    LipschitzCertifier,
+    LipSDPCertifier,
+    cpu_products_are_strict,
+)
+from robustcert.certifiers.lipschitz import certificates
 from robustcert.check import UnreadableError
 from robustcert.layers import NormPool2d
 from robustcert.plain import (
@@ -150,6 +155,43 @@ def test_what_cannot_be_certified_is_abstained_from() -> None:
     assert (found.radius[1:] == 0).all()
     assert 0.7071 < found.radius[0] < 0.5**0.5
     assert len(predictor(x[:0]).label) == 0
+
+
+def test_the_radius_is_that_of_the_certifiers_formula() -> None:
+    network = mlp()
+    predictor = Predictor(network, pairwise_bound(network))
+    x = torch.rand(40, 2, 8, 8, dtype=torch.float64)
+    found, state = predictor(x), predictor.evaluate(x)
+    usual = certificates(
+        state, x, x, lambda label, gap, drift: gap / (predictor.pairwise[label] + drift)
+    )
+    assert torch.equal(found.label, usual.prediction)
+    assert (found.radius <= usual.radius).all()
+    torch.testing.assert_close(found.radius, usual.radius, rtol=1e-10, atol=0)
+
+
+def test_arithmetic_that_is_not_strict_is_switched_for_the_call() -> None:
+    network = mlp()
+    predictor = Predictor(network, pairwise_bound(network), dtype="float32")
+    x = torch.rand(8, 2, 8, 8)
+    expected = predictor(x)
+    assert cpu_products_are_strict()
+    torch.set_flush_denormal(True)
+    try:
+        assert not cpu_products_are_strict()
+        assert torch.equal(predictor(x).radius, expected.radius)
+    finally:
+        torch.set_flush_denormal(False)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not cpu_products_are_strict()
+        assert torch.equal(predictor(x).radius, expected.radius)
+    torch.set_float32_matmul_precision("medium")
+    try:
+        assert not cpu_products_are_strict()
+        assert torch.equal(predictor(x).radius, expected.radius)
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
 
 
 def test_inputs_are_bytes_or_floats_of_the_networks_shape() -> None:

@@ -1,12 +1,13 @@
 """Certifiers: a plain network and inputs to predictions and proved radii."""
 
-from robustcert.certifiers.arithmetic import strict_arithmetic
+from robustcert.certifiers.arithmetic import cpu_products_are_strict, strict_arithmetic
 from robustcert.certifiers.combined import CombinedCertifier, robust_accuracy_bracket
 from robustcert.certifiers.crown import CROWNCertifier
 from robustcert.certifiers.diagnostic import gradient_ratio
 from robustcert.certifiers.global_robustness import GlobalBounds, GlobalCertifier
 from robustcert.certifiers.lipschitz import Certificates, LipschitzCertifier, certify
 from robustcert.certifiers.lipsdp import LipSDPCertifier
+from robustcert.certifiers.local_lipschitz import LocalLipschitzCertifier
 from robustcert.certifiers.quadric import QuadricCertifier
 from robustcert.certifiers.smoothing import SmoothingCertifier, clopper_pearson_low
 
@@ -18,10 +19,12 @@ __all__ = [
     "GlobalCertifier",
     "LipSDPCertifier",
     "LipschitzCertifier",
+    "LocalLipschitzCertifier",
     "QuadricCertifier",
     "SmoothingCertifier",
     "certify",
     "clopper_pearson_low",
+    "cpu_products_are_strict",
     "gradient_ratio",
     "robust_accuracy_bracket",
     "strict_arithmetic",

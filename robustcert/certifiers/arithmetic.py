@@ -1,6 +1,7 @@
 """The arithmetic in which certificates are computed: IEEE, nothing fast."""
 
 import platform
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -45,6 +46,27 @@ def strict_arithmetic() -> Iterator[dict[str, Any]]:
         torch.set_float32_matmul_precision(precision)
         for switch in saved:
             setattr(*switch)
+
+
+def cpu_products_are_strict() -> bool:
+    """Whether dense products on the CPU are computed so already, in a microsecond.
+
+    Reading is much cheaper than switching. Convolutions are not spoken of.
+    """
+    backends = torch.backends
+    if not hasattr(backends, "fp32_precision"):  # torch before 2.9
+        precise = True
+    else:
+        mkldnn: Any = backends.mkldnn
+        precise = mkldnn.matmul.fp32_precision in ("ieee", "none")
+    # Python's floats are flushed where torch's are: both are the thread's.
+    smallest = sys.float_info.min
+    return (
+        precise
+        and torch.get_float32_matmul_precision() == "highest"
+        and smallest / 2 > 0
+        and not torch.is_autocast_enabled("cpu")
+    )
 
 
 def _switches() -> list[tuple[Any, str, Any]]:

@@ -70,7 +70,8 @@ class LipschitzCertifier:
         """What the radii rest on, in the words of a certificate's claim.
 
         ``lipschitz``: norms of operations; ``lipsdp``: semidefinite pairwise bounds;
-        ``second-order``: gradients at the samples; ``crown``: linear bounds on the balls.
+        ``second-order``: gradients at the samples; ``crown``: linear bounds on the balls;
+        ``local-lipschitz``: semidefinite bounds on the balls.
         """
         return "lipschitz"
 
@@ -156,7 +157,7 @@ def certificates(
     drift = math.sqrt(2) * (1 + 1e-9) * result.growth
     ratio = distances(prediction, margin - allowance, drift)
     ratio = ratio.scatter(1, prediction[:, None], math.inf)
-    radius = torch.minimum(ratio.amin(1), result.reach) - _moved(x, inputs)
+    radius = torch.minimum(ratio.amin(1), result.reach) - moved(x, inputs)
     radius = radius * (1 - 2.0**-50)
     # NaN compares false: whatever is not a positive number is not certified. A radius is
     # infinite only where every other class is a constant distance away, which is true.
@@ -165,7 +166,7 @@ def certificates(
     return Certificates(prediction, radius, rivals.amin(1), alpha)
 
 
-def _moved(x: Tensor, inputs: Tensor) -> Tensor:
+def moved(x: Tensor, inputs: Tensor) -> Tensor:
     """How far the conversion to the arithmetic's precision moved each input, rounded up."""
     if x.is_floating_point() and torch.promote_types(x.dtype, inputs.dtype) == inputs.dtype:
         return torch.zeros(len(x), dtype=torch.float64, device=x.device)
