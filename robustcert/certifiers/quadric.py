@@ -55,12 +55,10 @@ class QuadricCertifier(LipschitzCertifier):
         return super().proof(network) if quadratics_of(network) is None else "quadric"
 
     def pairwise_bound(self, network: PlainNetwork) -> Tensor:
-        """Bounds on the constants of logit i minus logit j; infinite for quadratics."""
-        quadratics = quadratics_of(network)
-        if quadratics is None:
+        """Bounds on the constants of logit i minus logit j; none, ``(0, 0)``, for quadratics."""
+        if quadratics_of(network) is None:
             return super().pairwise_bound(network)
-        sides = (quadratics.classes, quadratics.classes)
-        return torch.full(sides, math.inf, dtype=torch.float64).fill_diagonal_(0)
+        return torch.empty(0, 0, dtype=torch.float64)
 
     @torch.no_grad()
     @strict_arithmetic()
