@@ -22,6 +22,7 @@ from robustcert.quadric import quadric_distance
 from robustcert.report.claim import read_claim
 from robustcert.restore import restore_network
 from robustcert.run import train
+from robustcert.signature import ConfigError
 
 OVERRIDES = (
     "experiment=mnist_1.58_subspaces",
@@ -68,6 +69,13 @@ def test_the_validated_accuracy_is_the_certified_one(straight: Path, tmp_path: P
     assert found["validation/vra_0.5"] == pytest.approx(metrics["val/vra"], abs=1e-6)
     assert found["validation/accuracy"] == pytest.approx(metrics["val/accuracy"], abs=1e-6)
     assert "val/lipschitz" not in metrics
+
+
+def test_another_certifier_is_refused_before_training(tmp_path: Path) -> None:
+    for name in ("lipschitz", "combined", "crown", "lipsdp"):
+        with pytest.raises(ConfigError, match="certifier: quadratics"):
+            train(compose(*OVERRIDES, f"certifier={name}"), tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_resuming_continues_bit_for_bit(straight: Path, tmp_path: Path) -> None:
