@@ -78,6 +78,11 @@ def test_another_certifier_is_refused_before_training(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_tightness_of_constants_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="has no Lipschitz constant"):
+        train(compose(*OVERRIDES, "trainer=tightness"), tmp_path / "run")
+
+
 def test_resuming_continues_bit_for_bit(straight: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     with pytest.raises(Killed):
