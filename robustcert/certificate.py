@@ -131,7 +131,8 @@ def write_claim(
     Args:
         folder: Holds the complete :class:`SampleFiles` of ``split``.
         network: The certified network.
-        pairwise: The pairwise constants that the radii rest on, shape ``(C, C)``.
+        pairwise: The pairwise constants that the radii rest on, shape ``(C, C)``; of shape
+            ``(0, 0)`` if they rest on none, and then no bounds of operations are written either.
         split: Samples with their certificates.
         radii: Radii at which certified samples are counted.
         record: Provenance: configuration, checkpoint, dataset, environment, attack; and
@@ -177,7 +178,7 @@ def write_claim(
             "digest": network.digest(),
             "operations": operations,
         },
-        "bounds": describe_bounds(network),
+        "bounds": describe_bounds(network) if len(pairwise) else [],
         "pairwise": [[k.hex() for k in row] for row in pairwise.tolist()],
         "summary": {
             "samples": count,

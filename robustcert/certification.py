@@ -359,7 +359,9 @@ def _attack(
 
 def _tightness(
     network: PlainNetwork, result: CertifiedSplit, pairwise: torch.Tensor
-) -> dict[str, float]:
+) -> dict[str, float] | None:
+    if not len(pairwise):
+        return None
     x = to_unit(result.inputs[:_DIAGNOSED]).double()
     # A gradient for every class: of all samples at once they would be the peak of memory.
     parts = [gradient_ratio(network, part, pairwise.cpu()) for part in x.split(_AT_ONCE)]
@@ -420,11 +422,12 @@ def _print_table(claim: Mapping[str, Any], folder: Path) -> None:
             highlight=False,
         )
     ratio = claim["gradient_over_bound"]
-    console.print(
-        f"gradient over Lipschitz bound: median {ratio['median']:.3f}, largest {ratio['max']:.3f} "
-        "(1: no global bound can be tighter)",
-        highlight=False,
-    )
+    if ratio:
+        console.print(
+            f"gradient over Lipschitz bound: median {ratio['median']:.3f}, largest "
+            f"{ratio['max']:.3f} (1: no global bound can be tighter)",
+            highlight=False,
+        )
     inside = attack["inside"]
     if inside and inside["samples"]:
         console.print(

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from lightning import LightningModule
@@ -12,6 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy
 
+from robustcert.certifiers import QuadricCertifier
 from robustcert.lipschitz import fold_network, pairwise_lipschitz_estimate
 from robustcert.margins import certified_radius
 from robustcert.metrics import AverageCertifiedRadius, RejectionRate, VerifiedRobustAccuracy
@@ -21,6 +23,24 @@ from robustcert.schedules import CosineSchedule, EpsilonSchedule
 Batch = tuple[Tensor, Tensor]
 # Of mixed images: inputs, targets, their partners' targets, share of their own.
 TrainBatch = tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+# Training examples of each class that a model may look at before training.
+STARTING = 2000
+
+
+@runtime_checkable
+class MeasuresDistances(Protocol):
+    """A model that has no Lipschitz constant, and estimates its distances itself."""
+
+    def start_at(self, inputs: Tensor, labels: Tensor) -> None:
+        """Start at training examples, unless training has begun before."""
+
+    def distance_logits(self, x: Tensor, target: Tensor) -> Tensor:
+        """Minus the estimated distances to other classes, 0 for the target; shape ``(N, C)``.
+
+        As logits with pairwise constants of 1 they have those distances for radii.
+        """
 
 
 class DivergedError(ValueError):
@@ -42,8 +62,12 @@ class CertifiedClassifier(LightningModule):
     ``val/`` comes from the folded network and a bound of it, computed once an epoch; only the
     rounding of the logits, a matter of 1e-6, is left to certification.
 
+    A model that :class:`MeasuresDistances` is trained on its own estimates of them, validated by
+    :class:`robustcert.certifiers.QuadricCertifier`, and has no ``val/lipschitz``; its ``val/loss``
+    rests on those estimates.
+
     Args:
-        model: Network with ``backbone`` and ``head``.
+        model: Network with ``backbone`` and ``head``, or one that :class:`MeasuresDistances`.
         objective: ``objective(logits, target, pairwise_lipschitz, epsilon)``.
         input_shape: Shape of one input.
         num_classes: Number of classes.
@@ -71,6 +95,7 @@ class CertifiedClassifier(LightningModule):
         self.model = model
         self.objective = objective
         self.input_shape = tuple(input_shape)
+        self.num_classes = num_classes
         self.epsilon = epsilon
         self.radii = sorted({*radii, epsilon})
         self.optimizer = optimizer
@@ -100,20 +125,37 @@ class CertifiedClassifier(LightningModule):
         """Share of training done, in [0, 1]."""
         return min(1.0, self.global_step / max(1, self.trainer.estimated_stepping_batches))
 
+    def on_fit_start(self) -> None:
+        """Start a model that measures distances at the training data."""
+        if isinstance(self.model, MeasuresDistances):
+            datamodule: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+            examples = datamodule.first_of_each_class(STARTING)
+            self.model.start_at(examples.inputs, examples.labels)
+
+    def scores(self, x: Tensor) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+        """From targets to logits with estimates of their pairwise constants."""
+        model = self.model
+        if isinstance(model, MeasuresDistances):
+            constants = 1 - torch.eye(self.num_classes, device=x.device)
+            return lambda target: (model.distance_logits(x, target).float(), constants)
+        scores = model(x).float(), pairwise_lipschitz_estimate(model).float()
+        return lambda target: scores
+
     def training_step(self, batch: TrainBatch, batch_idx: int) -> Tensor:
-        """Objective on the estimate of the pairwise constants.
+        """Objective on the estimate of the pairwise constants, or of distances.
 
         The loss of mixed images is that of both their targets, by their shares; metrics count the
         first target.
         """
         x, target, *mixed = batch
         epsilon = self.epsilon_schedule(self.epsilon, self.progress)
-        logits = self.model(x).float()
-        pairwise = pairwise_lipschitz_estimate(self.model).float()
+        scores = self.scores(x)
+        logits, pairwise = scores(target)
         loss = self.objective(logits, target, pairwise, epsilon)
         if mixed:
             partner, share = mixed
-            other = self.objective(logits, partner, pairwise, epsilon)
+            others, _ = scores(partner)
+            other = self.objective(others, partner, pairwise, epsilon)
             loss = share * loss + (1 - share) * other
         with torch.no_grad():
             prediction = logits.argmax(1)
@@ -171,17 +213,23 @@ class CertifiedClassifier(LightningModule):
         with torch.autocast(self.device.type, enabled=False):
             network = fold_network(self.model, self.input_shape)
         self._plain = network.to(self.device)
-        self._pairwise = pairwise_bound(network).to(self.device)
+        if not isinstance(self.model, MeasuresDistances):
+            self._pairwise = pairwise_bound(network).to(self.device)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Count certified samples of the validation split."""
         x, target = batch
         assert self._plain is not None
         with torch.autocast(x.device.type, enabled=False):
-            logits = self._plain(x.float())
-            loss = self.objective(logits, target, self._pairwise.float(), self.epsilon)
-        prediction = logits.argmax(1)
-        radius = certified_radius(logits.double(), prediction, self._pairwise)
+            if isinstance(self.model, MeasuresDistances):
+                logits, pairwise = self.scores(x)(target)
+                found = QuadricCertifier().certify(self._plain, x)
+                prediction, radius = found.prediction, found.radius
+            else:
+                logits, pairwise = self._plain(x.float()), self._pairwise.float()
+                prediction = logits.argmax(1)
+                radius = certified_radius(logits.double(), prediction, self._pairwise)
+            loss = self.objective(logits, target, pairwise, self.epsilon)
         correct = prediction == target
         self.val_loss.update(loss, len(x))
         self.val_accuracy.update(prediction, target)
@@ -197,7 +245,8 @@ class CertifiedClassifier(LightningModule):
                 self.log("val/vra", vra, prog_bar=True)
         for key, metric in self._val_metrics.items():
             self.log(key, metric.compute().float(), prog_bar=key == "val/accuracy")
-        self.log("val/lipschitz", float(self._pairwise.max()))
+        if not isinstance(self.model, MeasuresDistances):
+            self.log("val/lipschitz", float(self._pairwise.max()))
         for metric in (self.val_vra, *self._val_metrics.values()):
             metric.reset()
         self._plain = None

@@ -212,6 +212,11 @@ def load(
             f"{folder} speaks of a smoothed classifier, which no single forward pass evaluates: "
             "load a certificate of another certifier"
         )
+    if proved.proof == "quadric":
+        raise UnsoundNetworkError(
+            f"{folder} speaks of quadratics, which have no Lipschitz constant that a predictor "
+            "could use: certify inputs with certify.py certifier=quadric"
+        )
     network = restore_network(proved.operations)
     if network.digest() != proved.digest:
         raise UnsoundNetworkError(f"{folder}: its network cannot be restored as it was")

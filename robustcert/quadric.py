@@ -113,7 +113,7 @@ def best_multiplier(
     Returns:
         Shape ``S``; 0 where f is not positive.
     """
-    low, high = torch.zeros_like(value), largest.expand_as(value)
+    low, high = torch.zeros_like(value), largest.expand(value.shape)
     for _ in range(iterations):
         middle = (low + high) / 2
         # The dual's slope is q at the minimiser.
@@ -124,22 +124,32 @@ def best_multiplier(
     return torch.where(value > 0, low, 0.0)
 
 
-def quadric_distance(value: Tensor, along: Tensor, across: Tensor, eigenvalues: Tensor) -> Tensor:
+def quadric_distance(
+    value: Tensor, along: Tensor, across: Tensor, eigenvalues: Tensor, iterations: int = 60
+) -> Tensor:
     """Lower bounds on the distance at which quadratic functions vanish, tight up to bisection.
 
+    Its gradient is that of the dual with the multiplier held fixed, which at the best one is the
+    gradient of the distance.
+
     Args:
-        value: f, shape ``(N,)``.
-        along: The gradient's coordinates in A's eigenvectors, shape ``(N, R)``.
-        across: Squared norm of the rest of the gradient, on which A is 0, shape ``(N,)``.
-        eigenvalues: Of A, shape ``(R,)``.
+        value: f, any shape ``S``.
+        along: The gradient's coordinates in A's eigenvectors, shape ``(*S, R)``.
+        across: Squared norm of the rest of the gradient, on which A is 0, shape ``S``.
+        eigenvalues: Of A, shape ``(R,)`` or one that expands to ``(*S, R)``.
+        iterations: Halvings of the multiplier's interval.
 
     Returns:
-        Shape ``(N,)``; 0 where f is not positive. Rounding is left out, see the caller.
+        Shape ``S``; 0 where f is not positive. Rounding is left out, see the caller.
     """
     # Beyond the pole I + lambda A is indefinite; where A has no negative part there is none.
-    steepest = (-eigenvalues).max().clamp_min(1e-12)
-    largest = (1 / steepest * (1 - 1e-12)).expand_as(value)
-    low = best_multiplier(value, along, across, eigenvalues, largest)
-    inverse = (along.square() / (1 + low[:, None] * eigenvalues)).sum(1) + across
-    dual = low * value - low.square() / 4 * inverse
-    return dual.clamp_min(0).sqrt()
+    steepest = (-eigenvalues).amax(-1).clamp_min(1e-12)
+    room = torch.finfo(value.dtype).eps ** 0.75
+    with torch.no_grad():
+        largest = (1 - room) / steepest
+        best = best_multiplier(value, along, across, eigenvalues, largest, iterations)
+    inverse = (along.square() / (1 + best[..., None] * eigenvalues)).sum(-1) + across
+    dual = best * value - best.square() / 4 * inverse
+    # Not clamped at 0, where a root has no gradient.
+    positive = dual > torch.finfo(value.dtype).tiny
+    return torch.where(positive, torch.where(positive, dual, 1.0).sqrt(), 0.0)

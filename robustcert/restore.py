@@ -10,6 +10,7 @@ from robustcert import activations, plain
 from robustcert.check.activations import KINDS, slopes_of
 from robustcert.check.network import Operation
 from robustcert.layers.pool import norm_pool
+from robustcert.quadric import Quadratics
 
 FUNCTIONS: Mapping[str, Callable[..., Tensor]] = {
     "absolute": activations.absolute.absolute,
@@ -100,6 +101,7 @@ _KINDS: Mapping[str, Callable[..., plain.Operation]] = {
     "circular_convolution": plain.CircularConvolution,
     "affine": plain.Affine,
     "flatten": plain.Flatten,
+    "quadratics": Quadratics,
     "sandwich": plain.Sandwich,
     "residual_block": plain.ResidualBlock,
 }

@@ -46,8 +46,10 @@ from robustcert.callbacks import (
 from robustcert.certification import build_attack, build_certifier, certify, check_radii
 from robustcert.checkpoint import Checkpoint, read_checkpoint
 from robustcert.data import DataModule
+from robustcert.lipschitz import fold_network
 from robustcert.metrics_file import MetricsFile
-from robustcert.module import CertifiedClassifier, DivergedError
+from robustcert.module import CertifiedClassifier, DivergedError, MeasuresDistances
+from robustcert.plain import UnsoundNetworkError
 from robustcert.results import new_row, processor, write_row
 from robustcert.signature import ConfigError, check_value, check_values
 from robustcert.wandb_run import finish, log_certificate, start
@@ -110,6 +112,7 @@ def train(
     dataset = build_dataset(config, allowed)
     data = build_data(config, dataset, allowed)
     module = build_module(config, dataset, allowed)
+    _check_certifier(config, module)
     before = _read_resumed(resume, module) if resume else None
     recorded = {key: value for key, value in config.items() if key != "resume"}
     if data.generated is not None:
@@ -169,6 +172,17 @@ def _check_settings(config: Config) -> None:
             f"trainer.precision: {trainer['precision']} keeps the weights in half precision, in "
             "which no constraint holds: choose 32-true, bf16-mixed or 16-mixed"
         )
+
+
+def _check_certifier(config: Config, module: CertifiedClassifier) -> None:
+    if not (config["certify"] and isinstance(module.model, MeasuresDistances)):
+        return
+    try:
+        build_certifier(config["certifier"]).pairwise_bound(
+            fold_network(module.model, module.input_shape)
+        )
+    except UnsoundNetworkError as error:
+        raise ConfigError(f"certifier: {error}") from error
 
 
 def _read_resumed(resume: str, module: CertifiedClassifier) -> Checkpoint:

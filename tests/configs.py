@@ -17,6 +17,11 @@ def names(group: str) -> list[str]:
     return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
 
 
+def layered_models() -> list[str]:
+    """Models that are made of layers and activations."""
+    return [name for name in names("model") if "width" in read("model", name)]
+
+
 def read(group: str, name: str) -> dict[str, Any]:
     """One option as plain values, nothing resolved."""
     values = OmegaConf.to_container(OmegaConf.load(CONF / group / f"{name}.yaml"))
@@ -52,16 +57,17 @@ def build_model(name: str, layer: str, activation: str, **options: Any) -> Any:
 def crossed(*groups: str) -> list[Any]:
     """Parameters for combinations of a layer, an activation and other groups' options.
 
-    In the MLP and the ConvNet every layer meets every activation: there a pair of them is folded
-    and bounded next to one another, dense and convolutional, strided or not. The larger models put
-    the same pairs into other places, and a bound is composed operation by operation, so they meet
-    every layer with MaxMin, and every activation with one layer of their own papers; a third
-    crossing of all with all would repeat what the two have shown. Of all these, the fast tests are
-    those with free layers or with MaxMin in the MLP and the ConvNet, and those with MaxMin and
-    published layers in the others.
+    Models without layers are left out. In the MLP and the ConvNet every layer meets every
+    activation: there a pair of them is folded and bounded next to one another, dense and
+    convolutional, strided or not. The larger models put the same pairs into other places, and a
+    bound is composed operation by operation, so they meet every layer with MaxMin, and every
+    activation with one layer of their own papers; a third crossing of all with all would repeat
+    what the two have shown. Of all these, the fast tests are those with free layers or with MaxMin
+    in the MLP and the ConvNet, and those with MaxMin and published layers in the others.
     """
     found = []
-    for chosen in product(*map(names, groups)):
+    options_of = {"model": layered_models()}
+    for chosen in product(*(options_of.get(group, names(group)) for group in groups)):
         options = {"activation": "maxmin", **dict(zip(groups, chosen, strict=True))}
         model, layer = options.get("model"), options["layer"]
         sorted_pairs = options["activation"] == "maxmin"

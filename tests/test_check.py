@@ -25,7 +25,7 @@ from torch import nn
 
 from robustcert import activations, convolution, plain, spectral
 from robustcert.certificate import CertifiedSplit, write_certificate
-from robustcert.certifiers import LipschitzCertifier, lipschitz
+from robustcert.certifiers import LipschitzCertifier, QuadricCertifier, lipschitz
 from robustcert.check import UnreadableError, check, norms
 from robustcert.check.__main__ import main
 from robustcert.check.digits import add_up, digit_bits, exact_gram, split_floats, split_integers
@@ -35,7 +35,7 @@ from robustcert.check.network import Operation, read_network
 from robustcert.check.norms import find, prove
 from robustcert.data import to_unit
 from robustcert.lipschitz import fold_network
-from robustcert.models import MLP, ConvNet, LayerFamily
+from robustcert.models import MLP, ConvNet, LayerFamily, Subspaces
 from robustcert.plain import Convolution, Dense, Flatten, PlainNetwork, Sum
 from robustcert.rounding import ForwardError
 from robustcert.spectral import conv_norm_bound, dense_norm_bound, power_iteration
@@ -83,6 +83,8 @@ def build(kind: str) -> PlainNetwork:
         return PlainNetwork(
             (Flatten(), Dense(torch.randn(8, 16)), sums, Dense(torch.randn(3, 8))), (1, 4, 4)
         )
+    if kind == "quadric":
+        return fold_network(unsettle(Subspaces((1, 4, 4), 3, per_class=2, rank=3)), (1, 4, 4))
     activation = {
         "relu": activations.ReLU,
         "maxmin": activations.GroupSort,
@@ -97,7 +99,7 @@ def build(kind: str) -> PlainNetwork:
 def write(
     folder: Path, network: PlainNetwork, split: CertifiedSplit, certifier: LipschitzCertifier
 ) -> None:
-    record = {"functions": certifier.functions}
+    record = {"functions": certifier.functions, "proof": certifier.proof(network)}
     pairwise = certifier.pairwise_bound(network)
     write_certificate(folder, network, pairwise, split, [0.001, 0.01], record)
 
@@ -107,7 +109,8 @@ def certify(folder: Path, network: PlainNetwork, arithmetic: Any = "float64") ->
     folder.mkdir(parents=True)
     torch.manual_seed(1)
     inputs = torch.randint(0, 256, (SAMPLES, *network.input_shape), dtype=torch.uint8)
-    certifier = LipschitzCertifier(arithmetic)
+    quadratic = network.operations[-1].kind == "quadratics"
+    certifier = QuadricCertifier() if quadratic else LipschitzCertifier(arithmetic)
     certificates = certifier.certify(network, to_unit(inputs))
     target = certificates.prediction.clone()
     target[::4] = (target[::4] + 1) % 3
@@ -116,7 +119,9 @@ def certify(folder: Path, network: PlainNetwork, arithmetic: Any = "float64") ->
     return folder
 
 
-KINDS = ("relu", "maxmin", "smooth", "convnet", "grouped", "residual")
+KINDS = ("relu", "maxmin", "smooth", "convnet", "grouped", "residual", "quadric")
+# What a network of quadratics has not, and so no forger can change.
+OF_NORMS = ("bound", "constant", "head", "a weight")
 
 
 @pytest.fixture(scope="module")
@@ -889,6 +894,91 @@ def _(folder: Folder) -> None:
     folder.find("dense")["kind"] = "affine"
 
 
+@somewhere("quadric", "a radius raised by 1e-6")
+def _(folder: Folder) -> None:
+    row = next(k for k, row in enumerate(folder.rows) if row[4] == "certified")
+    folder.set_radius(row, float.fromhex(folder.rows[row][6]) * (1 + 1e-6))
+    folder.recount()
+
+
+@somewhere("quadric", "an infinite radius")
+def _(folder: Folder) -> None:
+    folder.rows[2][4:7] = ["certified", "inf", "inf"]
+    folder.recount()
+
+
+@somewhere("quadric", "another prediction")
+def _(folder: Folder) -> None:
+    folder.rows[5][2] = str((int(folder.rows[5][2]) + 1) % 3)
+    folder.recount()
+
+
+@somewhere("quadric", "two classes exchanged")
+def _(folder: Folder) -> None:
+    for name in folder.find("quadratics")["tensors"].values():
+        first, second, third = np.split(folder.tensors[name], 3)
+        folder.tensors[name] = np.concatenate([second, first, third])
+
+
+for label, change in {
+    "two classes": {"classes": 2},
+    "six classes": {"classes": 6},
+    "four classes": {"classes": 4},
+    "no class": {"classes": 0},
+    "an option more": {"temperature": 1},
+}.items():
+
+    @somewhere("quadric", f"quadratics of {label}")
+    def _(folder: Folder, change: dict[str, Any] = change) -> None:
+        folder.find("quadratics")["options"].update(change)
+
+
+for proof in ("lipschitz", "second-order", "lipsdp"):
+
+    @somewhere("quadric", f"the proof {proof}")
+    def _(folder: Folder, proof: str = proof) -> None:
+        folder.claim["claim"]["proof"] = proof
+
+
+@somewhere("relu", "the proof quadric")
+def _(folder: Folder) -> None:
+    folder.claim["claim"]["proof"] = "quadric"
+    folder.claim["bounds"], folder.claim["pairwise"] = [], []
+
+
+@somewhere("quadric", "constants where there are none")
+def _(folder: Folder) -> None:
+    folder.claim["pairwise"] = [[(0.0).hex()] * 3] * 3
+
+
+@somewhere("quadric", "a frame that is missing")
+def _(folder: Folder) -> None:
+    del folder.tensors[folder.find("quadratics")["tensors"].pop("frame")]
+
+
+@somewhere("quadric", "offsets of another shape")
+def _(folder: Folder) -> None:
+    name = folder.find("quadratics")["tensors"]["offset"]
+    folder.tensors[name] = np.ascontiguousarray(folder.tensors[name].T)
+
+
+for label, value in {"nan": np.nan, "huge": 3e38}.items():
+
+    @somewhere("quadric", f"a frame with {label}")
+    def _(folder: Folder, value: float = value) -> None:
+        folder.tensors[folder.find("quadratics")["tensors"]["frame"]].flat[1] = value
+
+
+@somewhere("quadric", "a class three times, certified apart")
+def _(folder: Folder) -> None:
+    for name in folder.find("quadratics")["tensors"].values():
+        folder.tensors[name] = np.concatenate([np.split(folder.tensors[name], 3)[0]] * 3)
+    for row in range(SAMPLES):
+        folder.set_radius(row, 0.1)
+        folder.rows[row][7] = "0"
+    folder.recount()
+
+
 def per_tensor(kind: str) -> Iterator[tuple[str, Corruption]]:
     """Every constant of a network changed, every bound lowered, every file damaged."""
     network = build(kind)
@@ -911,7 +1001,7 @@ def per_tensor(kind: str) -> Iterator[tuple[str, Corruption]]:
 
         yield f"{name} grown", grow
         yield f"one entry of {name} changed", flip
-    for i in range(len(network.operations)):
+    for i in range(len(network.operations) if kind != "quadric" else 0):
         for slack in (1e-6, 0.5, 1.0):
 
             def lower(folder: Folder, i: int = i, slack: float = slack) -> None:
@@ -935,7 +1025,7 @@ SLOW_CASES = [
     case(kind, name, function)
     for name, function in EVERYWHERE.items()
     for kind in KINDS
-    if kind != "maxmin"
+    if kind != "maxmin" and not (kind == "quadric" and any(word in name for word in OF_NORMS))
 ]
 
 

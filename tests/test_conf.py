@@ -11,7 +11,6 @@ from runs import WANDB, compose
 from robustcert.build import COMMAND_LINE_TARGETS, build_module, check
 from robustcert.command_line import CONFIG_DIR
 from robustcert.data import Dataset, Examples
-from robustcert.lipschitz import pairwise_lipschitz_estimate
 
 GROUPS = sorted(
     p.name for p in CONFIG_DIR.iterdir() if p.is_dir() and p.name not in ("hydra", "experiment")
@@ -29,6 +28,7 @@ PROVIDED = {
 # Options that only make sense with others.
 COMPANIONS = {
     **{key: ["model=convnet"] for key in ("2c2f", "4c3f", "6c2f")},
+    "subspaces": ["~layer", "~capacity", "~activation"],
     "npz": ["dataset.root=data.npz"],
     "image_folder": ["dataset.root=images"],
     "wandb": list(WANDB[1:]),
@@ -77,14 +77,14 @@ def test_every_part_of_a_network_can_be_built(group: str, option: str) -> None:
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_experiment_builds_a_narrow_network(experiment: str) -> None:
     config = compose(f"experiment={experiment}")
-    narrow = {"width": 16, "depth": 2, "neck_channels": 32, "dense_width": 32}
+    narrow = {"width": 16, "depth": 2, "neck_channels": 32, "dense_width": 32, "rank": 2}
     config["model"] |= {k: v for k, v in narrow.items() if config["model"].get(k)}
     dataset = Shaped()
-    dataset.input_shape = (len(config["model"]["mean"]), 16, 16)
+    dataset.input_shape = (len(config["normalization"]["mean"]), 16, 16)
     module = build_module(config, dataset, COMMAND_LINE_TARGETS)
-    x = torch.rand(2, *dataset.input_shape)
-    pairwise = pairwise_lipschitz_estimate(module.model)
-    loss = module.objective(module(x), torch.tensor([0, 2]), pairwise, module.epsilon)
+    target = torch.tensor([0, 2])
+    logits, pairwise = module.scores(torch.rand(2, *dataset.input_shape))(target)
+    loss = module.objective(logits, target, pairwise, module.epsilon)
     loss.backward()
     assert loss.isfinite()
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from configs import build, build_model, crossed, names, read
+from configs import build, build_model, crossed, layered_models, names, read
 from torch import Tensor, nn
 
 from robustcert.activations import GroupSort, NormPair, SinCos
@@ -20,9 +20,10 @@ from robustcert.lipschitz import (
 )
 from robustcert.margins import row_distances
 from robustcert.models import MLP, ConvNet, Head, LayerFamily, Normalize
+from robustcert.module import MeasuresDistances
 from robustcert.plain import Convolution, Dense, PlainNetwork, UnsoundNetworkError, pairwise_bound
 
-MODELS = names("model")
+MODELS = layered_models()
 SHAPE = (2, 8, 8)
 FREE = LayerFamily(dense=UnconstrainedLinear, conv=UnconstrainedConv2d)
 MAXMIN = partial(GroupSort, group_size=2)
@@ -95,6 +96,16 @@ def test_the_plain_network_is_the_model_and_keeps_its_bound(
     wide = fold_network(model, SHAPE)
     assert wide.dtype == torch.float64
     agree(wide, model, x, 1e-12)
+
+
+@pytest.mark.parametrize("name", sorted({*names("model")} - {*MODELS}))
+def test_the_plain_network_is_the_model_without_layers(name: str) -> None:
+    sizes: dict[str, Any] = {"input_shape": SHAPE, "num_classes": 3}
+    model = perturb(build("model", name, **sizes)).eval()
+    assert isinstance(model, MeasuresDistances)
+    x = images()
+    agree(fold_network(model, SHAPE), model, x, 1e-5)
+    agree(fold_network(model.double(), SHAPE), model, x.double(), 1e-12)
 
 
 @pytest.mark.parametrize(("name", "layer"), crossed("model", "layer"))

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 import torch
-from configs import build, build_model, names
+from configs import build, build_model, layered_models, names
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -32,7 +32,7 @@ from robustcert.layers import ConstrainedLinear, NormPool2d, UnconstrainedLinear
 from robustcert.lipschitz import fold, fold_network
 from robustcert.margins import row_distances
 from robustcert.metrics import AverageCertifiedRadius, RejectionRate, VerifiedRobustAccuracy
-from robustcert.models import Classifier, Head, Normalize
+from robustcert.models import Classifier, Head, Normalize, Subspaces
 from robustcert.plain import (
     Activation,
     Affine,
@@ -419,7 +419,8 @@ def unknown_modules_are_refused() -> None:
 
 
 def the_plain_network_is_the_module() -> None:
-    modules = [build_model(name, "aol", "smooth") for name in names("model")]
+    modules = [build_model(name, "aol", "smooth") for name in layered_models()]
+    modules.append(Subspaces((2, 8, 8), 3, per_class=2, rank=3))
     modules.append(
         nn.Sequential(
             nn.Conv2d(2, 4, 3, stride=2, padding=1, dilation=2, groups=2),

@@ -1,14 +1,18 @@
 """Distances to quadrics: never above what is found by search, and equal to it."""
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from test_check import build, certify, refused
 from torch import Tensor
 
 from robustcert.attacks import cross_check
 from robustcert.certifiers import LipschitzCertifier, QuadricCertifier
+from robustcert.certifiers.quadric import _Pairs
 from robustcert.lipschitz import fold_network
 from robustcert.models import Subspaces
 from robustcert.plain import PlainNetwork, UnsoundNetworkError
@@ -116,3 +120,32 @@ def test_ties_and_overflow_are_not_certified(value: float) -> None:
     assert not QuadricCertifier().certify(same, torch.full((4, 8), value)).radius.any()
     far = torch.full((4, 8), 1e200, dtype=torch.float64)
     assert not QuadricCertifier().certify(folded, far).radius.any()
+
+
+def without_curvature(*arguments: Tensor) -> Tensor:
+    ahead, turn = arguments[1:3]
+    return ahead.clamp_min(0) / turn.norm(dim=2)
+
+
+def without_charge(self: _Pairs, *arguments: Tensor) -> Tensor:
+    return self.search(*arguments[:5])[0] * arguments[3]
+
+
+def of_the_tangent(*arguments: Tensor) -> Tensor:
+    ahead, turn = arguments[4:6]
+    return (ahead / turn.norm(dim=1)).square()
+
+
+@pytest.mark.parametrize(
+    ("name", "fault"),
+    [
+        ("by_gradients", without_curvature),
+        ("by_duality", without_charge),
+        ("by_duality", of_the_tangent),
+    ],
+)
+def test_a_fault_of_the_certifier_is_refused_by_the_checker(
+    name: str, fault: Callable[..., Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_Pairs, name, fault)
+    assert refused(certify(tmp_path / "folder", build("quadric")))

@@ -18,6 +18,7 @@ from robustcert.metrics.tightness import (
     split_tightness,
     steepest_slopes,
 )
+from robustcert.module import MeasuresDistances
 from robustcert.plain import PlainNetwork
 
 
@@ -54,6 +55,15 @@ class LogTightness(Callback):
         self.restarts = restarts
         self._inputs: list[Tensor] = []
         self._labels: list[Tensor] = []
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse a network without Lipschitz constants, which the two factors are made of."""
+        module: Any = pl_module
+        if isinstance(module.model, MeasuresDistances):
+            raise ValueError(
+                f"{type(module.model).__name__} has no Lipschitz constant, of which tightness is "
+                "measured: leave LogTightness out of trainer.callbacks (trainer=default)"
+            )
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget the samples of the epoch before."""

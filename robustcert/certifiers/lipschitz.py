@@ -61,6 +61,8 @@ class LipschitzCertifier:
     def pairwise_bound(self, network: PlainNetwork) -> Tensor:
         """Bounds on the constants of logit i minus logit j, shape ``(C, C)``, float64.
 
+        Of shape ``(0, 0)`` where the radii rest on no such constants.
+
         Raises:
             UnsoundNetworkError: a bound cannot be proved.
         """
@@ -71,7 +73,8 @@ class LipschitzCertifier:
 
         ``lipschitz``: norms of operations; ``lipsdp``: semidefinite pairwise bounds;
         ``second-order``: gradients at the samples; ``crown``: linear bounds on the balls;
-        ``local-lipschitz``: semidefinite bounds on the balls.
+        ``local-lipschitz``: semidefinite bounds on the balls; ``quadric``: the dual of the distance
+        to quadrics.
         """
         return "lipschitz"
 

@@ -6,6 +6,7 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from robustcert.certifiers.arithmetic import strict_arithmetic
 from robustcert.certifiers.lipschitz import Certificates, LipschitzCertifier
@@ -55,12 +56,10 @@ class QuadricCertifier(LipschitzCertifier):
         return super().proof(network) if quadratics_of(network) is None else "quadric"
 
     def pairwise_bound(self, network: PlainNetwork) -> Tensor:
-        """Bounds on the constants of logit i minus logit j; infinite for quadratics."""
-        quadratics = quadratics_of(network)
-        if quadratics is None:
+        """Bounds on the constants of logit i minus logit j; none, ``(0, 0)``, for quadratics."""
+        if quadratics_of(network) is None:
             return super().pairwise_bound(network)
-        sides = (quadratics.classes, quadratics.classes)
-        return torch.full(sides, math.inf, dtype=torch.float64).fill_diagonal_(0)
+        return torch.empty(0, 0, dtype=torch.float64)
 
     @torch.no_grad()
     @strict_arithmetic()
@@ -77,7 +76,7 @@ class QuadricCertifier(LipschitzCertifier):
         if tuple(x.shape[1:]) != tuple(network.input_shape):
             raise ValueError(f"expected inputs (N, {network.input_shape}), got {tuple(x.shape)}")
         known = _prepare(quadratics)
-        rows = max(1, ENTRIES // max(quadratics.slope.numel(), known.basis[0].numel()))
+        rows = max(1, ENTRIES // quadratics.slope.numel())
         parts = [known.certify(part) for part in x.double().flatten(1).split(rows)]
         return Certificates(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
@@ -88,6 +87,8 @@ class _Pairs:
 
     quadratics: Quadratics
     norm: Tensor  # bounds on the norms of the frames, (P,)
+    length: Tensor  # of the frames' rows, (P, m)
+    linear: Tensor  # lengths of the slopes, (P,)
     basis: Tensor  # coordinates in eigenvectors, of products with both frames, (P, P, 2m, 2m)
     eigenvalues: Tensor  # (P, P, 2m)
 
@@ -102,95 +103,124 @@ class _Pairs:
         own = torch.where(same, value, -math.inf).argmax(1)
         size = x.norm(dim=1) * (1 + 1e-9)
         # Of two logits, at any point that is spoken of.
-        drift = 2 * ROOM * self.error(2 * size[:, None] + 1).amax(1, keepdim=True)
-        multiplier, z = self.search(x, value, own, drift)
-        square = self.prove(x, z, multiplier, own, drift).masked_fill(same, math.inf)
-        radius = square.amin(1).clamp_min(0).sqrt() * (1 - LOWERED)
-        radius = torch.minimum(radius, size * (1 - 1e-8) + 1)
+        drift = 2 * ROOM * self.error(2 * size[:, None] + 1).amax(1)
+        within = F.linear(x, q.frame.flatten(0, 1)).view(len(x), *q.offset.shape) - q.offset
+        slope = 2 * torch.bmm(within.transpose(0, 1), q.frame) + q.slope[:, None]
+        slope = slope.transpose(0, 1)
+        every = torch.arange(len(x), device=x.device)
+        turn = slope[every, own][:, None] - slope
+        ahead = value[every, own][:, None] - value - 2 * drift[:, None]
+        distance = self.by_gradients(ahead, turn, own, size).masked_fill(same, math.inf)
+
+        def improve(rows: Tensor, others: Tensor) -> None:
+            step = max(1, ENTRIES // (2 * q.frame[0].numel()))
+            for i, j in zip(rows.split(step), others.split(step), strict=True):
+                square = self.by_duality(x[i], own[i], j, ahead[i, j], turn[i, j], drift[i])
+                distance[i, j] = torch.maximum(distance[i, j], square.clamp_min(0).sqrt())
+
+        # The nearest rival first: those that gradients show to be farther need nothing better.
+        nearest = distance.argmin(1)
+        improve(every, nearest)
+        known = distance[every, nearest][:, None]
+        improve(*(distance < known).scatter(1, nearest[:, None], False).nonzero(as_tuple=True))
+        radius = torch.minimum(distance.amin(1) * (1 - LOWERED), size * (1 - 1e-8) + 1)
         # NaN compares false: whatever is not a positive number is not certified.
-        finite = torch.isfinite(logits).all(1) & torch.isfinite(square).logical_or(same).all(1)
+        finite = torch.isfinite(logits).all(1) & torch.isfinite(distance).logical_or(same).all(1)
         radius = torch.where(finite & (radius > 0), radius, 0.0)
         margin = margins(logits, prediction).scatter(1, prediction[:, None], math.inf).amin(1)
         error = self.error(size[:, None]).amax(1) * math.sqrt(q.classes) * (1 + 1e-9)
         return prediction, radius, margin, error
 
-    def search(self, x: Tensor, value: Tensor, own: Tensor, drift: Tensor) -> tuple[Tensor, Tensor]:
-        """Multipliers ``(N, P)`` and points ``(N, P, D)``, good ones; no proof rests on it."""
-        q = self.quadratics
-        within = torch.einsum("pmd,nd->npm", q.frame, x) - q.offset
-        slope = 2 * torch.einsum("npm,pmd->npd", within, q.frame) + q.slope
-        mine = slope.gather(1, own[:, None, None].expand(-1, 1, x.shape[1]))
-        gradient = mine - slope
-        both = torch.cat(
-            [
-                torch.einsum("nmd,npd->npm", q.frame[own], gradient),
-                torch.einsum("pmd,npd->npm", q.frame, gradient),
-            ],
-            dim=2,
-        )
-        basis, eigenvalues = self.basis[own], self.eigenvalues[own]
-        along = torch.einsum("npkm,npm->npk", basis, both)
-        across = (gradient.square().sum(2) - along.square().sum(2)).clamp_min(0)
-        largest = (1 - 1e-6) / self.norm.square()
-        ahead = value.gather(1, own[:, None]) - value - drift
-        multiplier = best_multiplier(ahead, along, across, eigenvalues, largest)
-        turned = multiplier[..., None] * eigenvalues
-        back = torch.einsum("npkm,npk->npm", basis, along * turned / (1 + turned))
-        first, second = back.chunk(2, dim=2)
-        gradient = gradient - torch.einsum("npm,nmd->npd", first, q.frame[own])
-        gradient = gradient - torch.einsum("npm,pmd->npd", second, q.frame)
-        return multiplier, x[:, None] - multiplier[..., None] / 2 * gradient
+    def by_gradients(self, ahead: Tensor, turn: Tensor, own: Tensor, size: Tensor) -> Tensor:
+        """Proved distances ``(N, P)``: a difference falls by at most ``g s + (norm s)^2`` in s."""
+        sizes = self.steepness(size[:, None])
+        sizes = sizes + sizes.gather(1, own[:, None])
+        steep = turn.norm(dim=2) * (1 + self.terms) + ROOM * self.terms * sizes + TINY
+        root = (steep.square() + 4 * ahead * self.norm.square()).sqrt()
+        return torch.where(ahead > 0, 2 * ahead / (steep + root) * (1 - 1e-12), 0.0)
 
-    def prove(self, x: Tensor, z: Tensor, multiplier: Tensor, own: Tensor, drift: Tensor) -> Tensor:
-        """Proved squared distances to where each difference is at most ``drift``, ``(N, P)``."""
+    def by_duality(
+        self, x: Tensor, own: Tensor, other: Tensor, ahead: Tensor, turn: Tensor, drift: Tensor
+    ) -> Tensor:
+        """Proved squared distances of K pairs to where a difference is at most ``drift``."""
+        multiplier, z = self.search(x, own, other, ahead, turn)
+        return self.prove(x, z, multiplier, own, other, drift)
+
+    def search(
+        self, x: Tensor, own: Tensor, other: Tensor, ahead: Tensor, turn: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Multipliers ``(K,)`` and points ``(K, D)``, good ones; no proof rests on it."""
         q = self.quadratics
-        terms = gamma(x.shape[1] + q.frame.shape[1] + 20, UNIT[torch.float64])
-        delta = z - x[:, None]
-        mine = torch.einsum("nmd,npd->npm", q.frame[own], z) - q.offset[own][:, None]
-        other = torch.einsum("pmd,npd->npm", q.frame, z) - q.offset
-        linear = torch.einsum("nd,npd->np", q.slope[own], z) - (z * q.slope).sum(2)
-        shift = q.shift[own][:, None] - q.shift
-        ahead = mine.square().sum(2) - other.square().sum(2) + linear + shift
-        slope = 2 * torch.einsum("npm,nmd->npd", mine, q.frame[own]) + q.slope[own][:, None]
-        slope = slope - 2 * torch.einsum("npm,pmd->npd", other, q.frame) - q.slope
-        steepness = (2 * delta + multiplier[..., None] * slope).norm(dim=2)
+        frames = torch.cat([q.frame[own], q.frame[other]], dim=1)
+        basis, eigenvalues = self.basis[own, other], self.eigenvalues[own, other]
+        along = torch.einsum("kab,kb->ka", basis, torch.bmm(frames, turn[..., None])[..., 0])
+        across = (turn.square().sum(1) - along.square().sum(1)).clamp_min(0)
+        largest = (1 - 1e-6) / self.norm[other].square()
+        multiplier = best_multiplier(ahead, along, across, eigenvalues, largest)
+        turned = multiplier[:, None] * eigenvalues
+        back = torch.einsum("kab,ka->kb", basis, along * turned / (1 + turned))
+        gradient = turn - torch.bmm(back[:, None], frames)[:, 0]
+        return multiplier, x - multiplier[:, None] / 2 * gradient
+
+    def prove(
+        self,
+        x: Tensor,
+        z: Tensor,
+        multiplier: Tensor,
+        own: Tensor,
+        other: Tensor,
+        drift: Tensor,
+    ) -> Tensor:
+        """The same with given multipliers ``(K,)`` and points ``(K, D)``."""
+        q, terms = self.quadratics, self.terms
+        delta, far = z - x, z.norm(dim=1) * (1 + 1e-9)
+        values, slopes = [], []
+        for piece in (own, other):
+            frame = q.frame[piece]
+            within = torch.bmm(frame, z[..., None])[..., 0] - q.offset[piece]
+            linear = (q.slope[piece] * z).sum(1) + q.shift[piece]
+            values.append(within.square().sum(1) + linear)
+            slopes.append(2 * torch.bmm(within[:, None], frame)[:, 0] + q.slope[piece])
+        ahead = values[0] - values[1]
+        steepness = (2 * delta + multiplier[:, None] * (slopes[0] - slopes[1])).norm(dim=1)
         # Now what rounding can have done to these.
-        far, moved = z.norm(dim=2) * (1 + 1e-9), delta.norm(dim=2)
-        lost = 2 * (self.error(far) + self.error(far, own))
-        sizes = self.steepness(far) + self.steepness(far, own)
+        moved = delta.norm(dim=1)
+        lost = 2 * (self.error(far, own) + self.error(far, other))
+        sizes = self.steepness(far, own) + self.steepness(far, other)
         steepness = steepness * (1 + terms)
         steepness = steepness + ROOM * terms * (2 * moved + multiplier * sizes) + TINY
-        convexity = 1 - multiplier * self.norm.square() * (1 + 1e-12)
+        convexity = 1 - multiplier * self.norm[other].square() * (1 + 1e-12)
         charge = steepness.square() / (4 * convexity)
         square = moved.square() * (1 - ROOM * 3 * terms)
         bound = square + multiplier * (ahead - lost - drift) - charge
-        rounded = square + multiplier * (ahead.abs() + lost + drift) + charge
+        rounded = square + multiplier * (values[0].abs() + values[1].abs() + lost + drift) + charge
         bound = bound - 2.0**-48 * rounded - TINY
         return torch.where((multiplier >= 0) & (convexity > 1e-9), bound, 0.0)
 
-    def error(self, size: Tensor, own: Tensor | None = None) -> Tensor:
-        """Bounds on the error of the quadratics at inputs of norms up to ``size``, ``(N, P)``.
+    @property
+    def terms(self) -> float:
+        """Relative error of gradients, see :meth:`steepness`."""
+        q = self.quadratics
+        return gamma(q.frame.shape[2] + q.frame.shape[1] + 20, UNIT[torch.float64])
+
+    def error(self, size: Tensor, piece: Tensor | slice = slice(None)) -> Tensor:
+        """Bounds on the error of quadratics at inputs of norms up to ``size``.
 
         Every term of the sums goes through 2 D + m + 4 roundings at most.
         """
         q = self.quadratics
         terms = gamma(2 * q.frame.shape[2] + q.frame.shape[1] + 10, UNIT[torch.float64])
-        rows, offset = q.frame.norm(dim=2), q.offset.abs()
-        linear, shift = q.slope.norm(dim=1), q.shift.abs()
-        if own is not None:
-            rows, offset = rows[own][:, None], offset[own][:, None]
-            linear, shift = linear[own][:, None], shift[own][:, None]
+        rows, offset = self.length[piece], q.offset.abs()[piece]
+        linear, shift = self.linear[piece], q.shift.abs()[piece]
         squares = (rows * size[..., None] + offset).square().sum(-1)
         return terms * (squares + linear * size + shift) * (1 + 1e-9) + TINY
 
-    def steepness(self, size: Tensor, own: Tensor | None = None) -> Tensor:
-        """Bounds on the norm of a gradient whose terms all have one sign, ``(N, P)``."""
+    def steepness(self, size: Tensor, piece: Tensor | slice = slice(None)) -> Tensor:
+        """Bounds on the norm of a gradient whose terms all have one sign."""
         q = self.quadratics
-        rows, offset, linear = q.frame.norm(dim=2), q.offset.abs(), q.slope.norm(dim=1)
-        if own is not None:
-            rows, offset, linear = rows[own][:, None], offset[own][:, None], linear[own][:, None]
+        rows, offset = self.length[piece], q.offset.abs()[piece]
         squares = (rows * (rows * size[..., None] + offset)).sum(-1)
-        return (2 * squares + linear) * (1 + 1e-9)
+        return (2 * squares + self.linear[piece]) * (1 + 1e-9)
 
 
 @lru_cache(maxsize=4)
@@ -221,4 +251,5 @@ def _prepare(quadratics: Quadratics) -> _Pairs:
     eigenvalues, turn = torch.linalg.eigh(between)
     basis = turn.mT @ (vectors / root[..., None, :]).mT
     norm = torch.tensor(norms, dtype=torch.float64, device=rows.device)
-    return _Pairs(wide, norm, basis, eigenvalues)
+    lengths = wide.frame.norm(dim=2), wide.slope.norm(dim=1)
+    return _Pairs(wide, norm, *lengths, basis, eigenvalues)

@@ -225,6 +225,9 @@ def _apply(operation: Operation, x: Floats) -> tuple[Floats, Floats | float, flo
         return x.reshape(len(x), -1), 0.0, 0.0, 0
     if operation.kind == "wrap":
         return _wrap(operation, x), 0.0, 0.0, 0
+    if operation.kind == "quadratics":
+        # Their slope has no bound: whoever asks for errors learns nothing.
+        return _quadratics(operation, x), math.inf, math.inf, 1
     kind, tensors, options = _activation(operation)
     gain, offset = kind.rounding(**tensors, **options)
     values = kind.apply(x, **tensors, **options)
@@ -245,6 +248,13 @@ def _wrap(operation: Operation, x: NDArray[Any]) -> NDArray[Any]:
     beside = (0, max(0, int(columns.max()) + 1 - x.shape[3]))
     padded = np.pad(x, ((0, 0), (0, 0), above, beside))
     return padded[:, :, rows][..., columns]
+
+
+def _quadratics(operation: Operation, x: Floats) -> Floats:
+    frame, offset, slope, shift = map(operation.wide, ("frame", "offset", "slope", "shift"))
+    within = x @ frame.reshape(-1, frame.shape[2]).T - offset.ravel()
+    pieces = (within**2).reshape(len(x), *offset.shape).sum(2) + x @ slope.T + shift
+    return pieces.reshape(len(x), operation.options["classes"], -1).max(2)
 
 
 def _activation(operation: Operation) -> tuple:
@@ -404,6 +414,8 @@ def _step_exactly(operation: Operation, state: Exact, norms: Mapping[str, float]
             finest,
             SLACK * sum((b.error for b in branches), np.zeros(len(z))),
         )
+    if operation.kind == "quadratics":
+        raise InexactError("quadratics have no Lipschitz constant")
     kind, tensors, options = _activation(operation)
     values, finer, local = kind.exact(z, places, **tensors, **options)
     entries = math.prod(operation.output_shape)
@@ -452,11 +464,18 @@ def _plus(z: Integers, places: int, bias: Floats, error: Floats) -> Exact:
 def batches(count: int, operations: Sequence[Operation], budget: int) -> Iterator[slice]:
     """Slices of samples whose largest values have about ``budget`` entries."""
     largest = max(
-        math.prod(shape) for op in walk(operations) for shape in (op.input_shape, op.output_shape)
+        math.prod(shape)
+        for op in walk(operations)
+        for shape in (op.input_shape, op.output_shape, _between(op))
     )
     step = max(1, budget // largest)
     for start in range(0, count, step):
         yield slice(start, start + step)
+
+
+def _between(operation: Operation) -> tuple[int, ...]:
+    # Gradients of quadratics are the largest of what is computed on the way.
+    return operation.tensors["slope"].shape if operation.kind == "quadratics" else ()
 
 
 def walk(operations: Sequence[Operation]) -> Iterator[Operation]:

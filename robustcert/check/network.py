@@ -369,6 +369,24 @@ def _circular(
     return (weight.shape[0], *options["output_size"])
 
 
+def _quadratics(
+    options: dict[str, Any], tensors: dict[str, Array], shape: Shape, where: str
+) -> Shape:
+    _names(options, tensors, where, ({"classes"}, {"frame", "offset", "slope", "shift"}))
+    classes = whole(options["classes"], f"{where} classes", 2, LARGEST_SIDE)
+    frame = tensors["frame"]
+    count, rank, width = frame.shape if frame.ndim == 3 else (0, 0, 0)
+    if count < 1 or rank < 1 or count % classes or (width,) != shape:
+        raise UnreadableError(
+            f"{where}: frames {frame.shape} for {classes} classes do not fit inputs {shape}"
+        )
+    sizes = {"offset": (count, rank), "slope": (count, width), "shift": (count,)}
+    for key, expected in sizes.items():
+        if tensors[key].shape != expected:
+            raise fail(f"{where} {key}", f"shape {expected}", tensors[key].shape)
+    return (classes,)
+
+
 # Maps that are bounded as a whole, as a sequence of simpler ones.
 
 
@@ -447,6 +465,7 @@ RULES = {
     "sandwich": _sandwich,
     "residual_block": _residual_block,
     "circular_convolution": _circular,
+    "quadratics": _quadratics,
 }
 PARTS: Mapping[str, Callable[[Operation, str], tuple[Operation, ...]]] = {
     "sandwich": _sandwich_parts,

@@ -17,6 +17,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,8 +50,56 @@ Values = Callable[[slice | NDArray[np.int64]], Floats]
 
 
 @dataclass(frozen=True)
+class Errors:
+    """Of every sample: errors ``(A, N)``; of all: what they gain per unit of distance ``(A,)``."""
+
+    centre: Floats
+    growth: Floats
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What float64 knows of every row."""
+
+    finite: NDArray[np.bool_]  # logits and error bounds
+    proved: NDArray[np.bool_]  # the radius
+    refuted: NDArray[np.bool_]  # the radius
+    largest: NDArray[np.bool_]  # the prediction's logit, up to rounding
+    tied: NDArray[np.bool_]  # the prediction's logit, up to rounding
+    reach: Floats
+    least: Floats  # margin
+    tolerance: Floats  # of that margin, as written
+    slack: Floats  # relative, of the radius
+
+
+class Proving(Protocol):
+    """A network together with what proves its radii."""
+
+    @property
+    def operations(self) -> Sequence[Operation]:
+        """Applied in turn."""
+
+    @property
+    def deployed(self) -> Sequence[Arithmetic]:
+        """Arithmetics of the deployed networks that are spoken of."""
+
+    def compare(self, rows: list[Row], samples: Floats) -> tuple[Comparison, Errors]:
+        """What float64 knows of rows, and the errors that exact arithmetic starts from."""
+
+    def check_exactly(
+        self,
+        rows: list[Row],
+        positions: NDArray[np.int64],
+        samples: Floats,
+        errors: Errors,
+        report: Report,
+    ) -> None:
+        """Check rows at some positions in integers; ``errors`` are of all rows."""
+
+
+@dataclass(frozen=True)
 class Network:
-    """What is known of the network when radii are checked.
+    """A network whose radii follow from margins and norms, or gradients.
 
     Attributes:
         operations: Applied in turn.
@@ -71,17 +120,32 @@ class Network:
         """float64, in which the check computes, and the deployed ones."""
         return [FLOAT64, *(a for a in self.deployed if a is not FLOAT64)]
 
+    def compare(self, rows: list[Row], samples: Floats) -> tuple[Comparison, Errors]:
+        """See :class:`Proving`."""
+        states = trace(self.operations, samples, self.norms, self.arithmetics)
+        return _compare(rows, states, self), Errors(states[-1].centre, states[-1].growth)
 
-@dataclass(frozen=True)
-class Errors:
-    """Of every sample: errors ``(A, N)``; of all: what they gain per unit of distance ``(A,)``."""
-
-    centre: Floats
-    growth: Floats
+    def check_exactly(
+        self,
+        rows: list[Row],
+        positions: NDArray[np.int64],
+        samples: Floats,
+        errors: Errors,
+        report: Report,
+    ) -> None:
+        """See :class:`Proving`."""
+        where = where_of(int(positions[0]))
+        try:
+            states = trace_exactly(self.operations, samples, self.norms)
+            for k, position in enumerate(positions.tolist()):
+                where = where_of(position)
+                _check_exactly(rows[position], position, states, k, errors, self, report)
+        except InexactError as error:
+            report.expect(False, f"{where}: no exact evaluation: {error}")
 
 
 def check_radii(
-    rows: list[Row], values: Values, network: Network, exact: int, seed: int | None, report: Report
+    rows: list[Row], values: Values, network: Proving, exact: int, seed: int | None, report: Report
 ) -> None:
     """Check every row of radii.csv, in float64 and, where that is not enough, in integers.
 
@@ -109,7 +173,7 @@ def check_radii(
     void = {position for position, row in enumerate(rows) if row.void}
     todo = np.array(sorted({*doubtful, *chosen} - void), np.int64)
     for part in batches(len(todo), network.operations, EXACT_ENTRIES):
-        _check_in_integers(rows, todo[part], values(todo[part]), errors, network, report)
+        network.check_exactly(rows, todo[part], values(todo[part]), errors, report)
         if len(report.mismatches) > MOST_MISMATCHES:
             break
     names = ["R", *("F32" if a is FLOAT32 else "F64" for a in network.deployed)]
@@ -139,25 +203,12 @@ def _choose(slack: Floats, exact: int, seed: int) -> list[int]:
     return [*at_random, *tightest[: count - len(at_random)].tolist()]
 
 
-def _where(position: int) -> str:
+def where_of(position: int) -> str:
+    """How messages call a row."""
     return f"radii.csv line {position + 2}"
 
 
-@dataclass(frozen=True)
-class _Comparison:
-    # What float64 knows of every row.
-    finite: NDArray[np.bool_]  # logits and error bounds
-    proved: NDArray[np.bool_]  # the radius
-    refuted: NDArray[np.bool_]  # the radius
-    largest: NDArray[np.bool_]  # the prediction's logit, up to rounding
-    tied: NDArray[np.bool_]  # the prediction's logit, up to rounding
-    reach: Floats
-    least: Floats  # margin
-    tolerance: Floats  # of that margin, as written
-    slack: Floats  # relative, of the radius
-
-
-def _compare(chosen: list[Row], states: list[Evaluation], network: Network) -> _Comparison:
+def _compare(chosen: list[Row], states: list[Evaluation], network: Network) -> Comparison:
     found = states[-1]
     logits = found.values
     prediction = np.array([row.prediction for row in chosen])
@@ -179,7 +230,7 @@ def _compare(chosen: list[Row], states: list[Evaluation], network: Network) -> _
             lost = np.zeros_like(lost)
         least = np.where(rivals, margin, math.inf).min(axis=1)
         finite = np.isfinite(logits).all(axis=1) & np.isfinite(found.centre).all(axis=0)
-        return _Comparison(
+        return Comparison(
             np.logical_and(finite, np.isfinite(found.growth).all()),
             (~rivals | (own + centre + fall < margin)).all(axis=1),
             (rivals & (lost - own > margin)).any(axis=1),
@@ -218,15 +269,14 @@ def _curved(
 
 
 def _check_in_float64(
-    rows: list[Row], part: slice, samples: Floats, network: Network, report: Report
+    rows: list[Row], part: slice, samples: Floats, network: Proving, report: Report
 ) -> tuple[Errors, Floats, int]:
     # Errors; relative slack, NaN where a row is neither proved nor refuted; number of ties.
-    states = trace(network.operations, samples, network.norms, network.arithmetics)
-    found, chosen = states[-1], rows[part]
-    known = _compare(chosen, states, network)
+    chosen = rows[part]
+    known, errors = network.compare(chosen, samples)
     slack, ties = known.slack.copy(), 0
     for k, row in enumerate(chosen):
-        where = _where(part.start + k)
+        where = where_of(part.start + k)
         if row.void:
             slack[k] = math.inf
             continue
@@ -245,30 +295,12 @@ def _check_in_float64(
             report.expect(False, f"{where}: a value may overflow within radius {row.radius!r}")
         elif not known.proved[k]:
             slack[k] = math.nan
-    return Errors(found.centre, found.growth), slack, ties
+    return errors, slack, ties
 
 
 def _times(constants: Floats, radius: Floats) -> Floats:
     # An infinite radius is no loss where the margin never changes.
     return np.where(constants == 0, 0.0, constants * radius[:, None])
-
-
-def _check_in_integers(
-    rows: list[Row],
-    positions: NDArray[np.int64],
-    samples: Floats,
-    errors: Errors,
-    network: Network,
-    report: Report,
-) -> None:
-    where = _where(int(positions[0]))
-    try:
-        states = trace_exactly(network.operations, samples, network.norms)
-        for k, position in enumerate(positions.tolist()):
-            where = _where(position)
-            _check_exactly(rows[position], position, states, k, errors, network, report)
-    except InexactError as error:
-        report.expect(False, f"{where}: no exact evaluation: {error}")
 
 
 def _check_exactly(
@@ -280,7 +312,7 @@ def _check_exactly(
     network: Network,
     report: Report,
 ) -> None:
-    where, found = _where(position), states[-1]
+    where, found = where_of(position), states[-1]
     own = Fraction(ROOT2) * Fraction(float(found.error[k]))
     logits = [Fraction(z, 1 << found.places) for z in found.values[k].tolist()]
     for j, logit in enumerate(logits):

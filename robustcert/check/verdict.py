@@ -15,7 +15,8 @@ from robustcert.check.digits import exact_gram
 from robustcert.check.fixed import Floats, to_integers
 from robustcert.check.forward import FLOAT32, FLOAT64, Arithmetic, absolute_norm, walk
 from robustcert.check.network import Operation, digest, read_network
-from robustcert.check.radii import Network, check_radii
+from robustcert.check.quadric import QuadricNetwork, covers
+from robustcert.check.radii import Network, Proving, check_radii
 from robustcert.check.reader import (
     FILES,
     MULTIPLIERS,
@@ -64,7 +65,7 @@ SMOOTHED_FUNCTION = (
     "standard deviation sigma, in real arithmetic"
 )
 SMOOTHING = {"sigma", "n0", "n", "alpha", "confidence", "seed"}
-PROOFS = ("lipschitz", "lipsdp", "second-order", "crown", "local-lipschitz")
+PROOFS = ("lipschitz", "lipsdp", "second-order", "crown", "local-lipschitz", "quadric")
 # Their radii rest on more than the pairwise bounds, and are not proved again here.
 NOT_COVERED = ("crown", "local-lipschitz")
 WEIGHTED = ("dense", "convolution", "sandwich", "residual_block", "circular_convolution")
@@ -129,7 +130,7 @@ def check(
             "claim functions: F32 of a network with float64 constants is not known"
         )
     proved, pairwise = _prove_constants(claim, content, operations, proof, report)
-    _check_table(rows, samples, len(pairwise), report)
+    _check_table(rows, samples, operations[-1].output_shape[0], report)
     _check_summary(claim["summary"], rows, report)
     smooth = proof == "second-order"
     outside = curvature.uncovered(operations) if smooth else None
@@ -141,7 +142,9 @@ def check(
         report.uncovered.append("probabilistic: not re-proved, and true with some confidence only")
     if report.verified:
         upper = {path: math.nextafter(float(value), math.inf) for path, value in proved.items()}
-        network = Network(operations, upper, np.array(pairwise), deployed, smooth)
+        network: Proving = Network(operations, upper, np.array(pairwise), deployed, smooth)
+        if proof == "quadric":
+            network = QuadricNetwork(operations, deployed)
         check_radii(rows, samples.values, network, exact, seed, report)
     if GLOBAL in claim["files"] or (folder / GLOBAL).exists():
         report.uncovered.append(f"{GLOBAL}: what it says of all pairs of inputs is not re-proved")
@@ -165,7 +168,7 @@ class ProvedNetwork:
     Attributes:
         operations: Applied in turn.
         digest: Of the network, recomputed.
-        pairwise: Proved constants of logit i minus logit j, ``(C, C)``.
+        pairwise: Proved constants of logit i minus logit j, ``(C, C)``; none of quadratics.
         proof: What the folder says that its radii rest on.
     """
 
@@ -219,6 +222,8 @@ def _read_operations(
     operations = read_network(claim["network"], tensors)
     found = digest(operations[0].input_shape, operations)
     report.expect(claim["network"]["digest"] == found, f"network digest: it is {found}")
+    if covers(operations) != (claim["claim"].get("proof") == "quadric"):
+        raise UnreadableError("claim proof: quadric goes with networks of quadratics only")
     report.note("files", "sha256 and network digest recomputed")
     return operations, tensors
 
@@ -230,6 +235,10 @@ def _prove_constants(
     proof: str,
     report: Report,
 ) -> tuple[dict[str, Fraction], list[list[float]]]:
+    if proof == "quadric":
+        for key in ("bounds", "pairwise"):
+            report.expect(claim[key] == [], f"{key}: quadratics have none")
+        return {}, []
     proved = _check_bounds(items(claim["bounds"], "bounds"), operations, report)
     multipliers = _read_multipliers(content, operations, report) if proof == "lipsdp" else []
     return proved, _check_pairwise(claim["pairwise"], operations, proved, multipliers, report)

@@ -179,6 +179,13 @@ class DataModule(LightningDataModule):
         stored = self.stored(part)
         return Examples(to_unit(stored.inputs[:]), stored.labels, stored.indices)
 
+    def first_of_each_class(self, count: int) -> Examples:
+        """The first ``count`` training examples of each class, as float32 in [0, 1]."""
+        stored = self.stored("train")
+        classes = range(self.dataset.num_classes)
+        rows = torch.cat([(stored.labels == c).nonzero()[:count, 0] for c in classes])
+        return Examples(to_unit(stored.inputs[rows]), stored.labels[rows], stored.indices[rows])
+
     def prepare_data(self) -> None:
         """Fetch missing files, in one process."""
         self.dataset.prepare()

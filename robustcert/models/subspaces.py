@@ -7,24 +7,29 @@ import torch
 from torch import Tensor, nn
 
 from robustcert.plain import Flatten, Operation, constant
-from robustcert.quadric import Quadratics
+from robustcert.quadric import Quadratics, quadric_distance
 
-# Examples of a class from which its subspaces start, and rounds of Lloyd's algorithm.
-STARTING, ROUNDS = 2000, 10
+# Rounds of Lloyd's algorithm, and halvings of the interval of multipliers in training.
+ROUNDS, HALVINGS = 10, 14
+# Of the directions' lengths at the start of training, before the sigmoid.
+LONG = 2.0
 
 
 class Subspaces(nn.Module):
     r"""Logits that fall with the least squared distance to affine subspaces of each class.
 
-    Class c has ``per_class`` subspaces :math:`p + \mathrm{span}\, W`, W with ``rank`` orthonormal
-    columns, and the logit
+    Class c has ``per_class`` subspaces :math:`p + \mathrm{span}\, W`, W with ``rank`` orthogonal
+    columns of lengths in (0, 1), and the logit
 
-    .. math:: f_c(x) = \lVert x \rVert^2 - \min_p \mathrm{dist}(x, p + \mathrm{span}\, W)^2 ,
+    .. math:: f_c(x) = \lVert x \rVert^2 - \min_p \left( \lVert x - p \rVert^2
+        - \lVert W^T (x - p) \rVert^2 - b_p \right) ,
 
-    whose first term all classes share. Differences of two of its pieces are quadratics with
-    eigenvalues in [-1, 1]; no global Lipschitz constant exists, and ``certifier=quadric`` proves
-    the radii. The layer takes inputs as they are: it has neither normalisation, activation nor
-    head. :meth:`start_at` puts the subspaces at clusters of the data before training.
+    whose first term all classes share. With columns of length 1 and no shift b the bracket is the
+    squared distance to the subspace; shorter ones forgive a move along them in part. Differences of
+    two pieces are quadratics with eigenvalues in [-1, 1]; no global Lipschitz constant exists, and
+    ``certifier=quadric`` proves the radii. The layer takes inputs as they are: it has neither
+    normalisation, activation nor head. :meth:`start_at` puts the subspaces at clusters of the data
+    before training.
 
     Args:
         input_shape: Shape of one input, without the batch dimension.
@@ -50,6 +55,8 @@ class Subspaces(nn.Module):
         count = num_classes * per_class
         self.point = nn.Parameter(torch.rand(count, features))
         self.raw = nn.Parameter(torch.randn(count, features, rank))
+        self.raw_length = nn.Parameter(torch.full((count, rank), LONG))
+        self.shift = nn.Parameter(torch.zeros(count))
         self.register_buffer("started", torch.tensor(False))
 
     @torch.no_grad()
@@ -57,6 +64,7 @@ class Subspaces(nn.Module):
         """Put the subspaces at clusters of each class and along their main directions, once.
 
         A model that has been started, or loaded from a checkpoint of such a one, stays as it is.
+        The random choices follow from torch's seed and leave its generator alone.
 
         Args:
             inputs: Shape ``(N, *input_shape)``.
@@ -64,15 +72,16 @@ class Subspaces(nn.Module):
         """
         if self.started:
             return
+        generator = torch.Generator().manual_seed(torch.initial_seed())
         rank = self.raw.shape[2]
         for c in range(self.num_classes):
             own = inputs[labels == c].flatten(1)
             if len(own) < self.per_class:
                 continue
-            centre = _clusters(own, self.per_class)
+            centre = _clusters(own, self.per_class, generator)
             nearest = torch.cdist(own, centre).argmin(1)
             for j in range(self.per_class):
-                noise = 1e-3 * torch.randn(rank, own.shape[1])
+                noise = 1e-3 * torch.randn(rank, own.shape[1], generator=generator)
                 rows = torch.cat([own[nearest == j] - centre[j], noise])
                 directions = torch.linalg.svd(rows, full_matrices=False)[2][:rank]
                 self.point[c * self.per_class + j] = centre[j]
@@ -81,63 +90,78 @@ class Subspaces(nn.Module):
 
     @property
     def basis(self) -> Tensor:
-        """Orthonormal columns, shape ``(P, D, rank)``."""
+        """Orthonormal columns along those of W, shape ``(P, D, rank)``."""
         return torch.linalg.qr(self.raw)[0]
+
+    @property
+    def squared_length(self) -> Tensor:
+        """Of the columns of W, shape ``(P, rank)``."""
+        return self.raw_length.sigmoid().square()
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits of shape ``(N, C)``."""
         x = x.flatten(1)
-        square, _ = self._squares(x, self.basis)
+        square, _, _ = self._squares(x, self.basis)
         least = square.view(len(x), self.num_classes, -1).amin(2)
         return x.square().sum(1, keepdim=True) - least
 
     def distance_logits(self, x: Tensor, target: Tensor) -> Tensor:
         r"""Minus the estimated radius towards each class, 0 for the target; shape ``(N, C)``.
 
-        With f the difference of two squared distances and g the norm of its gradient, f falls by at
-        most :math:`g s + s^2` within s, and so stays positive up to
-        :math:`2 f / (g + \sqrt{g^2 + 4 f})`. Where another class is nearer, f and the radius are
-        negative.
+        The difference of the brackets of a subspace V of another class and of W, the target's best
+        one, is :math:`f + g^T \delta + \delta^T A \delta` with :math:`A = W W^T - V V^T \succeq
+        -V V^T`, so it is the radius of :func:`robustcert.quadric.quadric_distance` for :math:`-V
+        V^T`, whose eigenvectors need no decomposition. Where another class is nearer, f and the
+        radius are negative, and :math:`2 f / (g + \sqrt{g^2 + 4 \lvert f \rvert})`, for the
+        eigenvalue -1 everywhere.
         """
-        x, basis = x.flatten(1), self.basis
-        square, within = self._squares(x, basis)
+        x, basis, length2 = x.flatten(1), self.basis, self.squared_length
+        square, far, within = self._squares(x, basis)
         rows = torch.arange(len(x), device=x.device)
         group = square.view(len(x), self.num_classes, -1)
         own = target * self.per_class + group.detach()[rows, target].argmin(1)
-        residual = x - self.point[own] - torch.einsum("ndm,nm->nd", basis[own], within[rows, own])
-        # Inner products of the residuals, without the residuals of all subspaces.
-        inner = (x * residual).sum(1, keepdim=True) - residual @ self.point.T
-        inner = inner - (torch.einsum("nd,pdm->npm", residual, basis) * within).sum(2)
-        best = square[rows, own][:, None]
-        gradient2 = 4 * (square + best - 2 * inner).clamp_min(1e-9)
-        ahead = square - best
-        radius = 2 * ahead / (gradient2.sqrt() + (gradient2 + 4 * ahead.abs()).sqrt())
+        # Halves of gradients of brackets are (I - W W^T)(x - p).
+        kept = (length2 * within)[rows, own]
+        half = x - self.point[own] - torch.einsum("ndm,nm->nd", basis[own], kept)
+        turned = torch.einsum("nd,pdm->npm", half, basis)
+        # Inner products of the halves, without those of all subspaces.
+        inner = (x * half).sum(1, keepdim=True) - half @ self.point.T
+        inner = inner - (turned * within * length2).sum(2)
+        size2 = far - (within.square() * length2 * (2 - length2)).sum(2)
+        ahead = square - square[rows, own][:, None]
+        along = 2 * ((1 - length2) * within - turned)
+        gradient2 = 4 * (size2 + size2[rows, own][:, None] - 2 * inner).clamp_min(1e-9)
+        across = (gradient2 - along.square().sum(2)).clamp_min(0)
+        radius = quadric_distance(ahead, along, across, -length2, HALVINGS)
+        behind = 2 * ahead / (gradient2.sqrt() + (gradient2 + 4 * ahead.abs()).sqrt())
+        radius = torch.where(radius > 1e-4, radius, behind)
         nearest = radius.view(len(x), self.num_classes, -1).amin(2)
         return -nearest.scatter(1, target[:, None], 0.0)
 
-    def _squares(self, x: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
-        """Squared distances ``(N, P)``, and coordinates in the subspaces ``(N, P, rank)``."""
+    def _squares(self, x: Tensor, basis: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Brackets and squared distances to points ``(N, P)``, coordinates ``(N, P, rank)``."""
         origin = torch.einsum("pdm,pd->pm", basis, self.point)
         within = torch.einsum("nd,pdm->npm", x, basis) - origin
         far = x.square().sum(1, keepdim=True) - 2 * x @ self.point.T + self.point.square().sum(1)
-        return (far - within.square().sum(2)).clamp_min(1e-12), within
+        forgiven = (within.square() * self.squared_length).sum(2)
+        return far - forgiven - self.shift, far, within
 
     def fold(self) -> list[Operation]:
         """The quadratics with constant weights."""
-        basis = self.basis
+        frame = self.basis * self.raw_length.sigmoid()[:, None]
         quadratics = Quadratics(
-            constant(basis.mT),
-            constant(torch.einsum("pdm,pd->pm", basis, self.point)),
+            constant(frame.mT),
+            constant(torch.einsum("pdm,pd->pm", frame, self.point)),
             constant(2 * self.point),
-            constant(-self.point.square().sum(1)),
+            constant(self.shift - self.point.square().sum(1)),
             self.num_classes,
         )
         return [Flatten(), quadratics]
 
 
-def _clusters(points: Tensor, count: int) -> Tensor:
+def _clusters(points: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """Centres of clusters, by Lloyd's algorithm from random points."""
-    centre = points[torch.randperm(len(points))[:count]].clone()
+    centre = points[torch.randperm(len(points), generator=generator)[:count]].clone()
     for _ in range(ROUNDS):
         nearest = torch.cdist(points, centre).argmin(1)
         for j in range(count):

@@ -201,10 +201,10 @@ def _show(claim: Claim, names: Sequence[str], i: int) -> Shown:
     )
 
 
-def _constants(claim: Claim) -> dict[str, float]:
+def _constants(claim: Claim) -> dict[str, float] | None:
     rows = [[float.fromhex(k) for k in row] for row in claim.record["pairwise"]]
     pairs = [k for i, row in enumerate(rows) for j, k in enumerate(row) if i != j]
-    return {"least": min(pairs), "largest": max(pairs)}
+    return {"least": min(pairs), "largest": max(pairs)} if pairs else None
 
 
 def _epochs(path: Path) -> list[tuple[int, float, float]]:

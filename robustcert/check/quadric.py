@@ -1,0 +1,396 @@
+r"""Radii of quadratic logits, by the dual of the distance to where another class is as large.
+
+The logit of a class is the largest of its pieces :math:`u_p(y) = |W_p y - o_p|^2 + a_p y + b_p`.
+Let i be a piece of the predicted class and j one of another. With any multiplier :math:`0 \le
+\lambda < 1 / K_j^2`, where :math:`K_j \ge \lVert W_j \rVert`, and any point z, the function
+:math:`\varphi(y) = |y - x|^2 + \lambda (u_i(y) - u_j(y) - e)` has Hessians of at least :math:`2 \mu
+= 2 (1 - \lambda K_j^2)`, hence
+
+.. math:: \varphi(y) \ge \varphi(z) - |\nabla \varphi(z)|^2 / 4 \mu .
+
+Where j is within e of i or ahead of it, :math:`\varphi(y) \le |y - x|^2`: so no such y is nearer
+than the root of the right-hand side. A radius is proved if this holds for all j, e being what
+rounding can take off the difference of two deployed logits at any point within the radius.
+
+Multipliers and points are found here, in float64, and need not be the best ones. Most pairs need
+none: with g the gradient of :math:`u_i - u_j` at x, the difference falls by at most :math:`|g| s +
+K_j^2 s^2` within s.
+
+A piece evaluated at a point of norm s, in any order, has the error :math:`\gamma T(s)` at most, T
+being the sum of the sizes of its terms, each of which is rounded :math:`2 D + m + 5` times at most;
+its gradient has :math:`\gamma N(s)`.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from robustcert.check.fixed import Floats, Integers, to_integers
+from robustcert.check.forward import FLOAT64, Arithmetic, norm
+from robustcert.check.network import Operation
+from robustcert.check.norms import find
+from robustcert.check.radii import Comparison, Errors, where_of
+from robustcert.check.reader import Row, UnreadableError
+from robustcert.check.report import Report
+
+# Covers the rounding of sums of nonnegative terms, and that of a comparison.
+SLACK, COMPARED = 1 + 2.0**-26, 2.0**-45
+TINY = 2.0**-500
+CHUNK = 2**22
+HALVINGS = 60
+# Points are on this grid, so that exact arithmetic has not too many places.
+GRID = 2.0**48
+
+
+@dataclass(frozen=True, eq=False)
+class Pieces:
+    """The quadratic pieces, as float64.
+
+    Attributes:
+        operation: That they are of.
+        deployed: Arithmetics of the deployed networks that are spoken of.
+    """
+
+    operation: Operation
+    deployed: Sequence[Arithmetic]
+    frame: Floats = field(init=False)  # (P, m, D)
+    offset: Floats = field(init=False)  # (P, m)
+    slope: Floats = field(init=False)  # (P, D)
+    shift: Floats = field(init=False)  # (P,)
+    length: Floats = field(init=False)  # of the frames' rows, (P, m)
+
+    def __post_init__(self) -> None:
+        for key in ("frame", "offset", "slope", "shift"):
+            object.__setattr__(self, key, self.operation.wide(key))
+        count, rank, _ = self.frame.shape
+        lengths = norm(self.frame.reshape(count * rank, -1)).reshape(count, rank)
+        object.__setattr__(self, "length", lengths)
+
+    @property
+    def owner(self) -> NDArray[np.int64]:
+        """The class of each piece."""
+        count = len(self.shift)
+        return np.arange(count) // (count // self.operation.options["classes"])
+
+    @property
+    def gamma(self) -> float:
+        """Of gradients, in float64."""
+        return FLOAT64.gamma(sum(self.frame.shape[1:]) + 8)
+
+    @cached_property
+    def bound(self) -> Floats:
+        """Proved bounds of the norms of the frames, ``(P,)``."""
+        found = [
+            find(Operation("dense", "", "", {}, {"weight": frame}, (), ())) for frame in self.frame
+        ]
+        if not np.isfinite(found).all():
+            raise UnreadableError(f"{self.operation.label}: no bound of a frame can be proved here")
+        return np.array(found)
+
+    @cached_property
+    def pairs(self) -> tuple[Floats, Floats]:
+        """Of each pair's Hessian, halved, eigenvectors in products with both frames; eigenvalues.
+
+        Good to some digits; no proof rests on them.
+        """
+        count, rank, _ = self.frame.shape
+        rows = self.frame.reshape(count * rank, -1)
+        gram = (rows @ rows.T).reshape(count, rank, count, rank).swapaxes(1, 2)
+        own = gram[np.arange(count), np.arange(count)]
+        blocks = np.empty((count, count, 2 * rank, 2 * rank))
+        blocks[..., :rank, :rank], blocks[..., rank:, rank:] = own[:, None], own[None]
+        blocks[..., :rank, rank:], blocks[..., rank:, :rank] = gram, gram.swapaxes(2, 3)
+        ridge = 1e-10 * np.trace(blocks, axis1=2, axis2=3)[..., None, None] + 1e-100
+        lower = np.linalg.cholesky(blocks + ridge * np.eye(2 * rank))
+        signs = np.repeat([1.0, -1.0], rank)[:, None]
+        values, vectors = np.linalg.eigh(lower.swapaxes(2, 3) @ (signs * lower))
+        return np.linalg.solve(lower.swapaxes(2, 3), vectors).swapaxes(2, 3), values
+
+    def terms(self, size: Floats, piece: NDArray[np.int64] | slice) -> Floats:
+        """T: the sizes of all terms of pieces at points of a norm, added up."""
+        length, offset = self.length[piece], abs(self.offset[piece])
+        squares = ((length * size[..., None] + offset) ** 2).sum(-1)
+        return (squares + norm(self.slope)[piece] * size + abs(self.shift[piece])) * SLACK
+
+    def slopes(self, size: Floats, piece: NDArray[np.int64] | slice) -> Floats:
+        """N: the same of gradients."""
+        length, offset = self.length[piece], abs(self.offset[piece])
+        products = (length * (length * size[..., None] + offset)).sum(-1)
+        return (2 * products + norm(self.slope)[piece]) * SLACK
+
+    def error(
+        self, size: Floats, piece: NDArray[np.int64] | slice, arithmetic: Arithmetic = FLOAT64
+    ) -> Floats:
+        """What rounding can do to pieces at points of a norm; infinite where they may overflow."""
+        _, rank, width = self.frame.shape
+        terms = self.terms(size, piece)
+        gamma = arithmetic.gamma(2 * width + rank + 8)
+        found = gamma * terms + arithmetic.least * 2.0**30 * width * rank
+        return np.where(terms < math.sqrt(arithmetic.safe), found * SLACK, math.inf)
+
+    def drift(self, size: Floats, piece: NDArray[np.int64] | slice) -> Floats:
+        """The same of the deployed networks, the largest."""
+        found = [self.error(size, piece, arithmetic) for arithmetic in self.deployed]
+        return np.maximum.reduce([np.zeros_like(found[0]), *found]) if found else 0 * size
+
+    def values(self, x: Floats) -> tuple[Floats, Floats]:
+        """Every piece ``(N, P)``, and what it squares ``(N, P, m)``."""
+        count, rank, _ = self.frame.shape
+        within = (x @ self.frame.reshape(count * rank, -1).T).reshape(-1, count, rank) - self.offset
+        return (within**2).sum(2) + x @ self.slope.T + self.shift, within
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Pairs of pieces at samples: K of them, with a guess of what proves each."""
+
+    x: Floats  # (K, D)
+    own: NDArray[np.int64]
+    other: NDArray[np.int64]
+    drift: Floats
+    multiplier: Floats
+    point: Floats  # (K, D)
+
+
+@dataclass(frozen=True, eq=False)
+class QuadricNetwork:
+    """A network of quadratic pieces, whose radii the dual proves; see the module."""
+
+    operations: Sequence[Operation]
+    deployed: Sequence[Arithmetic]
+
+    @cached_property
+    def pieces(self) -> Pieces:
+        """Of the only operation that computes anything."""
+        return Pieces(self.operations[-1], self.deployed)
+
+    def compare(self, rows: list[Row], samples: Floats) -> tuple[Comparison, Errors]:
+        """What float64 knows of every row."""
+        pieces, x = self.pieces, samples.reshape(len(samples), -1)
+        prediction = np.array([row.prediction for row in rows])
+        radius = np.array([row.radius for row in rows])
+        with np.errstate(all="ignore"):
+            value, within = pieces.values(x)
+            error = pieces.error(norm(x)[:, None], slice(None))
+            logits = value.reshape(len(x), -1, value.shape[1] // (pieces.owner.max() + 1)).max(2)
+            margin = logits[np.arange(len(x)), prediction][:, None] - logits
+            rivals = np.arange(logits.shape[1]) != prediction[:, None]
+            least = np.where(rivals, margin, math.inf).min(1)
+            # Of the difference of two logits, evaluated twice.
+            blur = 4 * error.max(1) + 2 * pieces.drift(norm(x)[:, None], slice(None)).max(1)
+            proved, slack = self._prove(x, value, within, error, prediction, radius)
+            nothing = np.zeros(len(x), np.bool_)
+            found = Comparison(
+                finite=np.isfinite(logits).all(1) & np.isfinite(error).all(1),
+                proved=proved,
+                refuted=nothing,
+                largest=least >= -blur,
+                tied=least <= blur,
+                reach=np.full(len(x), math.inf),
+                least=least,
+                tolerance=blur + 6e-9 * abs(least),
+                slack=slack,
+            )
+        return found, Errors(np.zeros((1, len(x))), np.zeros(1))
+
+    def _prove(
+        self,
+        x: Floats,
+        value: Floats,
+        within: Floats,
+        error: Floats,
+        prediction: NDArray[np.int64],
+        radius: Floats,
+    ) -> tuple[NDArray[np.bool_], Floats]:
+        # Whether radii are proved, and by how much, relatively.
+        excess, pairs, rows = self._open(x, value, within, error, prediction, radius)
+        square = np.concatenate([self._dual(pair) for pair in pairs] or [np.zeros(0)])
+        more = square / radius[rows] ** 2 - 1
+        slack = excess.copy()
+        np.minimum.at(slack, rows, np.where(np.isnan(more), -math.inf, more))
+        return (radius == 0) | (slack > COMPARED), slack
+
+    def _open(
+        self,
+        x: Floats,
+        value: Floats,
+        within: Floats,
+        error: Floats,
+        prediction: NDArray[np.int64],
+        radius: Floats,
+    ) -> tuple[Floats, list[Pair], NDArray[np.int64]]:
+        # Pairs that gradients alone do not decide, with the row of each; what the others leave.
+        pieces, every = self.pieces, np.arange(len(x))
+        same = pieces.owner == prediction[:, None]
+        own = np.where(same, value, -math.inf).argmax(1)
+        far = (norm(x) + radius) * SLACK
+        drift = pieces.drift(far[:, None], slice(None)) + pieces.drift(far, own)[:, None]
+        gradient = 2 * np.matmul(within.swapaxes(0, 1), pieces.frame) + pieces.slope[:, None]
+        gradient = gradient.swapaxes(0, 1)
+        turn = gradient[every, own][:, None] - gradient
+        sizes = pieces.slopes(norm(x)[:, None], slice(None))
+        doubt = pieces.gamma * (sizes + sizes[every, own][:, None])
+        steep = np.sqrt((turn**2).sum(2)) * SLACK + doubt
+        ahead = value[every, own][:, None] - value
+        ahead = ahead - abs(ahead) * COMPARED - error - error[every, own][:, None] - drift
+        reach = radius[:, None]
+        excess = 1 - (steep * reach + (pieces.bound * reach) ** 2) * SLACK / ahead
+        decided = same | ((ahead > 0) & (excess > COMPARED))
+        rows, others = np.nonzero(~decided & (radius > 0)[:, None])
+        step = max(1, CHUNK // pieces.frame[0].size)
+        chunks = [slice(k, k + step) for k in range(0, len(rows), step)]
+        pairs = [
+            self._guess(
+                x[rows[c]],
+                own[rows[c]],
+                others[c],
+                drift[rows[c], others[c]],
+                ahead[rows[c], others[c]],
+                turn[rows[c], others[c]],
+            )
+            for c in chunks
+        ]
+        least = np.where(decided & ~same, excess, math.inf).min(1)
+        return least, pairs, rows
+
+    def _guess(
+        self,
+        x: Floats,
+        own: NDArray[np.int64],
+        other: NDArray[np.int64],
+        drift: Floats,
+        ahead: Floats,
+        turn: Floats,
+    ) -> Pair:
+        # The multiplier at which the dual is largest, by bisection of its slope, and its point.
+        pieces = self.pieces
+        vectors, values = (part[own, other] for part in pieces.pairs)
+        frames = np.concatenate([pieces.frame[own], pieces.frame[other]], axis=1)
+        along = np.matmul(vectors, np.matmul(frames, turn[..., None]))[..., 0]
+        across = np.maximum((turn**2).sum(1) - (along**2).sum(1), 0)
+        low, high = np.zeros(len(x)), (1 - 1e-6) / (pieces.bound[other] ** 2 + TINY)
+        for _ in range(HALVINGS):
+            middle = (low + high) / 2
+            move = -middle[:, None] / 2 * along / (1 + middle[:, None] * values)
+            rising = ahead + (along * move + values * move**2).sum(1) > middle / 2 * across
+            low, high = np.where(rising, middle, low), np.where(rising, high, middle)
+        bent = low[:, None] * values
+        back = np.matmul(vectors.swapaxes(1, 2), (along * bent / (1 + bent))[..., None])
+        step = turn - np.matmul(back.swapaxes(1, 2), frames)[:, 0]
+        point = np.rint((x - low[:, None] / 2 * step) * GRID) / GRID
+        return Pair(x, own, other, drift, low, point)
+
+    def _dual(self, pair: Pair) -> Floats:
+        # Proved squares of distances, in float64.
+        pieces, z, multiplier = self.pieces, pair.point, pair.multiplier
+        delta, size = z - pair.x, norm(z)
+        gamma, values, slopes = pieces.gamma, [], []
+        for piece in (pair.own, pair.other):
+            frame = pieces.frame[piece]
+            within = np.matmul(frame, z[..., None])[..., 0] - pieces.offset[piece]
+            linear = (pieces.slope[piece] * z).sum(1) + pieces.shift[piece]
+            values.append((within**2).sum(1) + linear)
+            back = np.matmul(within[:, None], frame)[:, 0]
+            slopes.append(2 * back + pieces.slope[piece])
+        lost = pieces.error(size, pair.own) + pieces.error(size, pair.other) + pair.drift
+        steep = np.sqrt(((2 * delta + multiplier[:, None] * (slopes[0] - slopes[1])) ** 2).sum(1))
+        grown = pieces.slopes(size, pair.own) + pieces.slopes(size, pair.other)
+        steep = steep * SLACK + 2 * gamma * (2 * norm(delta) + multiplier * grown) + TINY
+        convexity = 1 - multiplier * pieces.bound[pair.other] ** 2 * SLACK
+        charge = steep**2 / (4 * convexity) * SLACK
+        square = (delta**2).sum(1)
+        value = square + multiplier * (values[0] - values[1] - lost) - charge
+        sizes = square + multiplier * (abs(values[0]) + abs(values[1]) + lost) + charge
+        value = value - COMPARED * sizes - 4 * gamma * square - TINY
+        return np.where((multiplier >= 0) & (convexity > 1e-9), value, -math.inf)
+
+    def check_exactly(
+        self,
+        rows: list[Row],
+        positions: NDArray[np.int64],
+        samples: Floats,
+        errors: Errors,
+        report: Report,
+    ) -> None:
+        """Check rows in integers."""
+        x = samples.reshape(len(samples), -1)
+        for k, position in enumerate(positions.tolist()):
+            row, where = rows[position], where_of(position)
+            if row.certified:
+                proved = self._proves(row, x[k])
+                report.expect(proved, f"{where}: radius {row.radius!r} is not proved exactly")
+            else:
+                largest = self._is_largest(row, x[k])
+                report.expect(largest, f"{where}: {row.prediction} is not the largest, exactly")
+
+    def _proves(self, row: Row, x: Floats) -> bool:
+        # Rivals that gradients do not exclude, in integers.
+        if not math.isfinite(row.radius):
+            return False
+        x = x[None]
+        with np.errstate(all="ignore"):
+            value, within = self.pieces.values(x)
+            error = self.pieces.error(norm(x)[:, None], slice(None))
+            prediction, radius = np.array([row.prediction]), np.array([row.radius])
+            excess, pairs, _ = self._open(x, value, within, error, prediction, radius)
+        square = Fraction(row.radius) ** 2
+        return bool(excess[0] > 0) and all(
+            _exact_dual(self.pieces, pair, k) >= square
+            for pair in pairs
+            for k in range(len(pair.own))
+        )
+
+    def _is_largest(self, row: Row, x: Floats) -> bool:
+        pieces, size = self.pieces, norm(x[None])
+        blur = 2 * Fraction(float(pieces.drift(size[:, None], slice(None)).max()))
+        values = [_exactly(pieces, p, x)[0] for p in range(len(pieces.shift))]
+        best = max(v for v, c in zip(values, pieces.owner, strict=True) if c == row.prediction)
+        return best >= max(values) - blur
+
+
+def _exactly(pieces: Pieces, piece: int, z: Floats) -> tuple[Fraction, Integers, int]:
+    # A piece at z; its gradient there as integers, and their places.
+    parts = [part[piece] for part in (pieces.frame, pieces.offset, pieces.slope, pieces.shift)]
+    scaled = [to_integers(np.asarray(part)) for part in (z, *parts)]
+    places = max(finer for _, finer in scaled)
+    point, frame, offset, slope, shift = (
+        np.asarray(v << (places - finer), dtype=object).reshape(np.shape(part))
+        for (v, finer), part in zip(scaled, (z, *parts), strict=True)
+    )
+    within = frame @ point - (offset << places)
+    total = (within @ within) + ((slope @ point) << 2 * places) + (shift.item() << 3 * places)
+    gradient = 2 * (within @ frame) + (slope << 2 * places)
+    return Fraction(int(total), 1 << 4 * places), gradient, 3 * places
+
+
+def _exact_dual(pieces: Pieces, pair: Pair, k: int) -> Fraction:
+    # The square of a distance that is proved, without rounding but for the deployed network's.
+    if not (math.isfinite(pair.drift[k]) and np.isfinite(pair.point[k]).all()):
+        return Fraction(-1)
+    multiplier = Fraction(float(pair.multiplier[k]))
+    convexity = 1 - multiplier * Fraction(float(pieces.bound[pair.other[k]])) ** 2
+    if multiplier < 0 or convexity <= 0:
+        return Fraction(-1)
+    z = pair.point[k]
+    first, mine, fine = _exactly(pieces, int(pair.own[k]), z)
+    second, theirs, finer = _exactly(pieces, int(pair.other[k]), z)
+    both, places = to_integers(np.stack([z, pair.x[k]]))
+    delta, most = both[0] - both[1], max(places, fine, finer)
+    turn = (mine << (most - fine)) - (theirs << (most - finer))
+    over, under = multiplier.numerator, multiplier.denominator
+    steep = (2 * under * delta << (most - places)) + over * turn
+    square = Fraction(int(delta @ delta), 1 << 2 * places)
+    charge = Fraction(int(steep @ steep), under**2 << 2 * most) / (4 * convexity)
+    ahead = first - second - Fraction(float(pair.drift[k]))
+    return square + multiplier * ahead - charge
+
+
+def covers(operations: Sequence[Operation]) -> bool:
+    """Whether a network is one of quadratics and nothing else that computes."""
+    *rest, last = operations
+    return last.kind == "quadratics" and all(operation.kind == "flatten" for operation in rest)
