@@ -63,8 +63,8 @@ def draw(tables: list[tuple[str, str]]) -> None:
         for row, (value, _) in enumerate(bars):
             axis.text(value * 1.03, row, f"{value:.3g}", va="center", fontsize=8)
         axis.set_xscale("log")
-        axis.set_xlim(0.8, 1.6 * bars[-1][0])
-        axis.xaxis.set_major_locator(FixedLocator([1, 2, 5, 10, 20, 50, 100]))
+        axis.set_xlim(0.8 * min(1.0, bars[0][0]), 1.6 * bars[-1][0])
+        axis.xaxis.set_major_locator(FixedLocator([0.2, 0.5, 1, 2, 5, 10, 20, 50, 100]))
         axis.xaxis.set_minor_locator(NullLocator())
         axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axis.axvline(1, color="black", linewidth=0.8)
@@ -81,7 +81,7 @@ def main() -> None:
     for title, command in PARTS:
         print(title, flush=True)
         script = [sys.executable, str(Path(__file__).parent / command[0]), *command[1:]]
-        done = subprocess.run(script, check=True, capture_output=True, text=True, cwd=ROOT)
+        done = subprocess.run(script, check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT)
         shown = f"python benchmarks/{' '.join(command)}"
         if command[0] == "layer_time.py":
             tables.append((title, done.stdout))
