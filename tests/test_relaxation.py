@@ -14,13 +14,14 @@ from torch.nn import functional as F
 
 from robustcert.activations import Abs, BetaAbs, GroupSort, Householder, ReLU, SmoothMaxMin
 from robustcert.branch_and_bound import exact_distance, least_distance
-from robustcert.certifiers import CROWNCertifier, LipschitzCertifier
+from robustcert.certifiers import CROWNCertifier, LipschitzCertifier, LocalLipschitzCertifier
 from robustcert.curves import curve_of
 from robustcert.lipschitz import fold_network
 from robustcert.plain import (
     Activation,
     Convolution,
     Dense,
+    Flatten,
     Operation,
     PlainNetwork,
     UnsoundNetworkError,
@@ -53,6 +54,16 @@ def points_in(x: Tensor, radius: Tensor, count: int) -> Tensor:
     length = torch.rand(count, len(x), 1, dtype=x.dtype).pow(1 / x.shape[1])
     length[::2] = 1
     return x + radius[:, None] * length * F.normalize(torch.randn(count, *x.shape).double(), dim=2)
+
+
+def margins_and_slopes(network: PlainNetwork, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Predictions ``(N,)``, margins over every class and the lengths of their gradients."""
+    x = x.clone().requires_grad_()
+    logits = network(x)
+    own = logits.argmax(1)
+    margin = logits.gather(1, own[:, None]) - logits
+    gradients = [torch.autograd.grad(m.sum(), x, retain_graph=True)[0] for m in margin.unbind(1)]
+    return own, margin.detach(), torch.stack([g.norm(dim=1) for g in gradients], 1)
 
 
 # Curves
@@ -138,18 +149,11 @@ def test_planes_are_below_all_margins_on_the_ball(activation: str, radius: float
 
 def test_on_a_ball_without_folds_nothing_is_lost() -> None:
     network = random_network("relu")
-    x = torch.randn(20, 3).double().requires_grad_()
-    logits = network(x)
-    own = logits.argmax(1)
-    margin = logits.gather(1, own[:, None]) - logits
-    gradients = [torch.autograd.grad(m.sum(), x, retain_graph=True)[0] for m in margin.unbind(1)]
-    slope = torch.stack([g.norm(dim=1) for g in gradients], 1)
+    x = torch.randn(20, 3).double()
+    own, margin, slope = margins_and_slopes(network, x)
     ball = torch.full((20,), 1e-6, dtype=torch.float64)
-    centre = x.detach()
-    least = (
-        Relaxation(steps_of(network), centre, ball).plane(rival_rows(own, 3)).least(centre, ball)
-    )
-    torch.testing.assert_close(least, (margin - 1e-6 * slope).detach(), rtol=1e-9, atol=1e-11)
+    least = Relaxation(steps_of(network), x, ball).plane(rival_rows(own, 3)).least(x, ball)
+    torch.testing.assert_close(least, margin - 1e-6 * slope, rtol=1e-9, atol=1e-11)
 
 
 def test_a_radius_that_overflows_certifies_nothing() -> None:
@@ -169,16 +173,12 @@ def test_a_radius_that_overflows_certifies_nothing() -> None:
 )
 def test_operations_that_are_not_covered_are_named(operation: Operation) -> None:
     shape = (1, 2, 2) if isinstance(operation, Convolution) else (4,)
-    rest = (build_flatten(),) if isinstance(operation, Convolution) else ()
+    rest = (Flatten(),) if isinstance(operation, Convolution) else ()
     network = PlainNetwork((operation, *rest, Dense(torch.randn(2, 4))), shape)
     with pytest.raises(UnsoundNetworkError, match="linear bounds do not cover"):
         CROWNCertifier().certify(network, torch.zeros(1, *shape))
-
-
-def build_flatten() -> Operation:
-    from robustcert.plain import Flatten
-
-    return Flatten()
+    with pytest.raises(UnsoundNetworkError, match="do not cover"):
+        LocalLipschitzCertifier().certify(network, torch.rand(1, *shape))
 
 
 def test_crown_is_never_below_lipschitz_unless_alone() -> None:
