@@ -201,8 +201,9 @@ def power_iteration(weight: Tensor, vector: Tensor, iterations: int) -> tuple[Te
         v \leftarrow W^\top W v / \lVert W^\top W v \rVert
 
     Never above the norm but for rounding, and possibly far below it: nothing can be certified with
-    it. The gradient is that of the quotient with ``v`` held constant. A vector that ``W`` maps to
-    zero is kept.
+    it. The gradient is that of the quotient with ``v`` held constant. The quotient is that of the
+    vector before the last step, with which it shares the product. A vector that ``W`` maps to zero
+    is kept.
 
     Reference: Miyato et al., `Spectral normalization for generative adversarial networks
     <https://arxiv.org/abs/1802.05957>`_, ICLR 2018.
@@ -342,14 +343,24 @@ def quotient(
     vector: Tensor,
     iterations: int,
 ) -> tuple[Tensor, Tensor]:
-    """Power iteration on an operator and its adjoint."""
+    """Power iteration on an operator and its adjoint, each applied once a step."""
+    vector = unit(vector.detach())
+
+    def moved(direction: Tensor) -> Tensor:
+        new = adjoint(direction)
+        return torch.where(new.abs().amax() == 0, vector, unit(new))
+
     with torch.no_grad():
-        vector = unit(vector)
-        for _ in range(iterations):
-            new = unit(adjoint(unit(forward(vector))))
-            vector = torch.where((new == 0).all(), vector, new)
-    norm = length(vector)
-    return length(forward(vector)) / torch.where(norm == 0, 1.0, norm), vector
+        for _ in range(iterations - 1):
+            vector = moved(unit(forward(vector)))
+    image = forward(vector)
+    # The inner product with its direction has an image's length for its value, and its gradient.
+    direction = unit(image.detach())
+    norm = torch.dot(image.flatten(), direction.flatten())
+    if iterations:
+        with torch.no_grad():
+            vector = moved(direction)
+    return norm, vector
 
 
 def convolution(
@@ -360,7 +371,7 @@ def convolution(
     dilation: Pair,
     groups: int,
 ) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
-    """A convolution on inputs of the given height and width, and its transpose."""
+    """A convolution on inputs of the given height and width, and its transpose without gradient."""
     strides, paddings, dilations = pair(stride), pair(padding), pair(dilation)
     # What the last window does not reach, the transpose must append.
     unread = [
@@ -370,6 +381,14 @@ def convolution(
 
     def forward(x: Tensor) -> Tensor:
         return F.conv2d(x, weight, None, strides, paddings, dilations, groups)
+
+    # Without a stride the transpose is faster as a convolution, with the kernel turned over.
+    fill = tuple(
+        d * (k - 1) - p for k, p, d in zip(weight.shape[2:], paddings, dilations, strict=True)
+    )
+    if strides == (1, 1) and groups == 1 and min(fill) >= 0:
+        turned = weight.detach().flip(2, 3).transpose(0, 1).contiguous()
+        return forward, lambda y: F.conv2d(y, turned, None, 1, fill, dilations)
 
     def adjoint(y: Tensor) -> Tensor:
         return F.conv_transpose2d(y, weight, None, strides, paddings, unread, groups, dilations)
