@@ -165,7 +165,7 @@ def _conv_peers(n: int) -> dict[str, Make]:
 
         zeros = {"padding": 1, "padding_mode": "zeros"}
         found[f"{ORTHOGONIUM} AOC"] = lambda: AdaptiveOrthoConv2d(n, n, 3, **zeros)
-        found[f"{ORTHOGONIUM} BCOP"] = lambda: BCOP(n, n, 3, padding=1)
+        found[f"{ORTHOGONIUM} BCOP"] = lambda: BCOP(n, n, 3, padding=1, bias=False)
         found[f"{ORTHOGONIUM} AOL"] = lambda: AOLConv2D(n, n, 3, **zeros)
         # Its kernel grows with the series, and its own padding with the kernel.
         found[f"{ORTHOGONIUM} SOC"] = lambda: AdaptiveSOCConv2d(n, n, 3, padding=3)
