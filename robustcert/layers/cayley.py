@@ -8,6 +8,9 @@ from torch.autograd.function import once_differentiable
 
 from robustcert.layers.constrained import ConstrainedLinear
 
+# Side of blocks that are transposed, or inverted, as one.
+TILE = 256
+
 
 class CayleyOrthogonal(nn.Module):
     r"""Map a matrix to one with orthonormal rows or columns by the Cayley transform.
@@ -46,13 +49,14 @@ class _Cayley(torch.autograd.Function):
     def forward(ctx: Any, weight: Tensor) -> Tensor:
         columns = weight.shape[1]
         square, below = weight[:columns], weight[columns:]
-        a = _skew(square)
+        a = _skew_(square.clone())
         if len(below):
             a.addmm_(below.mT, below)
         a.diagonal().add_(1)
-        inverse = _inverse(a)
+        inverse = _invert(a, torch.empty_like(a))
         ctx.save_for_backward(inverse, below)
-        w = 2 * inverse
+        # Memory that is new to the process costs as much as the arithmetic, so a's is used again.
+        w = torch.mul(inverse, 2, out=a)
         w.diagonal().sub_(1)
         return torch.cat([w, -2 * below @ inverse]) if len(below) else w
 
@@ -63,18 +67,25 @@ class _Cayley(torch.autograd.Function):
         upper, lower = grad[: len(inverse)], grad[len(inverse) :]
         middle = upper @ inverse.mT
         if not len(below):
-            return _skew(inverse.mT @ middle).mul_(-2)
+            return _skew_(torch.addmm(middle, inverse.mT, middle, beta=0, alpha=-2))
         at_below = -2 * lower @ inverse.mT
         at_a = -inverse.mT @ torch.addmm(middle, below.mT, at_below, beta=2)
-        return torch.cat([_skew(at_a), at_below + below @ (at_a + at_a.mT)])
+        at_below += below @ (at_a + at_a.mT)
+        return torch.cat([_skew_(at_a), at_below])
 
 
-def _skew(x: Tensor) -> Tensor:
-    # A copy is transposed tile by tile; a difference of rows and columns would miss the cache.
-    return x - x.mT.contiguous()
+def _skew_(x: Tensor) -> Tensor:
+    """X - X^T, in place and tile by tile: whole rows and columns would miss the cache."""
+    for i in range(0, len(x), TILE):
+        for j in range(0, i + 1, TILE):
+            below, above = x[i : i + TILE, j : j + TILE], x[j : j + TILE, i : i + TILE]
+            below.copy_(below - above.mT)
+            if j < i:
+                torch.neg(below.mT, out=above)
+    return x
 
 
-def _inverse(a: Tensor) -> Tensor:
+def _invert(a: Tensor, out: Tensor) -> Tensor:
     """Inverse of a matrix whose symmetric part is at least I, in products but for small blocks.
 
     With blocks P, Q, R, S, T = P^-1 Q, U = R P^-1 and Z = (S - R T)^-1 it has the blocks
@@ -82,20 +93,17 @@ def _inverse(a: Tensor) -> Tensor:
     least I too, so that no inverse on the way has a norm above 1.
     """
     half = len(a) // 2
-    # Rounding counts by the square of the norm, and an accelerator prefers its own routine.
-    small = torch.linalg.matrix_norm(a) <= 4 * len(a) ** 0.5
-    if a.device.type != "cpu" or half < 128 or not small:
-        return torch.linalg.inv(a)
-    first = _inverse(a[:half, :half])
+    # An accelerator prefers its own routine, and rounding counts by the square of the norm.
+    if a.device.type != "cpu" or half < TILE or torch.linalg.matrix_norm(a) > 4 * len(a) ** 0.5:
+        return out.copy_(torch.linalg.inv(a))
+    first = _invert(a[:half, :half], out[:half, :half])
     t, u = first @ a[:half, half:], a[half:, :half] @ first
-    last = _inverse(torch.addmm(a[half:, half:], a[half:, :half], t, alpha=-1))
-    inverse = torch.empty_like(a)
-    right = torch.mm(t, last)
-    inverse[:half, :half] = torch.addmm(first, right, u)
-    inverse[:half, half:] = right.neg_()
-    inverse[half:, :half] = torch.mm(last, u).neg_()
-    inverse[half:, half:] = last
-    return inverse
+    last = torch.addmm(a[half:, half:], a[half:, :half], t, alpha=-1)
+    last = _invert(last, out[half:, half:])
+    right = out[:half, half:].addmm_(t, last, beta=0, alpha=-1)
+    out[half:, :half].addmm_(last, u, beta=0, alpha=-1)
+    first.addmm_(right, u, alpha=-1)
+    return out
 
 
 class CayleyLinear(ConstrainedLinear):
