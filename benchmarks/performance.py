@@ -3,11 +3,12 @@
 python benchmarks/performance.py
 
 Replaces the part of the page between its markers, and draws its figure. On a quiet machine it takes
-about ten minutes. Other libraries are compared where they are installed; see layer_time.py.
+about five minutes. Other libraries are compared where they are installed; see layer_time.py.
 """
 
 import argparse
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -23,6 +24,7 @@ BEGIN, END = "<!-- measured: begin -->\n", "<!-- measured: end -->\n"
 PARTS = [
     ("Dense layers, forward and backward", ["layer_time.py", "dense", "--repeats", "8"]),
     ("Convolutions, forward and backward", ["layer_time.py", "conv", "--repeats", "8"]),
+    ("Between layers, forward and backward", ["layer_time.py", "between", "--repeats", "8"]),
     ("Training step of an MLP", ["step_time.py"]),
     (
         "Training step of LiResNet's trunk, with and without estimate",
@@ -49,14 +51,14 @@ def hardware() -> str:
 
 
 def draw(tables: list[tuple[str, str]]) -> None:
-    """Bars of every layer's time over the plain one's, from what layer_time.py printed."""
+    """Bars of every layer's time over the first one's, from what layer_time.py printed."""
     import matplotlib.pyplot as plt
     from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
 
-    figure, axes = plt.subplots(1, 2, figsize=(12, 5.5), layout="constrained")
+    figure, axes = plt.subplots(1, len(tables), figsize=(17, 6), layout="constrained")
     for axis, (title, table) in zip(axes, tables, strict=True):
-        rows = [(line[:32].strip(), line[32:].split()) for line in table.splitlines()[2:]]
-        bars = sorted((float(columns[1]), name) for name, columns in rows if name != "plain")
+        base, *rows = (re.split(r"\s{2,}", line) for line in table.splitlines()[2:])
+        bars = sorted((float(row[2]), row[0]) for row in rows)
         foreign = ("orthogonium", "torchlip", "torch orthogonal")
         colours = ["#999999" if name.startswith(foreign) else "#2a6f97" for _, name in bars]
         axis.barh([name for _, name in bars], [value for value, _ in bars], color=colours)
@@ -69,7 +71,7 @@ def draw(tables: list[tuple[str, str]]) -> None:
         axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axis.axvline(1, color="black", linewidth=0.8)
         axis.set_title(title, fontsize=10)
-        axis.set_xlabel("time over the plain layer's (grey: other libraries)")
+        axis.set_xlabel(f"time over {base[0]} (grey: other libraries)")
     figure.savefig(FIGURE, dpi=110)
 
 
