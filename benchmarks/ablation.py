@@ -35,7 +35,10 @@ CHANGES: dict[str, list[str]] = {
     ],
     "activation": [
         *(f"activation={name}" for name in ("relu", "abs", "householder", "n_activation")),
-        *(f"activation={name}" for name in ("smooth", "smooth_abs", "smooth_householder")),
+        *(
+            f"activation={name}"
+            for name in ("smooth", "smooth_abs", "smooth_householder", "norm_pair")
+        ),
     ],
     "objective": [
         *(f"objective={name}" for name in ("cross_entropy", "gloro", "trades_gloro", "lmt")),
