@@ -1,6 +1,8 @@
 """Convolutions whose kernel is constrained frequency by frequency."""
 
+import math
 from abc import abstractmethod
+from functools import lru_cache
 from typing import ClassVar
 
 import torch
@@ -9,6 +11,9 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
 from robustcert.plain import CircularConvolution, constant
+
+# Positions of the largest map that is transformed by a product.
+LARGE = 1024
 
 
 class FrequencyConstraint(nn.Module):
@@ -54,17 +59,24 @@ class FrequencyConstraint(nn.Module):
         Singular values of the result are at most 1.
         """
 
+    @property
+    def map(self) -> tuple[int, int]:
+        """Height and width of the circular map of output positions."""
+        return self.period[0] // self.stride, self.period[1] // self.stride
+
+    def blocks(self, weight: Tensor) -> Tensor:
+        """The constrained blocks ``(F, out_channels, in_channels stride^2)`` of a free kernel."""
+        with torch.autocast(weight.device.type, enabled=False):
+            real, imaginary = _analyse(weight, self.map, weight.shape[3] // 2)
+            return self.constrain(torch.complex(real, imaginary))
+
     def forward(self, weight: Tensor) -> Tensor:
         """The kernel ``(out_channels, in_channels, *period)`` from the free one."""
-        s = self.stride
-        height, width = (size // s for size in self.period)
+        blocks = self.blocks(weight)
         with torch.autocast(weight.device.type, enabled=False):
-            blocks = torch.fft.rfft2(_wrap(weight, (height, width)))
-            blocks = self.constrain(blocks.flatten(2).permute(2, 0, 1))
-            spectrum = blocks.permute(1, 2, 0).unflatten(2, (height, -1))
-            kernel = torch.fft.irfft2(spectrum, s=(height, width))
+            kernel = _synthesise(blocks.real, blocks.imag, self.map, self.map)
             # Tap a of residue r is tap s a + r; the origin moves to tap ``padding``.
-            kernel = _from_residues(kernel, s)
+            kernel = _from_residues(kernel, self.stride)
             return kernel.roll((self.padding, self.padding), (2, 3))
 
 
@@ -77,15 +89,56 @@ def _from_residues(x: Tensor, stride: int) -> Tensor:
     return x if stride == 1 else F.pixel_shuffle(x, stride)
 
 
-def _wrap(kernel: Tensor, size: tuple[int, int]) -> Tensor:
-    """Lay a kernel, centred at the origin, on a circular map; taps that meet are added."""
-    half = kernel.shape[-1] // 2
-    for axis, period in zip((2, 3), size, strict=True):
-        index = (torch.arange(kernel.shape[axis], device=kernel.device) - half) % period
-        shape = [*kernel.shape]
-        shape[axis] = period
-        kernel = kernel.new_zeros(shape).index_add(axis, index, kernel)
-    return kernel
+# Transforms of small maps are products: they put the frequencies first, where the blocks are, and
+# read and write what is not padding only. A fast transform would want its result copied.
+
+
+def _analyse(x: Tensor, period: tuple[int, int], origin: int = 0) -> tuple[Tensor, Tensor]:
+    """Real and imaginary part ``(F, N, C)`` of the transform of ``(N, C, h, w)``, 0 elsewhere."""
+    count, channels, *size = x.shape
+    if math.prod(size) > LARGE and origin == 0:
+        beyond = (0, period[1] - size[1], 0, period[0] - size[0])
+        spectrum = torch.fft.rfft2(F.pad(x, beyond)).flatten(2).permute(2, 0, 1)
+        return spectrum.real, spectrum.imag
+    waves = _waves(period, (size[0], size[1]), origin, x.dtype, x.device)
+    planes = (waves @ x.reshape(-1, math.prod(size)).mT).view(2, -1, count, channels)
+    return planes[0], planes[1]
+
+
+def _synthesise(
+    real: Tensor, imaginary: Tensor, period: tuple[int, int], size: tuple[int, int]
+) -> Tensor:
+    """The map ``(N, C, *size)`` of a transform's parts ``(F, N, C)``, cut to ``size``."""
+    if math.prod(size) > LARGE:
+        spectrum = torch.complex(real, imaginary).permute(1, 2, 0).unflatten(2, (period[0], -1))
+        return torch.fft.irfft2(spectrum, s=period)[:, :, : size[0], : size[1]]
+    own = torch.arange(period[1] // 2 + 1) * 2 % period[1] == 0
+    # Every other frequency stands for its mirror image too.
+    share = torch.where(own, 1.0, 2.0).to(real) / math.prod(period)
+    waves = _waves(period, size, 0, real.dtype, real.device).unflatten(0, (-1, len(share)))
+    planes = torch.cat([real, imaginary]).flatten(1)
+    y = planes.mT @ (waves * share[:, None]).flatten(0, 1)
+    return y.view(*real.shape[1:], *size)
+
+
+@lru_cache(maxsize=64)
+def _waves(
+    period: tuple[int, int],
+    size: tuple[int, int],
+    origin: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Tensor:
+    """Cosines, then minus sines, of all frequencies at positions from ``-origin`` on.
+
+    Shape ``(2 F, size[0] size[1])``; of a real map's frequencies, half of the columns.
+    """
+    turns = [
+        (torch.outer(torch.arange(frequencies), torch.arange(n) - origin) % whole).double() / whole
+        for frequencies, n, whole in zip((period[0], period[1] // 2 + 1), size, period, strict=True)
+    ]
+    angle = 2 * math.pi * (turns[0][:, None, :, None] + turns[1][None, :, None, :])
+    return torch.stack([angle.cos(), -angle.sin()]).flatten(3).flatten(0, 2).to(device, dtype)
 
 
 class FrequencyConv2d(nn.Module):
@@ -159,19 +212,23 @@ class FrequencyConv2d(nn.Module):
                 f"a circular convolution for maps of {self.input_size} got {tuple(x.shape[2:])}: "
                 "its norm is known at this size only"
             )
-        s, p = self.stride, self.padding
-        (rows, columns), (height, width) = self.input_size, self.period
+        # The weight's own spectrum: its kernel would be transformed there and back.
+        rule, weight = self.parametrizations.weight[0], self.parametrizations.weight.original
         # Transforms need full precision; the output has the precision of a convolution's.
         with torch.autocast(x.device.type, enabled=False):
-            kernel = _to_residues(self.weight.roll((-p, -p), (2, 3)), s)
-            signal = x.to(kernel.dtype)
-            if (rows, columns) != (height, width):
-                signal = F.pad(signal, (0, width - columns, 0, height - rows))
-            signal = torch.fft.rfft2(_to_residues(signal, s))
-            product = torch.einsum("ocij,ncij->noij", torch.fft.rfft2(kernel).conj(), signal)
-            y = torch.fft.irfft2(product, s=(height // s, width // s))
-            if tuple(y.shape[2:]) != self.output_size:
-                y = y[:, :, : self.output_size[0], : self.output_size[1]]
+            blocks = rule.blocks(weight)
+            signal, (below, beside) = x.to(weight.dtype), (-n % self.stride for n in x.shape[2:])
+            if below or beside:
+                signal = F.pad(signal, (0, beside, 0, below))
+            real, imaginary = _analyse(_to_residues(signal, self.stride), rule.map)
+            # Of the conjugate blocks: the layer correlates.
+            turn, skew = blocks.real.mT, blocks.imag.mT
+            y = _synthesise(
+                torch.baddbmm(torch.bmm(real, turn), imaginary, skew),
+                torch.baddbmm(torch.bmm(imaginary, turn), real, skew, alpha=-1),
+                rule.map,
+                self.output_size,
+            )
             if self.bias is not None:
                 y = y + self.bias[:, None, None]
         device = x.device.type
