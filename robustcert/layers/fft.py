@@ -100,9 +100,12 @@ def _analyse(x: Tensor, period: tuple[int, int], origin: int = 0) -> tuple[Tenso
         beyond = (0, period[1] - size[1], 0, period[0] - size[0])
         spectrum = torch.fft.rfft2(F.pad(x, beyond)).flatten(2).permute(2, 0, 1)
         return spectrum.real, spectrum.imag
-    waves = _waves(period, (size[0], size[1]), origin, x.dtype, x.device)
-    planes = (waves @ x.reshape(-1, math.prod(size)).mT).view(2, -1, count, channels)
-    return planes[0], planes[1]
+    x = x.reshape(-1, math.prod(size)).mT
+    real, imaginary = (
+        (waves @ x).view(-1, count, channels)
+        for waves in _waves(period, (size[0], size[1]), origin, x.dtype, x.device)
+    )
+    return real, imaginary
 
 
 def _synthesise(
@@ -114,11 +117,10 @@ def _synthesise(
         return torch.fft.irfft2(spectrum, s=period)[:, :, : size[0], : size[1]]
     own = torch.arange(period[1] // 2 + 1) * 2 % period[1] == 0
     # Every other frequency stands for its mirror image too.
-    share = torch.where(own, 1.0, 2.0).to(real) / math.prod(period)
-    waves = _waves(period, size, 0, real.dtype, real.device).unflatten(0, (-1, len(share)))
-    planes = torch.cat([real, imaginary]).flatten(1)
-    y = planes.mT @ (waves * share[:, None]).flatten(0, 1)
-    return y.view(*real.shape[1:], *size)
+    share = (torch.where(own, 1.0, 2.0) / math.prod(period)).repeat(period[0])[:, None].to(real)
+    cosines, sines = _waves(period, size, 0, real.dtype, real.device)
+    y = real.flatten(1).mT @ (share * cosines)
+    return torch.addmm(y, imaginary.flatten(1).mT, share * sines).view(*real.shape[1:], *size)
 
 
 @lru_cache(maxsize=64)
@@ -128,17 +130,18 @@ def _waves(
     origin: int,
     dtype: torch.dtype,
     device: torch.device,
-) -> Tensor:
-    """Cosines, then minus sines, of all frequencies at positions from ``-origin`` on.
+) -> tuple[Tensor, Tensor]:
+    """Cosines and minus sines of all frequencies at positions from ``-origin`` on.
 
-    Shape ``(2 F, size[0] size[1])``; of a real map's frequencies, half of the columns.
+    Shape ``(F, size[0] size[1])``; of a real map's frequencies, half of the columns.
     """
     turns = [
         (torch.outer(torch.arange(frequencies), torch.arange(n) - origin) % whole).double() / whole
         for frequencies, n, whole in zip((period[0], period[1] // 2 + 1), size, period, strict=True)
     ]
     angle = 2 * math.pi * (turns[0][:, None, :, None] + turns[1][None, :, None, :])
-    return torch.stack([angle.cos(), -angle.sin()]).flatten(3).flatten(0, 2).to(device, dtype)
+    angle = angle.flatten(2).flatten(0, 1)
+    return angle.cos().to(device, dtype), -angle.sin().to(device, dtype)
 
 
 class FrequencyConv2d(nn.Module):
@@ -222,15 +225,15 @@ class FrequencyConv2d(nn.Module):
                 signal = F.pad(signal, (0, beside, 0, below))
             real, imaginary = _analyse(_to_residues(signal, self.stride), rule.map)
             # Of the conjugate blocks: the layer correlates.
-            turn, skew = blocks.real.mT, blocks.imag.mT
+            turn, skew = (part.mT.contiguous() for part in (blocks.real, blocks.imag))
             y = _synthesise(
                 torch.baddbmm(torch.bmm(real, turn), imaginary, skew),
-                torch.baddbmm(torch.bmm(imaginary, turn), real, skew, alpha=-1),
+                torch.baddbmm(torch.bmm(imaginary, turn), real, -skew),
                 rule.map,
                 self.output_size,
             )
             if self.bias is not None:
-                y = y + self.bias[:, None, None]
+                y += self.bias[:, None, None]
         device = x.device.type
         return y.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else y
 
