@@ -24,19 +24,26 @@ def skew_exponential(a: Tensor) -> Tensor:
         a: Shape ``(*, n, n)``, real or complex; unitary for skew-Hermitian matrices.
     """
     square = a @ a
-    fourth = square @ square
-    size = float(torch.linalg.matrix_norm(fourth.detach()).max()) ** 0.25
+    fourth, cube = square @ square, square @ a
+    entries = fourth.detach()
+    entries = torch.view_as_real(entries) if a.is_complex() else entries
+    size = float(torch.linalg.vector_norm(entries.flatten(a.dim() - 2), dim=-1).max()) ** 0.25
     # A norm that is not finite is for the caller to find in the result.
     finite = 0 < size < math.inf
     steps = max(0, math.ceil(math.log2(size / _REACH[a.dtype.to_real()]))) if finite else 0
-    a, square, fourth = a / 2**steps, square / 4**steps, fourth / 16**steps
-    cube = square @ a
-    powers = [torch.eye(a.shape[-1], dtype=a.dtype, device=a.device), a, square, cube]
-    total = torch.zeros_like(a)
-    for block in (2, 1, 0):
-        total = total @ fourth if block < 2 else total
-        for k, power in enumerate(powers):
-            total = total + power / math.factorial(4 * block + k)
+    identity = torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
+
+    def part(first: int) -> Tensor:
+        """Four terms of the series, divided by the scaled power that they have in common."""
+        weights = [2.0 ** -(steps * k) / math.factorial(first + k) for k in range(4)]
+        terms = weights[1] * a
+        for weight, power in zip(weights[:1] + weights[2:], (identity, square, cube), strict=True):
+            terms = terms.add_(power, alpha=weight)
+        return terms
+
+    fourth = fourth * 2.0 ** (-4 * steps)
+    total = part(4) + part(8) @ fourth
+    total = part(0) + total @ fourth
     for _ in range(steps):
         total = total @ total
     return total

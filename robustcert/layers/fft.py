@@ -120,7 +120,8 @@ def _synthesise(
     share = (torch.where(own, 1.0, 2.0) / math.prod(period)).repeat(period[0])[:, None].to(real)
     cosines, sines = _waves(period, size, 0, real.dtype, real.device)
     y = real.flatten(1).mT @ (share * cosines)
-    return torch.addmm(y, imaginary.flatten(1).mT, share * sines).view(*real.shape[1:], *size)
+    y = y.addmm_(imaginary.flatten(1).mT, share * sines)
+    return y.view(*real.shape[1:], *size)
 
 
 @lru_cache(maxsize=64)
@@ -225,10 +226,11 @@ class FrequencyConv2d(nn.Module):
                 signal = F.pad(signal, (0, beside, 0, below))
             real, imaginary = _analyse(_to_residues(signal, self.stride), rule.map)
             # Of the conjugate blocks: the layer correlates.
-            turn, skew = (part.mT.contiguous() for part in (blocks.real, blocks.imag))
+            taps = torch.view_as_real(blocks.resolve_conj()).permute(3, 0, 2, 1).contiguous()
+            turn, skew = taps.unbind()
             y = _synthesise(
-                torch.baddbmm(torch.bmm(real, turn), imaginary, skew),
-                torch.baddbmm(torch.bmm(imaginary, turn), real, -skew),
+                torch.bmm(real, turn).baddbmm_(imaginary, skew),
+                torch.bmm(imaginary, turn).baddbmm_(real, -skew),
                 rule.map,
                 self.output_size,
             )
