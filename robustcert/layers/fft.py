@@ -217,7 +217,9 @@ class FrequencyConv2d(nn.Module):
                 "its norm is known at this size only"
             )
         # The weight's own spectrum: its kernel would be transformed there and back.
-        rule, weight = self.parametrizations.weight[0], self.parametrizations.weight.original
+        rule = self.get_submodule("parametrizations.weight.0")
+        assert isinstance(rule, FrequencyConstraint)
+        weight = self.get_parameter("parametrizations.weight.original")
         # Transforms need full precision; the output has the precision of a convolution's.
         with torch.autocast(x.device.type, enabled=False):
             blocks = rule.blocks(weight)
