@@ -48,16 +48,17 @@ def sort_pairs(x: Tensor) -> Tensor:
     return _SortPairs.apply(x)[0]
 
 
-def reflect_pairs(x: Tensor, normals: Tensor, where: Sequence[Tensor]) -> Tensor:
+def reflect_pairs(x: Tensor, normals: Tensor, where: Sequence[Tensor] = ()) -> Tensor:
     r"""Pairs z reflected to :math:`z - 2 v v^T z / v^T v`, by one mirror after another.
 
     Args:
         x: Pairs of neighbouring features, shape ``(N, C, *)``.
         normals: Vectors v of any length, for every mirror and pair: shape ``(mirrors, 2, C/2)``.
         where: For every mirror 1 for the pairs that it reflects and 0 for the others, shape
-            ``(N, C/2, *)``; constants.
+            ``(N, C/2, *)``; constants. Mirrors without it reflect what is behind them, that is
+            :math:`v^T z \le 0`.
     """
-    return _ReflectPairs.apply(x, normals, *where)
+    return _ReflectPairs.apply(x, normals, *where)[0]
 
 
 def ordered(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
@@ -177,30 +178,35 @@ class _Exchange(torch.autograd.Function):
 
 
 class _ReflectPairs(torch.autograd.Function):
+    # Beside the result, what was behind the mirrors.
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x: Tensor, normals: Tensor, *where: Tensor) -> Tensor:
-        a, b = _halves(x)
+    def forward(x: Tensor, normals: Tensor, *where: Tensor) -> tuple[Tensor, ...]:
+        (a, b), given = _halves(x), len(where)
         # Dividing by the squared length makes it a reflection for a normal of any length.
         steps = -2 * normals / (normals * normals).sum(1, keepdim=True)
-        for normal, step, reflected in zip(normals, steps, where, strict=True):
+        for k, (normal, step) in enumerate(zip(normals, steps, strict=True)):
             u, v, p, q = (along_features(part, a) for part in (*normal, *step))
-            depth = torch.addcmul(u * a, v, b).mul_(reflected)
+            depth = torch.addcmul(u * a, v, b)
+            if k == len(where):
+                where = (*where, 1 - is_positive(depth))
+            depth = depth * where[k]
             a, b = torch.addcmul(a, depth, p), torch.addcmul(b, depth, q)
-        return join_pairs(a, b)
+        return join_pairs(a, b), *where[given:]
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        ctx.save_for_backward(output, *inputs[1:])
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.save_for_backward(output[0], *inputs[1:], *output[1:])
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         y, normals, *where = ctx.saved_tensors
         # A reflection is its own adjoint.
-        moved = _ReflectPairs.apply(grad, normals.flip(0), *where[::-1])
+        (moved,) = _ReflectPairs.apply(grad, normals.flip(0), *where[::-1])
         turned = _normal_gradient(y, grad, normals, where) if ctx.needs_input_grad[1] else None
-        return moved, turned, *(None for _ in where)
+        return moved, turned, *(None for _ in ctx.needs_input_grad[2:])
 
 
 def _normal_gradient(y: Tensor, grad: Tensor, normals: Tensor, where: list[Tensor]) -> Tensor:
@@ -220,6 +226,11 @@ def _normal_gradient(y: Tensor, grad: Tensor, normals: Tensor, where: list[Tenso
 def _halves(x: Tensor) -> tuple[Tensor, ...]:
     # Not unflatten and flatten, which autograd's vectorised Jacobians do not know.
     return x.reshape(x.shape[0], x.shape[1] // 2, 2, *x.shape[2:]).unbind(2)
+
+
+def is_positive(x: Tensor) -> Tensor:
+    """1 or 0 in the dtype of ``x``, into which truth values are slow to convert."""
+    return x.sign().relu_()
 
 
 def check_groups(name: str, num_features: int, group_size: int) -> None:

@@ -5,12 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from robustcert.activations.features import (
-    along_features,
-    check_groups,
-    reflect_pairs,
-    split_pairs,
-)
+from robustcert.activations.features import check_groups, reflect_pairs
 from robustcert.plain import Activation, constant
 
 # MaxMin in increasing order folds the half-plane a > b, whose inward normal is (-1, 1).
@@ -19,11 +14,7 @@ MAXMIN_ANGLE = 0.75 * math.pi
 
 def householder(x: Tensor, normal: Tensor) -> Tensor:
     """Pairs on the negative side of their mirror reflected; ``normal`` has shape ``(2, C/2)``."""
-    with torch.no_grad():
-        a, b = split_pairs(x)
-        u, v = (along_features(n, a) for n in normal)
-        behind = (torch.addcmul(u * a, v, b) <= 0).to(x.dtype)
-    return reflect_pairs(x, normal[None], [behind])
+    return reflect_pairs(x, normal[None])
 
 
 class Householder(nn.Module):

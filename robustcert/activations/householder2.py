@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from robustcert.activations.features import (
     along_features,
     check_groups,
+    is_positive,
     reflect_pairs,
     split_pairs,
 )
@@ -29,10 +30,10 @@ NARROWEST = 0.01
 def householder2(x: Tensor, rays: Tensor) -> Tensor:
     """Fold every pair along four rays, the first three of which have shape ``(3, 2, C/2)``."""
     with torch.no_grad():
-        past = [_left_of(split_pairs(x), ray) for ray in (*rays, _fourth(*rays))]
+        before = [_right_of(split_pairs(x), ray) for ray in (*rays, _fourth(*rays))]
         # Every sector is narrower than a half-plane: left of its first ray, not of its second.
-        sectors = (past[k] > past[(k + 1) % 4] for k in (1, 2, 3))
-        second, third, fourth = (sector.to(x.dtype) for sector in sectors)
+        sectors = [is_positive(before[(k + 1) % 4] - before[k]) for k in (1, 2, 3)]
+    second, third, fourth = sectors
     normals = torch.stack((-rays[:, 1], rays[:, 0]), 1)
     return reflect_pairs(x, normals.flip(0), [third, second + third, fourth])
 
@@ -45,9 +46,9 @@ def _times(z: Tensor, w: Tensor) -> Tensor:
     return torch.stack((z[0] * w[0] - z[1] * w[1], z[0] * w[1] + z[1] * w[0]))
 
 
-def _left_of(z: tuple[Tensor, Tensor], ray: Tensor) -> Tensor:
+def _right_of(z: tuple[Tensor, Tensor], ray: Tensor) -> Tensor:
     u, v = (along_features(part, z[0]) for part in ray)
-    return u * z[1] >= v * z[0]
+    return is_positive(torch.addcmul(v * z[0], u, z[1], value=-1))
 
 
 class Householder2(nn.Module):

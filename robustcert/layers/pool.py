@@ -106,7 +106,7 @@ class _WindowNorm(torch.autograd.Function):
         x, norm = ctx.saved_tensors
         # A window of zeros has no direction: its gradient is 0.
         slope = (grad / norm.masked_fill(norm == 0, torch.inf)).unsqueeze(-1)
-        row = slope.expand(*norm.shape, ctx.size).reshape(*norm.shape[:-1], 1, -1)
+        row = slope.expand(*norm.shape, ctx.size).reshape(*norm.shape[:-1], 1, x.shape[-1])
         return (_windows(x, ctx.size).flatten(-2) * row).reshape(x.shape), None
 
 
@@ -130,11 +130,12 @@ class _Reorder(torch.autograd.Function):
 def _downsample(x: Tensor, size: int) -> Tensor:
     _check_map(x, size)
     *batch, channels, height, width = x.shape
+    small = height // size, width // size
     places = torch.arange(height * width, device=x.device)
     order = _windows(places.view(height, width), size).permute(1, 3, 0, 2).flatten()
-    inverse = torch.empty_like(order).scatter_(0, order, places)
+    inverse = places.view(size, size, *small).permute(2, 0, 3, 1).flatten()
     moved = _Reorder.apply(x.flatten(0, -3).flatten(1), order, inverse)
-    return moved.reshape(*batch, channels * size**2, height // size, width // size)
+    return moved.reshape(*batch, channels * size**2, *small)
 
 
 def _windows(x: Tensor, size: int) -> Tensor:
