@@ -33,7 +33,14 @@ from robustcert.activations import (
     Softplus,
     Tanh,
 )
-from robustcert.activations.features import join_pairs, ordered, sort_pairs, split_pairs
+from robustcert.activations.features import (
+    join_pairs,
+    ordered,
+    reflect_pairs,
+    sort_pairs,
+    split_pairs,
+)
+from robustcert.activations.group_sort import comparators, group_sort
 from robustcert.plain import Activation
 from robustcert.rounding import UNIT
 
@@ -672,3 +679,60 @@ def test_sorting_pairs_in_place_is_splitting_ordering_and_joining(layout: Any) -
     assert torch.equal(*jacobians)
     smooth = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradgradcheck(lambda z: sort_pairs(z).square(), smooth)
+
+
+@pytest.mark.parametrize("size", range(1, 11))
+def test_comparators_sort(size: int) -> None:
+    # The 0-1 principle: a network that sorts all zeros and ones sorts everything.
+    numbers = [list(map(int, f"{k:0{size}b}")) for k in range(2**size)]
+    for values in numbers:
+        for i, j in comparators(size):
+            assert i < j
+            values[i], values[j] = sorted((values[i], values[j]))
+        assert values == sorted(values)
+
+
+@pytest.mark.parametrize("size", [1, 3, 4, 8])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_sorting_maps_by_a_network_is_sorting(size: int, layout: Any) -> None:
+    def in_one(x: Tensor, size: int) -> Tensor:
+        return x.unflatten(1, (-1, size)).sort(dim=2).values.flatten(1, 2)
+
+    x = torch.randn(3, 2 * size, 2, 2, dtype=torch.float64).to(memory_format=layout)
+    before, functions = x.clone(), (group_sort, in_one)
+    assert torch.equal(*(f(x, size) for f in functions))
+    assert torch.equal(x, before)
+    batched = [vmap(jacrev(lambda z, f=f: f(z[None], size)[0]))(x) for f in functions]
+    assert torch.equal(*batched)
+    assert torch.equal(*(jacobians(lambda z, f=f: f(z, size), x) for f in functions))
+    smooth = x[:1].clone().requires_grad_()
+    assert torch.autograd.gradgradcheck(lambda z: group_sort(z, size).square(), smooth)
+    # At ties the Jacobian still is a permutation.
+    tied = jacrev(lambda z: group_sort(z, size))(torch.zeros(1, size, 1, 1)).view(size, size)
+    assert torch.equal(tied @ tied.T, torch.eye(size))
+
+
+@pytest.mark.parametrize("shape", [(4, 6), (3, 6, 2, 1)])
+def test_reflecting_pairs_is_the_plain_formula(shape: tuple[int, ...]) -> None:
+    where = torch.randint(2, (3, shape[0], 3, *shape[2:])).double()
+
+    def plain(x: Tensor, normals: Tensor) -> Tensor:
+        for normal, reflected in zip(normals, where, strict=True):
+            z = x.unflatten(1, (-1, 2)).movedim(2, 0)
+            v = normal.view(2, 1, -1, *(1,) * (x.dim() - 2))
+            z = z - 2 * reflected * (v * z).sum(0) * v / v.square().sum(0)
+            x = z.movedim(0, 2).flatten(1, 2)
+        return x
+
+    def ours(x: Tensor, normals: Tensor) -> Tensor:
+        return reflect_pairs(x, normals, list(where))
+
+    x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    normals = torch.randn(3, 2, 3, dtype=torch.float64, requires_grad=True)
+    torch.testing.assert_close(ours(x, normals), plain(x, normals))
+    assert torch.autograd.gradcheck(ours, (x, normals))
+    assert torch.autograd.gradgradcheck(ours, (x, normals))
+    x, several = x.detach(), normals.detach() + torch.rand(5, 1, 1, 1).double()
+    for argument in (0, 1):  # maps of Jacobians, for one input and several mirrors
+        slopes = [vmap(jacrev(f, argument), (None, 0))(x, several) for f in (ours, plain)]
+        torch.testing.assert_close(*slopes)

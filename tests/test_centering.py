@@ -54,6 +54,7 @@ def test_the_gradient_goes_through_the_batch_mean() -> None:
     x = torch.randn(8, 3, 2, 2, dtype=torch.float64, requires_grad=True)
     module = Centering(3).double()
     assert torch.autograd.gradcheck(module, (x,))
+    assert torch.autograd.gradgradcheck(lambda z: module(z).sin(), (x,))
     # What moves a whole channel moves nothing: x - mean has no slope in that direction.
     (gradient,) = torch.autograd.grad((module(x) * torch.randn(8, 3, 2, 2)).sum(), x)
     torch.testing.assert_close(means(gradient), torch.zeros(3).double(), rtol=0, atol=1e-12)

@@ -11,6 +11,7 @@ import torch
 from configs import build, names
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev, vmap
+from torch.nn import functional as F
 
 from robustcert.activations import ReLU, Softplus
 from robustcert.layers import (
@@ -470,6 +471,39 @@ def test_pooling_takes_norms(size: int) -> None:
     module(z).sum().backward()
     assert z.grad is not None
     assert z.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_resolution_layers_are_their_plain_formulas(size: int) -> None:
+    def norm(x: Tensor) -> Tensor:
+        return F.pixel_unshuffle(x, size).unflatten(1, (-1, size**2)).square().sum(2).sqrt()
+
+    x = torch.randn(2, 2, 6, 6, dtype=torch.float64)
+    probe = torch.randn(1, 2, 6, 6, dtype=torch.float64, requires_grad=True)
+    pairs: list[tuple[Module, Any]] = [
+        (NormPool2d(size), norm),
+        (InvertibleDownsampling(2, size), lambda x: F.pixel_unshuffle(x, size)),
+    ]
+    for module, plain in pairs:
+        torch.testing.assert_close(module(x), plain(x))
+        torch.testing.assert_close(module(x[0]), plain(x[:1])[0])
+        assert torch.autograd.gradgradcheck(lambda z, module=module: module(z).sin(), probe)
+        maps = [vmap(jacrev(lambda z, f=f: f(z[None])[0]))(x) for f in (module, plain)]
+        torch.testing.assert_close(*maps)
+        if size > 1:
+            with pytest.raises(RuntimeError, match=rf"side {size}.*divisible by {size}"):
+                module(x[..., :-1])
+
+
+def test_a_pooled_window_of_zeros_has_gradient_0() -> None:
+    x = torch.zeros(1, 1, 4, 4, requires_grad=True)
+    (first,) = torch.autograd.grad(NormPool2d(2)(x).sum(), x, create_graph=True)
+    (second,) = torch.autograd.grad(first.sum(), x)
+    assert not first.any()
+    assert not second.any()
+    # In half precision the squares of large numbers do not overflow.
+    large = torch.full((1, 1, 2, 2), 1000.0).half()
+    assert NormPool2d(2)(large).item() == 2000
 
 
 # All families

@@ -1,9 +1,24 @@
 """How activations address features: constants per feature, neighbouring pairs, groups."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+
+
+class PerSample(torch.autograd.Function):
+    """A function of every sample on its own, for which `vmap` only makes the batch larger.
+
+    Unlike what a generated rule needs, ``forward`` may write to tensors that it made.
+    """
+
+    @classmethod
+    def vmap(cls, _: Any, in_dims: tuple[Any, ...], x: Tensor, *options: Any) -> tuple[Any, int]:
+        """Outputs for a batch of batches, which is their first dimension."""
+        x = x.movedim(in_dims[0], 0)
+        outputs = cls.apply(x.flatten(0, 1), *options)
+        return tuple(output.unflatten(0, x.shape[:2]) for output in outputs), 0
 
 
 def along_features(value: Tensor, x: Tensor) -> Tensor:
@@ -31,6 +46,19 @@ def join_pairs(first: Tensor, second: Tensor) -> Tensor:
 def sort_pairs(x: Tensor) -> Tensor:
     """Every pair of neighbours in increasing order: `split_pairs`, `ordered` and `join_pairs`."""
     return _SortPairs.apply(x)[0]
+
+
+def reflect_pairs(x: Tensor, normals: Tensor, where: Sequence[Tensor] = ()) -> Tensor:
+    r"""Pairs z reflected to :math:`z - 2 v v^T z / v^T v`, by one mirror after another.
+
+    Args:
+        x: Pairs of neighbouring features, shape ``(N, C, *)``.
+        normals: Vectors v of any length, for every mirror and pair: shape ``(mirrors, 2, C/2)``.
+        where: For every mirror 1 for the pairs that it reflects and 0 for the others, shape
+            ``(N, C/2, *)``; constants. Mirrors without it reflect what is behind them, that is
+            :math:`v^T z \le 0`.
+    """
+    return _ReflectPairs.apply(x, normals, *where)[0]
 
 
 def ordered(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
@@ -104,7 +132,7 @@ class _Ordered(torch.autograd.Function):
         return torch.lerp(low, high, swap), torch.lerp(high, low, swap)
 
 
-class _SortPairs(torch.autograd.Function):
+class _SortPairs(PerSample):
     # All three in one, written in place: each copy of a convolution's maps takes as long as the
     # arithmetic. Beside the result, which pairs were exchanged.
 
@@ -126,13 +154,6 @@ class _SortPairs(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> Tensor:
         return _Exchange.apply(grad, *ctx.saved_tensors)
-
-    @staticmethod
-    def vmap(_: Any, in_dims: tuple[int], x: Tensor) -> tuple[tuple[Tensor, Tensor], int]:
-        x = x.movedim(in_dims[0], 0)
-        joined, swap = _SortPairs.apply(x.flatten(0, 1))
-        sizes = x.shape[:2]
-        return (joined.unflatten(0, sizes), swap.unflatten(0, sizes)), 0
 
 
 class _Exchange(torch.autograd.Function):
@@ -156,9 +177,60 @@ class _Exchange(torch.autograd.Function):
         return _Exchange.apply(grad, *ctx.saved_tensors), None
 
 
+class _ReflectPairs(torch.autograd.Function):
+    # Beside the result, what was behind the mirrors.
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, normals: Tensor, *where: Tensor) -> tuple[Tensor, ...]:
+        (a, b), given = _halves(x), len(where)
+        # Dividing by the squared length makes it a reflection for a normal of any length.
+        steps = -2 * normals / (normals * normals).sum(1, keepdim=True)
+        for k, (normal, step) in enumerate(zip(normals, steps, strict=True)):
+            u, v, p, q = (along_features(part, a) for part in (*normal, *step))
+            depth = torch.addcmul(u * a, v, b)
+            if k == len(where):
+                where = (*where, 1 - is_positive(depth))
+            depth = depth * where[k]
+            a, b = torch.addcmul(a, depth, p), torch.addcmul(b, depth, q)
+        return join_pairs(a, b), *where[given:]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.save_for_backward(output[0], *inputs[1:], *output[1:])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        y, normals, *where = ctx.saved_tensors
+        # A reflection is its own adjoint.
+        (moved,) = _ReflectPairs.apply(grad, normals.flip(0), *where[::-1])
+        turned = _normal_gradient(y, grad, normals, where) if ctx.needs_input_grad[1] else None
+        return moved, turned, *(None for _ in ctx.needs_input_grad[2:])
+
+
+def _normal_gradient(y: Tensor, grad: Tensor, normals: Tensor, where: list[Tensor]) -> Tensor:
+    # A normal that turns by an angle turns what it reflected by twice the angle, and what later
+    # mirrors made of that the other way round. Its length does not matter.
+    (a, b), (p, q) = _halves(y), _halves(grad)
+    moment = torch.addcmul(q * a, p, b, value=-1)
+    own = [moment * where[-1]]
+    for reflected in where[-2::-1]:
+        moment = torch.sub(moment, own[0], alpha=2)
+        own.insert(0, moment * reflected)
+    angles = torch.stack([2 * each.sum((0, *range(2, y.dim()))) for each in own]).unsqueeze(1)
+    across = torch.stack((-normals[:, 1], normals[:, 0]), 1)
+    return angles * across / (normals * normals).sum(1, keepdim=True)
+
+
 def _halves(x: Tensor) -> tuple[Tensor, ...]:
     # Not unflatten and flatten, which autograd's vectorised Jacobians do not know.
     return x.reshape(x.shape[0], x.shape[1] // 2, 2, *x.shape[2:]).unbind(2)
+
+
+def is_positive(x: Tensor) -> Tensor:
+    """1 or 0 in the dtype of ``x``, into which truth values are slow to convert."""
+    return x.sign().relu_()
 
 
 def check_groups(name: str, num_features: int, group_size: int) -> None:

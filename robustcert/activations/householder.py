@@ -5,12 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from robustcert.activations.features import (
-    along_features,
-    check_groups,
-    join_pairs,
-    split_pairs,
-)
+from robustcert.activations.features import check_groups, reflect_pairs
 from robustcert.plain import Activation, constant
 
 # MaxMin in increasing order folds the half-plane a > b, whose inward normal is (-1, 1).
@@ -19,11 +14,7 @@ MAXMIN_ANGLE = 0.75 * math.pi
 
 def householder(x: Tensor, normal: Tensor) -> Tensor:
     """Pairs on the negative side of their mirror reflected; ``normal`` has shape ``(2, C/2)``."""
-    a, b = split_pairs(x)
-    u, v = (along_features(n, a) for n in normal)
-    # Dividing by the squared length makes it a reflection for a normal of any length.
-    depth = 2 * (u * a + v * b).clamp(max=0) / (u * u + v * v)
-    return join_pairs(a - depth * u, b - depth * v)
+    return reflect_pairs(x, normal[None])
 
 
 class Householder(nn.Module):
@@ -60,8 +51,8 @@ class Householder(nn.Module):
     def fold(self) -> Activation:
         """The activation as a pure function with constants."""
         # In units of u |z|, for a normal of length close to 1: 2 for the inner product, doubled;
-        # 3 for its quotient by a squared length that is within 2, times 2; 2 for the product with
-        # the normal and 1 for the difference: 13.
+        # 3 for the normal over a squared length that is within 2, times 2; 2 for the product of the
+        # two and 1 for the difference: 13. On the wrong side the inner product is an error only.
         return Activation(
             function=householder,
             constants={"normal": constant(self.normal())},

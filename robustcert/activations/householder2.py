@@ -8,12 +8,11 @@ from torch import Tensor, nn
 from robustcert.activations.features import (
     along_features,
     check_groups,
-    join_pairs,
+    is_positive,
+    reflect_pairs,
     split_pairs,
 )
 from robustcert.plain import Activation, constant
-
-Vector = tuple[Tensor, Tensor]
 
 # Sectors are kept this wide, so that the rounding of stored rays cannot change their order.
 NARROWEST = 0.01
@@ -30,37 +29,26 @@ NARROWEST = 0.01
 # two, where both isometries agree.
 def householder2(x: Tensor, rays: Tensor) -> Tensor:
     """Fold every pair along four rays, the first three of which have shape ``(3, 2, C/2)``."""
-    z = split_pairs(x)
-    first, second, third = (
-        (along_features(u, z[0]), along_features(v, z[0])) for u, v in rays.unbind()
-    )
-    fourth = _times(_times((-first[0], -first[1]), (second[0], -second[1])), third)
-    past = [_left_of(z, ray) for ray in (first, second, third, fourth)]
-    # Every sector is narrower than a half-plane: left of its first ray, not of its second.
-    in_second, in_third = past[1] & ~past[2], past[2] & ~past[3]
-    in_fourth = past[3] & ~past[0]
-    turned = _where(in_third, _mirror(z, third), z)
-    turned = _where(in_second | in_third, _mirror(turned, second), z)
-    return join_pairs(*_where(in_fourth, _mirror(z, first), turned))
+    with torch.no_grad():
+        before = [_right_of(split_pairs(x), ray) for ray in (*rays, _fourth(*rays))]
+        # Every sector is narrower than a half-plane: left of its first ray, not of its second.
+        sectors = [is_positive(before[(k + 1) % 4] - before[k]) for k in (1, 2, 3)]
+    second, third, fourth = sectors
+    normals = torch.stack((-rays[:, 1], rays[:, 0]), 1)
+    return reflect_pairs(x, normals.flip(0), [third, second + third, fourth])
 
 
-def _times(z: Vector, w: Vector) -> Vector:
-    return z[0] * w[0] - z[1] * w[1], z[0] * w[1] + z[1] * w[0]
+def _fourth(first: Tensor, second: Tensor, third: Tensor) -> Tensor:
+    return _times(_times(-first, torch.stack((second[0], -second[1]))), third)
 
 
-def _left_of(z: Vector, ray: Vector) -> Tensor:
-    return ray[0] * z[1] >= ray[1] * z[0]
+def _times(z: Tensor, w: Tensor) -> Tensor:
+    return torch.stack((z[0] * w[0] - z[1] * w[1], z[0] * w[1] + z[1] * w[0]))
 
 
-def _mirror(z: Vector, ray: Vector) -> Vector:
-    u, v = ray
-    # Dividing by the squared length makes it a reflection for a ray of any length.
-    along = 2 * (u * z[0] + v * z[1]) / (u * u + v * v)
-    return along * u - z[0], along * v - z[1]
-
-
-def _where(condition: Tensor, z: Vector, otherwise: Vector) -> Vector:
-    return torch.where(condition, z[0], otherwise[0]), torch.where(condition, z[1], otherwise[1])
+def _right_of(z: tuple[Tensor, Tensor], ray: Tensor) -> Tensor:
+    u, v = (along_features(part, z[0]) for part in ray)
+    return is_positive(torch.addcmul(v * z[0], u, z[1], value=-1))
 
 
 class Householder2(nn.Module):

@@ -1,6 +1,7 @@
 """Centering: every feature without its mean over the batch (arXiv 2310.02513)."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
@@ -47,8 +48,11 @@ class Centering(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Centre ``(N, C, *)``."""
-        mean = self.offset(lambda: x.mean((0, *range(2, x.dim()))))
-        return x - mean.view(-1, *(1,) * (x.dim() - 2))
+        if not self.training:
+            return x - _along_channels(self.mean, x)
+        centred, mean = _Centre.apply(x)
+        self.offset(lambda: mean)
+        return centred
 
     def lipschitz_estimate(self) -> float:
         """1, the exact constant in evaluation."""
@@ -65,3 +69,25 @@ class Centering(nn.Module):
             distributed.all_reduce(mean)
             mean /= distributed.get_world_size()
         self.mean = torch.lerp(self.mean, mean, self.momentum)
+
+
+class _Centre(torch.autograd.Function):
+    # A projection, and its own adjoint: autograd would pass over the gradient twice more.
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> tuple[Tensor, Tensor]:
+        mean = x.mean((0, *range(2, x.dim())))
+        return x - _along_channels(mean, x), mean
+
+    @staticmethod
+    def setup_context(ctx: Any, _: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
+        ctx.mark_non_differentiable(output[1])
+
+    @staticmethod
+    def backward(_: Any, grad: Tensor, __: Tensor) -> Tensor:
+        return _Centre.apply(grad)[0]
+
+
+def _along_channels(mean: Tensor, x: Tensor) -> Tensor:
+    return mean.view(-1, *(1,) * (x.dim() - 2))
