@@ -34,6 +34,7 @@ from robustcert.layers import (
     SLLConv2d,
     SLLLinear,
     SOCConv2d,
+    fft,
 )
 from robustcert.lipschitz import fold, lipschitz_bound, lipschitz_estimate
 from robustcert.plain import (
@@ -359,6 +360,35 @@ def test_convolutions_on_a_torus_are_orthogonal(make: Any) -> None:
             torch.testing.assert_close(
                 w @ w.T, torch.eye(len(w), dtype=torch.float64), rtol=0, atol=1e-4
             )
+
+
+@pytest.mark.parametrize("size", [(7, 5), (6, 8)])
+@pytest.mark.parametrize(
+    ("make", "kernel", "stride"), [(SOCConv2d, 3, 1), (BROConv2d, 3, 1), (CayleyConv2d, 4, 2)]
+)
+def test_products_and_fast_transforms_agree(
+    make: Any, kernel: int, stride: int, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Outputs and gradients, on maps with and without borders that are cut."""
+    layer = make(2, 3, kernel, stride=stride, padding=1, input_size=size).double()
+    x = torch.randn(4, 2, *size, dtype=torch.float64, requires_grad=True)
+    found = []
+    for large in (fft.LARGE, 0):
+        monkeypatch.setattr(fft, "LARGE", large)
+        y = layer(x)
+        found.append((y, *torch.autograd.grad(y.sin().sum(), [x, *layer.parameters()])))
+    for by_product, fast in zip(*found, strict=True):
+        torch.testing.assert_close(by_product, fast, rtol=1e-12, atol=1e-12)
+
+
+def test_a_torus_can_be_trained_after_inference() -> None:
+    """What is computed once and kept is no tensor of the inference mode."""
+    layer = CayleyConv2d(2, 2, 3, padding=1, input_size=(3, 11))
+    x = torch.randn(1, 2, 3, 11, requires_grad=True)
+    with torch.inference_mode():
+        layer(x)
+    layer(x).sum().backward()
+    assert x.grad is not None
 
 
 @pytest.mark.parametrize("make", [CayleyConv2d, BROConv2d])

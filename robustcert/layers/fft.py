@@ -117,14 +117,16 @@ def _synthesise(
         return torch.fft.irfft2(spectrum, s=period)[:, :, : size[0], : size[1]]
     own = torch.arange(period[1] // 2 + 1) * 2 % period[1] == 0
     # Every other frequency stands for its mirror image too.
-    share = (torch.where(own, 1.0, 2.0) / math.prod(period)).repeat(period[0])[:, None].to(real)
+    share = torch.where(own, 1.0, 2.0).to(real).repeat(period[0])[:, None] / math.prod(period)
     cosines, sines = _waves(period, size, 0, real.dtype, real.device)
     y = real.flatten(1).mT @ (share * cosines)
     y = y.addmm_(imaginary.flatten(1).mT, share * sines)
     return y.view(*real.shape[1:], *size)
 
 
+# What is kept may be met again in training, which refuses tensors of the inference mode.
 @lru_cache(maxsize=64)
+@torch.inference_mode(mode=False)
 def _waves(
     period: tuple[int, int],
     size: tuple[int, int],
