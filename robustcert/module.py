@@ -102,6 +102,7 @@ class CertifiedClassifier(LightningModule):
         self.epsilon_schedule = epsilon_schedule or EpsilonSchedule(1.0, 1.0, 0.0)
         self.lr_schedule = lr_schedule or CosineSchedule()
         # A metric's ranks meet where compute is called, a value's wherever someone reads it.
+        # Updated with a copy for every sample: with this strategy weights are ignored.
         self.train_loss = MeanMetric(nan_strategy="disable")
         self.train_accuracy = MulticlassAccuracy(num_classes, average="micro")
         self.train_vra = VerifiedRobustAccuracy([epsilon])
@@ -160,7 +161,7 @@ class CertifiedClassifier(LightningModule):
         with torch.no_grad():
             prediction = logits.argmax(1)
             radius = certified_radius(logits, prediction, pairwise)
-            self.train_loss.update(loss, len(x))
+            self.train_loss.update(loss.detach().expand(len(x)))
             self.train_accuracy.update(prediction, target)
             self.train_vra.update(radius, prediction == target)
         self.log("train/epsilon", epsilon, on_step=False, on_epoch=True, batch_size=len(x))
@@ -231,7 +232,7 @@ class CertifiedClassifier(LightningModule):
                 radius = certified_radius(logits.double(), prediction, self._pairwise)
             loss = self.objective(logits, target, pairwise, self.epsilon)
         correct = prediction == target
-        self.val_loss.update(loss, len(x))
+        self.val_loss.update(loss.expand(len(x)))
         self.val_accuracy.update(prediction, target)
         self.val_vra.update(radius, correct)
         self.val_acr.update(radius, correct)

@@ -94,6 +94,15 @@ def test_of_equal_epochs_the_last_one_validated_is_best(tmp_path: Path) -> None:
     assert read_checkpoint(tmp_path / "two" / "checkpoints" / "best.ckpt").epoch == 2
 
 
+def test_the_validation_loss_is_the_mean_over_samples(tmp_path: Path) -> None:
+    losses = []
+    for size in ("100", "1024"):
+        run(tmp_path / size, "certify=false", f"loader.eval_batch_size={size}")
+        last = read_checkpoint(tmp_path / size / "checkpoints" / "last.ckpt")
+        losses.append(last.metrics["val/loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+
+
 def test_the_same_seed_gives_the_same_run_and_another_one_does_not(
     tmp_path: Path, tiny_run: Path
 ) -> None:
