@@ -3,7 +3,7 @@
 import math
 from abc import abstractmethod
 from functools import lru_cache
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -219,9 +219,8 @@ class FrequencyConv2d(nn.Module):
                 "its norm is known at this size only"
             )
         # The weight's own spectrum: its kernel would be transformed there and back.
-        rule = self.get_submodule("parametrizations.weight.0")
-        assert isinstance(rule, FrequencyConstraint)
-        weight = self.get_parameter("parametrizations.weight.original")
+        rules: Any = self.get_submodule("parametrizations.weight")
+        rule, weight = rules[0], rules.original
         # Transforms need full precision; the output has the precision of a convolution's.
         with torch.autocast(x.device.type, enabled=False):
             blocks = rule.blocks(weight)
