@@ -330,6 +330,8 @@ def test_an_interrupt_from_the_keyboard_keeps_the_last_checkpoint(tmp_path: Path
         text=True,
         cwd=tmp_path,
         env=ENVIRONMENT,
+        # A shell's background jobs, and their children, ignore the keyboard.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     last = tmp_path / "run" / "checkpoints" / "last.ckpt"
     deadline = time.monotonic() + 120

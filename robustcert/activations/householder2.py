@@ -32,7 +32,7 @@ def householder2(x: Tensor, rays: Tensor) -> Tensor:
     with torch.no_grad():
         before = [_right_of(split_pairs(x), ray) for ray in (*rays, _fourth(*rays))]
         # Every sector is narrower than a half-plane: left of its first ray, not of its second.
-        sectors = [is_positive(before[(k + 1) % 4] - before[k]) for k in (1, 2, 3)]
+        sectors = [(before[(k + 1) % 4] - before[k]).relu_() for k in (1, 2, 3)]
     second, third, fourth = sectors
     normals = torch.stack((-rays[:, 1], rays[:, 0]), 1)
     return reflect_pairs(x, normals.flip(0), [third, second + third, fourth])
