@@ -335,10 +335,13 @@ def test_an_interrupt_from_the_keyboard_keeps_the_last_checkpoint(tmp_path: Path
     )
     last = tmp_path / "run" / "checkpoints" / "last.ckpt"
     deadline = time.monotonic() + 120
-    while not last.exists() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=60)
+    try:
+        while not last.exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 1
     assert output.splitlines()[-1] == f"interrupted: continue with resume={last}"
     assert "Traceback" not in output
