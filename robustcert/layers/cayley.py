@@ -55,7 +55,7 @@ class _Cayley(torch.autograd.Function):
         a.diagonal().add_(1)
         inverse = _invert(a, torch.empty_like(a))
         ctx.save_for_backward(inverse, below)
-        # Memory that is new to the process costs as much as the arithmetic, so a's is used again.
+        # A needs its memory no more.
         w = torch.mul(inverse, 2, out=a)
         w.diagonal().sub_(1)
         return torch.cat([w, -2 * below @ inverse]) if len(below) else w
