@@ -12,6 +12,7 @@ from torch import Tensor
 
 from robustcert import __version__
 from robustcert.plain import Operation, PlainNetwork, Sum, operation_bound, shapes
+from robustcert.quadric import split_quadratics
 from robustcert.samples import RADII, SAMPLES, CertifiedSplit, SampleFiles, positive_status
 
 FORMAT = 1
@@ -132,7 +133,8 @@ def write_claim(
         folder: Holds the complete :class:`SampleFiles` of ``split``.
         network: The certified network.
         pairwise: The pairwise constants that the radii rest on, shape ``(C, C)``; of shape
-            ``(0, 0)`` if they rest on none, and then no bounds of operations are written either.
+            ``(0, 0)`` if they rest on none; then no bounds of operations are written either, but
+            for those before quadratics.
         split: Samples with their certificates.
         radii: Radii at which certified samples are counted.
         record: Provenance: configuration, checkpoint, dataset, environment, attack; and
@@ -158,6 +160,9 @@ def write_claim(
         _write_global(folder, network, pairs)
         names.append(GLOBAL)
     smoothing = record.get("smoothing")
+    # Quadratics have no bound, what is before them has.
+    quadratic = split_quadratics(network) if record.get("proof") == "quadric" else None
+    bounded = quadratic[0] if quadratic else network if len(pairwise) else None
     count = len(split.target)
     correct = int(split.correct.sum())
     claim = {
@@ -178,7 +183,7 @@ def write_claim(
             "digest": network.digest(),
             "operations": operations,
         },
-        "bounds": describe_bounds(network) if len(pairwise) else [],
+        "bounds": [] if bounded is None else describe_bounds(bounded),
         "pairwise": [[k.hex() for k in row] for row in pairwise.tolist()],
         "summary": {
             "samples": count,

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from robustcert.plain import Flatten, Operation, PlainNetwork, Shape
+from robustcert.plain import Operation, PlainNetwork, Shape
 
 UNBOUNDED = (
     "the slope of a quadratic has no bound, and so there is no Lipschitz certificate: set "
@@ -85,11 +85,13 @@ class Quadratics(Operation):
         }
 
 
-def quadratics_of(network: PlainNetwork) -> Quadratics | None:
-    """The quadratics that a network consists of, up to flattening; None for any other network."""
-    rest = [operation for operation in network.operations if type(operation) is not Flatten]
+def split_quadratics(network: PlainNetwork) -> tuple[PlainNetwork, Quadratics] | None:
+    """What computes the features of a network, and its quadratics of them; None without any."""
+    *before, last = network.operations
     # By exact class: a subclass may compute something else.
-    return rest[0] if len(rest) == 1 and type(rest[0]) is Quadratics else None
+    if type(last) is not Quadratics:
+        return None
+    return PlainNetwork(tuple(before), network.input_shape), last
 
 
 def best_multiplier(

@@ -35,7 +35,7 @@ from robustcert.check.network import Operation, read_network
 from robustcert.check.norms import find, prove
 from robustcert.data import to_unit
 from robustcert.lipschitz import fold_network
-from robustcert.models import MLP, ConvNet, LayerFamily, Subspaces
+from robustcert.models import MLP, ConvNet, DeepSubspaces, LayerFamily, Subspaces
 from robustcert.plain import Convolution, Dense, Flatten, PlainNetwork, Sum
 from robustcert.rounding import ForwardError
 from robustcert.spectral import conv_norm_bound, dense_norm_bound, power_iteration
@@ -85,6 +85,20 @@ def build(kind: str) -> PlainNetwork:
         )
     if kind == "quadric":
         return fold_network(unsettle(Subspaces((1, 4, 4), 3, per_class=2, rank=3)), (1, 4, 4))
+    if kind == "deep-quadric":
+        deep = DeepSubspaces(
+            (1, 4, 4),
+            3,
+            width=8,
+            depth=2,
+            layer=LAYERS,
+            activation=activations.SmoothMaxMin,
+            per_class=1,
+            rank=3,
+            mean=(0.3,),
+            std=(0.5,),
+        )
+        return fold_network(unsettle(deep), (1, 4, 4))
     activation = {
         "relu": activations.ReLU,
         "maxmin": activations.GroupSort,
@@ -119,7 +133,7 @@ def certify(folder: Path, network: PlainNetwork, arithmetic: Any = "float64") ->
     return folder
 
 
-KINDS = ("relu", "maxmin", "smooth", "convnet", "grouped", "residual", "quadric")
+KINDS = ("relu", "maxmin", "smooth", "convnet", "grouped", "residual", "quadric", "deep-quadric")
 # What a network of quadratics has not, and so no forger can change.
 OF_NORMS = ("bound", "constant", "head", "a weight")
 
@@ -894,26 +908,26 @@ def _(folder: Folder) -> None:
     folder.find("dense")["kind"] = "affine"
 
 
-@somewhere("quadric", "a radius raised by 1e-6")
+@somewhere("quadric deep-quadric", "a radius raised by 1e-6")
 def _(folder: Folder) -> None:
     row = next(k for k, row in enumerate(folder.rows) if row[4] == "certified")
     folder.set_radius(row, float.fromhex(folder.rows[row][6]) * (1 + 1e-6))
     folder.recount()
 
 
-@somewhere("quadric", "an infinite radius")
+@somewhere("quadric deep-quadric", "an infinite radius")
 def _(folder: Folder) -> None:
     folder.rows[2][4:7] = ["certified", "inf", "inf"]
     folder.recount()
 
 
-@somewhere("quadric", "another prediction")
+@somewhere("quadric deep-quadric", "another prediction")
 def _(folder: Folder) -> None:
     folder.rows[5][2] = str((int(folder.rows[5][2]) + 1) % 3)
     folder.recount()
 
 
-@somewhere("quadric", "two classes exchanged")
+@somewhere("quadric deep-quadric", "two classes exchanged")
 def _(folder: Folder) -> None:
     for name in folder.find("quadratics")["tensors"].values():
         first, second, third = np.split(folder.tensors[name], 3)
@@ -946,7 +960,7 @@ def _(folder: Folder) -> None:
     folder.claim["bounds"], folder.claim["pairwise"] = [], []
 
 
-@somewhere("quadric", "constants where there are none")
+@somewhere("quadric deep-quadric", "constants where there are none")
 def _(folder: Folder) -> None:
     folder.claim["pairwise"] = [[(0.0).hex()] * 3] * 3
 
@@ -1001,7 +1015,7 @@ def per_tensor(kind: str) -> Iterator[tuple[str, Corruption]]:
 
         yield f"{name} grown", grow
         yield f"one entry of {name} changed", flip
-    for i in range(len(network.operations) if kind != "quadric" else 0):
+    for i in range(len(network.operations) - ("quadric" in kind)):
         for slack in (1e-6, 0.5, 1.0):
 
             def lower(folder: Folder, i: int = i, slack: float = slack) -> None:
@@ -1025,7 +1039,7 @@ SLOW_CASES = [
     case(kind, name, function)
     for name, function in EVERYWHERE.items()
     for kind in KINDS
-    if kind != "maxmin" and not (kind == "quadric" and any(word in name for word in OF_NORMS))
+    if kind != "maxmin" and not ("quadric" in kind and any(word in name for word in OF_NORMS))
 ]
 
 

@@ -10,13 +10,16 @@ import torch
 from test_check import build, certify, refused
 from torch import Tensor
 
+from robustcert.activations import SmoothMaxMin
 from robustcert.attacks import cross_check
-from robustcert.certifiers import LipschitzCertifier, QuadricCertifier
+from robustcert.certifiers import LipschitzCertifier, QuadricCertifier, quadric
 from robustcert.certifiers.quadric import _Pairs
+from robustcert.layers import CholeskyResidualLinear
 from robustcert.lipschitz import fold_network
-from robustcert.models import Subspaces
-from robustcert.plain import PlainNetwork, UnsoundNetworkError
-from robustcert.quadric import Quadratics, quadratics_of, quadric_distance
+from robustcert.models import DeepSubspaces, LayerFamily, Subspaces
+from robustcert.plain import PlainNetwork, UnsoundNetworkError, sequence_bound
+from robustcert.quadric import Quadratics, quadric_distance, split_quadratics
+from robustcert.rounding import ForwardError, forward_error
 
 
 def found(f: Tensor, g: Tensor, eigenvalues: Tensor) -> Tensor:
@@ -67,6 +70,57 @@ def network(per_class: int = 2, rank: int = 3) -> tuple[PlainNetwork, Tensor, Te
     return folded, x, labels
 
 
+def quadratics_of(network: PlainNetwork) -> Quadratics:
+    split = split_quadratics(network)
+    assert split is not None
+    return split[1]
+
+
+def deep_network(std: float = 1.0) -> tuple[PlainNetwork, Tensor, Tensor]:
+    """The same clouds with subspaces of what two layers make of them."""
+    _, x, labels = network()
+    family = LayerFamily(dense=CholeskyResidualLinear, conv=CholeskyResidualLinear)
+    model = DeepSubspaces(
+        (8,),
+        3,
+        width=10,
+        depth=2,
+        layer=family,
+        activation=SmoothMaxMin,
+        per_class=2,
+        rank=3,
+        std=(std,),
+    )
+    model.start_at(x, labels)
+    folded = fold_network(model, (8,))
+    torch.testing.assert_close(folded(x), model(x), rtol=1e-4, atol=1e-4)
+    logits = model.distance_logits(x, labels)
+    certified = QuadricCertifier().certify(folded, x)
+    closed = -logits.detach().double().scatter(1, labels[:, None], -math.inf).amax(1)
+    right = (certified.prediction == labels) & (certified.radius > 0)
+    assert (closed <= certified.radius * (1 + 1e-3) + 1e-4)[right].all()
+    return folded, x, labels
+
+
+@pytest.mark.parametrize("std", [1.0, 0.25])
+def test_radii_of_features_hold_for_inputs(std: float) -> None:
+    folded, x, _ = deep_network(std)
+    found = QuadricCertifier().certify(folded, x)
+    assert (found.radius > 0).sum() > 80
+    record = cross_check(folded, x, found.prediction, found.radius, samples=90)
+    assert record["broken"] == 0
+    # Features move less than inputs, but not much.
+    assert 1 <= record["median_distance_over_radius"] < 1.5
+    before, quadratics = split_quadratics(folded) or pytest.fail("no quadratics")
+    features = PlainNetwork((quadratics,), quadratics.slope.shape[1:])
+    among = QuadricCertifier().certify(features, before(x.double()))
+    assert torch.equal(among.prediction, found.prediction)
+    constant = sequence_bound(before.operations, (8,))
+    assert 0.9 < constant * std < 1 + 1e-5
+    torch.testing.assert_close(among.radius / constant, found.radius, rtol=1e-5, atol=1e-9)
+    assert (found.radius <= among.radius / constant).all()
+
+
 def test_certified_radii_are_the_distances_that_attacks_find() -> None:
     folded, x, _ = network()
     found = QuadricCertifier().certify(folded, x)
@@ -94,9 +148,7 @@ def test_training_radii_are_below_the_certified_ones() -> None:
 
 def test_frames_need_not_be_orthonormal() -> None:
     folded, x, _ = network()
-    quadratics = quadratics_of(folded)
-    assert quadratics is not None
-    bent = replace(quadratics, frame=1.5 * quadratics.frame + 0.1)
+    bent = replace(quadratics_of(folded), frame=1.5 * quadratics_of(folded).frame + 0.1)
     folded = PlainNetwork((bent,), (8,))
     found = QuadricCertifier().certify(folded, x)
     assert (found.radius > 0).sum() > 20
@@ -113,9 +165,7 @@ def test_no_lipschitz_certificate_is_given() -> None:
 @pytest.mark.parametrize("value", [0.0, 1.0])
 def test_ties_and_overflow_are_not_certified(value: float) -> None:
     folded, _, _ = network()
-    quadratics = quadratics_of(folded)
-    assert quadratics is not None
-    one = [t[:1].expand_as(t) for t in quadratics.tensors().values()]
+    one = [t[:1].expand_as(t) for t in quadratics_of(folded).tensors().values()]
     same = PlainNetwork((Quadratics(*one, 3),), (8,))
     assert not QuadricCertifier().certify(same, torch.full((4, 8), value)).radius.any()
     far = torch.full((4, 8), 1e200, dtype=torch.float64)
@@ -148,4 +198,22 @@ def test_a_fault_of_the_certifier_is_refused_by_the_checker(
     name: str, fault: Callable[..., Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_Pairs, name, fault)
-    assert refused(certify(tmp_path / "folder", build("quadric")))
+    for kind in ("quadric", "deep-quadric"):
+        assert refused(certify(tmp_path / kind, build(kind)))
+
+
+def without_constant(network: PlainNetwork, x: Tensor) -> ForwardError:
+    return replace(forward_error(network, x), lipschitz=1.0)
+
+
+def without_error(network: PlainNetwork, x: Tensor) -> ForwardError:
+    found = forward_error(network, x)
+    return replace(found, centre=0 * found.centre - 1e-6)
+
+
+@pytest.mark.parametrize("fault", [without_constant, without_error])
+def test_a_fault_before_the_quadratics_is_refused_by_the_checker(
+    fault: Callable[..., ForwardError], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quadric, "forward_error", fault)
+    assert refused(certify(tmp_path / "folder", build("deep-quadric")))

@@ -51,7 +51,8 @@ def test_the_certificate_is_verified(straight: Path) -> None:
     assert report.verified
     said = json.loads((folder / "certificate.json").read_text())
     assert said["claim"]["proof"] == "quadric"
-    assert said["bounds"] == said["pairwise"] == []
+    assert said["pairwise"] == []
+    assert [bound["kind"] for bound in said["bounds"]] == ["flatten"]
     assert said["summary"]["certified"][1]["count"] > 150
     assert said["attack"]["inside"]["broken"] == 0
 

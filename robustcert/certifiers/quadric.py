@@ -12,8 +12,8 @@ from robustcert.certifiers.arithmetic import strict_arithmetic
 from robustcert.certifiers.lipschitz import Certificates, LipschitzCertifier
 from robustcert.margins import margins
 from robustcert.plain import PlainNetwork, UnsoundNetworkError, gamma
-from robustcert.quadric import Quadratics, best_multiplier, quadratics_of
-from robustcert.rounding import UNIT
+from robustcert.quadric import Quadratics, best_multiplier, split_quadratics
+from robustcert.rounding import UNIT, forward_error
 from robustcert.spectral import dense_norm_bound
 
 # Entries of the largest tensor.
@@ -21,15 +21,17 @@ ENTRIES = 2**22
 # Multiple of what rounding can do that is charged, and what radii are lowered by, relatively: room
 # for another proof, whose rounding errors are others.
 ROOM, LOWERED = 2.0, 1e-9
+# The same of the product of constants, for each operation.
+PER_OPERATION = 2.0**-23
 # Far above what underflow can do to any of the sums here, far below what matters.
 TINY = 2.0**-500
 
 
 class QuadricCertifier(LipschitzCertifier):
-    r"""Radii of networks of one layer, :class:`robustcert.quadric.Quadratics`; exact by duality.
+    r"""Radii of networks that end in :class:`robustcert.quadric.Quadratics`, exact of these.
 
-    Let u be the predicted class's largest quadratic at the sample x, and v one of another class,
-    with linear map W. Whatever the point z and the multiplier
+    Let u be the predicted class's largest quadratic at x, the features of the sample, and v one of
+    another class, with linear map W. Whatever the point z and the multiplier
     :math:`0 \le \lambda < 1 / \lVert W \rVert^2`, the function
     :math:`\varphi(y) = \lVert y - x \rVert^2 + \lambda (u(y) - v(y) - e)` has a Hessian of at least
     :math:`2 \mu = 2 (1 - \lambda \lVert W \rVert^2)`, so that
@@ -41,7 +43,9 @@ class QuadricCertifier(LipschitzCertifier):
     gradient vanishes this is the dual's value, and the best multiplier attains the distance; but
     neither has to be right. e is what rounding may take off the difference of two logits within
     :math:`\lVert x \rVert + 1` of x, to which radii are confined; the rounding of
-    :math:`\varphi(z)` and its gradient is bounded a priori.
+    :math:`\varphi(z)` and its gradient is bounded a priori. A radius of the features is L times one
+    of the input, L being the proved constant of what is before the quadratics: 1 where that only
+    flattens, and the radius is the exact one.
 
     Other networks get their Lipschitz radii. The deployed network spoken of is the one in float64.
 
@@ -53,11 +57,11 @@ class QuadricCertifier(LipschitzCertifier):
 
     def proof(self, network: PlainNetwork) -> str:
         """``quadric`` for networks of quadratics, else ``lipschitz``."""
-        return super().proof(network) if quadratics_of(network) is None else "quadric"
+        return super().proof(network) if split_quadratics(network) is None else "quadric"
 
     def pairwise_bound(self, network: PlainNetwork) -> Tensor:
         """Bounds on the constants of logit i minus logit j; none, ``(0, 0)``, for quadratics."""
-        if quadratics_of(network) is None:
+        if split_quadratics(network) is None:
             return super().pairwise_bound(network)
         return torch.empty(0, 0, dtype=torch.float64)
 
@@ -70,30 +74,43 @@ class QuadricCertifier(LipschitzCertifier):
             UnsoundNetworkError: a bound of the network cannot be proved.
             ValueError: the inputs have another shape than the network's.
         """
-        quadratics = quadratics_of(network)
-        if quadratics is None:
+        split = split_quadratics(network)
+        if split is None:
             return super().certify(network, x)
-        if tuple(x.shape[1:]) != tuple(network.input_shape):
-            raise ValueError(f"expected inputs (N, {network.input_shape}), got {tuple(x.shape)}")
+        before, quadratics = split
+        features = forward_error(before, x.double())
         known = _prepare(quadratics)
         rows = max(1, ENTRIES // quadratics.slope.numel())
-        parts = [known.certify(part) for part in x.double().flatten(1).split(rows)]
-        return Certificates(*(torch.cat(column) for column in zip(*parts, strict=True)))
+        parts = [
+            known.certify(part, doubt)
+            for part, doubt in zip(
+                features.output.split(rows), features.centre.split(rows), strict=True
+            )
+        ]
+        prediction, radius, margin, error = map(torch.cat, zip(*parts, strict=True))
+        # Features of inputs within r, real or computed, are within L r + 2 D + growth r of the
+        # computed ones of the sample.
+        steep = features.lipschitz + features.growth
+        radius = (radius - 2 * ROOM * features.centre) / steep
+        radius = radius * (1 - LOWERED - PER_OPERATION * len(network.operations))
+        radius = torch.minimum(radius, features.reach).clamp_min(0)
+        return Certificates(prediction, radius, margin, error)
 
 
 @dataclass(frozen=True, eq=False)
 class _Pairs:
-    """The quadratics in float64, with sizes for error bounds and eigenvectors of differences."""
+    """The quadratics in float64, with sizes for error bounds."""
 
     quadratics: Quadratics
     norm: Tensor  # bounds on the norms of the frames, (P,)
     length: Tensor  # of the frames' rows, (P, m)
     linear: Tensor  # lengths of the slopes, (P,)
-    basis: Tensor  # coordinates in eigenvectors, of products with both frames, (P, P, 2m, 2m)
-    eigenvalues: Tensor  # (P, P, 2m)
 
-    def certify(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Prediction, radius, margin and error of inputs ``(N, D)``."""
+    def certify(self, x: Tensor, doubt: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Prediction, radius, margin and error of inputs ``(N, D)``, which may be off by doubt.
+
+        The radius is the distance from the inputs as they are.
+        """
         q = self.quadratics
         value = q.pieces(x)
         logits = value.view(len(x), q.classes, -1).amax(2)
@@ -128,7 +145,9 @@ class _Pairs:
         finite = torch.isfinite(logits).all(1) & torch.isfinite(distance).logical_or(same).all(1)
         radius = torch.where(finite & (radius > 0), radius, 0.0)
         margin = margins(logits, prediction).scatter(1, prediction[:, None], math.inf).amin(1)
-        error = self.error(size[:, None]).amax(1) * math.sqrt(q.classes) * (1 + 1e-9)
+        error = self.error(size[:, None])
+        error = error + self.steepness((size + doubt)[:, None]) * doubt[:, None]
+        error = error.amax(1) * math.sqrt(q.classes) * (1 + 1e-9)
         return prediction, radius, margin, error
 
     def by_gradients(self, ahead: Tensor, turn: Tensor, own: Tensor, size: Tensor) -> Tensor:
@@ -152,7 +171,8 @@ class _Pairs:
         """Multipliers ``(K,)`` and points ``(K, D)``, good ones; no proof rests on it."""
         q = self.quadratics
         frames = torch.cat([q.frame[own], q.frame[other]], dim=1)
-        basis, eigenvalues = self.basis[own, other], self.eigenvalues[own, other]
+        pairs, place = torch.unique(torch.stack([own, other]), dim=1, return_inverse=True)
+        basis, eigenvalues = (found[place] for found in self.eigenvectors(*pairs))
         along = torch.einsum("kab,kb->ka", basis, torch.bmm(frames, turn[..., None])[..., 0])
         across = (turn.square().sum(1) - along.square().sum(1)).clamp_min(0)
         largest = (1 - 1e-6) / self.norm[other].square()
@@ -161,6 +181,21 @@ class _Pairs:
         back = torch.einsum("kab,ka->kb", basis, along * turned / (1 + turned))
         gradient = turn - torch.bmm(back[:, None], frames)[:, 0]
         return multiplier, x - multiplier[:, None] / 2 * gradient
+
+    def eigenvectors(self, own: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+        """Of K differences: coordinates in eigenvectors ``(K, 2m, 2m)``; eigenvalues.
+
+        Coordinates are of products with both frames.
+        """
+        frames = torch.cat([self.quadratics.frame[own], self.quadratics.frame[other]], dim=1)
+        values, vectors = torch.linalg.eigh(frames @ frames.mT)
+        root = values.clamp_min(1e-10).sqrt()
+        half = torch.ones(values.shape[1] // 2).to(values)
+        signs = torch.cat([half, -half])
+        # In these coordinates both frames together are orthonormal, and the difference is diagonal.
+        between = root[..., None] * (vectors.mT * signs) @ (vectors * root[..., None, :])
+        eigenvalues, turn = torch.linalg.eigh(between)
+        return turn.mT @ (vectors / root[..., None, :]).mT, eigenvalues
 
     def prove(
         self,
@@ -232,24 +267,5 @@ def _prepare(quadratics: Quadratics) -> _Pairs:
         float(t.abs().max()) < 1e30 for t in wide.tensors().values()
     ):
         raise UnsoundNetworkError("its constants are too large", quadratics.label)
-    count, rank, _ = wide.frame.shape
-    rows = wide.frame.flatten(0, 1)
-    gram = (rows @ rows.mT).view(count, rank, count, rank).transpose(1, 2)
-    own = gram.diagonal(dim1=0, dim2=1).movedim(-1, 0)
-    blocks = torch.cat(
-        [
-            torch.cat([own[:, None].expand_as(gram), gram], dim=3),
-            torch.cat([gram.mT, own[None].expand_as(gram)], dim=3),
-        ],
-        dim=2,
-    )
-    values, vectors = torch.linalg.eigh(blocks)
-    root = values.clamp_min(1e-10).sqrt()
-    signs = torch.cat([torch.ones(rank), -torch.ones(rank)]).to(values)
-    # In these coordinates both frames together are orthonormal, and the difference is diagonal.
-    between = root[..., None] * (vectors.mT * signs) @ (vectors * root[..., None, :])
-    eigenvalues, turn = torch.linalg.eigh(between)
-    basis = turn.mT @ (vectors / root[..., None, :]).mT
-    norm = torch.tensor(norms, dtype=torch.float64, device=rows.device)
-    lengths = wide.frame.norm(dim=2), wide.slope.norm(dim=1)
-    return _Pairs(wide, norm, *lengths, basis, eigenvalues)
+    norm = torch.tensor(norms, dtype=torch.float64, device=wide.frame.device)
+    return _Pairs(wide, norm, wide.frame.norm(dim=2), wide.slope.norm(dim=1))

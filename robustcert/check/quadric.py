@@ -19,6 +19,13 @@ K_j^2 s^2` within s.
 A piece evaluated at a point of norm s, in any order, has the error :math:`\gamma T(s)` at most, T
 being the sum of the sizes of its terms, each of which is rounded :math:`2 D + m + 5` times at most;
 its gradient has :math:`\gamma N(s)`.
+
+Before the quadratics there may be a network of features, with constant L and the errors of
+``forward.py``. All of this then speaks of the features computed here in place of x, and of
+
+.. math:: \rho = (L + \beta) r + D_0 + D
+
+in place of r: the features of any input within r, real or deployed, are within that.
 """
 
 import math
@@ -30,8 +37,15 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from robustcert.check.fixed import Floats, Integers, to_integers
-from robustcert.check.forward import FLOAT64, Arithmetic, norm
+from robustcert.check.fixed import Floats, InexactError, Integers, to_integers
+from robustcert.check.forward import (
+    FLOAT64,
+    Arithmetic,
+    evaluate,
+    evaluate_exactly,
+    norm,
+    walk,
+)
 from robustcert.check.network import Operation
 from robustcert.check.norms import find
 from robustcert.check.radii import Comparison, Errors, where_of
@@ -92,24 +106,19 @@ class Pieces:
             raise UnreadableError(f"{self.operation.label}: no bound of a frame can be proved here")
         return np.array(found)
 
-    @cached_property
-    def pairs(self) -> tuple[Floats, Floats]:
-        """Of each pair's Hessian, halved, eigenvectors in products with both frames; eigenvalues.
+    def hessians(self, own: NDArray[np.int64], other: NDArray[np.int64]) -> tuple[Floats, Floats]:
+        """Of pairs' Hessians, halved, eigenvectors in products with both frames; eigenvalues.
 
         Good to some digits; no proof rests on them.
         """
-        count, rank, _ = self.frame.shape
-        rows = self.frame.reshape(count * rank, -1)
-        gram = (rows @ rows.T).reshape(count, rank, count, rank).swapaxes(1, 2)
-        own = gram[np.arange(count), np.arange(count)]
-        blocks = np.empty((count, count, 2 * rank, 2 * rank))
-        blocks[..., :rank, :rank], blocks[..., rank:, rank:] = own[:, None], own[None]
-        blocks[..., :rank, rank:], blocks[..., rank:, :rank] = gram, gram.swapaxes(2, 3)
-        ridge = 1e-10 * np.trace(blocks, axis1=2, axis2=3)[..., None, None] + 1e-100
+        rank = self.frame.shape[1]
+        frames = np.concatenate([self.frame[own], self.frame[other]], axis=1)
+        blocks = np.matmul(frames, frames.swapaxes(1, 2))
+        ridge = 1e-10 * np.trace(blocks, axis1=1, axis2=2)[:, None, None] + 1e-100
         lower = np.linalg.cholesky(blocks + ridge * np.eye(2 * rank))
         signs = np.repeat([1.0, -1.0], rank)[:, None]
-        values, vectors = np.linalg.eigh(lower.swapaxes(2, 3) @ (signs * lower))
-        return np.linalg.solve(lower.swapaxes(2, 3), vectors).swapaxes(2, 3), values
+        values, vectors = np.linalg.eigh(lower.swapaxes(1, 2) @ (signs * lower))
+        return np.linalg.solve(lower.swapaxes(1, 2), vectors).swapaxes(1, 2), values
 
     def terms(self, size: Floats, piece: NDArray[np.int64] | slice) -> Floats:
         """T: the sizes of all terms of pieces at points of a norm, added up."""
@@ -159,22 +168,33 @@ class Pair:
 
 @dataclass(frozen=True, eq=False)
 class QuadricNetwork:
-    """A network of quadratic pieces, whose radii the dual proves; see the module."""
+    """A network that ends in quadratic pieces, whose radii the dual proves; see the module.
+
+    Attributes:
+        operations: Applied in turn, the quadratics last.
+        norms: Proved norms of those before by path, as floats that are not below them.
+        deployed: Arithmetics of the deployed networks that are spoken of.
+    """
 
     operations: Sequence[Operation]
+    norms: dict[str, float]
     deployed: Sequence[Arithmetic]
 
     @cached_property
     def pieces(self) -> Pieces:
-        """Of the only operation that computes anything."""
+        """Of the last operation."""
         return Pieces(self.operations[-1], self.deployed)
 
     def compare(self, rows: list[Row], samples: Floats) -> tuple[Comparison, Errors]:
         """What float64 knows of every row."""
-        pieces, x = self.pieces, samples.reshape(len(samples), -1)
+        pieces = self.pieces
         prediction = np.array([row.prediction for row in rows])
-        radius = np.array([row.radius for row in rows])
+        arithmetics = [FLOAT64, *self.deployed]
+        found = evaluate(self.operations[:-1], samples, self.norms, arithmetics)
+        x, errors = found.values, Errors(found.centre, found.growth)
+        doubt = found.centre[0] + found.centre[1:].max(axis=0, initial=0.0)
         with np.errstate(all="ignore"):
+            radius = _among_features(rows, found.constant, errors, doubt)
             value, within = pieces.values(x)
             error = pieces.error(norm(x)[:, None], slice(None))
             logits = value.reshape(len(x), -1, value.shape[1] // (pieces.owner.max() + 1)).max(2)
@@ -182,21 +202,24 @@ class QuadricNetwork:
             rivals = np.arange(logits.shape[1]) != prediction[:, None]
             least = np.where(rivals, margin, math.inf).min(1)
             # Of the difference of two logits, evaluated twice.
-            blur = 4 * error.max(1) + 2 * pieces.drift(norm(x)[:, None], slice(None)).max(1)
+            size = norm(x) + doubt
+            moved = pieces.slopes(size[:, None], slice(None)).max(1) * doubt
+            blur = 4 * error.max(1) + 2 * pieces.drift(size[:, None], slice(None)).max(1)
+            blur = blur + 4 * moved
             proved, slack = self._prove(x, value, within, error, prediction, radius)
             nothing = np.zeros(len(x), np.bool_)
-            found = Comparison(
-                finite=np.isfinite(logits).all(1) & np.isfinite(error).all(1),
+            known = Comparison(
+                finite=np.isfinite(logits).all(1) & np.isfinite(error).all(1) & np.isfinite(doubt),
                 proved=proved,
                 refuted=nothing,
                 largest=least >= -blur,
                 tied=least <= blur,
-                reach=np.full(len(x), math.inf),
+                reach=found.reach.min(0),
                 least=least,
                 tolerance=blur + 6e-9 * abs(least),
                 slack=slack,
             )
-        return found, Errors(np.zeros((1, len(x))), np.zeros(1))
+        return known, errors
 
     def _prove(
         self,
@@ -269,7 +292,8 @@ class QuadricNetwork:
     ) -> Pair:
         # The multiplier at which the dual is largest, by bisection of its slope, and its point.
         pieces = self.pieces
-        vectors, values = (part[own, other] for part in pieces.pairs)
+        pairs, place = np.unique(np.stack([own, other]), axis=1, return_inverse=True)
+        vectors, values = (part[place.ravel()] for part in pieces.hessians(*pairs))
         frames = np.concatenate([pieces.frame[own], pieces.frame[other]], axis=1)
         along = np.matmul(vectors, np.matmul(frames, turn[..., None]))[..., 0]
         across = np.maximum((turn**2).sum(1) - (along**2).sum(1), 0)
@@ -317,40 +341,62 @@ class QuadricNetwork:
         errors: Errors,
         report: Report,
     ) -> None:
-        """Check rows in integers."""
-        x = samples.reshape(len(samples), -1)
+        """Check rows in integers, features being within half a unit of float64 of theirs."""
+        try:
+            found = evaluate_exactly(self.operations[:-1], samples, self.norms)
+        except InexactError as error:
+            where = where_of(int(positions[0]))
+            report.expect(False, f"{where}: no exact evaluation: {error}")
+            return
+        chosen = [rows[position] for position in positions]
+        x = np.array(
+            [[float(Fraction(v, 1 << found.places)) for v in row] for row in found.values.tolist()]
+        )
+        doubt = found.error + norm(x) * 2.0**-52 + TINY
+        doubt = doubt + errors.centre[1:, positions].max(axis=0, initial=0.0)
+        constant = math.prod(self.norms[op.path] for op in self.operations[:-1]) * SLACK
+        radius = _among_features(chosen, constant, errors, doubt)
         for k, position in enumerate(positions.tolist()):
             row, where = rows[position], where_of(position)
             if row.certified:
-                proved = self._proves(row, x[k])
+                proved = self._proves(row.prediction, float(radius[k]), x[k])
                 report.expect(proved, f"{where}: radius {row.radius!r} is not proved exactly")
             else:
-                largest = self._is_largest(row, x[k])
+                largest = self._is_largest(row, x[k], float(doubt[k]))
                 report.expect(largest, f"{where}: {row.prediction} is not the largest, exactly")
 
-    def _proves(self, row: Row, x: Floats) -> bool:
+    def _proves(self, prediction: int, radius: float, x: Floats) -> bool:
         # Rivals that gradients do not exclude, in integers.
-        if not math.isfinite(row.radius):
+        if not math.isfinite(radius):
             return False
         x = x[None]
         with np.errstate(all="ignore"):
             value, within = self.pieces.values(x)
             error = self.pieces.error(norm(x)[:, None], slice(None))
-            prediction, radius = np.array([row.prediction]), np.array([row.radius])
-            excess, pairs, _ = self._open(x, value, within, error, prediction, radius)
-        square = Fraction(row.radius) ** 2
+            excess, pairs, _ = self._open(
+                x, value, within, error, np.array([prediction]), np.array([radius])
+            )
+        square = Fraction(radius) ** 2
         return bool(excess[0] > 0) and all(
             _exact_dual(self.pieces, pair, k) >= square
             for pair in pairs
             for k in range(len(pair.own))
         )
 
-    def _is_largest(self, row: Row, x: Floats) -> bool:
-        pieces, size = self.pieces, norm(x[None])
-        blur = 2 * Fraction(float(pieces.drift(size[:, None], slice(None)).max()))
+    def _is_largest(self, row: Row, x: Floats, doubt: float) -> bool:
+        pieces, size = self.pieces, norm(x[None])[:, None] + doubt
+        moved = float(pieces.slopes(size, slice(None)).max()) * doubt * SLACK
+        blur = 2 * Fraction(float(pieces.drift(size, slice(None)).max()) + moved)
         values = [_exactly(pieces, p, x)[0] for p in range(len(pieces.shift))]
         best = max(v for v, c in zip(values, pieces.owner, strict=True) if c == row.prediction)
         return best >= max(values) - blur
+
+
+def _among_features(rows: list[Row], constant: float, errors: Errors, doubt: Floats) -> Floats:
+    # How far features can be from those computed here, within a row's radius; 0 without one.
+    steep = constant + errors.growth[1:].max(initial=0.0)
+    radius = np.array([row.radius for row in rows])
+    return np.where(radius > 0, (steep * radius * SLACK + doubt) * SLACK, 0.0)
 
 
 def _exactly(pieces: Pieces, piece: int, z: Floats) -> tuple[Fraction, Integers, int]:
@@ -391,6 +437,6 @@ def _exact_dual(pieces: Pieces, pair: Pair, k: int) -> Fraction:
 
 
 def covers(operations: Sequence[Operation]) -> bool:
-    """Whether a network is one of quadratics and nothing else that computes."""
-    *rest, last = operations
-    return last.kind == "quadratics" and all(operation.kind == "flatten" for operation in rest)
+    """Whether a network ends in quadratics, and has no others."""
+    *before, last = operations
+    return last.kind == "quadratics" and all(op.kind != "quadratics" for op in walk(before))

@@ -144,7 +144,7 @@ def check(
         upper = {path: math.nextafter(float(value), math.inf) for path, value in proved.items()}
         network: Proving = Network(operations, upper, np.array(pairwise), deployed, smooth)
         if proof == "quadric":
-            network = QuadricNetwork(operations, deployed)
+            network = QuadricNetwork(operations, upper, deployed)
         check_radii(rows, samples.values, network, exact, seed, report)
     if GLOBAL in claim["files"] or (folder / GLOBAL).exists():
         report.uncovered.append(f"{GLOBAL}: what it says of all pairs of inputs is not re-proved")
@@ -223,7 +223,7 @@ def _read_operations(
     found = digest(operations[0].input_shape, operations)
     report.expect(claim["network"]["digest"] == found, f"network digest: it is {found}")
     if covers(operations) != (claim["claim"].get("proof") == "quadric"):
-        raise UnreadableError("claim proof: quadric goes with networks of quadratics only")
+        raise UnreadableError("claim proof: quadric goes with networks that end in quadratics only")
     report.note("files", "sha256 and network digest recomputed")
     return operations, tensors
 
@@ -236,9 +236,8 @@ def _prove_constants(
     report: Report,
 ) -> tuple[dict[str, Fraction], list[list[float]]]:
     if proof == "quadric":
-        for key in ("bounds", "pairwise"):
-            report.expect(claim[key] == [], f"{key}: quadratics have none")
-        return {}, []
+        report.expect(claim["pairwise"] == [], "pairwise: quadratics have none")
+        return _check_bounds(items(claim["bounds"], "bounds"), operations[:-1], report), []
     proved = _check_bounds(items(claim["bounds"], "bounds"), operations, report)
     multipliers = _read_multipliers(content, operations, report) if proof == "lipsdp" else []
     return proved, _check_pairwise(claim["pairwise"], operations, proved, multipliers, report)

@@ -2,6 +2,7 @@
 
 from robustcert.models.classifier import Classifier
 from robustcert.models.convnet import ConvNet
+from robustcert.models.deep_subspaces import DeepSubspaces
 from robustcert.models.fit_channels import FitChannels
 from robustcert.models.head import Head
 from robustcert.models.layer_family import LayerFamily
@@ -22,6 +23,7 @@ __all__ = [
     "CircularShift",
     "Classifier",
     "ConvNet",
+    "DeepSubspaces",
     "FitChannels",
     "Head",
     "LayerFamily",

@@ -5,12 +5,15 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from robustcert.plain import Flatten, Operation, constant
 from robustcert.quadric import Quadratics, quadric_distance
 
 # Rounds of Lloyd's algorithm, and halvings of the interval of multipliers in training.
 ROUNDS, HALVINGS = 10, 14
+# Subspaces of a class whose radius is found by duality in training.
+CANDIDATES = 2
 # Of the directions' lengths at the start of training, before the sigmoid.
 LONG = 2.0
 
@@ -101,7 +104,7 @@ class Subspaces(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Logits of shape ``(N, C)``."""
         x = x.flatten(1)
-        square, _, _ = self._squares(x, self.basis)
+        square, _, _ = self._squares(x, self.basis, x.dtype)
         least = square.view(len(x), self.num_classes, -1).amin(2)
         return x.square().sum(1, keepdim=True) - least
 
@@ -115,33 +118,48 @@ class Subspaces(nn.Module):
         radius are negative, and :math:`2 f / (g + \sqrt{g^2 + 4 \lvert f \rvert})`, for the
         eigenvalue -1 everywhere.
         """
-        x, basis, length2 = x.flatten(1), self.basis, self.squared_length
-        square, far, within = self._squares(x, basis)
+        device = x.device.type
+        # Nearly all of the work is in products with frames, the only ones that autocast is for.
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+        with torch.autocast(device, enabled=False):
+            return self._distance_logits(x.flatten(1).to(self.point.dtype), target, dtype)
+
+    def _distance_logits(self, x: Tensor, target: Tensor, dtype: torch.dtype) -> Tensor:
+        basis, length2 = self.basis, self.squared_length
+        square, far, within = self._squares(x, basis, dtype)
         rows = torch.arange(len(x), device=x.device)
         group = square.view(len(x), self.num_classes, -1)
         own = target * self.per_class + group.detach()[rows, target].argmin(1)
         # Halves of gradients of brackets are (I - W W^T)(x - p).
         kept = (length2 * within)[rows, own]
         half = x - self.point[own] - torch.einsum("ndm,nm->nd", basis[own], kept)
-        turned = torch.einsum("nd,pdm->npm", half, basis)
+        turned = _coordinates(half, basis, dtype)
         # Inner products of the halves, without those of all subspaces.
         inner = (x * half).sum(1, keepdim=True) - half @ self.point.T
         inner = inner - (turned * within * length2).sum(2)
         size2 = far - (within.square() * length2 * (2 - length2)).sum(2)
         ahead = square - square[rows, own][:, None]
-        along = 2 * ((1 - length2) * within - turned)
         gradient2 = 4 * (size2 + size2[rows, own][:, None] - 2 * inner).clamp_min(1e-9)
-        across = (gradient2 - along.square().sum(2)).clamp_min(0)
-        radius = quadric_distance(ahead, along, across, -length2, HALVINGS)
-        behind = 2 * ahead / (gradient2.sqrt() + (gradient2 + 4 * ahead.abs()).sqrt())
-        radius = torch.where(radius > 1e-4, radius, behind)
+        closed = 2 * ahead / (gradient2.sqrt() + (gradient2 + 4 * ahead.abs()).sqrt())
+        # Of a class, those that are nearest by the closed form.
+        count = min(CANDIDATES, self.per_class)
+        found = closed.detach().view(group.shape).topk(count, dim=2, largest=False)[1]
+        first = torch.arange(0, len(basis), self.per_class, device=x.device)
+        rival = (found + first[:, None]).flatten(1)
+        within, turned = (v[rows[:, None], rival] for v in (within, turned))
+        along = 2 * ((1 - length2[rival]) * within - turned)
+        across = (gradient2.gather(1, rival) - along.square().sum(2)).clamp_min(0)
+        radius = quadric_distance(ahead.gather(1, rival), along, across, -length2[rival], HALVINGS)
+        radius = torch.where(radius > 1e-4, radius, closed.gather(1, rival))
         nearest = radius.view(len(x), self.num_classes, -1).amin(2)
         return -nearest.scatter(1, target[:, None], 0.0)
 
-    def _squares(self, x: Tensor, basis: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _squares(
+        self, x: Tensor, basis: Tensor, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Brackets and squared distances to points ``(N, P)``, coordinates ``(N, P, rank)``."""
         origin = torch.einsum("pdm,pd->pm", basis, self.point)
-        within = torch.einsum("nd,pdm->npm", x, basis) - origin
+        within = _coordinates(x, basis, dtype) - origin
         far = x.square().sum(1, keepdim=True) - 2 * x @ self.point.T + self.point.square().sum(1)
         forgiven = (within.square() * self.squared_length).sum(2)
         return far - forgiven - self.shift, far, within
@@ -157,6 +175,13 @@ class Subspaces(nn.Module):
             self.num_classes,
         )
         return [Flatten(), quadratics]
+
+
+def _coordinates(x: Tensor, basis: Tensor, dtype: torch.dtype) -> Tensor:
+    """Inner products ``(N, P, rank)``, by a product in another precision."""
+    rows = basis.mT.flatten(0, 1)
+    product = F.linear(x.to(dtype), rows.to(dtype)).to(x.dtype)
+    return product.view(len(x), len(basis), -1)
 
 
 def _clusters(points: Tensor, count: int, generator: torch.Generator) -> Tensor:
