@@ -177,8 +177,10 @@ def without_curvature(*arguments: Tensor) -> Tensor:
     return ahead.clamp_min(0) / turn.norm(dim=2)
 
 
-def without_charge(self: _Pairs, *arguments: Tensor) -> Tensor:
-    return self.search(*arguments[:5])[0] * arguments[3]
+def without_charge(self: _Pairs, x: Tensor, own: Tensor, other: Tensor, *rest: Tensor) -> Tensor:
+    both = self.quadratics.frame[torch.stack([own, other], dim=1)]
+    ahead, turn, _ = rest
+    return self.search(x, other, ahead, turn, both)[0] * ahead
 
 
 def of_the_tangent(*arguments: Tensor) -> Tensor:

@@ -162,17 +162,26 @@ class _Pairs:
         self, x: Tensor, own: Tensor, other: Tensor, ahead: Tensor, turn: Tensor, drift: Tensor
     ) -> Tensor:
         """Proved squared distances of K pairs to where a difference is at most ``drift``."""
-        multiplier, z = self.search(x, own, other, ahead, turn)
-        return self.prove(x, z, multiplier, own, other, drift)
+        both = self.quadratics.frame[torch.stack([own, other], dim=1)]
+        multiplier, z = self.search(x, other, ahead, turn, both)
+        return self.prove(x, z, multiplier, own, other, drift, both)
 
     def search(
-        self, x: Tensor, own: Tensor, other: Tensor, ahead: Tensor, turn: Tensor
+        self, x: Tensor, other: Tensor, ahead: Tensor, turn: Tensor, both: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Multipliers ``(K,)`` and points ``(K, D)``, good ones; no proof rests on it."""
-        q = self.quadratics
-        frames = torch.cat([q.frame[own], q.frame[other]], dim=1)
-        pairs, place = torch.unique(torch.stack([own, other]), dim=1, return_inverse=True)
-        basis, eigenvalues = (found[place] for found in self.eigenvectors(*pairs))
+        """Multipliers ``(K,)`` and points ``(K, D)``, good ones; no proof rests on it.
+
+        ``both`` are the frames of the pairs, shape ``(K, 2, m, D)``.
+        """
+        frames = both.flatten(1, 2)
+        signs = torch.ones_like(both[..., 0])
+        signs[:, 1] = -1
+        # In coordinates in which both frames together are orthonormal, the difference is diagonal.
+        gram = frames @ frames.mT
+        ridge = 1e-10 * gram.diagonal(dim1=1, dim2=2).sum(1)[:, None] + 1e-100
+        lower = torch.linalg.cholesky_ex(gram + torch.diag_embed(ridge.expand(gram.shape[:2])))[0]
+        eigenvalues, vectors = torch.linalg.eigh(lower.mT * signs.flatten(1)[:, None] @ lower)
+        basis = torch.linalg.solve_triangular(lower.mT, vectors, upper=True).mT
         along = torch.einsum("kab,kb->ka", basis, torch.bmm(frames, turn[..., None])[..., 0])
         across = (turn.square().sum(1) - along.square().sum(1)).clamp_min(0)
         largest = (1 - 1e-6) / self.norm[other].square()
@@ -182,21 +191,6 @@ class _Pairs:
         gradient = turn - torch.bmm(back[:, None], frames)[:, 0]
         return multiplier, x - multiplier[:, None] / 2 * gradient
 
-    def eigenvectors(self, own: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
-        """Of K differences: coordinates in eigenvectors ``(K, 2m, 2m)``; eigenvalues.
-
-        Coordinates are of products with both frames.
-        """
-        frames = torch.cat([self.quadratics.frame[own], self.quadratics.frame[other]], dim=1)
-        values, vectors = torch.linalg.eigh(frames @ frames.mT)
-        root = values.clamp_min(1e-10).sqrt()
-        half = torch.ones(values.shape[1] // 2).to(values)
-        signs = torch.cat([half, -half])
-        # In these coordinates both frames together are orthonormal, and the difference is diagonal.
-        between = root[..., None] * (vectors.mT * signs) @ (vectors * root[..., None, :])
-        eigenvalues, turn = torch.linalg.eigh(between)
-        return turn.mT @ (vectors / root[..., None, :]).mT, eigenvalues
-
     def prove(
         self,
         x: Tensor,
@@ -205,13 +199,13 @@ class _Pairs:
         own: Tensor,
         other: Tensor,
         drift: Tensor,
+        both: Tensor,
     ) -> Tensor:
         """The same with given multipliers ``(K,)`` and points ``(K, D)``."""
         q, terms = self.quadratics, self.terms
         delta, far = z - x, z.norm(dim=1) * (1 + 1e-9)
         values, slopes = [], []
-        for piece in (own, other):
-            frame = q.frame[piece]
+        for piece, frame in zip((own, other), both.unbind(1), strict=True):
             within = torch.bmm(frame, z[..., None])[..., 0] - q.offset[piece]
             linear = (q.slope[piece] * z).sum(1) + q.shift[piece]
             values.append(within.square().sum(1) + linear)
