@@ -24,8 +24,7 @@ from robustcert.restore import restore_network
 from robustcert.run import train
 from robustcert.signature import ConfigError
 
-OVERRIDES = (
-    "experiment=mnist_1.58_subspaces",
+COMMON = (
     "dataset=digits",
     "epsilon=0.5",
     "model.per_class=2",
@@ -36,12 +35,25 @@ OVERRIDES = (
     "attack.steps=3",
     "loader.augmentation=[{_target_: robustcert.data.Mixup, alpha: 0.2}]",
 )
+OVERRIDES = ("experiment=mnist_1.58_subspaces", *COMMON)
+DEEP = (
+    "experiment=mnist_1.58_deep_subspaces",
+    *COMMON,
+    "model.width=32",
+    "trainer.precision=bf16-mixed",
+    "optimizer.lr=0.01",
+)
+
+
+@pytest.fixture(scope="module", params=[OVERRIDES, DEEP], ids=["one layer", "deep"])
+def overrides(request: pytest.FixtureRequest) -> tuple[str, ...]:
+    return request.param
 
 
 @pytest.fixture(scope="module")
-def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def straight(overrides: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("straight")
-    train(compose(*OVERRIDES), folder)
+    train(compose(*overrides), folder)
     return folder
 
 
@@ -52,17 +64,21 @@ def test_the_certificate_is_verified(straight: Path) -> None:
     said = json.loads((folder / "certificate.json").read_text())
     assert said["claim"]["proof"] == "quadric"
     assert said["pairwise"] == []
-    assert [bound["kind"] for bound in said["bounds"]] == ["flatten"]
+    kinds = [operation["kind"] for operation in said["network"]["operations"]]
+    assert [bound["kind"] for bound in said["bounds"]] == kinds[:-1]
+    assert kinds[-1] == "quadratics"
     assert said["summary"]["certified"][1]["count"] > 150
     assert said["attack"]["inside"]["broken"] == 0
 
 
-def test_the_validated_accuracy_is_the_certified_one(straight: Path, tmp_path: Path) -> None:
+def test_the_validated_accuracy_is_the_certified_one(
+    straight: Path, overrides: tuple[str, ...], tmp_path: Path
+) -> None:
     best = straight / "checkpoints" / "best.ckpt"
     metrics = read_checkpoint(best).metrics
     found = certify(
         str(best),
-        certifier=compose(*OVERRIDES)["certifier"],
+        certifier=compose(*overrides)["certifier"],
         split="validation",
         output=str(tmp_path / "folder"),
         attack={"samples": 0},
@@ -84,10 +100,12 @@ def test_tightness_of_constants_is_refused(tmp_path: Path) -> None:
         train(compose(*OVERRIDES, "trainer=tightness"), tmp_path / "run")
 
 
-def test_resuming_continues_bit_for_bit(straight: Path, tmp_path: Path) -> None:
+def test_resuming_continues_bit_for_bit(
+    straight: Path, overrides: tuple[str, ...], tmp_path: Path
+) -> None:
     folder = tmp_path / "run"
     with pytest.raises(Killed):
-        train(compose(*OVERRIDES), folder, callbacks=[Kill(1)])
+        train(compose(*overrides), folder, callbacks=[Kill(1)])
     resume(folder)
     assert_same_run(straight, folder)
 
