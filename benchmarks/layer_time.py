@@ -244,14 +244,14 @@ def main() -> None:
     print(
         f"{arguments.kind}, input {shape}, {torch.get_num_threads()} threads, {torch.__version__}"
     )
-    head = f"{'layer':36} {'median ms':>9} {'/ ' + plain:>8} {'CPU':>6}"
+    head = f"{'layer':36} {'median ms':>9} {'/ ' + plain:>8}  {'CPU':>6}"
     print(f"{head}   over the same method elsewhere")
     for name, values in times.items():
         others = [other for other in SAME_METHOD.get(name, ()) if other in times]
         beside = ", ".join(f"{ratio(times, name, other, 0):.2f} ({other})" for other in others)
         wall, cpu = (ratio(times, name, plain, column) for column in (0, 1))
         took = 1e3 * median(seconds for seconds, _ in values)
-        print(f"{name:36} {took:9.1f} {wall:8.2f} {cpu:6.2f}   {beside}")
+        print(f"{name:36} {took:9.1f} {wall:8.2f}  {cpu:6.2f}   {beside}")
 
 
 if __name__ == "__main__":
