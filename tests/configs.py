@@ -18,8 +18,10 @@ def names(group: str) -> list[str]:
 
 
 def layered_models() -> list[str]:
-    """Models that are made of layers and activations."""
-    return [name for name in names("model") if "width" in read("model", name)]
+    """Models that are made of layers, activations and a linear head."""
+    return [
+        name for name in names("model") if {"width", "rank"} & {*read("model", name)} == {"width"}
+    ]
 
 
 def read(group: str, name: str) -> dict[str, Any]:

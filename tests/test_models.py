@@ -99,9 +99,11 @@ def test_the_plain_network_is_the_model_and_keeps_its_bound(
 
 
 @pytest.mark.parametrize("name", sorted({*names("model")} - {*MODELS}))
-def test_the_plain_network_is_the_model_without_layers(name: str) -> None:
+def test_the_plain_network_is_the_model_of_distances(name: str) -> None:
     sizes: dict[str, Any] = {"input_shape": SHAPE, "num_classes": 3}
-    model = perturb(build("model", name, **sizes)).eval()
+    deep = "width" in read("model", name)
+    model = build_model(name, "aol", "smooth", rank=3) if deep else build("model", name, **sizes)
+    perturb(model).eval()
     assert isinstance(model, MeasuresDistances)
     x = images()
     agree(fold_network(model, SHAPE), model, x, 1e-5)

@@ -179,21 +179,38 @@ class _Exchange(torch.autograd.Function):
 
 class _ReflectPairs(torch.autograd.Function):
     # Beside the result, what was behind the mirrors.
-    generate_vmap_rule = True
+
+    @classmethod
+    def vmap(
+        cls, info: Any, in_dims: tuple[int | None, ...], x: Tensor, *rest: Tensor
+    ) -> tuple[Any, int]:
+        size, tensors = info.batch_size, (x, *rest)
+        each = [
+            t.expand(size, *t.shape) if d is None else t.movedim(d, 0)
+            for t, d in zip(tensors, in_dims, strict=True)
+        ]
+        if in_dims[1] is not None:
+            outputs = zip(*(cls.apply(*one) for one in zip(*each, strict=True)), strict=True)
+            return tuple(map(torch.stack, outputs)), 0
+        # With the same mirrors for all, a batch of batches is only a larger batch.
+        x, _, *where = (t.flatten(0, 1) for t in each)
+        return tuple(y.unflatten(0, (size, -1)) for y in cls.apply(x, rest[0], *where)), 0
 
     @staticmethod
     def forward(x: Tensor, normals: Tensor, *where: Tensor) -> tuple[Tensor, ...]:
-        (a, b), given = _halves(x), len(where)
+        given, joined = len(where), x.clone()
+        a, b = _halves(joined)
         # Dividing by the squared length makes it a reflection for a normal of any length.
         steps = -2 * normals / (normals * normals).sum(1, keepdim=True)
         for k, (normal, step) in enumerate(zip(normals, steps, strict=True)):
             u, v, p, q = (along_features(part, a) for part in (*normal, *step))
-            depth = torch.addcmul(u * a, v, b)
+            depth = (u * a).addcmul_(v, b)
             if k == len(where):
-                where = (*where, 1 - is_positive(depth))
-            depth = depth * where[k]
-            a, b = torch.addcmul(a, depth, p), torch.addcmul(b, depth, q)
-        return join_pairs(a, b), *where[given:]
+                where = (*where, is_positive(depth).neg_().add_(1))
+            depth *= where[k]
+            a.addcmul_(depth, p)
+            b.addcmul_(depth, q)
+        return joined, *where[given:]
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
