@@ -41,6 +41,7 @@ DEEP = (
     *COMMON,
     "model.width=32",
     "trainer.precision=bf16-mixed",
+    "trainer.check_val_every_n_epoch=1",
     "optimizer.lr=0.01",
 )
 
