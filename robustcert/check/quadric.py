@@ -387,9 +387,13 @@ class QuadricNetwork:
         pieces, size = self.pieces, norm(x[None])[:, None] + doubt
         moved = float(pieces.slopes(size, slice(None)).max()) * doubt * SLACK
         blur = 2 * Fraction(float(pieces.drift(size, slice(None)).max()) + moved)
-        values = [_exactly(pieces, p, x)[0] for p in range(len(pieces.shift))]
-        best = max(v for v, c in zip(values, pieces.owner, strict=True) if c == row.prediction)
-        return best >= max(values) - blur
+        value, _ = pieces.values(x[None])
+        error = pieces.error(size, slice(None))
+        own = pieces.owner == row.prediction
+        # Others are surely below the prediction's best one.
+        near = np.flatnonzero(~(value + error < (value - error)[:, own].max()))
+        values = {p: _exactly(pieces, p, x)[0] for p in near.tolist()}
+        return max(v for p, v in values.items() if own[p]) >= max(values.values()) - blur
 
 
 def _among_features(rows: list[Row], constant: float, errors: Errors, doubt: Floats) -> Floats:
