@@ -87,11 +87,11 @@ class Quadratics(Operation):
 
 def split_quadratics(network: PlainNetwork) -> tuple[PlainNetwork, Quadratics] | None:
     """What computes the features of a network, and its quadratics of them; None without any."""
-    *before, last = network.operations
+    last = network.operations[-1] if network.operations else None
     # By exact class: a subclass may compute something else.
     if type(last) is not Quadratics:
         return None
-    return PlainNetwork(tuple(before), network.input_shape), last
+    return PlainNetwork(network.operations[:-1], network.input_shape), last
 
 
 def best_multiplier(

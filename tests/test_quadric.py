@@ -169,7 +169,11 @@ def test_ties_and_overflow_are_not_certified(value: float) -> None:
     same = PlainNetwork((Quadratics(*one, 3),), (8,))
     assert not QuadricCertifier().certify(same, torch.full((4, 8), value)).radius.any()
     far = torch.full((4, 8), 1e200, dtype=torch.float64)
-    assert not QuadricCertifier().certify(folded, far).radius.any()
+    for overflowing in (folded, deep_network()[0]):
+        radius = QuadricCertifier().certify(overflowing, far).radius
+        assert (radius == 0).all()
+    empty = PlainNetwork((), (8,))
+    assert QuadricCertifier().proof(empty) == "lipschitz"
 
 
 def without_curvature(*arguments: Tensor) -> Tensor:

@@ -56,7 +56,7 @@ class QuadricCertifier(LipschitzCertifier):
         super().__init__()
 
     def proof(self, network: PlainNetwork) -> str:
-        """``quadric`` for networks of quadratics, else ``lipschitz``."""
+        """``quadric`` for networks that end in quadratics, else ``lipschitz``."""
         return super().proof(network) if split_quadratics(network) is None else "quadric"
 
     def pairwise_bound(self, network: PlainNetwork) -> Tensor:
@@ -93,7 +93,9 @@ class QuadricCertifier(LipschitzCertifier):
         steep = features.lipschitz + features.growth
         radius = (radius - 2 * ROOM * features.centre) / steep
         radius = radius * (1 - LOWERED - PER_OPERATION * len(network.operations))
-        radius = torch.minimum(radius, features.reach).clamp_min(0)
+        radius = torch.minimum(radius, features.reach)
+        # NaN compares false here too: features may have overflowed.
+        radius = torch.where(radius > 0, radius, 0.0)
         return Certificates(prediction, radius, margin, error)
 
 
