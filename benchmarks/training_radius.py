@@ -1,11 +1,11 @@
-"""For which radius should one train? Verified accuracy against the radius at the end of training.
+r"""For which radius should one train? Verified accuracy against the radius at the end of training.
 
-    python train.py -m experiment=fashion_mnist_1.0,fashion_mnist_1.0_subspaces certify=false \\
-        epsilon_schedule.end=0.25,0.5,0.75,1,1.5,2,3 trainer.max_epochs=4 hydra.sweep.dir=multirun/radius
-    python benchmarks/training_radius.py docs/figures/fashion_mnist_radius.png multirun/radius
+    python train.py -m experiment=fashion_mnist_1.0,fashion_mnist_1.0_subspaces certify=false \
+        epsilon_schedule.end=0.25,0.5,0.75,1,1.5,2,3 trainer.max_epochs=4
+    python benchmarks/training_radius.py docs/figures/fashion_mnist_radius.png multirun
 
 On the validation split, of ``best.ckpt``; every kind of model has a panel of its own, and every
-radius at which it is certified a line.
+radius at which it is certified a line, largest where it is best.
 """
 
 import argparse
@@ -45,9 +45,10 @@ def main() -> None:
     for axes, (name, runs) in zip(grid, models.items(), strict=True):
         for radius, color in zip(runs[0].config["radii"], COLORS, strict=False):
             trained, verified = points(runs, radius)
-            axes.plot(trained, verified, color=color, marker="o", markersize=3, label=f"at {radius:g}")
+            style = {"color": color, "marker": "o"}
+            axes.plot(trained, verified, **style, markersize=3, label=f"at {radius:g}")
             best = max(range(len(trained)), key=verified.__getitem__)
-            axes.plot(trained[best], verified[best], color=color, marker="o", markersize=8)
+            axes.plot(trained[best], verified[best], **style, markersize=8)
         seeds = {run.config["seed"] for run in runs}
         axes.set_title(f"{name}, {len(seeds)} seed{'s' * (len(seeds) > 1)}", fontsize=9)
         axes.set_xlabel("radius at the end of training")
