@@ -16,7 +16,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from results import command_of
 
-from robustcert.report.runs import Run, read_run
+from robustcert.report.runs import Run, find_runs
 
 CURVES = {
     "val/accuracy": ("accuracy", "0.5"),
@@ -54,11 +54,10 @@ def main() -> None:
     """Draw the curves of runs."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("figure", type=Path)
-    parser.add_argument("runs", type=Path, nargs="+")
+    parser.add_argument("runs", type=Path, nargs="+", help="runs, or folders of runs")
     options = parser.parse_args()
     panels: dict[str, list[Run]] = {}
-    for folder in options.runs:
-        run = read_run(folder, folder.name)
+    for run in find_runs(options.runs):
         panels.setdefault(command_of(run), []).append(run)
     columns = min(COLUMNS, len(panels))
     rows = math.ceil(len(panels) / columns)
