@@ -6,6 +6,7 @@ Overrides that follow, such as ``model.width=256``, are part of the base. Runs t
 repeated, begun ones are continued, so the command can be stopped and given again. Nothing is
 certified and the test split is not read: ``val/vra`` of ``best.ckpt`` rests on proved bounds.
 Differences from the base are taken seed by seed. ``--page docs/results.md`` puts the table there.
+``--generated FILE`` adds a row that trains on generated images too, one for each real one.
 """
 
 import argparse
@@ -59,7 +60,7 @@ Rows = dict[tuple[str, str], list[dict[str, Any]]]
 HEAD = ("what", "change", "parameters", "accuracy", "verified", "difference", "seconds")
 
 
-def changes(config: dict[str, Any]) -> list[tuple[str, str]]:
+def changes(config: dict[str, Any], generated: Path | None = None) -> list[tuple[str, str]]:
     """Kinds of changes and what is typed for them; the base comes first, with nothing typed."""
     found = [("base", "")]
     found += [(kind, typed) for kind, options in CHANGES.items() for typed in options]
@@ -69,6 +70,9 @@ def changes(config: dict[str, Any]) -> list[tuple[str, str]]:
     if augmented or images:
         typed = "loader.augmentation=" + ("null" if augmented else f"[{AFFINE}]")
         found.append(("augmentation", typed))
+    if generated:
+        typed = f"loader.generated={generated} loader.generated_ratio=1.0"
+        found.append(("extra data", typed))
     return found
 
 
@@ -158,16 +162,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--page", type=Path, help="with <!-- ablation --> in it, such as docs/results.md"
     )
+    parser.add_argument("--generated", type=Path, help="see benchmarks/generated_images.py")
     parser.add_argument("base", nargs="*", help="further overrides of the base")
     options = parser.parse_intermixed_args(arguments)
     base = [*options.base, "certify=false", "trainer.enable_progress_bar=false"]
     base += [f"experiment={options.experiment}"] if options.experiment else []
     base += [f"trainer.max_epochs={options.epochs}"] if options.epochs else []
-    wanted = {"base", *(options.kinds or [kind for kind, _ in changes(compose(*base))])}
+    found = changes(compose(*base), options.generated)
+    wanted = {"base", *(options.kinds or [kind for kind, _ in found])}
     rows: Rows = {}
     # All changes with one seed before the next, so that a table is there early.
     for seed in range(options.seeds):
-        for kind, typed in changes(compose(*base)):
+        for kind, typed in found:
             if kind not in wanted:
                 continue
             folder = folder_of(options.out, typed, seed)

@@ -11,7 +11,7 @@ from miniatures import images, labels, write_generated, write_npz
 from runs import compose, run
 
 from robustcert.checkpoint import read_checkpoint
-from robustcert.data import NPZ, DataModule, DatasetError, Digits, MixedSampler
+from robustcert.data import NPZ, DataModule, DatasetError, Digits, Examples, MixedSampler
 from robustcert.data.generated import ChannelsLast, read_generated
 from robustcert.main import resumed
 from robustcert.run import train
@@ -190,3 +190,22 @@ def test_a_run_with_generated_and_mixed_images_resumes_bit_for_bit(tmp_path: Pat
     write_generated(moved, 51)
     with pytest.raises(DatasetError, match="expected the file that training began with"):
         train(resumed(compose(*found), found), tmp_path / "cut")
+
+
+def test_a_drawn_image_is_of_its_class_and_repeats_by_seed() -> None:
+    from generated_images import generate
+
+    # Two classes, dark and bright, in two shapes each.
+    level = torch.tensor([40, 200, 40, 200]).repeat(30)
+    stripes = torch.arange(120)[:, None, None, None] // 60 * torch.tensor([0, 30]).repeat(18)
+    noise = torch.randint(0, 8, (120, 1, 6, 6), generator=torch.Generator().manual_seed(0))
+    inputs = (level.view(-1, 1, 1, 1) + stripes.view(120, 1, 6, 6) + noise).to(torch.uint8)
+    examples = Examples(inputs, (level > 100).long())
+    drawn, label = generate(examples, per_class=25, components=3, clusters=2, seed=1)
+    assert drawn.shape == (50, 6, 6, 1)
+    assert drawn.dtype == np.uint8
+    assert np.array_equal(label, np.repeat([0, 1], 25))
+    assert np.array_equal(drawn.mean((1, 2, 3)) > 120, label == 1)
+    assert len(np.unique(drawn, axis=0)) > 40
+    again, _ = generate(examples, per_class=25, components=3, clusters=2, seed=1)
+    assert np.array_equal(drawn, again)
