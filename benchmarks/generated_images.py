@@ -21,7 +21,12 @@ from robustcert.data.dataset import Examples
 
 
 def generate(
-    examples: Examples, per_class: int, components: int, clusters: int, seed: int
+    examples: Examples,
+    *,
+    per_class: int = 6000,
+    components: int = 60,
+    clusters: int = 20,
+    seed: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Images uint8 ``(N, H, W, C)`` and their labels, ``per_class`` of every class there is."""
     images, labels = [], []
@@ -41,21 +46,11 @@ def main() -> None:
     """Fit, draw and write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("file", type=Path)
-    parser.add_argument("--per-class", type=int, default=6000)
-    parser.add_argument("--components", type=int, default=60)
-    parser.add_argument("--clusters", type=int, default=20)
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("overrides", nargs="*", help="of the run: dataset=..., loader.validation=")
     options = parser.parse_intermixed_args()
     config = compose(*options.overrides)
     data = build_data(config, build_dataset(config, COMMAND_LINE_TARGETS), COMMAND_LINE_TARGETS)
-    images, labels = generate(
-        data.stored("train"),
-        options.per_class,
-        options.components,
-        options.clusters,
-        options.seed,
-    )
+    images, labels = generate(data.stored("train"))
     options.file.parent.mkdir(parents=True, exist_ok=True)
     np.savez(options.file, image=images, label=labels)
 
