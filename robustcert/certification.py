@@ -27,7 +27,7 @@ from robustcert.build import (
     build_model,
     check_call,
 )
-from robustcert.certificate import is_certificate, write_claim
+from robustcert.certificate import FORMAT, is_certificate, write_claim
 from robustcert.certifiers import (
     Certificates,
     LipschitzCertifier,
@@ -268,6 +268,7 @@ def _key(
     samples = torch.stack([stored.indices, stored.labels]).numpy().tobytes()
     content = {
         **record,
+        "format": FORMAT,
         "network": network.digest(),
         "pairwise": [[k.hex() for k in row] for row in pairwise.tolist()],
         "samples": hashlib.sha256(samples).hexdigest(),
@@ -303,7 +304,7 @@ def _certify_all(
         log.info("%d of %d samples were certified before: going on", files.done, count)
     for batch, _ in data.in_order(split, batch_size, files.done, count):
         found = certifier.certify(network, to_unit(batch.to(device)))
-        names = ("prediction", "radius", "margin", "error")
+        names = ("prediction", "radius", "margin", "error", "decided")
         files.append(batch, Certificates(*(getattr(found, name).cpu() for name in names)))
     return files.split(inputs)
 
@@ -404,6 +405,8 @@ def _print_table(claim: Mapping[str, Any], folder: Path) -> None:
     table.add_column(_verified(claim), justify="right")
     table.add_column(f"under PGD ({attack['samples']})", justify="right")
     table.add_row("0", f"{summary['correct'] / count:.4f}", "", end_section=True)
+    if summary["undecided"]:
+        table.caption = f"{summary['undecided']} right predictions are undecided: rounding"
     for row in summary["certified"]:
         under = empirical.get(row["decimal"])
         table.add_row(

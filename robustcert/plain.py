@@ -783,7 +783,11 @@ def _shapes(tensors: dict[str, Tensor]) -> dict[str, list[Any]]:
 def _walk(operations: Sequence[Operation]) -> Iterator[tuple[dict[str, Any], dict[str, Tensor]]]:
     for operation in operations:
         tensors = operation.tensors()
-        yield {"kind": operation.kind, **operation.options(), "shapes": _shapes(tensors)}, tensors
+        line = {"kind": operation.kind, **operation.options(), "shapes": _shapes(tensors)}
+        if isinstance(operation, Sum):
+            # Without their number, what follows a sum could be one branch more.
+            line["branches"] = len(operation.branches)
+        yield line, tensors
         if isinstance(operation, Sum):
             for branch in operation.branches:
                 yield {"branch": len(branch)}, {}

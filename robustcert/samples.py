@@ -46,12 +46,17 @@ class CertifiedSplit:
 
     @property
     def correct(self) -> Tensor:
-        """Whether the prediction is the true class, shape ``(N,)``.
+        """Whether the prediction is the true class, and proved, shape ``(N,)``.
 
         Never where logits are NaN or overflow: then no class is the largest one.
         """
         found = self.certificates
-        return (found.prediction == self.target) & torch.isfinite(found.margin)
+        return (found.prediction == self.target) & torch.isfinite(found.margin) & found.decided
+
+    @property
+    def undecided(self) -> Tensor:
+        """Whether the true class is predicted, but rounding may have decided it, shape ``(N,)``."""
+        return (self.certificates.prediction == self.target) & ~self.correct
 
     def certified_count(self, radius: float) -> int:
         """Samples that are correct and certified beyond ``radius``."""
@@ -268,19 +273,25 @@ def write_radii(path: Path, split: CertifiedSplit, positive: str = "certified") 
 
 
 def read_radii(path: Path) -> Certificates:
-    """The certificates of a file of radii: margins to nine digits, errors unknown (NaN)."""
+    """The certificates of a file of radii: margins to nine digits, errors unknown (NaN).
+
+    Predictions count as decided where a row says that they are correct, or has a radius.
+    """
     # Row by row into plain numbers: a row as text takes a hundred times the memory.
-    prediction, radius, margin = array("q"), array("d"), array("d")
+    prediction, radius, margin, correct = array("q"), array("d"), array("d"), array("b")
     with path.open(newline="") as file:
         for row in csv.DictReader(file):
             prediction.append(int(row["prediction"]))
             radius.append(float.fromhex(row["radius_hex"]))
             margin.append(float(row["margin"]))
+            correct.append(int(row["correct"]))
+    distance = torch.tensor(radius, dtype=torch.float64)
     return Certificates(
         prediction=torch.tensor(prediction, dtype=torch.int64),
-        radius=torch.tensor(radius, dtype=torch.float64),
+        radius=distance,
         margin=torch.tensor(margin, dtype=torch.float64),
         error=torch.full((len(radius),), math.nan, dtype=torch.float64),
+        decided=torch.tensor(correct, dtype=torch.bool) | (distance > 0),
     )
 
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from forgeries import Folder, build
 from safetensors.numpy import load_file
-from test_check import Folder, build
 from test_combined import COVERED, NETWORKS, convolutional, gradient, points, steps_from
 from torch import nn
 

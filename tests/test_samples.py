@@ -23,7 +23,7 @@ from robustcert.atomic import resumable_folder
 from robustcert.certification import certify
 from robustcert.certifiers import Certificates, LipschitzCertifier
 from robustcert.check import check
-from robustcert.check.__main__ import main
+from robustcert.check.command import main
 from robustcert.data import DatasetError, Digits, Stream
 from robustcert.samples import SampleFiles, read_radii
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -26,12 +26,21 @@ class Certificates:
             open ball of this radius the prediction does not change. 0 where nothing is certified.
         margin: Smallest margin over the other classes, shape ``(N,)``, float64.
         error: Bound on the l2 error of the computed logits at the sample, shape ``(N,)``.
+        decided: Whether the prediction is proved to be the unique largest logit of the real-valued
+            network at the sample, shape ``(N,)``; by default where the radius is above 0 or the
+            margin above its own error.
     """
 
     prediction: Tensor
     radius: Tensor
     margin: Tensor
     error: Tensor
+    decided: Tensor = field(default=None)  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        if self.decided is None:
+            ahead = (self.radius > 0) | exceeds_error(self.margin, self.error)
+            object.__setattr__(self, "decided", ahead)
 
 
 class LipschitzCertifier:
@@ -134,7 +143,33 @@ class LipschitzCertifier:
         def distances(prediction: Tensor, gap: Tensor, drift: float) -> Tensor:
             return self.distances(network, inputs, prediction, gap, pairwise, drift)
 
-        return certificates(result, x, inputs, distances)
+        return decide(network, x, inputs, certificates(result, x, inputs, distances))
+
+
+def exceeds_error(margin: Tensor, error: Tensor) -> Tensor:
+    """Whether margins are positive in real arithmetic, logits being off by ``error`` in l2."""
+    # The subtraction of two float64 logits rounds once, hence the relative term.
+    return margin > math.sqrt(2) * (1 + 1e-9) * error + margin.abs() * 2.0**-52
+
+
+def decide(network: PlainNetwork, x: Tensor, inputs: Tensor, found: Certificates) -> Certificates:
+    """The same certificates; predictions left open by their arithmetic are decided in float64.
+
+    Args:
+        network: The network.
+        x: What is certified, shape ``(N, *input_shape)``.
+        inputs: The same in the arithmetic of the network, which may have moved it.
+        found: What is known of it.
+    """
+    known = found.decided & ((found.radius > 0) | (moved(x, inputs) == 0))
+    rows = (~known & torch.isfinite(found.margin)).nonzero()[:, 0]
+    if len(rows) == 0:
+        return found
+    result = forward_error(network, x[rows].double())
+    prediction = found.prediction[rows]
+    margin = margins(result.output, prediction).scatter(1, prediction[:, None], math.inf).amin(1)
+    ahead = exceeds_error(margin, result.centre * (1 + 1e-9)) & torch.isfinite(margin)
+    return replace(found, decided=found.decided.index_copy(0, rows, ahead))
 
 
 def certificates(
