@@ -11,7 +11,7 @@ import json
 import math
 import shutil
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,8 @@ from robustcert import activations
 from robustcert.certificate import CertifiedSplit, write_certificate
 from robustcert.certifiers import LipschitzCertifier, QuadricCertifier
 from robustcert.check import UnreadableError, check
+from robustcert.check.forward import FLOAT64, evaluate, walk
+from robustcert.check.network import read_network
 from robustcert.data import to_unit
 from robustcert.lipschitz import fold_network
 from robustcert.models import MLP, ConvNet, DeepSubspaces, LayerFamily, Subspaces
@@ -73,6 +75,10 @@ def build(kind: str) -> PlainNetwork:
         return PlainNetwork(
             (Flatten(), Dense(torch.randn(8, 16)), sums, Dense(torch.randn(3, 8))), (1, 4, 4)
         )
+    if kind == WIDE:
+        inner = [Dense(nn.init.orthogonal_(torch.empty(16, 16))) for _ in range(31)]
+        head = Dense(torch.full((1, 16), 300.0) + torch.randn(3, 16) / 100)
+        return PlainNetwork((Flatten(), *inner, head), (1, 4, 4))
     if kind == "quadric":
         return fold_network(unsettle(Subspaces((1, 4, 4), 3, per_class=2, rank=3)), (1, 4, 4))
     if kind == "deep-quadric":
@@ -109,7 +115,7 @@ def write(
 
 
 def certify(folder: Path, network: PlainNetwork, arithmetic: Any = "float64") -> Path:
-    """A folder for random samples, some of them bytes, some correct."""
+    """A folder for random samples, some of which are predicted as labelled."""
     folder.mkdir(parents=True)
     torch.manual_seed(1)
     inputs = torch.randint(0, 256, (SAMPLES, *network.input_shape), dtype=torch.uint8)
@@ -123,7 +129,17 @@ def certify(folder: Path, network: PlainNetwork, arithmetic: Any = "float64") ->
     return folder
 
 
+def certify_kind(root: Path, kind: str) -> Path:
+    """The honest folder of a kind, with its samples as a dataset's file beside it."""
+    folder = certify(root / kind, build(kind), "float32" if kind == WIDE else "float64")
+    samples = load_file(folder / "samples.safetensors")
+    np.savez(root / f"{kind}.npz", x_test=samples["inputs"], y_test=samples["labels"])
+    return folder
+
+
 KINDS = ("relu", "maxmin", "smooth", "convnet", "grouped", "residual", "quadric", "deep-quadric")
+# Of a worst-case float32 error far above its margins: rounding would excuse any prediction.
+WIDE = "wide"
 # What a network of quadratics has not, and so no forger can change.
 OF_NORMS = ("bound", "constant", "head", "a weight")
 
@@ -139,6 +155,10 @@ class Folder:
         with (path / "radii.csv").open(newline="") as file:
             self.head, *self.rows = csv.reader(file)
         self.raw: dict[str, bytes] = {}
+        # What a forger who cannot put the digest right again leaves.
+        self.kept_digest: str | None = None
+        # Inputs and labels of the data that the folder is compared with.
+        self.data: tuple[np.ndarray, np.ndarray] | None = None
 
     @property
     def operations(self) -> list[dict[str, Any]]:
@@ -171,11 +191,14 @@ class Folder:
         for name, content in self.raw.items():
             (self.path / name).write_bytes(content)
         if isinstance(self.claim.get("network"), dict) and "digest" in self.claim["network"]:
-            self.claim["network"]["digest"] = self.digest()
+            self.claim["network"]["digest"] = self.kept_digest or self.digest()
         if "files" in self.claim:
             for name in FLOAT_FILES:
                 content = (self.path / name).read_bytes()
                 self.claim["files"][name] = hashlib.sha256(content).hexdigest()
+        if self.data is not None:
+            inputs, labels = self.data
+            np.savez(self.path.with_name("data.npz"), x_test=inputs, y_test=labels)
         if "certificate.json" not in self.raw:
             (self.path / "certificate.json").write_text(json.dumps(self.claim))
 
@@ -203,9 +226,10 @@ class Folder:
 
 
 def refused(path: Path) -> bool:
-    """Whether the checker refuses the folder, in either way."""
+    """Whether the checker refuses the folder, in either way, with any ``data.npz`` beside it."""
+    data = [file for file in [path.with_name("data.npz")] if file.exists()]
     try:
-        lines = check(path, exact=6, seed=0).mismatches
+        lines = check(path, exact=6, seed=0, data=data).mismatches
     except UnreadableError as error:
         lines = [str(error)]
     assert all(line.isascii() and line.isprintable() for line in lines)
@@ -967,6 +991,145 @@ def _(folder: Folder) -> None:
         folder.set_radius(row, 0.1)
         folder.rows[row][7] = "0"
     folder.recount()
+
+
+# Accuracy.
+
+
+@everywhere("all predictions are the labels")
+def _(folder: Folder) -> None:
+    for row in range(len(folder.rows)):
+        if folder.rows[row][1] != folder.rows[row][2]:
+            folder.rows[row][2] = folder.rows[row][1]
+            folder.set_radius(row, 0.0)
+    folder.recount()
+
+
+@everywhere("a correct prediction that is called undecided too")
+def _(folder: Folder) -> None:
+    folder.claim["summary"]["undecided"] = folder.claim["summary"]["correct"]
+
+
+@everywhere("a correct prediction counted, and not listed")
+def _(folder: Folder) -> None:
+    next(row for row in folder.rows if row[3] == "1")[3] = "0"
+
+
+def excuse(folder: Folder, rows: Sequence[int]) -> None:
+    """Predict the labels of rows, with the margins that they have."""
+    operations = read_network(folder.claim["network"], folder.tensors)
+    norms = {op.path: 1.0 for op in walk(operations)}
+    inputs = folder.samples["inputs"].astype(np.float32) / np.float32(255)
+    logits = evaluate(operations, inputs.astype(np.float64), norms, [FLOAT64]).values
+    for k in rows:
+        label = int(folder.rows[k][1])
+        margin = logits[k, label] - np.delete(logits[k], label).max()
+        folder.rows[k][2], folder.rows[k][7] = str(label), f"{margin:.9g}"
+        if margin <= 0:
+            folder.set_radius(k, 0.0)
+    folder.recount()
+
+
+@everywhere("all predictions are the labels, with the margins of these")
+def _(folder: Folder) -> None:
+    excuse(folder, range(len(folder.rows)))
+
+
+@somewhere(WIDE, "all predictions are the labels, which rounding excuses")
+def _(folder: Folder) -> None:
+    excuse(folder, range(len(folder.rows)))
+
+
+for k in range(0, SAMPLES, 4):
+
+    @somewhere(WIDE, f"prediction {k} is the label, which rounding excuses")
+    def _(folder: Folder, k: int = k) -> None:
+        excuse(folder, [k])
+
+
+# Data.
+
+
+def data_of(folder: Folder) -> tuple[np.ndarray, np.ndarray]:
+    """The samples as those of a dataset."""
+    return folder.samples["inputs"].copy(), folder.samples["labels"].copy()
+
+
+for label, alter in {
+    "floats that truncate to the samples": lambda x, y: (x + np.float64(0.4), y),
+    "floats from 0 to 255": lambda x, y: (x.astype(np.float32), y),
+    "the samples in another order": lambda x, y: (x[::-1], y[::-1]),
+    "other labels": lambda x, y: (x, (y + 1) % 3),
+    "a pixel changed": lambda x, y: (np.where(np.arange(x.size).reshape(x.shape), x, x + 1), y),
+    "the images transposed": lambda x, y: (x.swapaxes(-1, -2), y),
+    "flat images": lambda x, y: (x.reshape(len(x), -1), y),
+    "wider integers": lambda x, y: (x.astype(np.int32), y),
+    "labels of floating point": lambda x, y: (x, y + 0.25),
+    "labels of two dimensions": lambda x, y: (x, np.stack([y, y], 1)),
+    "negative labels": lambda x, y: (x, y - 5),
+    "fewer rows": lambda x, y: (x[:-1], y[:-1]),
+    "NaN": lambda x, y: (np.full(x.shape, np.nan, np.float32), y),
+}.items():
+
+    @everywhere(f"data of {label}")
+    def _(folder: Folder, alter: Callable[..., Any] = alter) -> None:
+        folder.data = alter(*data_of(folder))
+
+
+# Digest.
+
+
+@everywhere("another digest")
+def _(folder: Folder) -> None:
+    folder.kept_digest = folder.digest()[::-1]
+
+
+@somewhere("residual", "a branch more from what follows a sum, under the old digest")
+def _(folder: Folder) -> None:
+    folder.kept_digest = folder.digest()
+    head = folder.operations[2]
+    # The branch becomes a sum of its own, whose second branch would have been the next one.
+    inner = {"kind": "sum", "name": "", "options": {}, "tensors": {}, "branches": head["branches"]}
+    folder.operations[2] = {**inner, "branches": [[inner]]}
+    for entry in head["branches"][1]:
+        for key, name in entry["tensors"].items():
+            moved = name.replace("2.branch1.", "2.branch0.0.branch1.")
+            entry["tensors"][key], folder.tensors[moved] = moved, folder.tensors.pop(name)
+
+
+# Lower values and keys.
+
+
+for factor in (1.00001, 1.5, 1e10):
+
+    @everywhere(f"lower values of {factor:g} times the bounds")
+    def _(folder: Folder, factor: float = factor) -> None:
+        for bound in folder.claim["bounds"]:
+            bound["lower"] = (float.fromhex(bound["bound"]) * factor).hex()
+
+
+for label, keys in {
+    "a hundred keys": [f"key {k}" for k in range(100)],
+    "a million keys": [f"key {k}" for k in range(10**6)],
+    "a key of a thousand characters": ["k" * 1000],
+}.items():
+
+    @everywhere(f"{label} that nothing reads")
+    def _(folder: Folder, keys: list[str] = keys) -> None:
+        folder.claim |= dict.fromkeys(keys, 1)
+
+
+@everywhere("a thousand files that nothing reads")
+def _(folder: Folder) -> None:
+    for k in range(1000):
+        (folder.path / f"{k}.txt").touch()
+
+
+for place in ("claim", "network", "summary", "files"):
+
+    @everywhere(f"a key that nothing reads in {place}")
+    def _(folder: Folder, place: str = place) -> None:
+        folder.claim[place]["more"] = "1"
 
 
 def per_tensor(kind: str) -> Iterator[tuple[str, Corruption]]:

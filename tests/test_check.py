@@ -22,10 +22,12 @@ from forgeries import (
     OF_NORMS,
     SAMPLES,
     SOMEWHERE,
+    WIDE,
     Corruption,
     Folder,
     build,
     certify,
+    certify_kind,
     forge,
     per_tensor,
     refused,
@@ -55,10 +57,10 @@ from robustcert.spectral import conv_norm_bound, dense_norm_bound, power_iterati
 @pytest.fixture(scope="module")
 def honest(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("honest")
-    return {kind: certify(root / kind, build(kind)) for kind in KINDS}
+    return {kind: certify_kind(root, kind) for kind in (*KINDS, WIDE)}
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, WIDE])
 def test_honest_folders_verify(honest: dict[str, Path], kind: str, tmp_path: Path) -> None:
     report = check(honest[kind], exact=SAMPLES, seed=0)
     assert report.mismatches == []
@@ -66,7 +68,8 @@ def test_honest_folders_verify(honest: dict[str, Path], kind: str, tmp_path: Pat
     folder = Folder(Path(shutil.copytree(honest[kind], tmp_path / "copy")))
     folder.recount()
     folder.save()
-    assert check(folder.path).mismatches == []
+    data = [honest[kind].parent / f"{kind}.npz"]
+    assert check(folder.path, data=data).mismatches == []
 
 
 def case(kind: str, name: str, corruption: Corruption) -> Any:
@@ -503,13 +506,13 @@ def test_names_cannot_write_to_the_terminal(honest: dict[str, Path], tmp_path: P
     assert len(str(error.value)) < 300
 
 
-def test_ties_are_counted(tmp_path: Path) -> None:
+def test_undecided_predictions_are_counted(tmp_path: Path) -> None:
     weight = torch.randn(3, 16)
     weight[1] = weight[0]
     folder = certify(tmp_path / "tied", PlainNetwork((Flatten(), Dense(weight)), (1, 4, 4)))
     report = check(folder)
     assert report.verified
-    assert any(topic == "ties" for topic, _ in report.checked)
+    assert any(topic == "undecided" for topic, _ in report.checked)
 
 
 def test_samples_are_compared_with_the_dataset(tmp_path: Path) -> None:

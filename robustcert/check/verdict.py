@@ -250,7 +250,8 @@ def _unread_keys(claim: dict[str, Any]) -> list[str]:
 
 def _unread_files(folder: Path, content: dict[str, bytes]) -> list[str]:
     most = MAX_UNREAD_FILES + len(content)
-    names = {entry.name for entry in itertools.islice(os.scandir(folder), most + 1)}
+    with os.scandir(folder) as entries:
+        names = {entry.name for entry in itertools.islice(entries, most + 1)}
     if len(names) > most:
         raise UnreadableError(
             f"expected at most {MAX_UNREAD_FILES} files in the folder beside the certificate's: "
