@@ -38,7 +38,8 @@ GROUPS = {
     "accuracy": ("prediction", "correct", "undecided"),
     "data": ("data of",),
     "digest": ("digest",),
-    "lower bounds": ("lower",),
+    # Bounds that are lowered, and lower values beside them.
+    "bounds": ("lower",),
     "unread keys": ("nothing reads",),
 }
 Case = tuple[str, str, Corruption]
