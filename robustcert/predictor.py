@@ -20,6 +20,7 @@ from robustcert.plain import (
 )
 from robustcert.restore import restore_network
 from robustcert.rounding import ForwardError, forward_error
+from robustcert.units import network_inputs
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
 # Of the error at the centre: one half is spent there, the other at the point, as in `certificates`.
@@ -133,14 +134,7 @@ class Predictor:
         Raises:
             ValueError: the inputs have another shape, or are neither bytes nor floats.
         """
-        if tuple(x.shape[1:]) != self.input_shape or x.dim() != len(self.input_shape) + 1:
-            shape = ", ".join(map(str, self.input_shape))
-            raise ValueError(f"expected inputs of shape (N, {shape}), got {tuple(x.shape)}")
-        if x.dtype == torch.uint8:
-            x = x.float() / 255
-        if not x.is_floating_point():
-            raise ValueError(f"expected inputs of bytes or floating point, got {x.dtype}")
-        x = x.to(self.device)
+        x = network_inputs(x, self.input_shape).to(self.device)
         if self._dense and cpu_products_are_strict():
             return self._predict(x)
         with strict_arithmetic(), torch.autocast(self.device.type, enabled=False):

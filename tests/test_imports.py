@@ -22,6 +22,7 @@ LIBRARY: dict[str, set[str]] = {
     "spectral": {"convolution", "residual"},
     "semidefinite": {"residual", "spectral"},
     "margins": set(),
+    "units": set(),
     "schedules": set(),
     "plain": {"residual", "spectral"},
     "quadric": {"plain"},
@@ -32,7 +33,7 @@ LIBRARY: dict[str, set[str]] = {
     "models": {"plain", "lipschitz", "margins", "quadric"},
     "objectives": set(),
     "metrics": {"plain", "margins"},
-    "attacks": {"plain"},
+    "attacks": {"plain", "units"},
     "curvature": {"activations", "plain", "rounding", "spectral"},
     "curves": {"activations", "plain"},
     "relaxation": {"activations", "curves", "plain"},
@@ -56,8 +57,9 @@ LIBRARY: dict[str, set[str]] = {
         "quadric",
         "spectral",
         "twin",
+        "units",
     },
-    "data": set(),
+    "data": {"units"},
     "check": set(),
 }
 # The only parts that may import them.

@@ -12,6 +12,7 @@ from robustcert.attacks.gradient import (
     to_length,
 )
 from robustcert.plain import PlainNetwork
+from robustcert.units import in_units
 
 
 def ddn(
@@ -39,7 +40,8 @@ def ddn(
 
     Args:
         network: The network under attack.
-        x: Inputs of shape ``(N, *input_shape)``; use float64.
+        x: Inputs of shape ``(N, *input_shape)``, see :func:`robustcert.units.in_units`;
+            use float64.
         label: The class to leave, shape ``(N,)``.
         steps: Gradient steps from each start.
         restarts: Number of starts.
@@ -51,6 +53,7 @@ def ddn(
     Returns:
         Distances ``(N,)``, infinite where nothing was found, and the perturbations.
     """
+    x = in_units(x)
     generator = torch.Generator().manual_seed(seed)
     best = torch.zeros_like(x)
     found = torch.full_like(lengths(x), torch.inf)

@@ -12,6 +12,7 @@ from robustcert.curvature import LocalSlope, Trace, descent_distance, is_covered
 from robustcert.margins import margins
 from robustcert.plain import PlainNetwork
 from robustcert.rounding import forward_error
+from robustcert.units import finite_samples, network_inputs
 
 # Where the curvature is bounded anew, in multiples of what the Lipschitz bound certifies.
 REACHES = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0, math.inf)
@@ -110,7 +111,7 @@ class CombinedCertifier(LipschitzCertifier):
         Returns:
             Shape ``(N,)``, float64, rounded up; infinite where nothing is proved.
         """
-        inputs = x.double()
+        inputs = network_inputs(x, network.input_shape).double()
         state = forward_error(network, inputs)
         prediction = state.output.argmax(1)
         result = torch.full_like(state.centre, math.inf)
@@ -136,7 +137,7 @@ class CombinedCertifier(LipschitzCertifier):
             proved &= (margin - allowance)[rows, rival] > 0
             result = torch.minimum(result, torch.where(proved, root, math.inf).amin(0))
         certain = (margin > allowance).scatter(1, prediction[:, None], True).all(1)
-        return torch.where(certain, result, math.inf)
+        return torch.where(certain & finite_samples(inputs), result, math.inf)
 
 
 def robust_accuracy_bracket(

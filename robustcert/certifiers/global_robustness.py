@@ -17,6 +17,7 @@ from robustcert.plain import PlainNetwork, UnsoundNetworkError, output_bound
 from robustcert.relaxation import Step, steps_of
 from robustcert.rounding import forward_error
 from robustcert.twin import Domain, Twin
+from robustcert.units import network_inputs
 
 METHODS = ("lipschitz", "symbolic", "lp", "exact")
 RESTS_ON = {
@@ -240,7 +241,7 @@ class GlobalCertifier(LipschitzCertifier):
         """Samples of the domain whose prediction no other input of it within delta changes."""
         domain, count, inside, stable = self.pairs(network), 0, 0, 0
         for x in batches:
-            x = x.cpu().double()
+            x = network_inputs(x, network.input_shape).cpu().double()
             flat = x.flatten(1)
             held = ((flat >= domain.low) & (flat <= domain.high)).all(1)
             logits = network(x)

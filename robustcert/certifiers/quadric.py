@@ -15,6 +15,7 @@ from robustcert.plain import PlainNetwork, UnsoundNetworkError, gamma
 from robustcert.quadric import Quadratics, best_multiplier, split_quadratics
 from robustcert.rounding import UNIT, forward_error
 from robustcert.spectral import dense_norm_bound
+from robustcert.units import finite_samples, network_inputs
 
 # Entries of the largest tensor.
 ENTRIES = 2**22
@@ -72,8 +73,9 @@ class QuadricCertifier(LipschitzCertifier):
 
         Raises:
             UnsoundNetworkError: a bound of the network cannot be proved.
-            ValueError: the inputs have another shape than the network's.
+            ValueError: the inputs have another shape than the network's, or stand for no numbers.
         """
+        x = network_inputs(x, network.input_shape)
         split = split_quadratics(network)
         if split is None:
             return super().certify(network, x)
@@ -95,7 +97,7 @@ class QuadricCertifier(LipschitzCertifier):
         radius = radius * (1 - LOWERED - PER_OPERATION * len(network.operations))
         radius = torch.minimum(radius, features.reach)
         # NaN compares false here too: features may have overflowed.
-        radius = torch.where(radius > 0, radius, 0.0)
+        radius = torch.where((radius > 0) & finite_samples(x), radius, 0.0)
         return Certificates(prediction, radius, margin, error)
 
 
