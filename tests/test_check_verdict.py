@@ -481,7 +481,7 @@ def test_a_check_that_is_killed_verifies_nothing(
 ) -> None:
     from robustcert.check import supervisor
 
-    monkeypatch.setattr(supervisor, "CHILD", code)
+    monkeypatch.setattr(supervisor, "command", lambda *_: [sys.executable, "-c", code])
     assert supervisor.main(["folder"]) == 2
     printed = capsys.readouterr().out
     assert printed.startswith("UNREADABLE, nothing is verified: ")

@@ -15,11 +15,11 @@ PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 ROOT = os.path.dirname(PACKAGE)
 # What a module may be imported from.
 SUFFIXES = (".py", ".pyc", ".pyw", ".pyd", ".so", ".zip")
-# The places of modules stay those of isolated mode; what is imported from there comes first.
+# This package's folder comes after the places of isolated mode, whose modules it must not hide.
 START = """
 import sys
 sys.path.append(sys.argv.pop(1))
-from robustcert.check.supervisor import main
+from robustcert.check.{module} import main
 sys.exit(main(sys.argv[1:]))
 """
 
@@ -35,11 +35,18 @@ def main() -> None:
 
         sys.exit(supervise(sys.argv[1:]))
     sys.stdout.flush()
-    command = [sys.executable, "-I", "-c", START, ROOT, *sys.argv[1:]]
+    started = command("supervisor", sys.argv[1:])
     if os.name == "posix":
-        os.execv(sys.executable, command)
+        os.execv(sys.executable, started)
     # Elsewhere the caller would not wait for what replaces this process.
-    sys.exit(os.spawnv(os.P_WAIT, sys.executable, [f'"{part}"' for part in command]))
+    import subprocess
+
+    sys.exit(subprocess.call(started))
+
+
+def command(module: str, arguments: list[str]) -> list[str]:
+    """What starts ``main`` of a module of the checker in an isolated process."""
+    return [sys.executable, "-I", "-c", START.format(module=module), ROOT, *arguments]
 
 
 def refusal() -> str | None:

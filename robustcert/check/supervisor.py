@@ -9,15 +9,9 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-from robustcert.check.isolation import ROOT
+from robustcert.check.isolation import command
 
 SECONDS = 3600.0
-CHILD = """
-import sys
-sys.path.append(sys.argv.pop(1))
-from robustcert.check.command import main
-sys.exit(main(sys.argv[1:]))
-"""
 # What every complete answer ends with, by exit status; a usage message ends otherwise.
 VERDICTS = {0: ("VERIFIED",), 1: ("REFUSED", "UNPROVED"), 2: ("UNREADABLE",)}
 
@@ -27,10 +21,12 @@ def main(arguments: Sequence[str]) -> int:
     from robustcert.check.command import parser
 
     options = parser().parse_args(arguments)
-    command = [sys.executable, "-I", "-c", CHILD, ROOT, *arguments]
     try:
         done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, timeout=options.seconds
+            command("command", [*arguments]),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            timeout=options.seconds,
         )
     except subprocess.TimeoutExpired:
         return _nothing(f"the check took more than {options.seconds:g} s: raise --seconds")
