@@ -57,7 +57,7 @@ def _print(report: Report) -> None:
         _write(f"not checked {what}")
     for line in report.mismatches[:MOST_LINES]:
         _write(f"MISMATCH    {line}")
-    more = len(report.mismatches) - MOST_LINES
+    more = len(report.mismatches) + report.more - MOST_LINES
     if more > 0:
         _write(f"MISMATCH    and {more} more")
     for what in report.uncovered:
@@ -65,7 +65,7 @@ def _print(report: Report) -> None:
     if report.verified:
         _write("VERIFIED: every claim follows from what was proved here")
     elif report.mismatches:
-        _write(f"REFUSED: {len(report.mismatches)} claims do not follow")
+        _write(f"REFUSED: {len(report.mismatches) + report.more} claims do not follow")
 
 
 def _write(line: str) -> None:

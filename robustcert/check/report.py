@@ -2,18 +2,22 @@
 
 from dataclasses import dataclass, field
 
+MAX_MISMATCHES = 10_000
+
 
 @dataclass
 class Report:
     """What was checked, in words, and every claim that does not hold or could not be proved.
 
-    ``uncovered`` holds what is claimed and cannot be proved here, whether it is true or not.
+    ``uncovered`` holds what is claimed and cannot be proved here, whether it is true or not;
+    ``more`` counts the claims that do not hold and are not among ``mismatches``.
     """
 
     checked: list[tuple[str, str]] = field(default_factory=list)
     unchecked: list[str] = field(default_factory=list)
     mismatches: list[str] = field(default_factory=list)
     uncovered: list[str] = field(default_factory=list)
+    more: int = 0
 
     @property
     def verified(self) -> bool:
@@ -25,7 +29,10 @@ class Report:
         self.checked.append((topic, what))
 
     def expect(self, condition: bool, message: str) -> bool:
-        """Record a mismatch unless the condition holds."""
+        """Record a mismatch unless the condition holds; beyond MAX_MISMATCHES, count it."""
         if not condition:
-            self.mismatches.append(message)
+            if len(self.mismatches) < MAX_MISMATCHES:
+                self.mismatches.append(message)
+            else:
+                self.more += 1
         return condition
