@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robustcert.check.activations import KINDS
-from robustcert.check.digits import add_up, digit_bits, split_floats, split_integers
+from robustcert.check.digits import add_up, digit_bits, float_digits, split_integers
 from robustcert.check.fixed import (
     Floats,
     InexactError,
@@ -339,15 +339,15 @@ def linear(operation: Operation, x: Floats, weight: Floats) -> Floats:
 def _chunks(operation: Operation, count: int) -> Iterator[tuple[slice, slice]]:
     # Samples, and lines of the output map, whose windows read about CHUNK values.
     height = operation.output_shape[1]
-    reads = max(1, _reads(operation) // height)
-    lines, step = min(height, max(1, CHUNK // reads)), max(1, CHUNK // (reads * height))
+    line = max(1, reads(operation) // height)
+    lines, step = min(height, max(1, CHUNK // line)), max(1, CHUNK // (line * height))
     for start in range(0, count, step):
         for top in range(0, height, lines):
             yield slice(start, start + step), slice(top, top + lines)
 
 
-def _reads(operation: Operation) -> int:
-    # Values that the windows of a convolution read of one sample.
+def reads(operation: Operation) -> int:
+    """Values that the windows of a convolution read of one sample."""
     taps = operation.tensors["weight"].shape[1:]
     groups = operation.options["groups"]
     return math.prod(taps) * groups * math.prod(operation.output_shape[1:])
@@ -502,10 +502,11 @@ def _linear_exactly(
     terms: int,
 ) -> Integers:
     bits = digit_bits(terms)
-    kernel_digits = split_floats(weight, bits)
+    digits = split_integers(z, bits)
     parts: dict[int, NDArray[np.int64]] = {}
-    for i, digit in enumerate(split_integers(z, bits)):
-        for j, kernel in enumerate(kernel_digits):
+    # One digit of the kernel after the other, so that they are not all there at once.
+    for j, kernel in enumerate(float_digits(weight, bits)):
+        for i, digit in enumerate(digits):
             found = product(operation, digit, kernel).astype(np.int64)
             parts[i + j] = parts[i + j] + found if i + j in parts else found
     return add_up(parts, bits)

@@ -186,7 +186,7 @@ def digest(input_shape: Shape, operations: tuple[Operation, ...]) -> str:
         total.update(json.dumps(line, sort_keys=True).encode())
         for key in sorted(tensors):
             total.update(key.encode())
-            total.update(np.ascontiguousarray(tensors[key]).reshape(-1).view(np.uint8))
+            total.update(np.ascontiguousarray(tensors[key]).reshape(-1).view(np.uint8).data)
     return total.hexdigest()
 
 

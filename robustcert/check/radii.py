@@ -130,9 +130,7 @@ class Network:
 
     def compare(self, rows: list[Row], samples: Floats) -> tuple[Comparison, Errors]:
         """See :class:`Proving`."""
-        states = trace(
-            self.operations, samples, self.norms, self.arithmetics, every=self.smooth
-        )
+        states = trace(self.operations, samples, self.norms, self.arithmetics, every=self.smooth)
         return _compare(rows, states, self), Errors(states[-1].centre, states[-1].growth)
 
     def check_exactly(
@@ -170,9 +168,10 @@ def check_radii(
         seed: Of their choice; from the operating system by default.
         report: Where to note the outcome.
     """
+    each = float_bytes(network.operations, every=network.smooth)
     parts = [
         _check_in_float64(rows, part, values(part), network, report)
-        for part in batches(len(rows), float_bytes(network.operations, every=network.smooth), FLOAT_BYTES)
+        for part in batches(len(rows), each, FLOAT_BYTES)
     ]
     if report.mismatches:
         return
