@@ -28,7 +28,7 @@ def certified(run_folder: Path, output: Path, **options: Any) -> dict[str, float
 
 @pytest.fixture(scope="module")
 def half_sums(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of one epoch, after which DDN does not get as far as to another prediction."""
+    """A run of one epoch, of most of whose samples DDN finds no other prediction."""
     root = tmp_path_factory.mktemp("half_sums")
     x = np.random.RandomState(0).rand(300, 5)
     y = (x.sum(1) > 2.5).astype(np.int64)
@@ -44,7 +44,7 @@ def test_a_network_that_resists_the_attack_keeps_its_certificate(half_sums: Path
     claim = json.loads((half_sums / "certificate" / "certificate.json").read_text())
     assert (half_sums / "certificate" / "radii.csv").is_file()
     assert claim["attack"]["inside"]["samples"] > 0
-    assert claim["attack"]["inside"]["least_distance_over_radius"] is None
+    assert claim["attack"]["inside"]["median_distance_over_radius"] is None
 
 
 def test_table_and_report_say_where_nothing_was_found(
