@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -35,11 +36,11 @@ from robustcert.certifiers import (
     strict_arithmetic,
 )
 from robustcert.checkpoint import Checkpoint, read_checkpoint
-from robustcert.data import DataModule, Dataset, DatasetError, Examples, Stream, to_unit
+from robustcert.data import DataModule, Dataset, Examples, Stream, to_unit
 from robustcert.figures import draw_level_sets, draw_vra_curve
 from robustcert.lipschitz import fold_network
 from robustcert.plain import PlainNetwork
-from robustcert.samples import CertifiedSplit, SampleFiles, positive_status
+from robustcert.samples import CertifiedSplit, SampleFiles, has_radii, positive_status
 
 log = logging.getLogger(__name__)
 
@@ -141,9 +142,9 @@ def certify(
         record: dict[str, Any] = {
             "functions": proving.functions,
             "proof": proving.proof(network),
-            "certifier": certifier or {},
+            "certifier": _in_words(certifier or {}),
             "checkpoint": {"file": read.path.name, "sha256": read.sha256, "epoch": read.epoch},
-            "config": config,
+            "config": _in_words(config),
             "dataset": origin,
             "arithmetic": {**arithmetic, "device": str(where), "dtype": str(proving.dtype)},
             "smoothing": proving.smoothing(),
@@ -152,7 +153,8 @@ def certify(
             # An attack on the network says nothing about the smoothed classifier.
             attacking = replace(attacking, samples=0)
         key = _key(record, network, pairwise, stored, batch_size)
-        with resumable_folder(folder, is_certificate, key, keep=(DatasetError,)) as partial:
+        # Whatever fails after the first radius, all radii are kept.
+        with resumable_folder(folder, is_certificate, key, keep=has_radii) as partial:
             result = _certify_all(proving, moved, data, split, stored, batch_size, where, partial)
             seconds = time.perf_counter() - started
             log.info("%d samples certified in %.1f s", count, seconds)
@@ -326,7 +328,7 @@ def _attack(
     rows = torch.randperm(len(result.target), generator=generator)[: attack.samples]
     record: dict[str, Any] = {
         "method": "foolbox L2PGD, one random start, clipped to [0, 1]",
-        **asdict(attack),
+        **_in_words(asdict(attack)),
         "samples": len(rows),
         "radii": list(radii) if len(rows) else [],
         "accuracy": [],
@@ -367,7 +369,20 @@ def _tightness(
     # A gradient for every class: of all samples at once they would be the peak of memory.
     parts = [gradient_ratio(network, part, pairwise.cpu()) for part in x.split(_AT_ONCE)]
     ratio = torch.cat(parts)
-    return {"median": float(ratio.median()), "max": float(ratio.max()), "samples": len(x)}
+    # Logits that overflow have no gradient.
+    ratio = ratio[torch.isfinite(ratio)]
+    if not len(ratio):
+        return None
+    return {"median": float(ratio.median()), "max": float(ratio.max()), "samples": len(ratio)}
+
+
+def _in_words(value: Any) -> Any:
+    """Plain values, with what JSON has no number for as text: ``"inf"``, ``"nan"``."""
+    if isinstance(value, Mapping):
+        return {key: _in_words(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_in_words(entry) for entry in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _parts(count: int, size: int) -> Iterator[slice]:
@@ -433,10 +448,15 @@ def _print_table(claim: Mapping[str, Any], folder: Path) -> None:
         )
     inside = attack["inside"]
     if inside and inside["samples"]:
+        least = inside["least_distance_over_radius"]
+        nearest = (
+            "no adversarial input was found at any distance"
+            if least is None
+            else f"nearest adversarial input at {least:.3f} times the radius"
+        )
         console.print(
             f"{inside['samples']} certificates attacked inside their radius, "
-            f"{inside['broken']} broken; nearest adversarial input at "
-            f"{inside['least_distance_over_radius']:.3f} times the radius",
+            f"{inside['broken']} broken; {nearest}",
             highlight=False,
         )
     for path in sorted(folder.iterdir()):

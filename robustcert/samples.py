@@ -231,6 +231,11 @@ class SampleFiles:
         return whole
 
 
+def has_radii(folder: Path) -> bool:
+    """Whether a folder holds samples that :class:`SampleFiles` has appended."""
+    return (folder / RADII).is_file()
+
+
 def positive_status(smoothing: dict[str, Any] | None) -> str:
     """What a sample with a radius is called: certified, or true with some confidence only.
 
