@@ -137,7 +137,8 @@ def certify(
     origin = {"name": source.name, "split": split, **source.provenance()}
     with strict_arithmetic() as arithmetic:
         moved = network.to(where)
-        pairwise = proving.pairwise_bound(moved)
+        with strict_arithmetic():
+            pairwise = proving.pairwise_bound(moved)
         record: dict[str, Any] = {
             "functions": proving.functions,
             "proof": proving.proof(network),
@@ -152,7 +153,11 @@ def certify(
             # An attack on the network says nothing about the smoothed classifier.
             attacking = replace(attacking, samples=0)
         key = _key(record, network, pairwise, stored, batch_size)
-        with resumable_folder(folder, is_certificate, key, keep=(DatasetError,)) as partial:
+        # A setting that was changed is an error before the folder is complete.
+        with (
+            resumable_folder(folder, is_certificate, key, keep=(DatasetError,)) as partial,
+            strict_arithmetic(),
+        ):
             result = _certify_all(proving, moved, data, split, stored, batch_size, where, partial)
             seconds = time.perf_counter() - started
             log.info("%d samples certified in %.1f s", count, seconds)

@@ -18,6 +18,7 @@ from robustcert.plain import (
     PlainNetwork,
     UnsoundNetworkError,
 )
+from robustcert.products import tested_products
 from robustcert.restore import restore_network
 from robustcert.rounding import ForwardError, forward_error
 
@@ -142,7 +143,11 @@ class Predictor:
             raise ValueError(f"expected inputs of bytes or floating point, got {x.dtype}")
         x = x.to(self.device)
         if self._dense and cpu_products_are_strict():
-            return self._predict(x)
+            with tested_products():
+                prediction = self._predict(x)
+            # Another thread may have changed a setting meanwhile.
+            if cpu_products_are_strict():
+                return prediction
         with strict_arithmetic(), torch.autocast(self.device.type, enabled=False):
             return self._predict(x)
 

@@ -6,6 +6,7 @@ import math
 import torch
 from torch import Tensor
 
+from robustcert.certifiers.arithmetic import strict_arithmetic
 from robustcert.certifiers.lipschitz import Certificates, LipschitzCertifier
 from robustcert.plain import PlainNetwork
 
@@ -82,6 +83,7 @@ class SmoothingCertifier(LipschitzCertifier):
         }
 
     @torch.no_grad()
+    @strict_arithmetic()
     def certify(self, network: PlainNetwork, x: Tensor) -> Certificates:
         """Certify inputs of shape ``(N, *input_shape)``.
 
