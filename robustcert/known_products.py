@@ -10,9 +10,9 @@ Samples and outputs take turns in four kinds; with p the bits of a significand:
 
 0. *Selection*: a row of weights is 0 but for one 1, so that the output is an entry of the sample.
    Entries have all p bits and neighbours a ratio of 2^110 or more (float64: 2^960), or, in every
-   second sample, up to 2^20; one is subnormal. TF32, bfloat16 and float16 round it, a sum of two or
-   three of their pieces ends before the last bit; transforms (Winograd, Fourier) add neighbours to
-   it and subtract them again; emulated float64 cuts a sample into slices below its largest entry.
+   second sample, up to 2^20; one is subnormal, and lost where these are. TF32, bfloat16, float16
+   and sums of two of their pieces round it; transforms (Winograd, Fourier) add neighbours to it and
+   subtract them again; emulated float64 cuts a sample into slices below its largest entry.
 1. *Scaling*: a sample is 0 but for one number of p bits, so that the output is its product with a
    weight of p bits, rounded once: the same with the parts exchanged, and products of low parts.
 2. *Sums* of products of positive integers whose total is odd and close to 2^p: every partial sum is
@@ -26,6 +26,7 @@ A sample of one kind meets outputs of all kinds; only pairs whose result is know
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -37,8 +38,10 @@ LEAST = {torch.float32: -149, torch.float64: -1074}
 WIDE = {torch.float32: (55, -55, 0, -31, 31), torch.float64: (480, -480, 0, -301, 301)}
 NARROW = (0, -20, -7, -13, -2)
 KINDS = 4
+# Samples and outputs that hold every kind, with and without a subnormal number.
+PLACES = 2 * KINDS
 # Outputs and samples whose known entries are compared: spread over all of them.
-MAX_SELECTIONS, MAX_SCALINGS = 24, 8
+MAX_SELECTIONS, MAX_SCALINGS = 16, 4
 FAULTS = {
     "selection": "an entry times 1 is not the entry",
     "scaling": "a single product is not rounded once",
@@ -98,7 +101,9 @@ class Geometry:
 
     def reads(self, axis: int) -> Tensor:
         """All of these positions, shape ``(outputs, taps)``."""
-        outputs, taps = torch.arange(self.sides[axis]), torch.arange(self.weight[2 + axis])
+        outputs, taps = (
+            torch.arange(n, device="cpu") for n in (self.sides[axis], self.weight[2 + axis])
+        )
         starts = outputs * self.stride[axis] - self.padding[axis]
         return starts[:, None] + taps * self.dilation[axis]
 
@@ -116,8 +121,8 @@ def first_fault(
     """
     samples, outputs = geometry.inputs[0], geometry.weight[0]
     known = _Known(geometry, dtype)
-    # Kinds that find no place beside each other are evaluated after each other.
-    for turn in range(1 if min(samples, outputs) >= KINDS else KINDS):
+    # What finds no place beside each other is evaluated after each other.
+    for turn in range(1 if min(samples, outputs) >= PLACES else PLACES):
         known.turn(turn)
         x, weight = known.x.to(device), known.weight.to(device)
         bias = known.bias.to(device) if geometry.bias else None
@@ -143,7 +148,9 @@ class _Known:
     def turn(self, turn: int) -> None:
         """Give every sample and output its kind; those that come first, the kind ``turn``."""
         samples, outputs = self.geometry.inputs[0], self.geometry.weight[0]
-        if self._turn is None or outputs < KINDS:
+        # The place of the subnormal number among the rows of its kind.
+        self.tiny = slice(1, 2) if min(samples, outputs) >= PLACES else slice(turn // KINDS)
+        if self._turn is None or outputs < PLACES:
             self.outputs = [slice((kind - turn) % KINDS, None, KINDS) for kind in range(KINDS)]
             self._set_weights(range(outputs)[self.outputs[0]])
         self.samples = [slice((kind - turn) % KINDS, None, KINDS) for kind in range(KINDS)]
@@ -152,37 +159,38 @@ class _Known:
 
     def _set_weights(self, selecting: Sequence[int]) -> None:
         taps = self.geometry.taps
-        weight = torch.zeros(self.geometry.weight[0], taps, dtype=self.dtype)
+        weight = torch.zeros(self.geometry.weight[0], taps, dtype=self.dtype, device="cpu")
         self.weight = weight.view(self.geometry.weight)
-        self.bias = torch.zeros(len(weight), dtype=self.dtype)
+        self.bias = torch.zeros(len(weight), dtype=self.dtype, device="cpu")
         selecting = _some(selecting, MAX_SELECTIONS)
         self.selections = list(zip(selecting, _spread(len(selecting), taps), strict=True))
         for output, tap in self.selections:
             weight[output, tap] = 1
         scaled = weight[self.outputs[1]]
         _fill(scaled)
-        scaled[:1, 0] = 3 * 2.0 ** LEAST[self.dtype]
+        scaled[self.tiny, 0] = 3 * 2.0 ** LEAST[self.dtype]
         sums = weight[self.outputs[2]]
         sums[:] = self.d
         sums[:, 0] += self.e
         if self.geometry.bias:
             self.bias[self.outputs[2]] = 2
         rounded = weight[self.outputs[3]]
-        index = torch.arange(len(rounded))
-        signs = 1.0 - 2.0 * (index // 2 % 2)
-        self.small = (signs * (1 + 2 * (index % 2))).to(self.dtype)
-        self.large = (signs * 2.0**self.bits).to(self.dtype)
+        index = torch.arange(len(rounded), dtype=self.dtype, device="cpu")
+        signs = 1 - 2 * (index % 4 >= 2).to(self.dtype)
+        self.small = signs * (1 + 2 * (index % 2))
+        self.large = signs * 2.0**self.bits
         if taps > 1:
             rounded[:, 0] = self.large
         rounded[:, -1] = self.small
 
     def _set_samples(self, scaling: Sequence[int]) -> None:
-        x = torch.zeros(self.geometry.inputs, dtype=self.dtype)
+        x = torch.zeros(self.geometry.inputs, dtype=self.dtype, device="cpu")
         self.x, flat = x, x.view(len(x), -1)
         dense = self.samples[0]
         _fill(flat[dense])
-        if self.selections and len(flat[dense]):
-            x[dense][0][self._place(*self.selections[0])] = 3 * 2.0 ** LEAST[self.dtype]
+        if self.selections:
+            place = self._place(*self.selections[0])
+            x[dense][self.tiny][:, place[0], place[1], place[2]] = 3 * 2.0 ** LEAST[self.dtype]
         scaling = _some(scaling, MAX_SCALINGS)
         taps = _spread(len(scaling), self.geometry.taps)
         self.scalings = [(n, self._place(0, tap)) for n, tap in zip(scaling, taps, strict=True)]
@@ -279,21 +287,23 @@ class _Known:
 
 def _fill(rows: Tensor) -> None:
     """Numbers of all bits, with another exponent each; wide and narrow rows take turns."""
-    exponents = WIDE[rows.dtype], NARROW
-    for first, steps in enumerate(exponents):
+    for first, exponents in enumerate((WIDE[rows.dtype], NARROW)):
         part = rows[first::2]
         if len(part):
-            windows = _sequence(sum(part.shape), steps, rows.dtype).unfold(0, part.shape[1], 1)
+            # A power of two, so that few lengths are remembered.
+            length = 1 << (sum(part.shape) - 1).bit_length()
+            windows = _sequence(length, exponents, rows.dtype).unfold(0, part.shape[1], 1)
             part.copy_(windows[: len(part)])
 
 
+@lru_cache(maxsize=8)
 def _sequence(length: int, exponents: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """Numbers in [1, 2) whose last bit is 1, times powers of two that take turns."""
-    k = torch.arange(length)
+    k = torch.arange(length, dtype=torch.int64, device="cpu")
     # Multiples of the golden section of 2^51, which stay below 2^63.
     bits = ((k % 2**11 + 1) * 1391668830519757) % 2 ** (BITS[dtype] - 2) * 2 + 1
-    scale = torch.tensor([2.0**e for e in exponents], dtype=torch.float64)
-    return ((1 + bits * 2.0 ** (1 - BITS[dtype])) * scale[k % len(exponents)]).to(dtype)
+    scale = torch.tensor([2.0**e for e in exponents], dtype=torch.float64, device="cpu")
+    return ((1 + bits.double() * 2.0 ** (1 - BITS[dtype])) * scale[k % len(exponents)]).to(dtype)
 
 
 def _spread(count: int, size: int) -> list[int]:

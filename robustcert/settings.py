@@ -8,9 +8,11 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, cast
 
 import torch
+from torch import Tensor
 
 # Beginnings of the names of variables that may change what libraries compute.
 VARIABLES = (
@@ -145,12 +147,9 @@ def check_threads() -> None:
     Raises:
         UnsoundArithmeticError: a thread flushes subnormal numbers, or does not round to nearest.
     """
-    # Halves of 3 and 5 times the least number above 0: ties, both of which go to twice that number.
-    count = GRAIN * torch.get_num_threads()
-    odd = torch.tensor([3, 5], dtype=torch.int32, device="cpu").view(torch.float32)
-    half = torch.tensor(0.5, dtype=torch.float32, device="cpu")
-    found = torch.mul(odd.repeat(count // 2), half).view(torch.int32)
-    if bool((found == 2).all()):
+    numbers, halves = _halves(torch.get_num_threads())
+    found = torch.mul(numbers, torch.tensor(0.5, dtype=torch.float32, device="cpu"))
+    if torch.equal(found.view(torch.int32), halves):
         return
     raise UnsoundArithmeticError(
         "a thread of torch flushes numbers below the normal range to zero, or does not round to "
@@ -158,3 +157,15 @@ def check_threads() -> None:
         "one that started them. Call torch.set_flush_denormal(False) before the first tensor is "
         "computed, or start a new process without it"
     )
+
+
+@lru_cache(maxsize=4)
+def _halves(threads: int) -> tuple[Tensor, Tensor]:
+    """Numbers for every thread, and the bits of their halves."""
+    # 3 and 5 times the least number above 0: their halves are ties and go to twice that number.
+    # Few of them, because processors are slow with them.
+    numbers = torch.ones(threads, GRAIN, dtype=torch.float32, device="cpu")
+    numbers.view(torch.int32)[:, :2] = torch.tensor([3, 5], dtype=torch.int32, device="cpu")
+    halves = torch.full_like(numbers, 0.5).view(torch.int32)
+    halves[:, :2] = 2
+    return numbers.flatten(), halves.flatten()
