@@ -138,7 +138,8 @@ def certify(
     origin = {"name": source.name, "split": split, **source.provenance()}
     with strict_arithmetic() as arithmetic:
         moved = network.to(where)
-        pairwise = proving.pairwise_bound(moved)
+        with strict_arithmetic():
+            pairwise = proving.pairwise_bound(moved)
         record: dict[str, Any] = {
             "functions": proving.functions,
             "proof": proving.proof(network),
@@ -153,8 +154,12 @@ def certify(
             # An attack on the network says nothing about the smoothed classifier.
             attacking = replace(attacking, samples=0)
         key = _key(record, network, pairwise, stored, batch_size)
-        # Whatever fails after the first radius, all radii are kept.
-        with resumable_folder(folder, is_certificate, key, keep=has_radii) as partial:
+        # Whatever fails after the first radius, all radii are kept; a setting that was changed is
+        # an error before the folder is complete.
+        with (
+            resumable_folder(folder, is_certificate, key, keep=has_radii) as partial,
+            strict_arithmetic(),
+        ):
             result = _certify_all(proving, moved, data, split, stored, batch_size, where, partial)
             seconds = time.perf_counter() - started
             log.info("%d samples certified in %.1f s", count, seconds)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from robustcert import spectral
+from robustcert import products, spectral
 from robustcert.residual import UNIT, exact, root_up
 
 Shape = tuple[int, ...]
@@ -146,7 +146,7 @@ class Dense(Operation):
 
     def __call__(self, x: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.to(x)
-        return F.linear(x, self.weight.to(x), bias)
+        return products.linear(x, self.weight.to(x), bias)
 
     def lipschitz_bound(self, input_shape: Shape) -> float:
         return spectral.dense_norm_bound(self.weight)
@@ -176,7 +176,7 @@ class Convolution(Operation):
 
     def __call__(self, x: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.to(x)
-        return F.conv2d(
+        return products.conv2d(
             x, self.weight.to(x), bias, self.stride, self.padding, self.dilation, self.groups
         )
 
@@ -249,7 +249,7 @@ class CircularConvolution(Operation):
             reads = (torch.arange(s * (out - 1) + period, device=x.device) - p) % period
             x = x.index_select(axis, reads)
         bias = None if self.bias is None else self.bias.to(x)
-        return F.conv2d(x, self.weight.to(x), bias, self.stride)
+        return products.conv2d(x, self.weight.to(x), bias, self.stride)
 
     def lipschitz_bound(self, input_shape: Shape) -> float:
         height, width = self.weight.shape[2:]
@@ -440,13 +440,14 @@ class ResidualBlock(Operation):
     def _inner(self, x: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.to(x)
         if self.weight.dim() == 2:
-            return F.linear(x, self.weight.to(x), bias)
-        return F.conv2d(x, self.weight.to(x), bias, padding=self.padding)
+            return products.linear(x, self.weight.to(x), bias)
+        padding = (self.padding, self.padding)
+        return products.conv2d(x, self.weight.to(x), bias, padding=padding)
 
     def _outer(self, h: Tensor) -> Tensor:
         if self.weight.dim() == 2:
-            return F.linear(h, self.weight.to(h).mT)
-        return F.conv_transpose2d(h, self.weight.to(h), padding=self.padding)
+            return products.linear(h, self.weight.to(h).mT)
+        return products.conv_transpose2d(h, self.weight.to(h), padding=self.padding)
 
     def __call__(self, x: Tensor) -> Tensor:
         scale = self.scale.to(x).view(-1, *(1,) * (self.weight.dim() - 2))
@@ -532,7 +533,8 @@ class Sandwich(Operation):
 
     def __call__(self, x: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.to(x)
-        return F.linear(self.activation(F.linear(x, self.inner.to(x), bias)), self.outer.to(x).mT)
+        hidden = self.activation(products.linear(x, self.inner.to(x), bias))
+        return products.linear(hidden, self.outer.to(x).mT)
 
     def lipschitz_bound(self, input_shape: Shape) -> float:
         _check_slopes(self.activation)

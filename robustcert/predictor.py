@@ -18,6 +18,7 @@ from robustcert.plain import (
     PlainNetwork,
     UnsoundNetworkError,
 )
+from robustcert.products import tested_products
 from robustcert.restore import restore_network
 from robustcert.rounding import ForwardError, forward_error
 from robustcert.units import network_inputs
@@ -136,7 +137,11 @@ class Predictor:
         """
         x = network_inputs(x, self.input_shape).to(self.device)
         if self._dense and cpu_products_are_strict():
-            return self._predict(x)
+            with tested_products():
+                prediction = self._predict(x)
+            # Another thread may have changed a setting meanwhile.
+            if cpu_products_are_strict():
+                return prediction
         with strict_arithmetic(), torch.autocast(self.device.type, enabled=False):
             return self._predict(x)
 

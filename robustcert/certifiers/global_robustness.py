@@ -235,6 +235,7 @@ class GlobalCertifier(LipschitzCertifier):
         }
 
     @torch.no_grad()
+    @strict_arithmetic()
     def _stable(
         self, network: PlainNetwork, apart: Tensor, rounding: float, batches: Iterable[Tensor]
     ) -> dict[str, int]:

@@ -6,12 +6,12 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from robustcert.certifiers.arithmetic import strict_arithmetic
 from robustcert.certifiers.lipschitz import Certificates, LipschitzCertifier
 from robustcert.margins import margins
 from robustcert.plain import PlainNetwork, UnsoundNetworkError, gamma
+from robustcert.products import linear
 from robustcert.quadric import Quadratics, best_multiplier, split_quadratics
 from robustcert.rounding import UNIT, forward_error
 from robustcert.spectral import dense_norm_bound
@@ -125,7 +125,7 @@ class _Pairs:
         size = x.norm(dim=1) * (1 + 1e-9)
         # Of two logits, at any point that is spoken of.
         drift = 2 * ROOM * self.error(2 * size[:, None] + 1).amax(1)
-        within = F.linear(x, q.frame.flatten(0, 1)).view(len(x), *q.offset.shape) - q.offset
+        within = linear(x, q.frame.flatten(0, 1)).view(len(x), *q.offset.shape) - q.offset
         slope = 2 * torch.bmm(within.transpose(0, 1), q.frame) + q.slope[:, None]
         slope = slope.transpose(0, 1)
         every = torch.arange(len(x), device=x.device)

@@ -6,6 +6,7 @@ import math
 import torch
 from torch import Tensor
 
+from robustcert.certifiers.arithmetic import strict_arithmetic
 from robustcert.certifiers.lipschitz import Certificates, LipschitzCertifier
 from robustcert.plain import PlainNetwork
 from robustcert.units import finite_samples, network_inputs
@@ -83,6 +84,7 @@ class SmoothingCertifier(LipschitzCertifier):
         }
 
     @torch.no_grad()
+    @strict_arithmetic()
     def certify(self, network: PlainNetwork, x: Tensor) -> Certificates:
         """Certify inputs of shape ``(N, *input_shape)``.
 
