@@ -79,5 +79,7 @@ def _switches() -> list[tuple[Any, str, Any]]:
 
 
 def _flushes_subnormals() -> bool:
-    smallest = torch.tensor([torch.finfo(torch.float64).smallest_normal], dtype=torch.float64)
+    smallest = torch.tensor(
+        [torch.finfo(torch.float64).smallest_normal], dtype=torch.float64, device="cpu"
+    )
     return float(smallest / 2) == 0.0
