@@ -330,7 +330,8 @@ def _attack(
     network: PlainNetwork, result: CertifiedSplit, radii: Sequence[float], attack: Attack
 ) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(0)
-    rows = torch.randperm(len(result.target), generator=generator)[: attack.samples]
+    order = torch.randperm(len(result.target), generator=generator, dtype=torch.int64, device="cpu")
+    rows = order[: attack.samples]
     record: dict[str, Any] = {
         "method": "foolbox L2PGD, one random start, clipped to [0, 1]",
         **_in_words(asdict(attack)),
@@ -345,7 +346,7 @@ def _attack(
     survivors = pgd_survivors(network, x, result.target[rows], radii, steps=attack.steps)
     record["accuracy"] = [float(s.double().mean()) for s in survivors]
     # The attack may overshoot its radius by its own rounding.
-    reach = torch.tensor(radii, dtype=torch.float64)[:, None] * (1 + 1e-6)
+    reach = torch.tensor(radii, dtype=torch.float64, device="cpu")[:, None] * (1 + 1e-6)
     certified = result.certificates.radius[rows] > reach
     broken = certified & result.correct[rows] & ~survivors
     if broken.any():
@@ -397,7 +398,7 @@ def _parts(count: int, size: int) -> Iterator[slice]:
 def _draw_plane(
     path: Path, certifier: LipschitzCertifier, network: PlainNetwork, source: Dataset
 ) -> None:
-    line = torch.linspace(0, 1, _GRID, dtype=torch.float64)
+    line = torch.linspace(0, 1, _GRID, dtype=torch.float64, device="cpu")
     grid = torch.cartesian_prod(line, line)
     found = certifier.certify(network, grid)
     distance = getattr(source, "distance", None)

@@ -89,19 +89,19 @@ def lipschitz_estimate(module: nn.Module) -> Tensor:
     cls = _class_of(module)
     with _full_precision(module):
         if own is not None:
-            return torch.as_tensor(own())
+            return _scalar(own())
         if cls is nn.Sequential:
             return estimate_children(*_children(module))
         if cls is nn.Linear:
             return torch.linalg.matrix_norm(module.weight, 2)
     if cls in (nn.ReLU, nn.Flatten, nn.Identity):
-        return torch.ones(())
+        return _scalar(1.0)
     raise _unknown(module, "the class that defines its forward does not define lipschitz_estimate")
 
 
 def estimate_children(*named: tuple[str, nn.Module]) -> Tensor:
     """Product of the estimates of children that are applied in turn."""
-    product = torch.ones(())
+    product = _scalar(1.0)
     for name, child in named:
         try:
             # A constant lives on the CPU; as a scalar it combines with any device.
@@ -134,6 +134,13 @@ def pairwise_lipschitz_estimate(module: nn.Module) -> Tensor:
         if weight is None or weight.dim() != 2:
             raise _unknown(module, "expected a torch.nn.Sequential that ends in a dense layer")
         return estimate_children(*children[:-1]) * row_distances(weight)
+
+
+def _scalar(value: Tensor | float) -> Tensor:
+    # A constant in float32, which as a scalar takes on the dtype and the device of others.
+    if isinstance(value, Tensor):
+        return value
+    return torch.tensor(value, dtype=torch.float32, device="cpu")
 
 
 def _class_of(module: nn.Module) -> type[nn.Module]:

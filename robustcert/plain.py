@@ -116,7 +116,7 @@ class Operation(ABC):
 
     def output_shape(self, input_shape: Shape) -> Shape:
         """Shape of the output without the batch dimension."""
-        return tuple(self(torch.zeros(1, *input_shape)).shape[1:])
+        return tuple(self(_zeros(input_shape)).shape[1:])
 
     def to(self, device: torch.device, dtype: torch.dtype | None = None) -> Self:
         """A copy with its constants moved, so that evaluation does not move them every time."""
@@ -246,7 +246,9 @@ class CircularConvolution(Operation):
         for axis, period, out, s, p in zip(
             (2, 3), (height, width), self.output_size, self.stride, self.padding, strict=True
         ):
-            reads = (torch.arange(s * (out - 1) + period, device=x.device) - p) % period
+            reads = (
+                torch.arange(s * (out - 1) + period, dtype=torch.int64, device=x.device) - p
+            ) % period
             x = x.index_select(axis, reads)
         bias = None if self.bias is None else self.bias.to(x)
         return products.conv2d(x, self.weight.to(x), bias, self.stride)
@@ -468,7 +470,7 @@ class ResidualBlock(Operation):
         return root_up(1 + 4 * eta * (1 + eta))
 
     def rounding(self, input_shape: Shape, unit: float) -> tuple[float, float]:
-        hidden = tuple(self._inner(torch.zeros(1, *input_shape)).shape[1:])
+        hidden = tuple(self._inner(_zeros(input_shape)).shape[1:])
         places = math.prod(hidden[1:]) if self.weight.dim() == 4 else math.prod(hidden[:-1])
         positions = math.prod(input_shape) // self.weight.shape[1]
         norm = absolute_norm(self.weight)
@@ -641,9 +643,19 @@ def _hidden_rounding(
     v = (absolute_norm(weight) + a, shift + b)
     own = activation.rounding(hidden, unit)
     error = (a + own[0] * v[0], b + own[0] * v[1] + own[1])
-    rest = activation(torch.zeros(1, *hidden, dtype=torch.float64))
+    rest = activation(_zeros(hidden, torch.float64))
     at_zero = 2 * float(rest.norm()) + own[1]
     return error, v, (v[0] + error[0], v[1] + error[1] + at_zero)
+
+
+def _zeros(input_shape: Shape, dtype: torch.dtype = torch.float32) -> Tensor:
+    # A batch of one input.
+    return torch.zeros(1, *input_shape, dtype=dtype, device="cpu")
+
+
+def _above(values: Tensor) -> Tensor:
+    # The next float of each entry.
+    return torch.nextafter(values, torch.full_like(values, math.inf))
 
 
 def _smallest_normal(unit: float) -> float:
@@ -749,6 +761,11 @@ class PlainNetwork:
         return replace(self, operations=tuple(op.to(device, dtype) for op in self.operations))
 
     @property
+    def classes(self) -> int:
+        """Number of logits."""
+        return self(_zeros(self.input_shape)).shape[1]
+
+    @property
     def dtype(self) -> torch.dtype:
         """Float64 if any of the constants is, else float32."""
         constants = [t for _, tensors in _walk(self.operations) for t in tensors.values()]
@@ -807,14 +824,14 @@ def output_bound(network: PlainNetwork) -> Tensor:
     """
     rest = sequence_bound(network.backbone, network.input_shape)
     if network.head is None:
-        classes = network(torch.zeros(1, *network.input_shape)).shape[1]
-        lengths = torch.ones(classes, dtype=torch.float64)
+        classes = network.classes
+        lengths = torch.ones(classes, dtype=torch.float64, device="cpu")
     else:
         # The length of a row is its distance from 0.
         weight = network.head.weight
         rows = torch.cat([weight, torch.zeros_like(weight[:1])])
         lengths = spectral.row_distance_bounds(rows)[-1, :-1]
-    bound = torch.nextafter(lengths * rest, torch.tensor(math.inf, dtype=torch.float64))
+    bound = _above(lengths * rest)
     if not torch.isfinite(bound).all():
         raise UnsoundNetworkError("the Lipschitz bound of a logit overflows: no certificate")
     return bound
@@ -831,12 +848,15 @@ def pairwise_bound(network: PlainNetwork) -> Tensor:
     """
     rest = sequence_bound(network.backbone, network.input_shape)
     if network.head is None:
-        classes = network(torch.zeros(1, *network.input_shape)).shape[1]
-        distances = torch.full((classes, classes), math.sqrt(2) * (1 + 1e-15), dtype=torch.float64)
+        classes = network.classes
+        above_root_two = math.sqrt(2) * (1 + 1e-15)
+        distances = torch.full(
+            (classes, classes), above_root_two, dtype=torch.float64, device="cpu"
+        )
         distances.fill_diagonal_(0)
     else:
         distances = spectral.row_distance_bounds(network.head.weight)
-    pairwise = torch.nextafter(distances * rest, torch.tensor(math.inf, dtype=torch.float64))
+    pairwise = _above(distances * rest)
     if not torch.isfinite(pairwise).all():
         raise UnsoundNetworkError("the pairwise Lipschitz bound overflows: no certificate")
     return pairwise.fill_diagonal_(0)

@@ -104,7 +104,7 @@ class Predictor:
         self.dtype = DTYPES[dtype]
         self.device = torch.device(device)
         self.input_shape = tuple(network.input_shape)
-        origin = torch.zeros(1, *self.input_shape, dtype=self.dtype)
+        origin = torch.zeros(1, *self.input_shape, dtype=self.dtype, device="cpu")
         with torch.no_grad(), strict_arithmetic():
             error = forward_error(network, origin)
         self.alpha, self.beta = float(error.centre), error.growth

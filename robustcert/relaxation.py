@@ -142,8 +142,10 @@ def steps_of(network: PlainNetwork, device: torch.device | str = "cpu") -> list[
             continue
         if type(operation) is Dense:
             weight = operation.weight.double()
-            bias = torch.zeros(len(weight)) if operation.bias is None else operation.bias
-            steps.append(Matrix(size, weight, bias.to(weight)))
+            bias = weight.new_zeros(len(weight))
+            if operation.bias is not None:
+                bias = operation.bias.to(weight)
+            steps.append(Matrix(size, weight, bias))
         elif type(operation) is Affine:
             every = size // len(operation.scale)
             both = (c.double().repeat_interleave(every) for c in (operation.scale, operation.shift))

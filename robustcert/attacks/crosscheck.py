@@ -95,7 +95,9 @@ def cross_check(
             )
         attacked += len(chunk)
         quotients.append(distance / size)
-    quotient = torch.cat(quotients) if quotients else torch.empty(0, dtype=torch.float64)
+    quotient = (
+        torch.cat(quotients) if quotients else torch.empty(0, dtype=torch.float64, device="cpu")
+    )
     return {
         "samples": attacked,
         "requested": len(rows),
@@ -121,7 +123,9 @@ def _stratified(
     # Infinite radii (constant networks) have no sphere to attack.
     certified = ((radius > 0) & torch.isfinite(radius)).nonzero()[:, 0]
     generator = torch.Generator().manual_seed(seed)
-    certified = certified[torch.randperm(len(certified), generator=generator)]
+    certified = certified[
+        torch.randperm(len(certified), generator=generator, dtype=torch.int64, device="cpu")
+    ]
     if len(certified) <= samples:
         return certified
     third = samples // 3

@@ -84,5 +84,5 @@ def breaks(
 
 def random_directions(x: Tensor, generator: torch.Generator) -> Tensor:
     """A random unit vector for every sample, drawn on the CPU so that devices agree."""
-    noise = torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x)
+    noise = torch.randn(x.shape, generator=generator, dtype=torch.float64, device="cpu").to(x)
     return to_length(noise, torch.ones_like(lengths(noise)))

@@ -122,7 +122,7 @@ class CombinedCertifier(LipschitzCertifier):
         pairwise = self.pairwise_bound(network).to(x.device)[prediction]
         order = (margin / pairwise).scatter(1, prediction[:, None], math.inf).argsort(dim=1)
         trace = Trace(network, inputs)
-        rows = torch.arange(len(x), device=x.device)
+        rows = torch.arange(len(x), dtype=torch.int64, device=x.device)
         for rival in order[:, : min(ATTACKED, margin.shape[1] - 1)].unbind(1):
             value = (margin + allowance)[rows, rival] * (1 + 1e-9)
             direction = _direction(prediction, rival, margin)

@@ -144,7 +144,7 @@ class GlobalCertifier(LipschitzCertifier):
                 f"expected one range or {size}, one for each input, got {len(self.domain)}: set "
                 "certifier.domain"
             )
-        ranges = torch.tensor(self.domain, dtype=torch.float64).expand(size, 2)
+        ranges = torch.tensor(self.domain, dtype=torch.float64, device="cpu").expand(size, 2)
         low, high = (side.contiguous() for side in ranges.unbind(1))
         return Domain(low, high, self.delta, self.norm)
 
@@ -190,7 +190,9 @@ class GlobalCertifier(LipschitzCertifier):
             # What HiGHS says is for comparison: it gets as much time again.
             first = rows[:compared]
             optima = [mixed_change(twin, row, self.seconds / len(first)) for row in first]
-            solver = torch.tensor([found.dual_bound for found in optima], dtype=torch.float64)
+            solver = torch.tensor(
+                [found.dual_bound for found in optima], dtype=torch.float64, device="cpu"
+            )
             clock.stop("highs")
         sides = domain.low, domain.high, domain.delta, domain.norm
         attacked = largest_changes(
@@ -210,13 +212,13 @@ class GlobalCertifier(LipschitzCertifier):
         network = network.to(torch.device("cpu"))
         lengths, pairwise = output_bound(network), self.pairwise_bound(network)
         classes = len(lengths)
-        first, second = torch.triu_indices(classes, classes, 1)
-        identity = torch.eye(classes, dtype=torch.float64)
+        first, second = torch.triu_indices(classes, classes, 1, dtype=torch.int64, device="cpu")
+        identity = torch.eye(classes, dtype=torch.float64, device="cpu")
         rows = torch.cat([identity, identity[first] - identity[second]])
         constants = torch.cat([lengths, pairwise[first, second]])
         found = self.bounds(network, rows, constants, compared=classes)
         best = found.best
-        apart = torch.zeros(classes, classes, dtype=torch.float64)
+        apart = torch.zeros(classes, classes, dtype=torch.float64, device="cpu")
         apart[first, second] = apart[second, first] = torch.minimum(
             best[classes:], (best[first] + best[second]) * SLACK
         )

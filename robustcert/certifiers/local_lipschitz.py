@@ -144,7 +144,7 @@ class Balls:
             ellipsoid = proved(gram, slope, g)
         exponent = sum(linear.exponent for linear in (*chain.maps, chain.head))
         lengths = row_lengths(ellipsoid, chain.head, self.own)
-        return torch.ldexp(lengths, torch.tensor(exponent, device=lengths.device))
+        return torch.ldexp(lengths, lengths.new_tensor(exponent))
 
 
 @lru_cache(maxsize=4)

@@ -64,7 +64,7 @@ class QuadricCertifier(LipschitzCertifier):
         """Bounds on the constants of logit i minus logit j; none, ``(0, 0)``, for quadratics."""
         if split_quadratics(network) is None:
             return super().pairwise_bound(network)
-        return torch.empty(0, 0, dtype=torch.float64)
+        return torch.empty(0, 0, dtype=torch.float64, device="cpu")
 
     @torch.no_grad()
     @strict_arithmetic()
@@ -119,7 +119,8 @@ class _Pairs:
         value = q.pieces(x)
         logits = value.view(len(x), q.classes, -1).amax(2)
         prediction = logits.argmax(1)
-        owner = torch.arange(len(q.shift), device=x.device) // (len(q.shift) // q.classes)
+        piece = torch.arange(len(q.shift), dtype=torch.int64, device=x.device)
+        owner = piece // (len(q.shift) // q.classes)
         same = owner == prediction[:, None]
         own = torch.where(same, value, -math.inf).argmax(1)
         size = x.norm(dim=1) * (1 + 1e-9)
@@ -128,7 +129,7 @@ class _Pairs:
         within = linear(x, q.frame.flatten(0, 1)).view(len(x), *q.offset.shape) - q.offset
         slope = 2 * torch.bmm(within.transpose(0, 1), q.frame) + q.slope[:, None]
         slope = slope.transpose(0, 1)
-        every = torch.arange(len(x), device=x.device)
+        every = torch.arange(len(x), dtype=torch.int64, device=x.device)
         turn = slope[every, own][:, None] - slope
         ahead = value[every, own][:, None] - value - 2 * drift[:, None]
         distance = self.by_gradients(ahead, turn, own, size).masked_fill(same, math.inf)

@@ -136,7 +136,7 @@ def _add_radius(network: Graph, logits: str, predictor: Predictor) -> tuple[str,
 
 def _reach(predictor: Predictor) -> float:
     """Distance from the origin within which no square of a value overflows either."""
-    origin = torch.zeros(1, *predictor.input_shape, dtype=torch.float64)
+    origin = torch.zeros(1, *predictor.input_shape, dtype=torch.float64, device="cpu")
     limit = 2.0**510 if predictor.dtype == torch.float64 else 2.0**62
     reach = predictor.reach
     network = predictor.network.to(torch.device("cpu"))
