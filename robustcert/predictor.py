@@ -163,6 +163,7 @@ class Predictor:
         radius = radius.clamp_(min=0).nan_to_num_(0.0, posinf=math.inf)
         return Prediction(label, radius, radius <= self.least_radius)
 
+    @strict_arithmetic()
     def evaluate(self, inputs: Tensor) -> ForwardError:
         """Logits with the error that is known beforehand; inputs in the predictor's arithmetic."""
         # The factor covers the rounding of 2^31 squares and their sum; the last term, their
