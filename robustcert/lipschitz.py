@@ -38,7 +38,13 @@ def fold(module: nn.Module) -> list[Operation]:
         UnsoundNetworkError: a weight is NaN or infinite.
     """
     _refuse_overrides(module)
-    with torch.no_grad(), _full_precision(module), _evaluating(module), parametrize.cached():
+    if getattr(parametrize, "_cache_enabled", 0):
+        # Torch keeps weights by the module that was parametrized first, of which others are copies.
+        raise UnsoundNetworkError(
+            "torch.nn.utils.parametrize.cached() is in force, under which a deep copy of a "
+            "parametrized module has the weight of the original: leave it before folding"
+        )
+    with torch.no_grad(), _full_precision(module), _evaluating(module):
         handler = _TORCH_FOLDS.get(class_of(module))
         if handler is not None:
             return handler(module)

@@ -28,6 +28,7 @@ LIBRARY: dict[str, set[str]] = {
     "quadric": {"plain"},
     "overrides": set(),
     "lipschitz": {"margins", "overrides", "plain"},
+    "agreement": {"lipschitz", "plain", "units"},
     "rounding": {"plain"},
     "activations": {"plain"},
     "layers": {"plain", "lipschitz", "spectral"},
@@ -44,6 +45,7 @@ LIBRARY: dict[str, set[str]] = {
     "ellipsoids": {"curves", "plain", "relaxation", "residual", "semidefinite"},
     "branch_and_bound": {"attacks", "curves", "plain", "relaxation"},
     "certifiers": {
+        "agreement",
         "attacks",
         "interleaved",
         "plain",
