@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from robustcert import __version__
+from robustcert.agreement import compared_rows, require_agreement
 from robustcert.atomic import resumable_folder
 from robustcert.attacks import BrokenCertificate, cross_check, pgd_survivors
 from robustcert.build import (
@@ -129,7 +130,7 @@ def certify(
             f"dataset: the network of {read.path} takes inputs of shape {read.input_shape}, got "
             f"{tuple(source.input_shape)} from {source.name}"
         )
-    network = _load_network(read, config, allowed)
+    model, network = _load_network(read, config, allowed)
     source.prepare()
     data = build_data(config, source, allowed)
     stored = data.stored(split)
@@ -137,6 +138,7 @@ def certify(
     stored = stored.take(slice(count))
     origin = {"name": source.name, "split": split, **source.provenance()}
     with strict_arithmetic() as arithmetic:
+        require_agreement(model, network, stored.inputs[compared_rows(count)])
         moved = network.to(where)
         with strict_arithmetic():
             pairwise = proving.pairwise_bound(moved)
@@ -258,10 +260,12 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _load_network(checkpoint: Checkpoint, config: Config, allowed: Sequence[str]) -> PlainNetwork:
+def _load_network(
+    checkpoint: Checkpoint, config: Config, allowed: Sequence[str]
+) -> tuple[torch.nn.Module, PlainNetwork]:
     model = build_model(config, checkpoint.input_shape, checkpoint.num_classes, allowed)
     checkpoint.load_into(model)
-    return fold_network(model.eval(), checkpoint.input_shape)
+    return model, fold_network(model.eval(), checkpoint.input_shape)
 
 
 def _key(

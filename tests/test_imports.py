@@ -26,7 +26,9 @@ LIBRARY: dict[str, set[str]] = {
     "schedules": set(),
     "plain": {"residual", "spectral"},
     "quadric": {"plain"},
-    "lipschitz": {"plain", "margins"},
+    "overrides": set(),
+    "lipschitz": {"margins", "overrides", "plain"},
+    "agreement": {"lipschitz", "plain", "units"},
     "rounding": {"plain"},
     "activations": {"plain"},
     "layers": {"plain", "lipschitz", "spectral"},
@@ -43,6 +45,7 @@ LIBRARY: dict[str, set[str]] = {
     "ellipsoids": {"curves", "plain", "relaxation", "residual", "semidefinite"},
     "branch_and_bound": {"attacks", "curves", "plain", "relaxation"},
     "certifiers": {
+        "agreement",
         "attacks",
         "interleaved",
         "plain",

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from robustcert.agreement import require_agreement
 from robustcert.certifiers.arithmetic import strict_arithmetic
 from robustcert.lipschitz import fold_network
 from robustcert.margins import margins
@@ -232,6 +233,7 @@ def certify(module: torch.nn.Module | PlainNetwork, x: Tensor) -> Certificates:
 
     Raises:
         UnknownLipschitz: a module is not known.
+        DisagreementError: the module computes something else than it folds into.
         UnsoundNetworkError: a bound cannot be proved.
         ValueError: the inputs stand for no real numbers.
 
@@ -242,5 +244,9 @@ def certify(module: torch.nn.Module | PlainNetwork, x: Tensor) -> Certificates:
         tensor([0.7071], dtype=torch.float64)
     """
     x = in_units(x)
-    network = module if isinstance(module, PlainNetwork) else fold_network(module, x.shape[1:])
+    if isinstance(module, PlainNetwork):
+        return LipschitzCertifier().certify(module, x)
+    network = fold_network(module, x.shape[1:])
+    with strict_arithmetic():
+        require_agreement(module, network, x)
     return LipschitzCertifier().certify(network, x)
