@@ -49,6 +49,7 @@ from numpy.typing import NDArray
 from robustcert.check.digits import digit_bits, residual_norm, split_floats
 from robustcert.check.fixed import Floats, flint
 from robustcert.check.network import Operation, Window
+from robustcert.check.reader import UnreadableError
 
 Indices = NDArray[np.int64]
 
@@ -70,16 +71,20 @@ ARRAYS = 32
 
 
 def round_up(value: Fraction, bits: int = 4096) -> Fraction:
-    """At least a positive number of whose binary digits ``bits`` are kept, and that one if it fits.
+    """At least a positive number, of ``bits`` binary digits; the number itself where it has these.
 
-    Products of thousands of numbers would have hundreds of thousands of digits.
+    Products of thousands of numbers would have millions of digits. None is below 2^(-2 bits).
+
+    Raises:
+        UnreadableError: the number is not below 2^(2 bits).
     """
     over, under = value.numerator, value.denominator
-    spare = max(over.bit_length(), under.bit_length()) - bits
-    if spare <= 0:
+    if max(over.bit_length(), under.bit_length()) <= bits:
         return value
-    # The quotient is below 2^e, of which the last of the digits is 2^(e - bits).
-    last = over.bit_length() - under.bit_length() + 1 - bits
+    exponent = over.bit_length() - under.bit_length() + 1
+    if exponent > 2 * bits:
+        raise UnreadableError(f"bounds: a product of them passes 2^{2 * bits}")
+    last = max(exponent - bits, -2 * bits)
     whole = -(-(over << max(0, -last)) // (under << max(0, last)))
     return Fraction(whole) * Fraction(2) ** last
 
@@ -498,7 +503,7 @@ def workspace(operation: Operation) -> int:
             found = max(found, 8 * 8 * math.prod(mixed) + _symbol_bytes(mixed, *rest))
     outputs = shape[0] * axes[0].outputs * axes[1].outputs
     whole = outputs * shape[1] * axes[0].inputs * axes[1].inputs
-    return copies + max(found, ARRAYS * 8 * min(whole, MAX_OPERATOR))
+    return copies + max(found, ARRAYS * 8 * whole if whole <= MAX_OPERATOR else 0)
 
 
 def _symbol_bytes(shape: tuple[int, ...], rows: Axis, columns: Axis) -> int:
