@@ -110,6 +110,7 @@ class CombinedCertifier(LipschitzCertifier):
         Returns:
             Shape ``(N,)``, float64, rounded up; infinite where nothing is proved.
         """
+        network = network.owned()
         inputs = x.double()
         state = forward_error(network, inputs)
         prediction = state.output.argmax(1)

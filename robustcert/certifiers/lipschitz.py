@@ -66,7 +66,7 @@ class LipschitzCertifier:
         Raises:
             UnsoundNetworkError: a bound cannot be proved.
         """
-        return _pairwise_bound(network)
+        return _pairwise_bound(network.owned()).clone()
 
     def proof(self, network: PlainNetwork) -> str:
         """What the radii rest on, in the words of a certificate's claim.
@@ -127,6 +127,7 @@ class LipschitzCertifier:
             UnsoundNetworkError: a bound of the network cannot be proved.
             ValueError: the inputs have another shape than the network's.
         """
+        network = network.owned()
         inputs = x.to(self.dtype)
         result = forward_error(network, inputs)
         pairwise = self.pairwise_bound(network).to(x.device)
@@ -178,7 +179,7 @@ def moved(x: Tensor, inputs: Tensor) -> Tensor:
 
 @lru_cache(maxsize=4)
 def _pairwise_bound(network: PlainNetwork) -> Tensor:
-    # A network is an immutable value compared by identity, and its bound costs a factorisation.
+    # Of an owned network, which never changes; the bound costs a factorisation.
     return pairwise_bound(network)
 
 

@@ -92,7 +92,7 @@ class SmoothingCertifier(LipschitzCertifier):
             raise ValueError(
                 f"expected inputs of shape (N, {network.input_shape}), got {tuple(x.shape)}"
             )
-        fast = network.to(x.device, self.dtype)
+        fast = network.owned().to(x.device, self.dtype)
         found = [self._certify_one(fast, sample) for sample in x]
         prediction = torch.tensor([c for c, _ in found], dtype=torch.long, device=x.device)
         low = torch.tensor([p for _, p in found], dtype=torch.float64, device=x.device)
