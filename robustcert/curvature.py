@@ -94,6 +94,7 @@ def pairwise_curvature_bound(network: PlainNetwork) -> Tensor:
         Shape ``(C, C)``, float64, rounded up, zero on the diagonal; infinite off it for piecewise
         linear networks.
     """
+    network = network.owned()
     rest = jacobian_lipschitz_bound(network.backbone, network.input_shape)
     if network.head is None:
         classes = network.classes
@@ -242,6 +243,7 @@ class Trace:
     """
 
     def __init__(self, network: PlainNetwork, x: Tensor) -> None:
+        network = network.owned()
         self.operations = network.operations
         self.states = list(rounding.forward_steps(network, x))
 

@@ -10,10 +10,11 @@ import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field, fields, replace
 from fractions import Fraction
-from typing import Any, ClassVar, Self
-from weakref import WeakKeyDictionary
+from typing import Any, ClassVar, Self, cast
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor
@@ -121,7 +122,7 @@ class Operation(ABC):
     def to(self, device: torch.device, dtype: torch.dtype | None = None) -> Self:
         """A copy with its constants moved, so that evaluation does not move them every time."""
         moved: dict[str, Any] = {
-            f.name: value.to(device, dtype)
+            f.name: value.to(device, dtype, copy=True)
             for f in fields(self)
             if isinstance(value := getattr(self, f.name), Tensor)
         }
@@ -134,6 +135,15 @@ class Operation(ABC):
     def tensors(self) -> dict[str, Tensor]:
         """Constants that define the operation."""
         return {}
+
+    def check_claims(self) -> None:
+        """Refuse bounds that were stated of other constants than there are now.
+
+        Raises:
+            UnsoundNetworkError: constants of an activation were changed after it was made.
+        """
+        for part in _operations_in(tuple(vars(self).values())):
+            part.check_claims()
 
 
 @dataclass(frozen=True, eq=False)
@@ -369,6 +379,9 @@ class Activation(Operation):
         slopes: What semidefinite bounds may use beside ``lipschitz``; None if it does not act on
             every coordinate by itself.
         squares: Whether inputs are squared, which overflows earlier.
+        claimed: Constants that ``lipschitz``, ``jacobian_lipschitz``, ``error`` and ``slopes`` were
+            stated for; a copy of ``constants`` if None. ``dataclasses.replace`` keeps it: with new
+            constants and new bounds, give ``claimed=None`` too.
     """
 
     kind = "activation"
@@ -379,6 +392,21 @@ class Activation(Operation):
     error: tuple[float, float] = (0.0, 0.0)
     slopes: Slopes | None = None
     squares: bool = False
+    claimed: dict[str, Tensor | int] | None = field(default=None, kw_only=True, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.claimed is None:
+            object.__setattr__(self, "claimed", _copied(self.constants))
+
+    def check_claims(self) -> None:
+        # Compared by value: where a conversion rounds a constant, the bounds are of another one.
+        pairs = ({k: _wide(v) for k, v in c.items()} for c in (self.constants, self.claimed or {}))
+        if not _same(*pairs):
+            raise UnsoundNetworkError(
+                f"the constants of {self.function.__name__} were changed after its bounds had been "
+                "stated: fold the module again",
+                self.label,
+            )
 
     def __call__(self, x: Tensor) -> Tensor:
         constants = {k: v.to(x) if isinstance(v, Tensor) else v for k, v in self.constants.items()}
@@ -401,7 +429,7 @@ class Activation(Operation):
 
     def to(self, device: torch.device, dtype: torch.dtype | None = None) -> Self:
         moved = {
-            k: v.to(device, dtype) if isinstance(v, Tensor) else v
+            k: v.to(device, dtype, copy=True) if isinstance(v, Tensor) else v
             for k, v in self.constants.items()
         }
         return replace(self, constants=moved)
@@ -689,8 +717,98 @@ def shapes(
         input_shape = operation.output_shape(input_shape)
 
 
+# Note [owned copies] (bounds that are remembered)
+# ~~~~~~~~~~~~~~~~~~~
+# The tensors of an operation can be changed in place, also where torch does not count it: through
+# `.data`, or an array that shares their memory. So bounds are computed from a copy that nobody else
+# holds, and are remembered for that copy. Whoever is given an operation compares it with its copy,
+# bit by bit, which costs as much as reading both; what has changed gets a new copy. A certifier
+# does so once for a batch and then works with the copies, which are their own: the network that it
+# evaluates is the one that its bounds speak of, even if another thread changes it meanwhile.
+
+
+def owned(operation: Operation) -> Operation:
+    """A copy that nobody else holds, the same one as long as the operation has the same values.
+
+    Raises:
+        UnsoundNetworkError: bounds were stated of other constants, see
+            :meth:`Operation.check_claims`.
+    """
+    if operation in _OWNED:
+        return operation
+    known = _COPIES.get(operation)
+    if known is None or not _same(operation, known):
+        known = cast(Operation, _copied(operation))
+        known.check_claims()
+        _OWNED.add(known)
+        _COPIES[operation] = known
+    return known
+
+
+_OWNED: WeakSet[Operation] = WeakSet()
+_COPIES: WeakKeyDictionary[Operation, Operation] = WeakKeyDictionary()
+
+
+def _operations_in(value: object) -> Iterator[Operation]:
+    if isinstance(value, Operation):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for part in value:
+            yield from _operations_in(part)
+
+
+def _copied(value: Any) -> Any:
+    # Operations, containers and tensors anew; what is in none of them as `deepcopy` sees fit.
+    copy: Any
+    if isinstance(value, Tensor):
+        copy = value.detach().clone()
+    elif isinstance(value, Operation):
+        copy = object.__new__(type(value))
+        for name, part in vars(value).items():
+            object.__setattr__(copy, name, _copied(part))
+    elif isinstance(value, dict):
+        copy = {key: _copied(part) for key, part in value.items()}
+    elif type(value) in (tuple, list):
+        copy = type(value)(map(_copied, value))
+    else:
+        copy = deepcopy(value)
+    return copy
+
+
+def _same(first: object, second: object) -> bool:
+    if isinstance(first, Tensor) and isinstance(second, Tensor):
+        return _same_bits(first, second)
+    if isinstance(first, Operation) and isinstance(second, Operation):
+        return type(first) is type(second) and _same(vars(first), vars(second))
+    if isinstance(first, dict) and isinstance(second, dict):
+        return first.keys() == second.keys() and all(_same(v, second[k]) for k, v in first.items())
+    if isinstance(first, (tuple, list)) and isinstance(second, (tuple, list)):
+        return len(first) == len(second) and all(map(_same, first, second))
+    # What cannot tell whether it is the same is taken for changed.
+    return first is second or (first == second) is True
+
+
+def _same_bits(first: Tensor, second: Tensor) -> bool:
+    if (first.dtype, first.device, first.shape) != (second.dtype, second.device, second.shape):
+        return False
+    return torch.equal(_bits(first), _bits(second))
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    # As integers, so that NaN is the same as itself; of 64 bits where that fits, which is faster.
+    flat, size = tensor.detach().reshape(-1), tensor.element_size()
+    if flat.numel() * size % 8 == 0 and flat.storage_offset() * size % 8 == 0:
+        return flat.view(torch.int64)
+    return flat.view({1: torch.uint8, 2: torch.int16, 4: torch.int32}[size])
+
+
+def _wide(value: Tensor | int) -> Tensor | int:
+    return value.detach().to("cpu", torch.float64) if isinstance(value, Tensor) else value
+
+
 def operation_bound(operation: Operation, input_shape: Shape) -> float:
     """The operation's Lipschitz bound, or an error that names it."""
+    operation = owned(operation)
     known = _BOUNDS.setdefault(operation, {})
     if input_shape not in known:
         try:
@@ -709,13 +827,14 @@ def operation_rounding(
     operation: Operation, input_shape: Shape, unit: float
 ) -> tuple[float, float]:
     """The operation's local error, :meth:`Operation.rounding`, computed once."""
+    operation = owned(operation)
     known = _ROUNDINGS.setdefault(operation, {})
     if (input_shape, unit) not in known:
         known[input_shape, unit] = operation.rounding(input_shape, unit)
     return known[input_shape, unit]
 
 
-# An operation is an immutable value, and its bound may cost a factorisation.
+# Of operations from `owned`, which nobody changes; a bound may cost a factorisation.
 _BOUNDS: WeakKeyDictionary[Operation, dict[Shape, float]] = WeakKeyDictionary()
 _ROUNDINGS: WeakKeyDictionary[Operation, dict[tuple[Shape, float], tuple[float, float]]] = (
     WeakKeyDictionary()
@@ -756,6 +875,23 @@ class PlainNetwork:
         """Logits of shape ``(N, C)`` in the dtype of ``x``."""
         return run(self.operations, x)
 
+    def owned(self) -> "PlainNetwork":
+        """The network of :func:`owned` operations, the same one as long as they are the same.
+
+        It is what bounds are remembered for; whoever asks for it must not change it.
+
+        Raises:
+            UnsoundNetworkError: see :meth:`Operation.check_claims`.
+        """
+        operations, shape = tuple(map(owned, self.operations)), tuple(self.input_shape)
+        if operations == tuple(self.operations):
+            return self
+        known = _NETWORKS.get(self)
+        if known is None or (known.operations, known.input_shape) != (operations, shape):
+            known = replace(self, operations=operations, input_shape=shape)
+            _NETWORKS[self] = known
+        return known
+
     def to(self, device: torch.device, dtype: torch.dtype | None = None) -> "PlainNetwork":
         """A copy whose constants live on ``device``, in ``dtype`` if one is given."""
         return replace(self, operations=tuple(op.to(device, dtype) for op in self.operations))
@@ -795,6 +931,9 @@ class PlainNetwork:
         return digest.hexdigest()
 
 
+_NETWORKS: WeakKeyDictionary[PlainNetwork, PlainNetwork] = WeakKeyDictionary()
+
+
 def _shapes(tensors: dict[str, Tensor]) -> dict[str, list[Any]]:
     return {key: [str(t.dtype).removeprefix("torch."), *t.shape] for key, t in tensors.items()}
 
@@ -822,6 +961,7 @@ def output_bound(network: PlainNetwork) -> Tensor:
     Returns:
         Shape ``(C,)``, float64, every entry rounded up.
     """
+    network = network.owned()
     rest = sequence_bound(network.backbone, network.input_shape)
     if network.head is None:
         classes = network.classes
@@ -846,6 +986,7 @@ def pairwise_bound(network: PlainNetwork) -> Tensor:
     Returns:
         Shape ``(C, C)``, float64, zero on the diagonal, every entry rounded up.
     """
+    network = network.owned()
     rest = sequence_bound(network.backbone, network.input_shape)
     if network.head is None:
         classes = network.classes

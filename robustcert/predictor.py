@@ -103,6 +103,8 @@ class Predictor:
         self.functions = ("R", "F64") if dtype == "float64" else ("R", "F32")
         self.dtype = DTYPES[dtype]
         self.device = torch.device(device)
+        # The bounds are of these constants, which the caller's network need not keep.
+        network = network.owned()
         self.input_shape = tuple(network.input_shape)
         origin = torch.zeros(1, *self.input_shape, dtype=self.dtype, device="cpu")
         with torch.no_grad(), strict_arithmetic():
@@ -110,19 +112,29 @@ class Predictor:
         self.alpha, self.beta = float(error.centre), error.growth
         self.reach, self.lipschitz = float(error.reach), error.lipschitz
         self.digest = network.digest()
-        self.network = network.to(self.device, self.dtype)
+        self._network = network.to(self.device, self.dtype)
         dense = all(type(op) in (Dense, Affine, Flatten, Activation) for op in network.operations)
         self._dense = dense and self.device.type == "cpu"
-        self.pairwise = pairwise.to(self.device, torch.float64)
+        self._pairwise = pairwise.to(self.device, torch.float64, copy=True)
         drift = math.sqrt(2) * (1 + 1e-9) * self.beta
         # Rounded down, also for the roundings of what is multiplied by it.
-        inverse = (1 - 2.0**-48) / (self.pairwise + drift)
+        inverse = (1 - 2.0**-48) / (self._pairwise + drift)
         own = torch.zeros_like(inverse).fill_diagonal_(math.inf)
         self._inverse = torch.cat([inverse.fill_diagonal_(0.0), own], dim=1)
         tiny = math.prod(self.input_shape) * 2.0**-511
         self._per_norm = -ALLOWANCE * self.beta * LENGTH
         self._offset = -ALLOWANCE * (self.alpha + self.beta * tiny)
         self._room = (self.reach - tiny) * (1 - 2.0**-40)
+
+    @property
+    def network(self) -> PlainNetwork:
+        """A copy of the network, on the predictor's device and in its arithmetic."""
+        return self._network.to(self.device)
+
+    @property
+    def pairwise(self) -> Tensor:
+        """A copy of the bounds, shape ``(C, C)``, float64."""
+        return self._pairwise.clone()
 
     @torch.no_grad()
     def __call__(self, x: Tensor) -> Prediction:
@@ -149,7 +161,7 @@ class Predictor:
         """What ``certificates`` says, see Note [fused]."""
         inputs = x.to(self.dtype)
         norm = torch.linalg.vector_norm(inputs.flatten(1).double(), dim=1)
-        logits = self.network(inputs).double()
+        logits = self._network(inputs).double()
         top, label = logits.max(1, keepdim=True)
         label = label[:, 0]
         allowance = norm[:, None] * self._per_norm + self._offset
@@ -174,7 +186,7 @@ class Predictor:
         )
         centre = (self.alpha + self.beta * distance) * (1 + 1e-9)
         reach = self.reach - distance
-        return ForwardError(self.network(inputs), centre, self.beta, self.lipschitz, reach)
+        return ForwardError(self._network(inputs), centre, self.beta, self.lipschitz, reach)
 
 
 def load(

@@ -135,7 +135,7 @@ def steps_of(network: PlainNetwork, device: torch.device | str = "cpu") -> list[
         UnsoundNetworkError: an operation is not covered; the message names it.
     """
     steps: list[Step] = []
-    for operation, shape in shapes(network.operations, network.input_shape):
+    for operation, shape in shapes(network.owned().operations, network.input_shape):
         size = math.prod(shape)
         # By exact class: a subclass may compute something else.
         if type(operation) is Flatten or _is_identity(operation):

@@ -111,6 +111,7 @@ class CombinedCertifier(LipschitzCertifier):
         Returns:
             Shape ``(N,)``, float64, rounded up; infinite where nothing is proved.
         """
+        network = network.owned()
         inputs = network_inputs(x, network.input_shape).double()
         state = forward_error(network, inputs)
         prediction = state.output.argmax(1)

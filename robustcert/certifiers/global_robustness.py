@@ -166,6 +166,7 @@ class GlobalCertifier(LipschitzCertifier):
         """
         from robustcert.interleaved import Effort, change_bounds, exactly, mixed_change, tighten
 
+        network = network.owned()
         domain = self.pairs(network)
         chosen = METHODS[: METHODS.index(self.method) + 1]
         steps = self._steps(network) if "symbolic" in chosen else []
@@ -209,7 +210,7 @@ class GlobalCertifier(LipschitzCertifier):
             network: The network.
             batches: Samples, each of shape ``(N, *input_shape)``.
         """
-        network = network.to(torch.device("cpu"))
+        network = network.owned().to(torch.device("cpu"))
         lengths, pairwise = output_bound(network), self.pairwise_bound(network)
         classes = len(lengths)
         first, second = torch.triu_indices(classes, classes, 1, dtype=torch.int64, device="cpu")

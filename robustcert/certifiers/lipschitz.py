@@ -77,7 +77,7 @@ class LipschitzCertifier:
         Raises:
             UnsoundNetworkError: a bound cannot be proved.
         """
-        return _pairwise_bound(network)
+        return _pairwise_bound(network.owned()).clone()
 
     def proof(self, network: PlainNetwork) -> str:
         """What the radii rest on, in the words of a certificate's claim.
@@ -138,6 +138,7 @@ class LipschitzCertifier:
             UnsoundNetworkError: a bound of the network cannot be proved.
             ValueError: the inputs have another shape than the network's, or stand for no numbers.
         """
+        network = network.owned()
         x = network_inputs(x, network.input_shape)
         inputs = x.to(self.dtype)
         result = forward_error(network, inputs)
@@ -220,7 +221,7 @@ def moved(x: Tensor, inputs: Tensor) -> Tensor:
 
 @lru_cache(maxsize=4)
 def _pairwise_bound(network: PlainNetwork) -> Tensor:
-    # A network is an immutable value compared by identity, and its bound costs a factorisation.
+    # Of an owned network, which never changes; the bound costs a factorisation.
     return pairwise_bound(network)
 
 

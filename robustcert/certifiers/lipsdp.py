@@ -69,7 +69,7 @@ class LipSDPCertifier(LipschitzCertifier):
             UnsoundNetworkError: the network has an operation that is not covered, or a bound cannot
                 be proved.
         """
-        return _prove(network, self.iterations, self.per_pair)[0]
+        return _prove(network.owned(), self.iterations, self.per_pair)[0].clone()
 
     def multipliers(self, network: PlainNetwork) -> list[list[Tensor]]:
         r"""What a checker needs to prove the pairwise bounds again: diagonals, layer by layer.
@@ -79,7 +79,8 @@ class LipSDPCertifier(LipschitzCertifier):
         LipSDP, one for every coordinate whose slope is not fixed, in the powers of two of
         :func:`layers_of`.
         """
-        return _prove(network, self.iterations, self.per_pair)[1]
+        _, proved = _prove(network.owned(), self.iterations, self.per_pair)
+        return [[diagonal.clone() for diagonal in diagonals] for diagonals in proved]
 
     def multiplier_tensors(self, network: PlainNetwork) -> dict[str, Tensor]:
         r"""Roots of the multipliers of LipSDP for the independent checker, ``<list>.<layer>``.
@@ -88,6 +89,7 @@ class LipSDPCertifier(LipschitzCertifier):
         for every coordinate whose slope is not fixed; layers without such a coordinate have none.
         For pairs of neighbours, the coordinate is the second less the first.
         """
+        network = network.owned()
         layers, _ = layers_of(network)
         tensors = {}
         for i, diagonals in enumerate(self.multipliers(network)):
@@ -140,7 +142,7 @@ def layers_of(network: PlainNetwork) -> tuple[list[Layer], Scaled]:
     """
     layers = []
     linear: Scaled | None = None
-    for operation, shape in plain.shapes(network.operations, network.input_shape):
+    for operation, shape in plain.shapes(network.owned().operations, network.input_shape):
         size = math.prod(shape)
         ones = torch.ones(size, dtype=torch.float64, device="cpu")
         slopes = operation.slopes if isinstance(operation, Activation) else None

@@ -75,6 +75,7 @@ class QuadricCertifier(LipschitzCertifier):
             UnsoundNetworkError: a bound of the network cannot be proved.
             ValueError: the inputs have another shape than the network's, or stand for no numbers.
         """
+        network = network.owned()
         x = network_inputs(x, network.input_shape)
         split = split_quadratics(network)
         if split is None:
@@ -259,7 +260,7 @@ class _Pairs:
 
 @lru_cache(maxsize=4)
 def _prepare(quadratics: Quadratics) -> _Pairs:
-    # An operation is an immutable value compared by identity.
+    # Of owned quadratics, which never change.
     wide = quadratics.to(quadratics.frame.device, torch.float64)
     norms = [dense_norm_bound(frame) for frame in wide.frame.cpu()]
     if not all(0 <= n < 1e30 for n in norms) or not all(

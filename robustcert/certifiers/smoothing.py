@@ -92,7 +92,7 @@ class SmoothingCertifier(LipschitzCertifier):
         ahead of all others together. ``error`` is 0: the rounding of the network is not spoken of.
         """
         x = network_inputs(x, network.input_shape)
-        fast = network.to(x.device, self.dtype)
+        fast = network.owned().to(x.device, self.dtype)
         found = [self._certify_one(fast, sample) for sample in x]
         prediction = torch.tensor([c for c, _ in found], dtype=torch.long, device=x.device)
         low = torch.tensor([p for _, p in found], dtype=torch.float64, device=x.device)
