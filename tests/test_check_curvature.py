@@ -341,6 +341,7 @@ def test_a_sharper_network_does_not_have_the_radii_of_a_smooth_one(tmp_path: Pat
             operations[k] = replace(
                 operation,
                 constants={"temperature": tau},
+                claimed=None,
                 jacobian_lipschitz=0.25 / float(tau.min()),
             )
     sharp = PlainNetwork(tuple(operations), net.input_shape)

@@ -78,7 +78,7 @@ def _print(report: Report) -> None:
     _section("taken from the folder as said, not checked", report.said)
     for line in report.mismatches[:MAX_LINES]:
         _write(f"MISMATCH    {line}")
-    more = len(report.mismatches) - MAX_LINES
+    more = len(report.mismatches) + report.more - MAX_LINES
     if more > 0:
         _write(f"MISMATCH    and {more} more")
     for what in report.uncovered:
@@ -89,7 +89,7 @@ def _print(report: Report) -> None:
 def verdict(report: Report) -> str:
     """The last line, which says what the check comes to."""
     if report.mismatches:
-        return f"REFUSED: {len(report.mismatches)} claims do not follow"
+        return f"REFUSED: {len(report.mismatches) + report.more} claims do not follow"
     if report.uncovered:
         return "UNPROVED: what is not covered was not proved here"
     of = "which are those of the given data" if report.compared else "which are taken as said"

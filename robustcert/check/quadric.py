@@ -55,7 +55,7 @@ from robustcert.check.report import Report
 # Covers the rounding of sums of nonnegative terms, and that of a comparison.
 SLACK, COMPARED = 1 + 2.0**-26, 2.0**-45
 TINY = 2.0**-500
-CHUNK = 2**22
+CHUNK = 2**20
 HALVINGS = 60
 # Points are on this grid, so that exact arithmetic has not too many places.
 GRID = 2.0**48
@@ -179,6 +179,7 @@ class QuadricNetwork:
     operations: Sequence[Operation]
     norms: dict[str, float]
     deployed: Sequence[Arithmetic]
+    smooth: bool = False
 
     @cached_property
     def pieces(self) -> Pieces:

@@ -27,12 +27,16 @@ from numpy.typing import NDArray
 from robustcert.check import curvature
 from robustcert.check.fixed import Floats, InexactError
 from robustcert.check.forward import (
+    EXACT_BYTES,
     FLOAT32,
     FLOAT64,
+    FLOAT_BYTES,
     Arithmetic,
     Evaluation,
     Exact,
     batches,
+    exact_bytes,
+    float_bytes,
     trace,
     trace_exactly,
 )
@@ -41,8 +45,6 @@ from robustcert.check.reader import Row
 from robustcert.check.report import Report
 
 ROOT2 = math.sqrt(2)  # 1.41421356237309514..., above the root
-FLOAT_ENTRIES = 2**22
-EXACT_ENTRIES = 2**18
 # Beyond these, exact arithmetic is not asked for more.
 MOST_MISMATCHES = 40
 # More than the roundings of a comparison here, about ten.
@@ -85,6 +87,10 @@ class Proving(Protocol):
     def deployed(self) -> Sequence[Arithmetic]:
         """Arithmetics of the deployed networks that are spoken of."""
 
+    @property
+    def smooth(self) -> bool:
+        """Whether radii may rest on gradients."""
+
     def compare(self, rows: list[Row], samples: Floats) -> tuple[Comparison, Errors]:
         """What float64 knows of rows, and the errors that exact arithmetic starts from."""
 
@@ -124,7 +130,7 @@ class Network:
 
     def compare(self, rows: list[Row], samples: Floats) -> tuple[Comparison, Errors]:
         """See :class:`Proving`."""
-        states = trace(self.operations, samples, self.norms, self.arithmetics)
+        states = trace(self.operations, samples, self.norms, self.arithmetics, every=self.smooth)
         return _compare(rows, states, self), Errors(states[-1].centre, states[-1].growth)
 
     def check_exactly(
@@ -138,7 +144,7 @@ class Network:
         """See :class:`Proving`."""
         where = where_of(int(positions[0]))
         try:
-            states = trace_exactly(self.operations, samples, self.norms)
+            states = trace_exactly(self.operations, samples, self.norms, every=self.smooth)
             for k, position in enumerate(positions.tolist()):
                 where = where_of(position)
                 _check_exactly(rows[position], position, states, k, errors, self, report)
@@ -162,9 +168,10 @@ def check_radii(
         seed: Of their choice; from the operating system by default.
         report: Where to note the outcome.
     """
+    each = float_bytes(network.operations, every=network.smooth)
     parts = [
         _check_in_float64(rows, part, values(part), network, report)
-        for part in batches(len(rows), network.operations, FLOAT_ENTRIES)
+        for part in batches(len(rows), each, FLOAT_BYTES)
     ]
     if report.mismatches:
         return
@@ -177,7 +184,8 @@ def check_radii(
     chosen = _choose(left, exact, seed)
     void = {position for position, row in enumerate(rows) if row.void}
     todo = np.array(sorted({*doubtful, *chosen} - void), np.int64)
-    for part in batches(len(todo), network.operations, EXACT_ENTRIES):
+    each = exact_bytes(network.operations, every=network.smooth)
+    for part in batches(len(todo), each, EXACT_BYTES):
         network.check_exactly(rows, todo[part], values(todo[part]), errors, report)
         if len(report.mismatches) > MOST_MISMATCHES:
             break

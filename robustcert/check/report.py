@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+MAX_MISMATCHES = 10_000
+
 
 @dataclass
 class Report:
@@ -13,6 +15,7 @@ class Report:
         said: What is taken from the folder as said, without any check.
         mismatches: Claims that are false, or whose proof failed.
         uncovered: What is claimed and cannot be proved here, whether it is true or not.
+        more: Number of claims that do not hold and are not among ``mismatches``.
     """
 
     checked: list[tuple[str, str]] = field(default_factory=list)
@@ -20,6 +23,7 @@ class Report:
     said: list[str] = field(default_factory=list)
     mismatches: list[str] = field(default_factory=list)
     uncovered: list[str] = field(default_factory=list)
+    more: int = 0
 
     @property
     def verified(self) -> bool:
@@ -31,7 +35,10 @@ class Report:
         self.checked.append((topic, what))
 
     def expect(self, condition: bool, message: str) -> bool:
-        """Record a mismatch unless the condition holds."""
+        """Record a mismatch unless the condition holds; beyond MAX_MISMATCHES, count it."""
         if not condition:
-            self.mismatches.append(message)
+            if len(self.mismatches) < MAX_MISMATCHES:
+                self.mismatches.append(message)
+            else:
+                self.more += 1
         return condition

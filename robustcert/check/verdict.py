@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from robustcert.check import curvature, dataset, norms, semidefinite
-from robustcert.check.digits import exact_gram
-from robustcert.check.fixed import Floats, to_integers
-from robustcert.check.forward import FLOAT32, FLOAT64, Arithmetic, absolute_norm, walk
+from robustcert.check import curvature, dataset, memory, norms, semidefinite
+from robustcert.check.digits import digit_bits, gram_of_digits, split_floats
+from robustcert.check.fixed import Floats, InexactError
+from robustcert.check.forward import FLOAT32, FLOAT64, Arithmetic, absolute_norm, scaled, walk
 from robustcert.check.network import Operation, digest, read_network
+from robustcert.check.norms import round_up
 from robustcert.check.quadric import QuadricNetwork, covers
 from robustcert.check.radii import Network, Proving, check_radii
 from robustcert.check.reader import (
@@ -131,14 +132,17 @@ def check(
     unread, beside = _unread_keys(claim), _unread_files(folder, content)
     samples = _read_samples(content["samples.safetensors"], operations, data)
     certified = _status(claim["claim"], proof)
-    rows = parse_radii(content["radii.csv"], len(samples.labels), certified)
+    rows = parse_radii(content.pop("radii.csv"), len(samples.labels), certified)
     if FLOAT32 in deployed and any(array.dtype == np.float64 for array in tensors.values()):
         raise UnreadableError(
             "claim functions: F32 of a network with float64 constants is not known"
         )
-    proved, pairwise = _prove_constants(claim, content, operations, proof, report)
+    size = sum(map(len, content.values())) + os.path.getsize(folder / "radii.csv")
+    report.note("memory", str(memory.need(size, operations, proof)))
+    # What takes no proof comes first, so that a malformed folder is refused soon.
     _check_table(rows, samples, operations[-1].output_shape[0], report)
     _check_summary(claim["summary"], rows, report)
+    proved, pairwise = _prove_constants(claim, content, operations, proof, report)
     smooth = proof == "second-order"
     outside = curvature.uncovered(operations) if smooth else None
     if outside is not None:
@@ -451,8 +455,8 @@ def _sum_bound(operation: Operation, proved: dict[str, Fraction]) -> Fraction:
         product = Fraction(1)
         for inner in branch:
             proved[inner.path] = _find(inner, proved)
-            product *= proved[inner.path]
-        total += product
+            product = round_up(product * proved[inner.path])
+        total = round_up(total + product)
     return total
 
 
@@ -481,6 +485,9 @@ def _read_multipliers(
     tensors = parse_safetensors(content[MULTIPLIERS], MULTIPLIERS)
     # Without such activations, the empty list is enough.
     lists = len(tensors) // len(sizes) if sizes else 1
+    pairs = operations[-1].output_shape[0] ** 2
+    if lists > pairs + 2:
+        raise UnreadableError(f"{MULTIPLIERS}: {lists} lists, more than {pairs + 2}")
     names = [[f"{i}.{k}" for k in range(len(sizes))] for i in range(lists)]
     keys(tensors, MULTIPLIERS, {name for row in names for name in row}, set())
     for row in names:
@@ -510,14 +517,18 @@ def _check_pairwise(
     if len(table) != classes or any(len(row) != classes for row in table):
         raise UnreadableError(f"pairwise: expected a table of {classes} by {classes}")
     head = operations[-1] if operations[-1].kind == "dense" else None
-    rest = math.prod(
-        (proved[op.path] for op in (operations[:-1] if head else operations)), start=Fraction(1)
-    )
+    rest = Fraction(1)
+    for op in operations[:-1] if head else operations:
+        rest = round_up(rest * proved[op.path])
     squares = [[2 * (i != j) for j in range(classes)] for i in range(classes)]
     scale = rest**2
     if head is not None:
-        rows, places = to_integers(head.wide("weight"))
-        lengths = exact_gram(rows)
+        try:
+            rows, places = scaled(head.wide("weight"))
+        except InexactError as error:
+            raise UnreadableError(f"{head.label}: {error}") from None
+        bits = digit_bits(rows.shape[1])
+        lengths = gram_of_digits(split_floats(rows, bits), bits)
         own = lengths.diagonal()
         squares = (own[:, None] + own[None, :] - 2 * lengths).tolist()
         scale = rest**2 / 4**places
@@ -608,6 +619,7 @@ def _check_summary(summary: Any, rows: list[Row], report: Report) -> None:
         report.expect(
             whole(summary[key], f"summary {key}") == count, f"summary {key}: it is {count}"
         )
+    beyond = np.sort(np.array([row.radius for row in rows if row.correct]))
     entries = items(summary["certified"], "summary certified")
     for entry in entries:
         where = "summary certified"
@@ -616,7 +628,7 @@ def _check_summary(summary: Any, rows: list[Row], report: Report) -> None:
         if type(entry["decimal"]) not in (int, float):
             raise fail(f"{where} decimal", "a number", entry["decimal"])
         claimed = whole(entry["count"], f"{where} count")
-        count = sum(row.correct and row.radius > radius for row in rows)
+        count = len(beyond) - int(np.searchsorted(beyond, radius, side="right"))
         report.expect(entry["decimal"] == radius, f"{where}: the decimal is not {radius!r}")
         report.expect(claimed == count, f"{where}: beyond {radius!r} it is {count}, not {claimed}")
     report.note("summary", f"accuracy and {len(entries)} counts recounted from radii.csv")

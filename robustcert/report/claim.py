@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from robustcert.check.forward import FLOAT64, batches, evaluate, walk
+from robustcert.check.forward import FLOAT64, FLOAT_BYTES, batches, evaluate, float_bytes, walk
 from robustcert.check.network import read_network
 from robustcert.check.reader import (
     FILES,
@@ -26,7 +26,6 @@ from robustcert.report.error import ReportError
 
 # Of certificate.json, see robustcert.certificate.
 FORMAT = 2
-_ENTRIES = 2**22
 
 
 @dataclass(frozen=True)
@@ -134,7 +133,7 @@ def _read(folder: Path) -> Claim:
     norms = dict.fromkeys((operation.path for operation in walk(operations)), 1.0)
     logits = [
         evaluate(operations, to_unit(tensors["inputs"][part]), norms, [FLOAT64]).values
-        for part in batches(len(rows), operations, _ENTRIES)
+        for part in batches(len(rows), float_bytes(operations), FLOAT_BYTES)
     ]
     return Claim(
         folder,
