@@ -38,8 +38,7 @@ GROUPS = {
     "accuracy": ("prediction", "correct", "undecided"),
     "data": ("data of",),
     "digest": ("digest",),
-    # Bounds that are lowered, and lower values beside them.
-    "bounds": ("lower",),
+    "bounds": ("lowered", "bound for", "times the bounds"),
     "unread keys": ("nothing reads",),
 }
 Case = tuple[str, str, Corruption]

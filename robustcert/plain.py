@@ -104,10 +104,6 @@ class Operation(ABC):
     def lipschitz_bound(self, input_shape: Shape) -> float:
         r"""Upper bound on the :math:`\ell_2` Lipschitz constant on inputs of this shape."""
 
-    def lipschitz_lower(self, input_shape: Shape) -> float | None:
-        """A value that the constant is not below, to report slack; None where none is known."""
-        return None
-
     @abstractmethod
     def rounding(self, input_shape: Shape, unit: float) -> tuple[float, float]:
         r"""``(a, b)`` with :math:`\lVert fl(op(z)) - op(z) \rVert_2 \le a \lVert z \rVert_2 + b`.
@@ -161,9 +157,6 @@ class Dense(Operation):
     def lipschitz_bound(self, input_shape: Shape) -> float:
         return spectral.dense_norm_bound(self.weight)
 
-    def lipschitz_lower(self, input_shape: Shape) -> float | None:
-        return spectral.norm_lower(self.weight)
-
     def rounding(self, input_shape: Shape, unit: float) -> tuple[float, float]:
         positions = math.prod(input_shape[:-1])
         return _affine_rounding(self.weight, self.bias, self.weight.shape[1], positions, unit)
@@ -192,11 +185,6 @@ class Convolution(Operation):
 
     def lipschitz_bound(self, input_shape: Shape) -> float:
         return spectral.conv_norm_bound(
-            self.weight, _plane(input_shape), self.stride, self.padding, self.dilation, self.groups
-        )
-
-    def lipschitz_lower(self, input_shape: Shape) -> float | None:
-        return spectral.conv_norm_lower(
             self.weight, _plane(input_shape), self.stride, self.padding, self.dilation, self.groups
         )
 
@@ -307,9 +295,6 @@ class Affine(Operation):
     def lipschitz_bound(self, input_shape: Shape) -> float:
         return float(self.scale.abs().max())
 
-    def lipschitz_lower(self, input_shape: Shape) -> float | None:
-        return self.lipschitz_bound(input_shape)
-
     def rounding(self, input_shape: Shape, unit: float) -> tuple[float, float]:
         entries = math.prod(input_shape)
         g = gamma(2, unit)
@@ -332,9 +317,6 @@ class Flatten(Operation):
         return x.flatten(1)
 
     def lipschitz_bound(self, input_shape: Shape) -> float:
-        return 1.0
-
-    def lipschitz_lower(self, input_shape: Shape) -> float | None:
         return 1.0
 
     def rounding(self, input_shape: Shape, unit: float) -> tuple[float, float]:

@@ -108,10 +108,8 @@ def test_the_claim_names_its_files_network_and_origin(tiny_run: Path) -> None:
     constants = load_file(folder / "network.safetensors")
     used = [name for op in said["network"]["operations"] for name in op["tensors"].values()]
     assert sorted(used) == sorted(constants)
-    for bound in said["bounds"]:
-        assert bound["lower"] is None or (
-            float.fromhex(bound["lower"]) <= float.fromhex(bound["bound"])
-        )
+    # Nothing stands beside a bound that nobody proves.
+    assert all(bound.keys() == {"name", "kind", "input_shape", "bound"} for bound in said["bounds"])
 
 
 def test_the_pairwise_constants_are_symmetric_positive_and_those_of_the_radii(
