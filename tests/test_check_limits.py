@@ -167,6 +167,23 @@ def test_a_file_is_read_in_its_own_size(tmp_path: Path, monkeypatch: pytest.Monk
 # Time
 
 
+def test_rows_are_counted_once_for_all_entries_of_the_summary(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = folder_of(tmp_path / "folder", rows=50)
+    folder.claim["summary"]["certified"] *= 100
+    folder.save()
+    calls, right = [], reader.Row.right.fget
+
+    def counted(row: reader.Row) -> bool:
+        calls.append(row.index)
+        return right(row)
+
+    monkeypatch.setattr(reader.Row, "right", property(counted))
+    assert check(folder.path, exact=4).verified
+    assert len(calls) <= 5 * 50
+
+
 def test_products_keep_a_bounded_number_of_digits() -> None:
     value = exact = Fraction(1)
     for k in range(300):
