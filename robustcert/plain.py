@@ -838,11 +838,11 @@ def _same_bits(first: Tensor, second: Tensor) -> bool:
         integer = {1: torch.uint8, 2: torch.int16, 4: torch.int32}[size]
     else:
         integer = torch.int64
-    bits = [tensor.view(integer) for tensor in flat]
+    one, other = (tensor.view(integer) for tensor in flat)
     if first.device.type != "cpu":
-        return torch.equal(*bits)
+        return torch.equal(one, other)
     # On a CPU numpy takes three quarters of torch's time.
-    return np.array_equal(*(tensor.numpy() for tensor in bits))
+    return np.array_equal(one.numpy(), other.numpy())
 
 
 def _wide(value: Tensor | int) -> Tensor | int:
