@@ -37,7 +37,7 @@ def clopper_pearson_low(hits: int, trials: int, alpha: float) -> float:
     guess = float(beta.ppf(alpha, hits, trials - hits + 1))
     # Nothing rests on the guess: below it, the first point that is proved is taken.
     point = int(guess * _GRID) if 0 < guess < 1 else _GRID - 1
-    step = 1
+    step = 1 + (point >> 46)
     while point > 0 and tail_high(hits, trials, Fraction(point, _GRID)) > Fraction(alpha):
         point -= step
         step *= 2
@@ -67,8 +67,9 @@ def tail_high(hits: int, trials: int, p: Fraction) -> Fraction:
         total += term
     significand, exponent = _power_high(p, hits)
     other, shift = _power_high(1 - p, trials - hits)
-    first = math.comb(trials, hits) * significand * other
-    return Fraction(first * total) * Fraction(2) ** (exponent + shift - _BITS)
+    choices, more = _choices_high(hits, trials)
+    first = choices * significand * other
+    return Fraction(first * total) * Fraction(2) ** (exponent + shift + more - _BITS)
 
 
 def normal_quantile_low(p: float) -> float:
@@ -144,6 +145,12 @@ def _power_high(base: Fraction, exponent: int) -> tuple[int, int]:
         power = _short(power[0] * power[0], 2 * power[1])
         exponent >>= 1
     return result
+
+
+@lru_cache(maxsize=256)
+def _choices_high(hits: int, trials: int) -> tuple[int, int]:
+    """``(m, e)`` with ``m 2^e`` at least the binomial coefficient."""
+    return _short(math.comb(trials, hits), 0)
 
 
 def _short(significand: int, exponent: int) -> tuple[int, int]:

@@ -22,9 +22,9 @@ class SmoothingCertifier(LipschitzCertifier):
 
     c is guessed from ``n0`` noisy copies, and p is the bound of Clopper and Pearson from ``n``
     further ones, rounded down as the quantile is: of every sample, the radius is false with
-    probability at most ``alpha`` over the draw. Where p is not above 1/2 the certifier abstains. It is another function than the network,
-    which is what all the other certifiers speak of, and the statement is not a proof: two draws
-    give two radii, and of many samples some radii may be false.
+    probability at most ``alpha`` over the draw. Where p is not above 1/2 the certifier abstains. It
+    is another function than the network, which is what all the other certifiers speak of, and the
+    statement is not a proof: two draws give two radii, and of many samples some radii may be false.
 
     The noise of a sample is drawn from a generator seeded by ``seed`` and the sample's own values,
     so that a radius depends neither on the batch nor on the order. The theorem speaks of real
