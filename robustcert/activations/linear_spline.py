@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from robustcert.activations.features import along_features
-from robustcert.plain import Activation, Slopes, constant
+from robustcert.plain import Activation, Slopes, constant, counted
 
 
 def linear_spline(x: Tensor, slopes: Tensor, step: Tensor) -> Tensor:
@@ -19,11 +19,12 @@ def linear_spline(x: Tensor, slopes: Tensor, step: Tensor) -> Tensor:
     left = -slopes[:, :half].flip(1).cumsum(1).flip(1)
     right = slopes[:, half:-1].cumsum(1)
     values = torch.cat((left, torch.zeros_like(slopes[:, :1]), right), dim=1)
-    knots = torch.arange(-half, half, device=x.device)
+    knots = torch.arange(-half, half, dtype=torch.int64, device=x.device)
     intercepts = step * (values - slopes * knots)
     piece = (x / step + half).floor().nan_to_num(0.0).clamp(0, pieces - 1).long()
     if rows > 1:
-        piece = piece + along_features(pieces * torch.arange(rows, device=x.device), x)
+        starts = pieces * torch.arange(rows, dtype=torch.int64, device=x.device)
+        piece = piece + along_features(starts, x)
     return slopes.flatten()[piece] * x + intercepts.flatten()[piece]
 
 
@@ -92,6 +93,6 @@ class LinearSpline(nn.Module):
             function=linear_spline,
             constants={"slopes": slopes, "step": step},
             lipschitz=1.0,
-            error=(3.0, (half + 12) * radius),
+            error=counted(2.0, (half + 11) * radius, roundings=half + 20),
             slopes=Slopes(float(slopes.min()), float(slopes.max())),
         )

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from robustcert.activations.features import along_features, ordered
-from robustcert.plain import Activation, Slopes, constant
+from robustcert.plain import Activation, Slopes, constant, counted
 
 
 def n_activation(x: Tensor, corners: Tensor) -> Tensor:
@@ -75,11 +75,11 @@ class NActivation(nn.Module):
         """The activation as a pure function with constants."""
         corners = constant(self.corners())
         # One rounding, relative to an output of at most |x| + |N(0)|.
-        at_zero = n_activation(torch.zeros(1, self.num_features), corners).abs().max()
+        at_zero = n_activation(torch.zeros_like(corners[:1]), corners).abs().max()
         return Activation(
             function=n_activation,
             constants={"corners": corners},
             lipschitz=1.0,
-            error=(1.0, float(at_zero)),
+            error=counted(1.0, float(at_zero)),
             slopes=Slopes(-1.0, 1.0),
         )

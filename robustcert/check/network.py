@@ -193,7 +193,9 @@ def digest(input_shape: Shape, operations: tuple[Operation, ...]) -> str:
 def _walk(operations: tuple[Operation, ...]) -> Iterator[tuple[dict[str, Any], dict[str, Array]]]:
     for op in operations:
         shapes = {key: [array.dtype.name, *array.shape] for key, array in op.tensors.items()}
-        yield {"kind": op.kind, **op.options, "shapes": shapes}, op.tensors
+        line = {"kind": op.kind, **op.options, "shapes": shapes}
+        # Without their number, what follows a sum could be one branch more.
+        yield line | ({"branches": len(op.branches)} if op.kind == "sum" else {}), op.tensors
         for branch in op.branches:
             yield {"branch": len(branch)}, {}
             yield from _walk(branch)

@@ -225,7 +225,7 @@ class Row:
 
     @property
     def right(self) -> bool:
-        """Whether the label is predicted, by logits that are numbers."""
+        """Whether the label is predicted, by logits that are numbers; correct if that is proved."""
         return self.label == self.prediction and math.isfinite(self.margin)
 
     @property

@@ -1,9 +1,10 @@
 """Every claim of a certificate folder against what can be proved from its own files."""
 
+import itertools
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,11 @@ from robustcert.check.reader import (
 )
 from robustcert.check.report import Report
 
-FORMAT = 1
+FORMAT = 2
+# Top-level keys of certificate.json that nothing reads, all of which are listed.
+MAX_UNREAD_KEYS = 64
+MAX_KEY_LENGTH = 64
+MAX_UNREAD_FILES = 64
 NETWORK = "network.safetensors"
 STATEMENT = {
     "statement": (
@@ -124,6 +129,7 @@ def check(
         content[GLOBAL] = read_bytes(folder, GLOBAL)
     _check_files(claim["files"], content, report)
     operations, tensors = _read_operations(claim, content, report)
+    unread, beside = _unread_keys(claim), _unread_files(folder, content)
     samples = _read_samples(content["samples.safetensors"], operations, data)
     certified = _status(claim["claim"], proof)
     rows = parse_radii(content.pop("radii.csv"), len(samples.labels), certified)
@@ -145,24 +151,34 @@ def check(
         report.uncovered.append(f"{proof} radii are not re-proved by this checker")
     if proof == "smoothing":
         report.uncovered.append("probabilistic: not re-proved, and true with some confidence only")
-    if report.verified:
+    if not report.mismatches and proof != "smoothing":
         upper = {path: math.nextafter(float(value), math.inf) for path, value in proved.items()}
         network: Proving = Network(operations, upper, np.array(pairwise), deployed, smooth)
         if proof == "quadric":
             network = QuadricNetwork(operations, upper, deployed)
+        if report.uncovered:
+            # Without a proof of the radii, predictions still have one.
+            rows = [replace(row, certified=False, radius=0.0) for row in rows]
         check_radii(rows, samples.values, network, exact, seed, report)
     if GLOBAL in claim["files"] or (folder / GLOBAL).exists():
         report.uncovered.append(f"{GLOBAL}: what it says of all pairs of inputs is not re-proved")
     if data:
         what, wrong = dataset.compare(data, samples.inputs, samples.labels, samples.indices)
-        report.note("data", what)
+        report.compared.append(("samples", what))
         report.mismatches += wrong
     else:
-        report.unchecked.append("that the samples are the dataset's (--data FILE... compares them)")
-    report.unchecked.append(
-        "who wrote the folder, and how the network was trained; not read: "
-        + ", ".join(show(key)[1:-1] for key in sorted(claim.keys() - CLAIMS)[:12])
-    )
+        report.said.append(
+            "the samples, their labels and indices: that they are a dataset's (--data FILE... "
+            "compares them)"
+        )
+    report.said += [
+        "who wrote the folder, with which version, and how the network was trained",
+        "names of operations, and metadata of the .safetensors files",
+    ]
+    if unread:
+        report.said.append(f"not read in certificate.json: {', '.join(unread)}")
+    if beside:
+        report.said.append(f"files that are not read: {', '.join(beside)}")
     return report
 
 
@@ -216,8 +232,36 @@ def _read_claim(content: dict[str, bytes]) -> dict[str, Any]:
     claim = parse_json(content["certificate.json"], "certificate.json")
     keys(claim, "certificate.json", {"format"})
     if claim["format"] != FORMAT or type(claim["format"]) is not int:
-        raise UnreadableError(f"certificate.json: unknown format {show(claim['format'])}")
+        raise UnreadableError(
+            f"certificate.json: expected format {FORMAT}, got {show(claim['format'])}: certify the "
+            "network again with this version (an older format counts predictions as correct that "
+            "are not proved)"
+        )
     return keys(claim, "certificate.json", CLAIMS)
+
+
+def _unread_keys(claim: dict[str, Any]) -> list[str]:
+    # Whatever they hold is taken as said, and so is whatever is nested in them.
+    unread = sorted(claim.keys() - CLAIMS)
+    if len(unread) > MAX_UNREAD_KEYS or any(len(key) > MAX_KEY_LENGTH for key in unread):
+        raise UnreadableError(
+            f"certificate.json: expected at most {MAX_UNREAD_KEYS} keys beside the claims, of at "
+            f"most {MAX_KEY_LENGTH} characters, got {len(unread)}, the longest of "
+            f"{max(map(len, unread))}: remove them"
+        )
+    return [ascii(key)[1:-1] for key in unread]
+
+
+def _unread_files(folder: Path, content: dict[str, bytes]) -> list[str]:
+    most = MAX_UNREAD_FILES + len(content)
+    with os.scandir(folder) as entries:
+        names = {entry.name for entry in itertools.islice(entries, most + 1)}
+    if len(names) > most:
+        raise UnreadableError(
+            f"expected at most {MAX_UNREAD_FILES} files in the folder beside the certificate's: "
+            "remove the others"
+        )
+    return [ascii(name)[1:-1] for name in sorted(names - content.keys())]
 
 
 def _read_operations(
@@ -354,15 +398,11 @@ def _check_bounds(
     methods: dict[str, int] = {}
     for entry, operation in zip(bounds, operations, strict=True):
         where = f"bound of {operation.label}"
-        keys(entry, where, {"name", "kind", "input_shape", "bound", "lower"}, set())
+        keys(entry, where, {"name", "kind", "input_shape", "bound"}, set())
         bound = hex_float(entry["bound"], where)
-        lower = entry["lower"]
         described = (operation.name, operation.kind, list(operation.input_shape))
         claimed = (entry["name"], entry["kind"], entry["input_shape"])
         report.expect(claimed == described, f"{where}: it is listed for {show(claimed)}")
-        if lower is not None:
-            least = hex_float(lower, where)
-            report.expect(least <= bound * (1 + 1e-6), f"{where}: below its own lower value")
         _add_parts(operation, proved)
         method = _prove(operation, bound, proved)
         report.expect(bool(method), f"{where}: {bound!r} is not proved to be an upper bound")
@@ -540,7 +580,7 @@ def _check_table(rows: list[Row], samples: Samples, classes: int, report: Report
     for line, row in enumerate(rows, 2):
         where = f"radii.csv line {line}"
         report.expect(row.prediction < classes, f"{where}: prediction {row.prediction} is no class")
-        report.expect(row.correct == row.right, f"{where}: correct is {int(row.correct)}")
+        report.expect(row.right or not row.correct, f"{where}: correct is {int(row.correct)}")
         report.expect(
             row.certified == (row.radius > 0), f"{where}: status does not fit radius {row.radius!r}"
         )
@@ -558,16 +598,18 @@ def _decimal(radius: float) -> str:
 
 
 def _check_summary(summary: Any, rows: list[Row], report: Report) -> None:
-    keys(summary, "summary", {"samples", "correct", "certified"}, set())
+    keys(summary, "summary", {"samples", "correct", "undecided", "certified"}, set())
     counts = {
         "samples": len(rows),
-        "correct": sum(row.right for row in rows),
+        "correct": sum(row.correct for row in rows),
+        # The label is predicted, and not called correct.
+        "undecided": sum(row.label == row.prediction and not row.correct for row in rows),
     }
     for key, count in counts.items():
         report.expect(
             whole(summary[key], f"summary {key}") == count, f"summary {key}: it is {count}"
         )
-    beyond = np.sort(np.array([row.radius for row in rows if row.right]))
+    beyond = np.sort(np.array([row.radius for row in rows if row.correct]))
     entries = items(summary["certified"], "summary certified")
     for entry in entries:
         where = "summary certified"

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustcert.plain import Activation, Convolution
+from robustcert.plain import Activation, Convolution, counted
 
 
 def norm_pool(x: Tensor, size: int) -> Tensor:
@@ -47,7 +47,8 @@ class NormPool2d(nn.Module):
         # rounding; a scaled evaluation divides and multiplies once more. The norm of the outputs is
         # that of the inputs. Squares that underflow: the root of n 2^-126 in float32, in units of
         # 2^-24, is size 2^-39, and far less in float64.
-        error = (self.size**2 / 2 + 6.0, self.size * 2.0**-38)
+        entries = self.size**2
+        error = counted(entries / 2 + 3, self.size * 2.0**-39, roundings=entries + 3)
         return Activation(norm_pool, {"size": self.size}, lipschitz=1.0, error=error, squares=True)
 
 
@@ -78,7 +79,11 @@ class InvertibleDownsampling(nn.Module):
     def fold(self) -> Convolution:
         """The permutation as a convolution with one tap of 1 for every output."""
         k = self.size
-        taps = torch.eye(k * k).view(k * k, 1, k, k).repeat(self.channels, 1, 1, 1)
+        taps = (
+            torch.eye(k * k, dtype=torch.float32, device="cpu")
+            .view(k * k, 1, k, k)
+            .repeat(self.channels, 1, 1, 1)
+        )
         return Convolution(taps, stride=(k, k), groups=self.channels)
 
 
@@ -131,7 +136,7 @@ def _downsample(x: Tensor, size: int) -> Tensor:
     _check_map(x, size)
     *batch, channels, height, width = x.shape
     small = height // size, width // size
-    places = torch.arange(height * width, device=x.device)
+    places = torch.arange(height * width, dtype=torch.int64, device=x.device)
     order = _windows(places.view(height, width), size).permute(1, 3, 0, 2).flatten()
     inverse = places.view(size, size, *small).permute(2, 0, 3, 1).flatten()
     moved = _Reorder.apply(x.flatten(0, -3).flatten(1), order, inverse)

@@ -1,7 +1,7 @@
 """A certificate folder as arrays, read by the independent checker's strict reader.
 
 Nothing is executed and nothing is taken from a checkpoint: logits are computed again from the plain
-network in the folder. Reading proves nothing; that is what ``python -m robustcert.check`` is for.
+network in the folder. Reading proves nothing; that is what ``robustcert-check`` is for.
 """
 
 from dataclasses import dataclass
@@ -24,7 +24,8 @@ from robustcert.check.reader import (
 )
 from robustcert.report.error import ReportError
 
-FORMAT = 1
+# Of certificate.json, see robustcert.certificate.
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Claim:
         labels: True classes, shape ``(N,)``.
         indices: Positions in the official split, shape ``(N,)``.
         prediction: Classes, shape ``(N,)``.
-        correct: Whether the label is predicted, shape ``(N,)``.
+        correct: Whether the label is predicted, whatever rounding does, shape ``(N,)``.
         radius: Certified radii, 0 where nothing is certified, shape ``(N,)``.
         logits: Shape ``(N, C)``, float64.
     """
@@ -112,7 +113,8 @@ def _read(folder: Path) -> Claim:
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         version = record.get("format") if isinstance(record, dict) else None
         raise ReportError(
-            f"{folder / 'certificate.json'}: format {version!r}; this version reads {FORMAT}"
+            f"{folder / 'certificate.json'}: format {version!r}; this version reads {FORMAT}: "
+            "certify the checkpoint again"
         )
     if "smoothing" in record["claim"]:
         raise ReportError(
@@ -140,7 +142,7 @@ def _read(folder: Path) -> Claim:
         np.array(tensors["labels"]),
         np.array(tensors["indices"]),
         np.array([row.prediction for row in rows]),
-        np.array([row.right for row in rows]),
+        np.array([row.correct for row in rows]),
         np.array([row.radius for row in rows]),
         np.concatenate(logits),
     )
