@@ -37,7 +37,7 @@ class DisagreementError(UnsoundNetworkError):
 def compared_rows(count: int) -> Tensor:
     """Rows of ``count`` inputs of which a module is compared, spread evenly, ``COMPARED / 2``."""
     chosen = min(count, COMPARED // 2)
-    return torch.arange(chosen, dtype=torch.int64) * count // max(chosen, 1)
+    return torch.arange(chosen, dtype=torch.int64, device="cpu") * count // max(chosen, 1)
 
 
 def require_agreement(module: nn.Module, network: PlainNetwork, inputs: Tensor) -> None:
@@ -73,12 +73,14 @@ def _points(inputs: Tensor, shape: tuple[int, ...]) -> Tensor:
     # NaN compares false.
     x = x[(x.abs() <= MAX_ENTRY).flatten(1).all(1)]
     size = float(x.abs().amax()) if x.numel() else 1.0
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator("cpu").manual_seed(0)
     count = max(MIN_MOVED, len(x))
-    noise = torch.randn(count, *shape, generator=generator, dtype=torch.float64)
-    scale = torch.tensor(_NOISE, dtype=torch.float64).repeat(count)[:count] * (size or 1.0)
-    start = x[torch.arange(count) % len(x)] if len(x) else torch.full_like(noise, 0.5)
-    return torch.cat([x, start + scale.view(-1, *(1,) * len(shape)) * noise])
+    noise = torch.randn(count, *shape, generator=generator, dtype=torch.float64, device="cpu")
+    scale = torch.tensor(_NOISE, dtype=torch.float64, device="cpu").repeat(count)[:count]
+    scale = scale.view(-1, *(1,) * len(shape)) * (size or 1.0)
+    rows = torch.arange(count, dtype=torch.int64, device="cpu")
+    start = x[rows % len(x)] if len(x) else torch.full_like(noise, 0.5)
+    return torch.cat([x, start + scale * noise])
 
 
 def _copied(module: nn.Module) -> nn.Module:
