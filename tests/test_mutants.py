@@ -6,7 +6,6 @@ put in place of the right thing for one test; at least one check has to notice.
 """
 
 import csv
-import functools
 import inspect
 import math
 from collections.abc import Callable, Sequence
@@ -544,21 +543,11 @@ Fault = Callable[[pytest.MonkeyPatch], None]
 
 
 def put(owner: Any, name: str, new: Any) -> Fault:
-    return lambda patch: patch.setattr(owner, name, passing_for(getattr(owner, name, None), new))
-
-
-def passing_for(old: Any, new: Any) -> Any:
-    """A fault as if it had been written so: what is put over a method later is refused."""
-    both = inspect.isfunction(old) and inspect.isfunction(new)
-    return functools.update_wrapper(new, old) if both else new
+    return lambda patch: patch.setattr(owner, name, new)
 
 
 def wrap(owner: Any, name: str, change: Callable[[Any], Any]) -> Fault:
-    def fault(patch: pytest.MonkeyPatch) -> None:
-        old = getattr(owner, name)
-        patch.setattr(owner, name, passing_for(old, change(old)))
-
-    return fault
+    return lambda patch: patch.setattr(owner, name, change(getattr(owner, name)))
 
 
 def wrap_fold(owner: type[nn.Module], change: Callable[[Any], Any]) -> Fault:
