@@ -77,7 +77,7 @@ class Attack:
 
 @contextmanager
 def _on_the_cpu() -> Iterator[None]:
-    """Tensors without a device are on the CPU, whatever the default device is, which may be meta."""
+    """Tensors without a device are on the CPU, whatever the default device is."""
     with torch.device("cpu"):
         yield
 
