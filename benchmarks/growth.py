@@ -31,7 +31,7 @@ SWEEPS: dict[str, tuple[str, dict[str, int], list[int]]] = {
 STARTS = {
     "python train.py --help": ["train.py", "--help"],
     "import robustcert": ["-c", "import robustcert"],
-    "import robustcert.check": ["-c", "import robustcert.check"],
+    "import robustcert.check": ["-c", "import robustcert.check.verdict"],
     "robustcert.certify": ["-c", "import robustcert; robustcert.certify"],
 }
 

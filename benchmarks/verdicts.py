@@ -6,15 +6,14 @@ checker itself. The checker runs in a process of its own.
 
 import hashlib
 import json
-import os
 import subprocess
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import robustcert.check
+from robustcert.check.isolation import command
 from robustcert.check.reader import FILES, MULTIPLIERS
 
 KEPT = "checked.json"
@@ -54,15 +53,12 @@ def verdict(folder: Path, data: Sequence[Path] = ()) -> Verdict:
         old = Verdict(**json.loads(kept.read_text()))
         if (old.certificate, old.checker) == (digest, checker) and old.compared >= bool(data):
             return old
-    command = [sys.executable, "-m", "robustcert.check", str(folder)]
-    command += ["--data", *map(str, data)] if data else []
-    path = os.pathsep.join([str(Path(robustcert.__file__).parents[1]), *sys.path])
+    arguments = [str(folder), *(["--data", *map(str, data)] if data else [])]
     done = subprocess.run(
-        command,
+        command("supervisor", arguments),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env={**os.environ, "PYTHONPATH": path},
     )
     said = (done.stdout.strip().splitlines() or ["the checker said nothing"])[-1]
     found = Verdict(digest, checker, bool(data), done.returncode == 0, said)

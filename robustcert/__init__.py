@@ -1,7 +1,5 @@
 """Train neural networks whose robustness is proved, and certify them soundly."""
 
-from typing import Any
-
 __version__ = "0.1.0"
 
 # Resolved on first use: `python -m robustcert.check` must not import torch.
@@ -12,7 +10,7 @@ _PUBLIC = {
 }
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name in _PUBLIC:
         import importlib
 

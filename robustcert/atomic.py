@@ -1,5 +1,6 @@
 """Files and folders that appear complete or not at all, whatever interrupts the writing."""
 
+import logging
 import os
 import re
 import shutil
@@ -7,6 +8,8 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -52,18 +55,18 @@ def resumable_folder(
     path: Path,
     replaceable: Callable[[Path], bool],
     key: str,
-    keep: tuple[type[Exception], ...] = (),
+    keep: Callable[[Path], bool] = lambda folder: False,
 ) -> Iterator[Path]:
     """Yield ``<path>.partial``, which becomes ``path`` at the end, if nothing was raised.
 
     A process that was interrupted or killed leaves it, and the next one with the same key goes on
-    in it; with another key it is emptied first. Any other error removes it.
+    in it; with another key it is emptied first. An error leaves it too, if it holds work.
 
     Args:
         path: What stands there is removed, but only when its replacement is complete.
         replaceable: Whether an existing folder, not empty, may be removed.
         key: Whatever the content depends on.
-        keep: Errors with a remedy, after which the folder is kept too.
+        keep: Whether what an error leaves is work to go on with.
 
     Raises:
         FileExistsError: ``path`` may not be replaced, or another process is writing it.
@@ -82,7 +85,9 @@ def resumable_folder(
             note.unlink()
             _replace(temporary, path)
         except Exception as error:
-            if not isinstance(error, keep):
+            if keep(temporary):
+                log.warning("%s keeps what was finished: the same command goes on there", temporary)
+            else:
                 shutil.rmtree(temporary, ignore_errors=True)
             if isinstance(error, OSError):
                 raise _naming(error, path) from error

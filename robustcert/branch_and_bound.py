@@ -115,7 +115,13 @@ class _Search:
         self.tolerance, self.nodes = tolerance, nodes
         self.own = int(self.logits(x).argmax())
         start = x.view(1, *network.input_shape)
-        found, change = ddn(network, start, torch.tensor([self.own]), steps=50, restarts=5)
+        found, change = ddn(
+            network,
+            start,
+            torch.tensor([self.own], dtype=torch.int64, device="cpu"),
+            steps=50,
+            restarts=5,
+        )
         attacked = math.isfinite(float(found))
         self.point = x + change.flatten() if attacked else None
         self.upper = float(found) if attacked else reach
@@ -129,7 +135,7 @@ class _Search:
         """Lessen ``upper`` and ``lower`` to the distance at which ``rival`` catches up."""
         order = itertools.count()
         sizes = [len(step.fixed) for step in self.steps if isinstance(step, Curve)]
-        root = Node(tuple(torch.zeros(size) for size in sizes), None)
+        root = Node(tuple(self.x.new_zeros(size) for size in sizes), None)
         heap: list[tuple[float, int, Node]] = []
         for bound, node in self.evaluate([root], rival):
             heapq.heappush(heap, (bound, next(order), node))
@@ -156,15 +162,17 @@ class _Search:
         signs = [torch.stack(part) for part in zip(*(n.signs for n in nodes), strict=True)]
         sides = [
             (
-                torch.where(s > 0, 0.0, -math.inf).double(),
-                torch.where(s < 0, 0.0, math.inf).double(),
+                torch.full_like(s, -math.inf).masked_fill(s > 0, 0.0),
+                torch.full_like(s, math.inf).masked_fill(s < 0, 0.0),
             )
             for s in signs
         ]
-        radius = torch.full((len(nodes),), self.upper * (1 + 1e-9), dtype=torch.float64)
+        radius = torch.full(
+            (len(nodes),), self.upper * (1 + 1e-9), dtype=torch.float64, device="cpu"
+        )
         centre = self.x.expand(len(nodes), -1)
         relaxation = Relaxation(self.steps, centre, radius, sides)
-        rows = torch.zeros(1, 1, len(self.logits(self.x)), dtype=torch.float64)
+        rows = torch.zeros(1, 1, len(self.logits(self.x)), dtype=torch.float64, device="cpu")
         rows[0, 0, self.own], rows[0, 0, rival] = 1, -1
         trace: list[Tensor] = []
         planes = [relaxation.plane(rows, trace=trace), *relaxation.planes]
@@ -172,7 +180,7 @@ class _Search:
         for i, node in enumerate(nodes):
             if any((low[i] > high[i]).any() for low, high in relaxation.bounds):
                 continue
-            keep = [torch.ones(1, dtype=torch.bool)]
+            keep = [torch.ones(1, dtype=torch.bool, device="cpu")]
             keep += [torch.cat([s[i] < 0, s[i] > 0]) for s in signs]
             normals = torch.cat([p.rows[i][k] for p, k in zip(planes, keep, strict=True)])
             offsets = torch.cat(

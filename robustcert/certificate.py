@@ -15,7 +15,8 @@ from robustcert.plain import Operation, PlainNetwork, Sum, operation_bound, shap
 from robustcert.quadric import split_quadratics
 from robustcert.samples import RADII, SAMPLES, CertifiedSplit, SampleFiles, positive_status
 
-FORMAT = 1
+# 2: correct predictions are proved ones, and a sum's branches are counted in the digest.
+FORMAT = 2
 CLAIM = (
     "For every sample listed as certified with radius r, every input at l2 distance less than r "
     "from the sample gets the listed prediction, as the unique largest logit."
@@ -188,6 +189,7 @@ def write_claim(
         "summary": {
             "samples": count,
             "correct": correct,
+            "undecided": int(split.undecided.sum()),
             "certified": [
                 {"radius": float(r).hex(), "decimal": float(r), "count": split.certified_count(r)}
                 for r in radii

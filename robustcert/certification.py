@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -15,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from robustcert import __version__
+from robustcert.agreement import compared_rows, require_agreement
 from robustcert.atomic import resumable_folder
 from robustcert.attacks import BrokenCertificate, cross_check, pgd_survivors
 from robustcert.build import (
@@ -27,7 +29,7 @@ from robustcert.build import (
     build_model,
     check_call,
 )
-from robustcert.certificate import is_certificate, write_claim
+from robustcert.certificate import FORMAT, is_certificate, write_claim
 from robustcert.certifiers import (
     Certificates,
     LipschitzCertifier,
@@ -35,11 +37,11 @@ from robustcert.certifiers import (
     strict_arithmetic,
 )
 from robustcert.checkpoint import Checkpoint, read_checkpoint
-from robustcert.data import DataModule, Dataset, DatasetError, Examples, Stream, to_unit
+from robustcert.data import DataModule, Dataset, Examples, Stream, to_unit
 from robustcert.figures import draw_level_sets, draw_vra_curve
 from robustcert.lipschitz import fold_network
 from robustcert.plain import PlainNetwork
-from robustcert.samples import CertifiedSplit, SampleFiles, positive_status
+from robustcert.samples import CertifiedSplit, SampleFiles, has_radii, positive_status
 
 log = logging.getLogger(__name__)
 
@@ -128,7 +130,7 @@ def certify(
             f"dataset: the network of {read.path} takes inputs of shape {read.input_shape}, got "
             f"{tuple(source.input_shape)} from {source.name}"
         )
-    network = _load_network(read, config, allowed)
+    model, network = _load_network(read, config, allowed)
     source.prepare()
     data = build_data(config, source, allowed)
     stored = data.stored(split)
@@ -136,14 +138,16 @@ def certify(
     stored = stored.take(slice(count))
     origin = {"name": source.name, "split": split, **source.provenance()}
     with strict_arithmetic() as arithmetic:
+        require_agreement(model, network, stored.inputs[compared_rows(count)])
         moved = network.to(where)
-        pairwise = proving.pairwise_bound(moved)
+        with strict_arithmetic():
+            pairwise = proving.pairwise_bound(moved)
         record: dict[str, Any] = {
             "functions": proving.functions,
             "proof": proving.proof(network),
-            "certifier": certifier or {},
+            "certifier": _in_words(certifier or {}),
             "checkpoint": {"file": read.path.name, "sha256": read.sha256, "epoch": read.epoch},
-            "config": config,
+            "config": _in_words(config),
             "dataset": origin,
             "arithmetic": {**arithmetic, "device": str(where), "dtype": str(proving.dtype)},
             "smoothing": proving.smoothing(),
@@ -152,7 +156,12 @@ def certify(
             # An attack on the network says nothing about the smoothed classifier.
             attacking = replace(attacking, samples=0)
         key = _key(record, network, pairwise, stored, batch_size)
-        with resumable_folder(folder, is_certificate, key, keep=(DatasetError,)) as partial:
+        # Whatever fails after the first radius, all radii are kept; a setting that was changed is
+        # an error before the folder is complete.
+        with (
+            resumable_folder(folder, is_certificate, key, keep=has_radii) as partial,
+            strict_arithmetic(),
+        ):
             result = _certify_all(proving, moved, data, split, stored, batch_size, where, partial)
             seconds = time.perf_counter() - started
             log.info("%d samples certified in %.1f s", count, seconds)
@@ -251,10 +260,12 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _load_network(checkpoint: Checkpoint, config: Config, allowed: Sequence[str]) -> PlainNetwork:
+def _load_network(
+    checkpoint: Checkpoint, config: Config, allowed: Sequence[str]
+) -> tuple[torch.nn.Module, PlainNetwork]:
     model = build_model(config, checkpoint.input_shape, checkpoint.num_classes, allowed)
     checkpoint.load_into(model)
-    return fold_network(model.eval(), checkpoint.input_shape)
+    return model, fold_network(model.eval(), checkpoint.input_shape)
 
 
 def _key(
@@ -268,6 +279,7 @@ def _key(
     samples = torch.stack([stored.indices, stored.labels]).numpy().tobytes()
     content = {
         **record,
+        "format": FORMAT,
         "network": network.digest(),
         "pairwise": [[k.hex() for k in row] for row in pairwise.tolist()],
         "samples": hashlib.sha256(samples).hexdigest(),
@@ -303,7 +315,7 @@ def _certify_all(
         log.info("%d of %d samples were certified before: going on", files.done, count)
     for batch, _ in data.in_order(split, batch_size, files.done, count):
         found = certifier.certify(network, to_unit(batch.to(device)))
-        names = ("prediction", "radius", "margin", "error")
+        names = ("prediction", "radius", "margin", "error", "decided")
         files.append(batch, Certificates(*(getattr(found, name).cpu() for name in names)))
     return files.split(inputs)
 
@@ -322,10 +334,11 @@ def _attack(
     network: PlainNetwork, result: CertifiedSplit, radii: Sequence[float], attack: Attack
 ) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(0)
-    rows = torch.randperm(len(result.target), generator=generator)[: attack.samples]
+    order = torch.randperm(len(result.target), generator=generator, dtype=torch.int64, device="cpu")
+    rows = order[: attack.samples]
     record: dict[str, Any] = {
         "method": "foolbox L2PGD, one random start, clipped to [0, 1]",
-        **asdict(attack),
+        **_in_words(asdict(attack)),
         "samples": len(rows),
         "radii": list(radii) if len(rows) else [],
         "accuracy": [],
@@ -337,7 +350,7 @@ def _attack(
     survivors = pgd_survivors(network, x, result.target[rows], radii, steps=attack.steps)
     record["accuracy"] = [float(s.double().mean()) for s in survivors]
     # The attack may overshoot its radius by its own rounding.
-    reach = torch.tensor(radii, dtype=torch.float64)[:, None] * (1 + 1e-6)
+    reach = torch.tensor(radii, dtype=torch.float64, device="cpu")[:, None] * (1 + 1e-6)
     certified = result.certificates.radius[rows] > reach
     broken = certified & result.correct[rows] & ~survivors
     if broken.any():
@@ -366,7 +379,20 @@ def _tightness(
     # A gradient for every class: of all samples at once they would be the peak of memory.
     parts = [gradient_ratio(network, part, pairwise.cpu()) for part in x.split(_AT_ONCE)]
     ratio = torch.cat(parts)
-    return {"median": float(ratio.median()), "max": float(ratio.max()), "samples": len(x)}
+    # Logits that overflow have no gradient.
+    ratio = ratio[torch.isfinite(ratio)]
+    if not len(ratio):
+        return None
+    return {"median": float(ratio.median()), "max": float(ratio.max()), "samples": len(ratio)}
+
+
+def _in_words(value: Any) -> Any:
+    """Plain values, with what JSON has no number for as text: ``"inf"``, ``"nan"``."""
+    if isinstance(value, Mapping):
+        return {key: _in_words(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_in_words(entry) for entry in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _parts(count: int, size: int) -> Iterator[slice]:
@@ -376,7 +402,7 @@ def _parts(count: int, size: int) -> Iterator[slice]:
 def _draw_plane(
     path: Path, certifier: LipschitzCertifier, network: PlainNetwork, source: Dataset
 ) -> None:
-    line = torch.linspace(0, 1, _GRID, dtype=torch.float64)
+    line = torch.linspace(0, 1, _GRID, dtype=torch.float64, device="cpu")
     grid = torch.cartesian_prod(line, line)
     found = certifier.certify(network, grid)
     distance = getattr(source, "distance", None)
@@ -404,6 +430,8 @@ def _print_table(claim: Mapping[str, Any], folder: Path) -> None:
     table.add_column(_verified(claim), justify="right")
     table.add_column(f"under PGD ({attack['samples']})", justify="right")
     table.add_row("0", f"{summary['correct'] / count:.4f}", "", end_section=True)
+    if summary["undecided"]:
+        table.caption = f"{summary['undecided']} right predictions are undecided: rounding"
     for row in summary["certified"]:
         under = empirical.get(row["decimal"])
         table.add_row(
@@ -430,10 +458,15 @@ def _print_table(claim: Mapping[str, Any], folder: Path) -> None:
         )
     inside = attack["inside"]
     if inside and inside["samples"]:
+        least = inside["least_distance_over_radius"]
+        nearest = (
+            "no adversarial input was found at any distance"
+            if least is None
+            else f"nearest adversarial input at {least:.3f} times the radius"
+        )
         console.print(
             f"{inside['samples']} certificates attacked inside their radius, "
-            f"{inside['broken']} broken; nearest adversarial input at "
-            f"{inside['least_distance_over_radius']:.3f} times the radius",
+            f"{inside['broken']} broken; {nearest}",
             highlight=False,
         )
     for path in sorted(folder.iterdir()):

@@ -94,14 +94,19 @@ def pairwise_curvature_bound(network: PlainNetwork) -> Tensor:
         Shape ``(C, C)``, float64, rounded up, zero on the diagonal; infinite off it for piecewise
         linear networks.
     """
+    network = network.owned()
     rest = jacobian_lipschitz_bound(network.backbone, network.input_shape)
     if network.head is None:
-        classes = network(torch.zeros(1, *network.input_shape)).shape[1]
-        distances = torch.full((classes, classes), math.sqrt(2) * (1 + 1e-15), dtype=torch.float64)
+        classes = network.classes
+        distances = torch.full(
+            (classes, classes), math.sqrt(2) * (1 + 1e-15), dtype=torch.float64, device="cpu"
+        )
         distances.fill_diagonal_(0)
     else:
         distances = spectral.row_distance_bounds(network.head.weight)
-    product = torch.nextafter(distances * rest, torch.tensor(math.inf, dtype=torch.float64))
+    product = torch.nextafter(
+        distances * rest, torch.tensor(math.inf, dtype=torch.float64, device="cpu")
+    )
     return torch.where(distances > 0, product, 0.0)
 
 
@@ -238,6 +243,7 @@ class Trace:
     """
 
     def __init__(self, network: PlainNetwork, x: Tensor) -> None:
+        network = network.owned()
         self.operations = network.operations
         self.states = list(rounding.forward_steps(network, x))
 

@@ -141,11 +141,12 @@ class Folded(Curve):
         if self.kind == "zigzag":
             outside = (high <= self.knots[0]) | (low >= self.knots[1])
             inside = (low >= self.knots[0]) & (high <= self.knots[1])
-            return torch.where(outside, 1.0, -1.0).to(low), torch.where(inside, -1.0, 1.0).to(low)
-        left = 0.0 if self.kind == "relu" else -1.0
+            one = torch.ones_like(low)
+            return torch.where(outside, one, -1.0), torch.where(inside, -one, 1.0)
+        left = torch.full_like(low, 0.0 if self.kind == "relu" else -1.0)
         return (
-            torch.where(low >= 0, 1.0, left).to(low),
-            torch.where(high <= 0, left, 1.0).to(low),
+            torch.where(low >= 0, 1.0, left),
+            torch.where(high <= 0, left, 1.0),
         )
 
 
@@ -236,15 +237,16 @@ def curve_of(operation: Activation, features: int) -> tuple[Curve, bool]:
         UnsoundNetworkError: its lines are not known.
     """
     function, constants = operation.function, operation.constants
-    none = torch.zeros(features, dtype=torch.bool)
-    zero = torch.zeros(1, features, dtype=torch.float64)
+    none = torch.zeros(features, dtype=torch.bool, device="cpu")
+    zero = torch.zeros(1, features, dtype=torch.float64, device="cpu")
     # By exact function: a name may be anyone's.
     if function in (relu, torch.relu):
         return Folded(none, FLOOR, zero, "relu"), False
     if function is absolute:
         return Folded(none, FLOOR, zero, "abs"), False
     if function is beta_abs:
-        kept = torch.arange(features) >= _integer(constants["count"])
+        kept = ~none
+        kept[: _integer(constants["count"])] = False
         return Folded(kept, FLOOR, zero, "abs"), False
     if function is group_sort and constants["group_size"] == 2:
         return Folded(_even(features), FLOOR, zero, "abs"), True
@@ -267,11 +269,11 @@ def curve_of(operation: Activation, features: int) -> tuple[Curve, bool]:
 
 
 def _even(features: int) -> Tensor:
-    return torch.arange(features) % 2 == 0
+    return torch.arange(features, dtype=torch.int64, device="cpu") % 2 == 0
 
 
 def _tensor(value: Tensor | int) -> Tensor:
-    return torch.as_tensor(value).double()
+    return torch.as_tensor(value, dtype=torch.float64, device="cpu")
 
 
 def _integer(value: Tensor | int) -> int:

@@ -83,7 +83,7 @@ class Chain:
         """The maps with the slopes of all inputs, as :mod:`robustcert.semidefinite` has them."""
         layers = []
         for linear, curve in zip(self.maps, curves, strict=True):
-            far = torch.full((1, len(curve.fixed)), 1e150, dtype=torch.float64)
+            far = torch.full((1, len(curve.fixed)), 1e150, dtype=torch.float64, device="cpu")
             low, high = (slope[0] for slope in curve.slopes(-far, far))
             # Unproved, so that neither the rest nor the exponent matters.
             layers.append(Layer(Scaled(linear.values.numpy(), 0, NOTHING), low, high))
@@ -122,12 +122,12 @@ def _scaled(step: Linear, features: int) -> Scaled:
     if isinstance(step, Diagonal):
         return scaled(step.scale)
     # Entries of 1, -1 and 1/2: pulling the identity back is exact.
-    return scaled(step.pull(torch.eye(features, dtype=torch.float64)[None])[0][0])
+    return scaled(step.pull(torch.eye(features, dtype=torch.float64, device="cpu")[None])[0][0])
 
 
 def _map(linear: Scaled | None, features: int) -> Map:
     if linear is None:
-        linear = scaled(torch.eye(features, dtype=torch.float64))
+        linear = scaled(torch.eye(features, dtype=torch.float64, device="cpu"))
     values = torch.from_numpy(linear.values)
     values = values.diag() if values.dim() == 1 else values
     return Map(values, linear.exponent, round_up(frobenius(values)), round_up(linear.tail))

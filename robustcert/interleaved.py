@@ -235,7 +235,7 @@ class Encoding:
     def _linear(self, step: Linear, z: Places, d: Places, t: int) -> tuple[Places, Places]:
         # Of the rows of the identity every product is with 0 or 1: nothing is rounded.
         after = self.twin.values.sizes[t + 1].shape[1]
-        matrix, bias = step.pull(torch.eye(after, dtype=torch.float64)[None])
+        matrix, bias = step.pull(torch.eye(after, dtype=torch.float64, device="cpu")[None])
         weight = matrix[0].numpy()
         shift = bias[0].numpy() if isinstance(bias, Tensor) else np.full(after, bias)
         low, high, change = self._box(t + 1)
@@ -352,7 +352,9 @@ def change_bounds(twin: Twin, rows: Tensor, effort: Effort) -> tuple[Tensor, lis
         result = _Solver(encoding, replace(effort, deadline=share)).maximum(row, encoding.changes)
         found.append(result.bound)
         closed.append(result.closed)
-    return torch.minimum(twin.change(rows), torch.tensor(found, dtype=torch.float64)), closed
+    return torch.minimum(
+        twin.change(rows), torch.tensor(found, dtype=torch.float64, device="cpu")
+    ), closed
 
 
 def mixed_change(twin: Twin, row: Tensor, seconds: float = math.inf) -> MixedOptimum:

@@ -1,8 +1,8 @@
 """The contract between a module and its certificate: folding, estimates, bounds.
 
 A module is known if torch defines it and it is listed here, or if the class that defines its
-``forward`` also defines ``fold`` (its plain operations). Everything else is refused: a certificate
-cannot assume a constant of 1.
+``forward`` also defines ``fold`` (its plain operations), beside it. Everything else is refused: a
+certificate cannot assume a constant of 1.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules import module as registry
 from torch.nn.utils import parametrize
 
 from robustcert import plain
 from robustcert.margins import row_distances
+from robustcert.overrides import class_of, override_of, own_method
 from robustcert.plain import Operation, PlainNetwork, Shape, UnsoundNetworkError
 
 
@@ -38,11 +38,17 @@ def fold(module: nn.Module) -> list[Operation]:
         UnsoundNetworkError: a weight is NaN or infinite.
     """
     _refuse_overrides(module)
-    with torch.no_grad(), _full_precision(module), _evaluating(module), parametrize.cached():
-        handler = _TORCH_FOLDS.get(_class_of(module))
+    if getattr(parametrize, "_cache_enabled", 0):
+        # Torch keeps weights by the module that was parametrized first, of which others are copies.
+        raise UnsoundNetworkError(
+            "torch.nn.utils.parametrize.cached() is in force, under which a deep copy of a "
+            "parametrized module has the weight of the original: leave it before folding"
+        )
+    with torch.no_grad(), _full_precision(module), _evaluating(module):
+        handler = _TORCH_FOLDS.get(class_of(module))
         if handler is not None:
             return handler(module)
-        own = _own_method(module, "fold")
+        own = own_method(module, "fold")
         if own is None:
             raise _unknown(module, "the class that defines its forward does not define fold()")
         folded = own()
@@ -85,23 +91,23 @@ def lipschitz_estimate(module: nn.Module) -> Tensor:
         UnknownLipschitz: the module, or one inside it, is not known.
     """
     _refuse_overrides(module)
-    own = _own_method(module, "lipschitz_estimate") or _own_method(module, "lipschitz_bound")
-    cls = _class_of(module)
+    own = own_method(module, "lipschitz_estimate") or own_method(module, "lipschitz_bound")
+    cls = class_of(module)
     with _full_precision(module):
         if own is not None:
-            return torch.as_tensor(own())
+            return _scalar(own())
         if cls is nn.Sequential:
             return estimate_children(*_children(module))
         if cls is nn.Linear:
             return torch.linalg.matrix_norm(module.weight, 2)
     if cls in (nn.ReLU, nn.Flatten, nn.Identity):
-        return torch.ones(())
+        return _scalar(1.0)
     raise _unknown(module, "the class that defines its forward does not define lipschitz_estimate")
 
 
 def estimate_children(*named: tuple[str, nn.Module]) -> Tensor:
     """Product of the estimates of children that are applied in turn."""
-    product = torch.ones(())
+    product = _scalar(1.0)
     for name, child in named:
         try:
             # A constant lives on the CPU; as a scalar it combines with any device.
@@ -125,8 +131,8 @@ def pairwise_lipschitz_estimate(module: nn.Module) -> Tensor:
         UnknownLipschitz: the module, or one inside it, is not known.
     """
     _refuse_overrides(module)
-    own = _own_method(module, "pairwise_lipschitz_estimate")
-    children = _children(module) if _class_of(module) is nn.Sequential else []
+    own = own_method(module, "pairwise_lipschitz_estimate")
+    children = _children(module) if class_of(module) is nn.Sequential else []
     weight = getattr(children[-1][1], "weight", None) if children else None
     with _full_precision(module):
         if own is not None:
@@ -136,26 +142,16 @@ def pairwise_lipschitz_estimate(module: nn.Module) -> Tensor:
         return estimate_children(*children[:-1]) * row_distances(weight)
 
 
-def _class_of(module: nn.Module) -> type[nn.Module]:
-    # register_parametrization gives the module a class of its own, made on the fly.
-    if parametrize.is_parametrized(module):
-        return parametrize.type_before_parametrizations(module)
-    return type(module)
+def _scalar(value: Tensor | float) -> Tensor:
+    # A constant in float32, which as a scalar takes on the dtype and the device of others.
+    if isinstance(value, Tensor):
+        return value
+    return torch.tensor(value, dtype=torch.float32, device="cpu")
 
 
 def _children(module: nn.Module) -> list[tuple[str, nn.Module]]:
     # Not named_children(), which leaves out a module that is used a second time.
     return [(name, child) for name, child in module._modules.items() if child is not None]
-
-
-def _own_method(module: nn.Module, method: str) -> Callable[[], Any] | None:
-    # A subclass that overrides forward alone would hand on its parent's claim, so the method only
-    # counts from the class that forward comes from.
-    if method in vars(module):
-        return None
-    mro = _class_of(module).__mro__
-    forward, own = (next((c for c in mro if key in vars(c)), None) for key in ("forward", method))
-    return getattr(module, method) if own is not None and own is forward else None
 
 
 @contextmanager
@@ -170,7 +166,7 @@ def _evaluating(module: nn.Module) -> Iterator[None]:
 
 
 def _unknown(module: nn.Module, why: str) -> UnknownLipschitz:
-    cls = _class_of(module)
+    cls = class_of(module)
     return UnknownLipschitz(
         f"no Lipschitz bound is known for {cls.__module__}.{cls.__qualname__}: {why}. "
         "A certificate cannot assume 1"
@@ -184,13 +180,8 @@ def _full_precision(module: nn.Module) -> torch.autocast:
 
 
 def _refuse_overrides(module: nn.Module) -> None:
-    # Each of these may replace the output, so the class no longer says what is computed.
-    if module._forward_hooks or module._forward_pre_hooks:
-        raise _unknown(module, "it has forward hooks, which may change its output")
-    if registry._global_forward_hooks or registry._global_forward_pre_hooks:
-        raise _unknown(module, "forward hooks of all modules are registered, see torch.nn.modules")
-    if "forward" in vars(module) or type(module).__call__ is not nn.Module.__call__:
-        raise _unknown(module, "its forward or __call__ is overridden")
+    if reason := override_of(module):
+        raise _unknown(module, reason)
 
 
 def _fold_linear(module: Any) -> list[Operation]:

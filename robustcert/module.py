@@ -115,7 +115,7 @@ class CertifiedClassifier(LightningModule):
         # for a rank that has no validation batch.
         self._ddp_params_and_buffers_to_ignore = [name for name, _ in self.named_buffers()]
         self._plain: PlainNetwork | None = None
-        self._pairwise = torch.empty(0)
+        self._pairwise = torch.empty(0, dtype=torch.float32, device="cpu")
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits of shape ``(N, C)``."""
@@ -137,7 +137,7 @@ class CertifiedClassifier(LightningModule):
         """From targets to logits with estimates of their pairwise constants."""
         model = self.model
         if isinstance(model, MeasuresDistances):
-            constants = 1 - torch.eye(self.num_classes, device=x.device)
+            constants = 1 - torch.eye(self.num_classes, dtype=torch.float32, device=x.device)
             return lambda target: (model.distance_logits(x, target).float(), constants)
         scores = model(x).float(), pairwise_lipschitz_estimate(model).float()
         return lambda target: scores

@@ -10,16 +10,17 @@ import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field, fields, replace
 from fractions import Fraction
-from typing import Any, ClassVar, Self
-from weakref import WeakKeyDictionary
+from typing import Any, ClassVar, Self, cast
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from robustcert import spectral
+from robustcert import products, spectral
 from robustcert.residual import UNIT, exact, root_up
 
 Shape = tuple[int, ...]
@@ -116,12 +117,12 @@ class Operation(ABC):
 
     def output_shape(self, input_shape: Shape) -> Shape:
         """Shape of the output without the batch dimension."""
-        return tuple(self(torch.zeros(1, *input_shape)).shape[1:])
+        return tuple(self(_zeros(input_shape)).shape[1:])
 
     def to(self, device: torch.device, dtype: torch.dtype | None = None) -> Self:
         """A copy with its constants moved, so that evaluation does not move them every time."""
         moved: dict[str, Any] = {
-            f.name: value.to(device, dtype)
+            f.name: value.to(device, dtype, copy=True)
             for f in fields(self)
             if isinstance(value := getattr(self, f.name), Tensor)
         }
@@ -135,6 +136,15 @@ class Operation(ABC):
         """Constants that define the operation."""
         return {}
 
+    def check_claims(self) -> None:
+        """Refuse bounds that were stated of other constants than there are now.
+
+        Raises:
+            UnsoundNetworkError: constants of an activation were changed after it was made.
+        """
+        for part in _operations_in(tuple(vars(self).values())):
+            part.check_claims()
+
 
 @dataclass(frozen=True, eq=False)
 class Dense(Operation):
@@ -146,7 +156,7 @@ class Dense(Operation):
 
     def __call__(self, x: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.to(x)
-        return F.linear(x, self.weight.to(x), bias)
+        return products.linear(x, self.weight.to(x), bias)
 
     def lipschitz_bound(self, input_shape: Shape) -> float:
         return spectral.dense_norm_bound(self.weight)
@@ -176,7 +186,7 @@ class Convolution(Operation):
 
     def __call__(self, x: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.to(x)
-        return F.conv2d(
+        return products.conv2d(
             x, self.weight.to(x), bias, self.stride, self.padding, self.dilation, self.groups
         )
 
@@ -246,10 +256,12 @@ class CircularConvolution(Operation):
         for axis, period, out, s, p in zip(
             (2, 3), (height, width), self.output_size, self.stride, self.padding, strict=True
         ):
-            reads = (torch.arange(s * (out - 1) + period, device=x.device) - p) % period
+            reads = (
+                torch.arange(s * (out - 1) + period, dtype=torch.int64, device=x.device) - p
+            ) % period
             x = x.index_select(axis, reads)
         bias = None if self.bias is None else self.bias.to(x)
-        return F.conv2d(x, self.weight.to(x), bias, self.stride)
+        return products.conv2d(x, self.weight.to(x), bias, self.stride)
 
     def lipschitz_bound(self, input_shape: Shape) -> float:
         height, width = self.weight.shape[2:]
@@ -367,6 +379,9 @@ class Activation(Operation):
         slopes: What semidefinite bounds may use beside ``lipschitz``; None if it does not act on
             every coordinate by itself.
         squares: Whether inputs are squared, which overflows earlier.
+        claimed: Constants that ``lipschitz``, ``jacobian_lipschitz``, ``error`` and ``slopes`` were
+            stated for; a copy of ``constants`` if None. ``dataclasses.replace`` keeps it: with new
+            constants and new bounds, give ``claimed=None`` too.
     """
 
     kind = "activation"
@@ -377,6 +392,21 @@ class Activation(Operation):
     error: tuple[float, float] = (0.0, 0.0)
     slopes: Slopes | None = None
     squares: bool = False
+    claimed: dict[str, Tensor | int] | None = field(default=None, kw_only=True, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.claimed is None:
+            object.__setattr__(self, "claimed", _copied(self.constants))
+
+    def check_claims(self) -> None:
+        # Compared by value: where a conversion rounds a constant, the bounds are of another one.
+        pairs = ({k: _wide(v) for k, v in c.items()} for c in (self.constants, self.claimed or {}))
+        if not _same(*pairs):
+            raise UnsoundNetworkError(
+                f"the constants of {self.function.__name__} were changed after its bounds had been "
+                "stated: fold the module again",
+                self.label,
+            )
 
     def __call__(self, x: Tensor) -> Tensor:
         constants = {k: v.to(x) if isinstance(v, Tensor) else v for k, v in self.constants.items()}
@@ -399,7 +429,7 @@ class Activation(Operation):
 
     def to(self, device: torch.device, dtype: torch.dtype | None = None) -> Self:
         moved = {
-            k: v.to(device, dtype) if isinstance(v, Tensor) else v
+            k: v.to(device, dtype, copy=True) if isinstance(v, Tensor) else v
             for k, v in self.constants.items()
         }
         return replace(self, constants=moved)
@@ -440,13 +470,14 @@ class ResidualBlock(Operation):
     def _inner(self, x: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.to(x)
         if self.weight.dim() == 2:
-            return F.linear(x, self.weight.to(x), bias)
-        return F.conv2d(x, self.weight.to(x), bias, padding=self.padding)
+            return products.linear(x, self.weight.to(x), bias)
+        padding = (self.padding, self.padding)
+        return products.conv2d(x, self.weight.to(x), bias, padding=padding)
 
     def _outer(self, h: Tensor) -> Tensor:
         if self.weight.dim() == 2:
-            return F.linear(h, self.weight.to(h).mT)
-        return F.conv_transpose2d(h, self.weight.to(h), padding=self.padding)
+            return products.linear(h, self.weight.to(h).mT)
+        return products.conv_transpose2d(h, self.weight.to(h), padding=self.padding)
 
     def __call__(self, x: Tensor) -> Tensor:
         scale = self.scale.to(x).view(-1, *(1,) * (self.weight.dim() - 2))
@@ -467,7 +498,7 @@ class ResidualBlock(Operation):
         return root_up(1 + 4 * eta * (1 + eta))
 
     def rounding(self, input_shape: Shape, unit: float) -> tuple[float, float]:
-        hidden = tuple(self._inner(torch.zeros(1, *input_shape)).shape[1:])
+        hidden = tuple(self._inner(_zeros(input_shape)).shape[1:])
         places = math.prod(hidden[1:]) if self.weight.dim() == 4 else math.prod(hidden[:-1])
         positions = math.prod(input_shape) // self.weight.shape[1]
         norm = absolute_norm(self.weight)
@@ -532,7 +563,8 @@ class Sandwich(Operation):
 
     def __call__(self, x: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.to(x)
-        return F.linear(self.activation(F.linear(x, self.inner.to(x), bias)), self.outer.to(x).mT)
+        hidden = self.activation(products.linear(x, self.inner.to(x), bias))
+        return products.linear(hidden, self.outer.to(x).mT)
 
     def lipschitz_bound(self, input_shape: Shape) -> float:
         _check_slopes(self.activation)
@@ -639,9 +671,19 @@ def _hidden_rounding(
     v = (absolute_norm(weight) + a, shift + b)
     own = activation.rounding(hidden, unit)
     error = (a + own[0] * v[0], b + own[0] * v[1] + own[1])
-    rest = activation(torch.zeros(1, *hidden, dtype=torch.float64))
+    rest = activation(_zeros(hidden, torch.float64))
     at_zero = 2 * float(rest.norm()) + own[1]
     return error, v, (v[0] + error[0], v[1] + error[1] + at_zero)
+
+
+def _zeros(input_shape: Shape, dtype: torch.dtype = torch.float32) -> Tensor:
+    # A batch of one input.
+    return torch.zeros(1, *input_shape, dtype=dtype, device="cpu")
+
+
+def _above(values: Tensor) -> Tensor:
+    # The next float of each entry.
+    return torch.nextafter(values, torch.full_like(values, math.inf))
 
 
 def _smallest_normal(unit: float) -> float:
@@ -675,8 +717,98 @@ def shapes(
         input_shape = operation.output_shape(input_shape)
 
 
+# Note [owned copies] (bounds that are remembered)
+# ~~~~~~~~~~~~~~~~~~~
+# The tensors of an operation can be changed in place, also where torch does not count it: through
+# `.data`, or an array that shares their memory. So bounds are computed from a copy that nobody else
+# holds, and are remembered for that copy. Whoever is given an operation compares it with its copy,
+# bit by bit, which costs as much as reading both; what has changed gets a new copy. A certifier
+# does so once for a batch and then works with the copies, which are their own: the network that it
+# evaluates is the one that its bounds speak of, even if another thread changes it meanwhile.
+
+
+def owned(operation: Operation) -> Operation:
+    """A copy that nobody else holds, the same one as long as the operation has the same values.
+
+    Raises:
+        UnsoundNetworkError: bounds were stated of other constants, see
+            :meth:`Operation.check_claims`.
+    """
+    if operation in _OWNED:
+        return operation
+    known = _COPIES.get(operation)
+    if known is None or not _same(operation, known):
+        known = cast(Operation, _copied(operation))
+        known.check_claims()
+        _OWNED.add(known)
+        _COPIES[operation] = known
+    return known
+
+
+_OWNED: WeakSet[Operation] = WeakSet()
+_COPIES: WeakKeyDictionary[Operation, Operation] = WeakKeyDictionary()
+
+
+def _operations_in(value: object) -> Iterator[Operation]:
+    if isinstance(value, Operation):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for part in value:
+            yield from _operations_in(part)
+
+
+def _copied(value: Any) -> Any:
+    # Operations, containers and tensors anew; what is in none of them as `deepcopy` sees fit.
+    copy: Any
+    if isinstance(value, Tensor):
+        copy = value.detach().clone()
+    elif isinstance(value, Operation):
+        copy = object.__new__(type(value))
+        for name, part in vars(value).items():
+            object.__setattr__(copy, name, _copied(part))
+    elif isinstance(value, dict):
+        copy = {key: _copied(part) for key, part in value.items()}
+    elif type(value) in (tuple, list):
+        copy = type(value)(map(_copied, value))
+    else:
+        copy = deepcopy(value)
+    return copy
+
+
+def _same(first: object, second: object) -> bool:
+    if isinstance(first, Tensor) and isinstance(second, Tensor):
+        return _same_bits(first, second)
+    if isinstance(first, Operation) and isinstance(second, Operation):
+        return type(first) is type(second) and _same(vars(first), vars(second))
+    if isinstance(first, dict) and isinstance(second, dict):
+        return first.keys() == second.keys() and all(_same(v, second[k]) for k, v in first.items())
+    if isinstance(first, (tuple, list)) and isinstance(second, (tuple, list)):
+        return len(first) == len(second) and all(map(_same, first, second))
+    # What cannot tell whether it is the same is taken for changed.
+    return first is second or (first == second) is True
+
+
+def _same_bits(first: Tensor, second: Tensor) -> bool:
+    if (first.dtype, first.device, first.shape) != (second.dtype, second.device, second.shape):
+        return False
+    return torch.equal(_bits(first), _bits(second))
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    # As integers, so that NaN is the same as itself; of 64 bits where that fits, which is faster.
+    flat, size = tensor.detach().reshape(-1), tensor.element_size()
+    if flat.numel() * size % 8 == 0 and flat.storage_offset() * size % 8 == 0:
+        return flat.view(torch.int64)
+    return flat.view({1: torch.uint8, 2: torch.int16, 4: torch.int32}[size])
+
+
+def _wide(value: Tensor | int) -> Tensor | int:
+    return value.detach().to("cpu", torch.float64) if isinstance(value, Tensor) else value
+
+
 def operation_bound(operation: Operation, input_shape: Shape) -> float:
     """The operation's Lipschitz bound, or an error that names it."""
+    operation = owned(operation)
     known = _BOUNDS.setdefault(operation, {})
     if input_shape not in known:
         try:
@@ -695,13 +827,14 @@ def operation_rounding(
     operation: Operation, input_shape: Shape, unit: float
 ) -> tuple[float, float]:
     """The operation's local error, :meth:`Operation.rounding`, computed once."""
+    operation = owned(operation)
     known = _ROUNDINGS.setdefault(operation, {})
     if (input_shape, unit) not in known:
         known[input_shape, unit] = operation.rounding(input_shape, unit)
     return known[input_shape, unit]
 
 
-# An operation is an immutable value, and its bound may cost a factorisation.
+# Of operations from `owned`, which nobody changes; a bound may cost a factorisation.
 _BOUNDS: WeakKeyDictionary[Operation, dict[Shape, float]] = WeakKeyDictionary()
 _ROUNDINGS: WeakKeyDictionary[Operation, dict[tuple[Shape, float], tuple[float, float]]] = (
     WeakKeyDictionary()
@@ -742,9 +875,31 @@ class PlainNetwork:
         """Logits of shape ``(N, C)`` in the dtype of ``x``."""
         return run(self.operations, x)
 
+    def owned(self) -> "PlainNetwork":
+        """The network of :func:`owned` operations, the same one as long as they are the same.
+
+        It is what bounds are remembered for; whoever asks for it must not change it.
+
+        Raises:
+            UnsoundNetworkError: see :meth:`Operation.check_claims`.
+        """
+        operations, shape = tuple(map(owned, self.operations)), tuple(self.input_shape)
+        if operations == tuple(self.operations):
+            return self
+        known = _NETWORKS.get(self)
+        if known is None or (known.operations, known.input_shape) != (operations, shape):
+            known = replace(self, operations=operations, input_shape=shape)
+            _NETWORKS[self] = known
+        return known
+
     def to(self, device: torch.device, dtype: torch.dtype | None = None) -> "PlainNetwork":
         """A copy whose constants live on ``device``, in ``dtype`` if one is given."""
         return replace(self, operations=tuple(op.to(device, dtype) for op in self.operations))
+
+    @property
+    def classes(self) -> int:
+        """Number of logits."""
+        return self(_zeros(self.input_shape)).shape[1]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -776,6 +931,9 @@ class PlainNetwork:
         return digest.hexdigest()
 
 
+_NETWORKS: WeakKeyDictionary[PlainNetwork, PlainNetwork] = WeakKeyDictionary()
+
+
 def _shapes(tensors: dict[str, Tensor]) -> dict[str, list[Any]]:
     return {key: [str(t.dtype).removeprefix("torch."), *t.shape] for key, t in tensors.items()}
 
@@ -783,7 +941,11 @@ def _shapes(tensors: dict[str, Tensor]) -> dict[str, list[Any]]:
 def _walk(operations: Sequence[Operation]) -> Iterator[tuple[dict[str, Any], dict[str, Tensor]]]:
     for operation in operations:
         tensors = operation.tensors()
-        yield {"kind": operation.kind, **operation.options(), "shapes": _shapes(tensors)}, tensors
+        line = {"kind": operation.kind, **operation.options(), "shapes": _shapes(tensors)}
+        if isinstance(operation, Sum):
+            # Without their number, what follows a sum could be one branch more.
+            line["branches"] = len(operation.branches)
+        yield line, tensors
         if isinstance(operation, Sum):
             for branch in operation.branches:
                 yield {"branch": len(branch)}, {}
@@ -799,16 +961,17 @@ def output_bound(network: PlainNetwork) -> Tensor:
     Returns:
         Shape ``(C,)``, float64, every entry rounded up.
     """
+    network = network.owned()
     rest = sequence_bound(network.backbone, network.input_shape)
     if network.head is None:
-        classes = network(torch.zeros(1, *network.input_shape)).shape[1]
-        lengths = torch.ones(classes, dtype=torch.float64)
+        classes = network.classes
+        lengths = torch.ones(classes, dtype=torch.float64, device="cpu")
     else:
         # The length of a row is its distance from 0.
         weight = network.head.weight
         rows = torch.cat([weight, torch.zeros_like(weight[:1])])
         lengths = spectral.row_distance_bounds(rows)[-1, :-1]
-    bound = torch.nextafter(lengths * rest, torch.tensor(math.inf, dtype=torch.float64))
+    bound = _above(lengths * rest)
     if not torch.isfinite(bound).all():
         raise UnsoundNetworkError("the Lipschitz bound of a logit overflows: no certificate")
     return bound
@@ -823,14 +986,18 @@ def pairwise_bound(network: PlainNetwork) -> Tensor:
     Returns:
         Shape ``(C, C)``, float64, zero on the diagonal, every entry rounded up.
     """
+    network = network.owned()
     rest = sequence_bound(network.backbone, network.input_shape)
     if network.head is None:
-        classes = network(torch.zeros(1, *network.input_shape)).shape[1]
-        distances = torch.full((classes, classes), math.sqrt(2) * (1 + 1e-15), dtype=torch.float64)
+        classes = network.classes
+        above_root_two = math.sqrt(2) * (1 + 1e-15)
+        distances = torch.full(
+            (classes, classes), above_root_two, dtype=torch.float64, device="cpu"
+        )
         distances.fill_diagonal_(0)
     else:
         distances = spectral.row_distance_bounds(network.head.weight)
-    pairwise = torch.nextafter(distances * rest, torch.tensor(math.inf, dtype=torch.float64))
+    pairwise = _above(distances * rest)
     if not torch.isfinite(pairwise).all():
         raise UnsoundNetworkError("the pairwise Lipschitz bound overflows: no certificate")
     return pairwise.fill_diagonal_(0)

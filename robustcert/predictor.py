@@ -18,8 +18,10 @@ from robustcert.plain import (
     PlainNetwork,
     UnsoundNetworkError,
 )
+from robustcert.products import tested_products
 from robustcert.restore import restore_network
 from robustcert.rounding import ForwardError, forward_error
+from robustcert.units import network_inputs
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
 # Of the error at the centre: one half is spent there, the other at the point, as in `certificates`.
@@ -101,26 +103,38 @@ class Predictor:
         self.functions = ("R", "F64") if dtype == "float64" else ("R", "F32")
         self.dtype = DTYPES[dtype]
         self.device = torch.device(device)
+        # The bounds are of these constants, which the caller's network need not keep.
+        network = network.owned()
         self.input_shape = tuple(network.input_shape)
-        origin = torch.zeros(1, *self.input_shape, dtype=self.dtype)
+        origin = torch.zeros(1, *self.input_shape, dtype=self.dtype, device="cpu")
         with torch.no_grad(), strict_arithmetic():
             error = forward_error(network, origin)
         self.alpha, self.beta = float(error.centre), error.growth
         self.reach, self.lipschitz = float(error.reach), error.lipschitz
         self.digest = network.digest()
-        self.network = network.to(self.device, self.dtype)
+        self._network = network.to(self.device, self.dtype)
         dense = all(type(op) in (Dense, Affine, Flatten, Activation) for op in network.operations)
         self._dense = dense and self.device.type == "cpu"
-        self.pairwise = pairwise.to(self.device, torch.float64)
+        self._pairwise = pairwise.to(self.device, torch.float64, copy=True)
         drift = math.sqrt(2) * (1 + 1e-9) * self.beta
         # Rounded down, also for the roundings of what is multiplied by it.
-        inverse = (1 - 2.0**-48) / (self.pairwise + drift)
+        inverse = (1 - 2.0**-48) / (self._pairwise + drift)
         own = torch.zeros_like(inverse).fill_diagonal_(math.inf)
         self._inverse = torch.cat([inverse.fill_diagonal_(0.0), own], dim=1)
         tiny = math.prod(self.input_shape) * 2.0**-511
         self._per_norm = -ALLOWANCE * self.beta * LENGTH
         self._offset = -ALLOWANCE * (self.alpha + self.beta * tiny)
         self._room = (self.reach - tiny) * (1 - 2.0**-40)
+
+    @property
+    def network(self) -> PlainNetwork:
+        """A copy of the network, on the predictor's device and in its arithmetic."""
+        return self._network.to(self.device)
+
+    @property
+    def pairwise(self) -> Tensor:
+        """A copy of the bounds, shape ``(C, C)``, float64."""
+        return self._pairwise.clone()
 
     @torch.no_grad()
     def __call__(self, x: Tensor) -> Prediction:
@@ -133,16 +147,13 @@ class Predictor:
         Raises:
             ValueError: the inputs have another shape, or are neither bytes nor floats.
         """
-        if tuple(x.shape[1:]) != self.input_shape or x.dim() != len(self.input_shape) + 1:
-            shape = ", ".join(map(str, self.input_shape))
-            raise ValueError(f"expected inputs of shape (N, {shape}), got {tuple(x.shape)}")
-        if x.dtype == torch.uint8:
-            x = x.float() / 255
-        if not x.is_floating_point():
-            raise ValueError(f"expected inputs of bytes or floating point, got {x.dtype}")
-        x = x.to(self.device)
+        x = network_inputs(x, self.input_shape).to(self.device)
         if self._dense and cpu_products_are_strict():
-            return self._predict(x)
+            with tested_products():
+                prediction = self._predict(x)
+            # Another thread may have changed a setting meanwhile.
+            if cpu_products_are_strict():
+                return prediction
         with strict_arithmetic(), torch.autocast(self.device.type, enabled=False):
             return self._predict(x)
 
@@ -150,7 +161,7 @@ class Predictor:
         """What ``certificates`` says, see Note [fused]."""
         inputs = x.to(self.dtype)
         norm = torch.linalg.vector_norm(inputs.flatten(1).double(), dim=1)
-        logits = self.network(inputs).double()
+        logits = self._network(inputs).double()
         top, label = logits.max(1, keepdim=True)
         label = label[:, 0]
         allowance = norm[:, None] * self._per_norm + self._offset
@@ -164,6 +175,7 @@ class Predictor:
         radius = radius.clamp_(min=0).nan_to_num_(0.0, posinf=math.inf)
         return Prediction(label, radius, radius <= self.least_radius)
 
+    @strict_arithmetic()
     def evaluate(self, inputs: Tensor) -> ForwardError:
         """Logits with the error that is known beforehand; inputs in the predictor's arithmetic."""
         # The factor covers the rounding of 2^31 squares and their sum; the last term, their
@@ -174,7 +186,7 @@ class Predictor:
         )
         centre = (self.alpha + self.beta * distance) * (1 + 1e-9)
         reach = self.reach - distance
-        return ForwardError(self.network(inputs), centre, self.beta, self.lipschitz, reach)
+        return ForwardError(self._network(inputs), centre, self.beta, self.lipschitz, reach)
 
 
 def load(

@@ -18,9 +18,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from robustcert.plain import Operation, PlainNetwork, Shape
+from robustcert.products import linear
 
 UNBOUNDED = (
     "the slope of a quadratic has no bound, and so there is no Lipschitz certificate: set "
@@ -55,9 +55,9 @@ class Quadratics(Operation):
     def pieces(self, x: Tensor) -> Tensor:
         """Every quadratic, shape ``(N, P)``."""
         count, rank, _ = self.frame.shape
-        within = F.linear(x, self.frame.to(x).flatten(0, 1)).view(-1, count, rank)
+        within = linear(x, self.frame.to(x).flatten(0, 1)).view(-1, count, rank)
         squares = (within - self.offset.to(x)).square().sum(2)
-        return squares + F.linear(x, self.slope.to(x)) + self.shift.to(x)
+        return squares + linear(x, self.slope.to(x)) + self.shift.to(x)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Logits of shape ``(N, C)``."""

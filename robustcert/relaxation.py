@@ -135,15 +135,17 @@ def steps_of(network: PlainNetwork, device: torch.device | str = "cpu") -> list[
         UnsoundNetworkError: an operation is not covered; the message names it.
     """
     steps: list[Step] = []
-    for operation, shape in shapes(network.operations, network.input_shape):
+    for operation, shape in shapes(network.owned().operations, network.input_shape):
         size = math.prod(shape)
         # By exact class: a subclass may compute something else.
         if type(operation) is Flatten or _is_identity(operation):
             continue
         if type(operation) is Dense:
             weight = operation.weight.double()
-            bias = torch.zeros(len(weight)) if operation.bias is None else operation.bias
-            steps.append(Matrix(size, weight, bias.to(weight)))
+            bias = weight.new_zeros(len(weight))
+            if operation.bias is not None:
+                bias = operation.bias.to(weight)
+            steps.append(Matrix(size, weight, bias))
         elif type(operation) is Affine:
             every = size // len(operation.scale)
             both = (c.double().repeat_interleave(every) for c in (operation.scale, operation.shift))

@@ -390,7 +390,7 @@ def largest_eigenvalue(matrices: Tensor, steps: int) -> float:
     """Largest eigenvalue in a batch (b, n, n) of Hermitian matrices, an estimate from below."""
     size = matrices.shape[-1]
     generator = torch.Generator().manual_seed(0)
-    start = torch.randn(size, generator=generator, dtype=torch.float64)
+    start = torch.randn(size, generator=generator, dtype=torch.float64, device="cpu")
 
     def estimate(batch: Tensor, steps: int) -> Tensor:
         # Vectors in single precision cost half; an error of theirs counts by its square.

@@ -77,7 +77,7 @@ def forward_error(network: PlainNetwork, x: Tensor) -> ForwardError:
             "certifier.arithmetic=float64"
         )
     with torch.autocast(x.device.type, enabled=False):
-        return _run(network.operations, _start(x))
+        return _run(network.owned().operations, _start(x))
 
 
 def forward_steps(network: PlainNetwork, x: Tensor) -> Iterator[ForwardError]:
@@ -89,7 +89,7 @@ def forward_steps(network: PlainNetwork, x: Tensor) -> Iterator[ForwardError]:
     """
     state = _start(x)
     yield state
-    for operation in network.operations:
+    for operation in network.owned().operations:
         state = _run([operation], state)
         yield state
 

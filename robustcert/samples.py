@@ -46,12 +46,17 @@ class CertifiedSplit:
 
     @property
     def correct(self) -> Tensor:
-        """Whether the prediction is the true class, shape ``(N,)``.
+        """Whether the prediction is the true class, and proved, shape ``(N,)``.
 
         Never where logits are NaN or overflow: then no class is the largest one.
         """
         found = self.certificates
-        return (found.prediction == self.target) & torch.isfinite(found.margin)
+        return (found.prediction == self.target) & torch.isfinite(found.margin) & found.decided
+
+    @property
+    def undecided(self) -> Tensor:
+        """Whether the true class is predicted, but rounding may have decided it, shape ``(N,)``."""
+        return (self.certificates.prediction == self.target) & ~self.correct
 
     def certified_count(self, radius: float) -> int:
         """Samples that are correct and certified beyond ``radius``."""
@@ -62,7 +67,7 @@ class CertifiedSplit:
         radius = torch.where(self.correct, self.certificates.radius, 0.0)
         finite = radius[torch.isfinite(radius)]
         top = float(finite.max()) if len(finite) else 0.0
-        grid = torch.linspace(0, top * 1.02 or 1.0, points, dtype=torch.float64)
+        grid = torch.linspace(0, top * 1.02 or 1.0, points, dtype=torch.float64, device="cpu")
         return grid.tolist(), [(self.certified_count(float(r)) / len(radius)) for r in grid]
 
 
@@ -88,12 +93,14 @@ class StoredInputs(Stream):
         rows: Tensor | None = None,
     ) -> None:
         self.path, self.start = path, start
-        self.rows = torch.arange(shape[0]) if rows is None else rows
+        self.rows = (
+            torch.arange(shape[0], dtype=torch.int64, device="cpu") if rows is None else rows
+        )
         self.shape, self.dtype = (len(self.rows), *shape[1:]), dtype
 
     def __getitem__(self, rows: Rows) -> Tensor:
         chosen = self.rows[rows].tolist()
-        found = torch.empty(len(chosen), *self.shape[1:], dtype=self.dtype)
+        found = torch.empty(len(chosen), *self.shape[1:], dtype=self.dtype, device="cpu")
         with self.path.open("rb") as file:
             for one, row in zip(found.numpy(), chosen, strict=True):
                 file.seek(self.start + row * one.nbytes)
@@ -226,6 +233,11 @@ class SampleFiles:
         return whole
 
 
+def has_radii(folder: Path) -> bool:
+    """Whether a folder holds samples that :class:`SampleFiles` has appended."""
+    return (folder / RADII).is_file()
+
+
 def positive_status(smoothing: dict[str, Any] | None) -> str:
     """What a sample with a radius is called: certified, or true with some confidence only.
 
@@ -268,19 +280,25 @@ def write_radii(path: Path, split: CertifiedSplit, positive: str = "certified") 
 
 
 def read_radii(path: Path) -> Certificates:
-    """The certificates of a file of radii: margins to nine digits, errors unknown (NaN)."""
+    """The certificates of a file of radii: margins to nine digits, errors unknown (NaN).
+
+    Predictions count as decided where a row says that they are correct, or has a radius.
+    """
     # Row by row into plain numbers: a row as text takes a hundred times the memory.
-    prediction, radius, margin = array("q"), array("d"), array("d")
+    prediction, radius, margin, correct = array("q"), array("d"), array("d"), array("b")
     with path.open(newline="") as file:
         for row in csv.DictReader(file):
             prediction.append(int(row["prediction"]))
             radius.append(float.fromhex(row["radius_hex"]))
             margin.append(float(row["margin"]))
+            correct.append(int(row["correct"]))
+    distance = torch.tensor(radius, dtype=torch.float64, device="cpu")
     return Certificates(
-        prediction=torch.tensor(prediction, dtype=torch.int64),
-        radius=torch.tensor(radius, dtype=torch.float64),
-        margin=torch.tensor(margin, dtype=torch.float64),
-        error=torch.full((len(radius),), math.nan, dtype=torch.float64),
+        prediction=torch.tensor(prediction, dtype=torch.int64, device="cpu"),
+        radius=distance,
+        margin=torch.tensor(margin, dtype=torch.float64, device="cpu"),
+        error=torch.full((len(radius),), math.nan, dtype=torch.float64, device="cpu"),
+        decided=torch.tensor(correct, dtype=torch.bool, device="cpu") | (distance > 0),
     )
 
 

@@ -284,7 +284,7 @@ def pairwise_bound(layers: Sequence[Layer], head: Scaled, diagonals: Sequence[Te
         lower, info = torch.linalg.cholesky_ex(ellipsoid)
         if info:
             raise NormBoundError("an ellipsoid is not positive definite in float64")
-        identity = torch.eye(len(lower), dtype=torch.float64)
+        identity = torch.eye(len(lower), dtype=torch.float64, device="cpu")
         factor = torch.linalg.solve_triangular(lower, identity, upper=False)
         scale = diagonal.rsqrt()
         free = layer.radius > 0
@@ -356,7 +356,7 @@ def prove(before: Claim, layer: Layer, witness: Witness) -> Claim:
         other = frobenius(factor[:, free] - known) / (1 - UNIT) + 2 * UNIT * frobenius(known)
     rho = error * before.norm + other * norm_after
 
-    zeros = torch.zeros(len(upper), right.shape[1], dtype=torch.float64)
+    zeros = torch.zeros(len(upper), right.shape[1], dtype=torch.float64, device="cpu")
     transfer = torch.cat((left, torch.cat((zeros, right))), dim=1)
     tau = max(Fraction(1), exact(dense_norm_bound(transfer)))
     xi = tau * before.size + rho
@@ -383,7 +383,7 @@ def prove_head(claim: Claim, head: Scaled, image: Tensor, exponent: int) -> Tens
     # Two rows of a matrix differ by at most sqrt(2) of its Frobenius norm.
     error += Fraction(3, 2) * frobenius(residual) / (1 - UNIT)
     unit = Fraction(2) ** (exponent + head.exponent)
-    infinity = torch.tensor(math.inf, dtype=torch.float64)
+    infinity = torch.tensor(math.inf, dtype=torch.float64, device="cpu")
     pairwise = row_distance_bounds(image) * round_up(claim.size * unit)
     pairwise = torch.nextafter(pairwise, infinity) + round_up(error * claim.norm * unit)
     pairwise = torch.nextafter(pairwise, infinity).fill_diagonal_(0.0)

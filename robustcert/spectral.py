@@ -260,7 +260,9 @@ def norm_lower(weight: Matrix) -> float:
     copy = tall(weight)
     matrix = torch.from_numpy(copy.values)
     rows, columns = matrix.shape
-    start = torch.randn(columns, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    start = torch.randn(
+        columns, dtype=torch.float64, generator=torch.Generator().manual_seed(1), device="cpu"
+    )
     _, ritz = lanczos(lambda x: (matrix.mT @ (matrix @ x[0]))[None], start[None], 60)
     vector = F.hardshrink(ritz[0], TINY)
     image = (matrix @ vector).numpy()
@@ -292,7 +294,9 @@ def conv_norm_lower(
     kernel = torch.from_numpy(copy.values)
     shape = (1, kernel.shape[1] * groups, *pair(input_size))
     forward, adjoint = convolution(kernel, shape[2:], stride, padding, dilation, groups)
-    start = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    start = torch.randn(
+        shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1), device="cpu"
+    )
     _, ritz = lanczos(
         lambda x: adjoint(forward(x.reshape(shape))).reshape(1, -1), start.reshape(1, -1), steps
     )

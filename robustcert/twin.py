@@ -135,7 +135,7 @@ class Twin:
         curves = [step for step in steps if isinstance(step, Curve)]
         sides, moved = [], []
         for k, curve in enumerate(curves):
-            most = torch.full((1, len(curve.fixed)), math.inf, dtype=torch.float64)
+            most = torch.full((1, len(curve.fixed)), math.inf, dtype=torch.float64, device="cpu")
             own = known[k] if k < len(known) else Known(-most[0], most[0], most[0])
             sides.append((own.low[None], own.high[None]))
             moved.append((-own.change[None], own.change[None]))
@@ -155,7 +155,7 @@ class Twin:
         reach = (
             domain.shift[None]
             if domain.norm == "linf"
-            else torch.tensor([domain.delta], dtype=torch.float64)
+            else torch.tensor([domain.delta], dtype=torch.float64, device="cpu")
         )
         self._start, self._reach = start, reach
         self.changes = Relaxation(differences, start, reach, moved)

@@ -1,5 +1,6 @@
 """Attacks find what exists and count nothing that does not."""
 
+import json
 import warnings
 from typing import Any
 
@@ -15,6 +16,7 @@ from robustcert.attacks import (
     margin_attack,
     pgd_survivors,
 )
+from robustcert.attacks.gradient import breaks, to_length
 from robustcert.certifiers import certify
 from robustcert.lipschitz import fold_network
 from robustcert.plain import Activation, Dense, PlainNetwork
@@ -93,9 +95,12 @@ def test_the_margin_attack_breaks_a_linear_network_just_outside_its_radius() -> 
 
 def test_certificates_survive_the_cross_check() -> None:
     network, x, label = relu_network()
-    record = cross_check(network, x, label, certify(network, x).radius, samples=30, ddn_restarts=2)
+    radius = certify(network, x).radius
+    # The norm grows by a twentieth in a step: a hundred reach all that is to be found.
+    record = cross_check(network, x, label, radius, samples=30, ddn_steps=100, ddn_restarts=2)
     assert record["broken"] == 0
     assert record["samples"] == 30
+    assert record["found"] > 0
     assert record["least_distance_over_radius"] >= 1
 
 
@@ -122,6 +127,60 @@ def test_a_tie_or_a_nan_inside_the_radius_breaks_a_certificate(function: Any) ->
     radius = torch.tensor([1.5], dtype=torch.float64)
     with pytest.raises(BrokenCertificate):
         cross_check(network, x, label, radius, ddn_steps=1, ddn_restarts=1)
+
+
+@pytest.mark.parametrize("length", [1e-300, 1.0, 5.0, 1e300])
+def test_every_sample_gets_its_length_and_zero_stays_zero(length: float) -> None:
+    x = torch.tensor([[3.0, 4.0], [0.0, 0.0], [3e-320, 4e-320], [3e200, 4e200]]).double()
+    x[2:] = torch.tensor([[3e-320, 4e-320], [3e200, 4e200]], dtype=torch.float64)
+    found = to_length(x, torch.full((4, 1), length, dtype=torch.float64)) / length
+    expected = torch.tensor([[0.6, 0.8], [0, 0], [0.6, 0.8], [0.6, 0.8]], dtype=torch.float64)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=0)
+
+
+def test_a_locally_constant_network_is_not_accused() -> None:
+    # Without a gradient anywhere in the ball, and certified beyond 4.
+    network = PlainNetwork(
+        (
+            Dense(torch.eye(1), torch.tensor([-100.0])),
+            Activation(torch.relu, {}, lipschitz=1.0),
+            Dense(torch.tensor([[-1.0], [0.0]]), torch.tensor([6.0, 0.0])),
+        ),
+        (1,),
+    )
+    x = torch.tensor([[-1.0]], dtype=torch.float64)
+    result = certify(network, x)
+    assert 4 < result.radius.item() < 7
+    record = cross_check(network, x, result.prediction, result.radius, ddn_restarts=2)
+    assert record["broken"] == 0
+
+
+def test_where_ddn_finds_nothing_it_says_so() -> None:
+    network = PlainNetwork(
+        (
+            Activation(torch.tanh, {}, lipschitz=1.0),
+            Dense(torch.tensor([[0.1], [0.0]]), torch.tensor([1.0, 0.0])),
+        ),
+        (1,),
+    )
+    x = torch.zeros(5, 1, dtype=torch.float64)
+    result = certify(network, x)
+    assert (result.radius > 1).all()
+    record = cross_check(network, x, result.prediction, result.radius, ddn_restarts=2)
+    assert record["samples"] == 5
+    assert record["found"] == 0
+    assert record["least_distance_over_radius"] is record["median_distance_over_radius"] is None
+    json.dumps(record, allow_nan=False)
+
+
+@pytest.mark.parametrize("kind", ["inside", "NaN", "infinite", "at the radius", "unchanged"])
+def test_only_a_point_inside_the_radius_that_changes_the_prediction_is_proof(kind: str) -> None:
+    network = linear([[1.0], [0.0]])
+    x, label = torch.ones(1, 1, dtype=torch.float64), torch.tensor([0])
+    delta = {"inside": -1.5, "NaN": torch.nan, "infinite": -torch.inf, "at the radius": -2.0}
+    moved = torch.full_like(x, delta.get(kind, -0.5))
+    found = breaks(network, x, label, moved, torch.tensor([2.0], dtype=torch.float64))
+    assert found.tolist() == [kind == "inside"]
 
 
 def test_the_cross_check_says_how_much_its_time_allowed() -> None:

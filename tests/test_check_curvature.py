@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from forgeries import Folder, build
 from safetensors.numpy import load_file
-from test_check import Folder, build
 from test_combined import COVERED, NETWORKS, convolutional, gradient, points, steps_from
 from torch import nn
 
@@ -341,6 +341,7 @@ def test_a_sharper_network_does_not_have_the_radii_of_a_smooth_one(tmp_path: Pat
             operations[k] = replace(
                 operation,
                 constants={"temperature": tau},
+                claimed=None,
                 jacobian_lipschitz=0.25 / float(tau.min()),
             )
     sharp = PlainNetwork(tuple(operations), net.input_shape)

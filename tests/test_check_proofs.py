@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from forgeries import Folder, build
 from safetensors.numpy import load_file, save_file
-from test_check import Folder, build
 from test_lipsdp import network, steepest
 from torch import Tensor
 

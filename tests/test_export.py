@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import robustcert
 from robustcert.activations import Grafted, GroupSort, ReLU
 from robustcert.attacks import margin_attack
-from robustcert.export import to_onnx
+from robustcert.export import check_runtime, to_onnx
 from robustcert.export.__main__ import main
 from robustcert.layers import NormPool2d
 from robustcert.plain import (
@@ -29,6 +29,7 @@ from robustcert.plain import (
     pairwise_bound,
 )
 from robustcert.predictor import Predictor
+from robustcert.settings import UnsoundArithmeticError
 from robustcert.signature import ConfigError
 
 onnx = pytest.importorskip("onnx")
@@ -212,3 +213,29 @@ def test_without_onnx_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.Mon
     plain = robustcert.lipschitz.fold_network(network, (2,))
     with pytest.raises(ConfigError, match=r"pip install 'robustcert\[export\]'"):
         to_onnx(Predictor(plain, pairwise_bound(plain)), tmp_path / "m.onnx")
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_the_runtime_gives_known_results_at_the_shapes_of_a_model(
+    dtype: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "m.onnx"
+    round_trip(plain_network(build_model("convnet", "aol", "maxmin"), 2, 8, 8), dtype, path)
+    for count in (1, 9):
+        assert check_runtime(path, batch_size=count) >= 3
+    session = onnxruntime.InferenceSession
+
+    class Fast(session):  # type: ignore[misc, valid-type]
+        """Inputs are cut to half of their bits."""
+
+        def run(self, outputs: Any, feed: dict[str, Any]) -> Any:
+            x = feed["x"]
+            half = np.float16 if x.dtype == np.float32 else np.float32
+            with np.errstate(over="ignore"):
+                return super().run(outputs, {"x": x.astype(half).astype(x.dtype)})
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Fast)
+    with pytest.raises(UnsoundArithmeticError, match=f"{dtype} as IEEE 754 asks for"):
+        check_runtime(path)
+    with pytest.raises(ValueError, match="batch_size"):
+        check_runtime(path, batch_size=0)

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 from deployed import write_folder
+from forgeries import Folder
 from scipy.optimize import linprog
 from scipy.sparse import csr_array
-from test_check import Folder
 from test_relaxation import random_network
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -22,7 +22,7 @@ from robustcert.attacks import largest_changes
 from robustcert.certification import certify
 from robustcert.certifiers import GlobalBounds, GlobalCertifier
 from robustcert.check import check
-from robustcert.check.__main__ import main
+from robustcert.check.command import main
 from robustcert.curves import Curve
 from robustcert.interleaved import Effort, Encoding, change_bounds, exactly, mixed_change, tighten
 from robustcert.linear_program import LinearProgram, branch, dual_bound, maximum

@@ -165,6 +165,19 @@ def test_torch_parametrizations_fold_to_the_weight_in_use(
     assert lipschitz_estimate(layer).item() == pytest.approx(true.item(), rel=1e-5)
 
 
+def test_a_deep_copy_of_a_parametrized_layer_folds_to_its_own_weight() -> None:
+    # Torch's cache of parametrized tensors takes it for the original.
+    first = parametrizations.orthogonal(nn.Linear(4, 4))
+    second = copy.deepcopy(first)
+    with torch.no_grad():
+        second.parametrizations.weight.original.normal_()
+    module = nn.Sequential(first, nn.ReLU(), second)
+    x = torch.rand(5, 4)
+    torch.testing.assert_close(fold_network(module, (4,))(x), module(x))
+    with parametrize.cached(), pytest.raises(UnsoundNetworkError, match=r"cached\(\) is in force"):
+        fold(module)
+
+
 def test_stale_iterates_of_spectral_norm_do_not_reach_the_bound() -> None:
     layer = parametrizations.spectral_norm(nn.Linear(16, 16, bias=False))
     with torch.no_grad():

@@ -11,6 +11,7 @@ from configs import build, build_model, crossed, layered_models, names, read
 from torch import Tensor, nn
 
 from robustcert.activations import GroupSort, NormPair, SinCos
+from robustcert.agreement import require_agreement
 from robustcert.layers import UnconstrainedConv2d, UnconstrainedLinear
 from robustcert.lipschitz import (
     fold_network,
@@ -84,6 +85,7 @@ def test_the_plain_network_is_the_model_and_keeps_its_bound(
     assert network.dtype == torch.float32
     assert network.head is not None
     agree(network, model, x, 1e-5)
+    require_agreement(model, network, x)
 
     pairwise = pairwise_bound(network)
     x = x.double()
@@ -107,6 +109,7 @@ def test_the_plain_network_is_the_model_of_distances(name: str) -> None:
     assert isinstance(model, MeasuresDistances)
     x = images()
     agree(fold_network(model, SHAPE), model, x, 1e-5)
+    require_agreement(model, fold_network(model, SHAPE), x)
     agree(fold_network(model.double(), SHAPE), model, x.double(), 1e-12)
 
 

@@ -26,7 +26,7 @@ from robustcert import convolution, lipschitz, plain, residual, rounding, sample
 from robustcert.attacks import margin_attack
 from robustcert.attacks.crosscheck import INSIDE
 from robustcert.certificate import CertifiedSplit, write_certificate
-from robustcert.certifiers import Certificates, LipschitzCertifier, certify
+from robustcert.certifiers import Certificates, LipschitzCertifier, arithmetic, certify
 from robustcert.certifiers import lipschitz as certifier
 from robustcert.layers import ConstrainedLinear, NormPool2d, UnconstrainedLinear
 from robustcert.lipschitz import fold, fold_network
@@ -46,6 +46,7 @@ from robustcert.plain import (
     Sum,
     UnsoundNetworkError,
 )
+from robustcert.settings import PROCESS_SETTINGS
 
 Row = list[Fraction]
 
@@ -786,7 +787,9 @@ FAULTS: dict[str, Fault] = {
     "squares left out of overflow": wrap(
         NormPool2d, "fold", lambda fold: lambda self: replace(fold(self), squares=False)
     ),
-    "transforms left on": put(torch.backends.nnpack, "set_flags", lambda enabled: (enabled,)),
+    "transforms left on": put(
+        arithmetic, "PROCESS_SETTINGS", [s for s in PROCESS_SETTINGS if s.strict is not False]
+    ),
     "TF32 products": put(Dense, "__call__", tf32_linear),
     "fast arithmetic left on": put(
         LipschitzCertifier, "certify", inspect.unwrap(LipschitzCertifier.certify)

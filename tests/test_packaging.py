@@ -83,7 +83,7 @@ def test_the_scripts_train_and_certify_from_an_empty_folder(
     checkpoint = "checkpoint=run/checkpoints/best.ckpt"
     output = run(environment / "robustcert-certify", checkpoint, "attack.samples=4", cwd=tmp_path)
     assert "run/certificate/certificate.json" in output
-    run(environment / "python", "-m", "robustcert.check", "run/certificate", cwd=tmp_path)
+    run(environment / "robustcert-check", "run/certificate", cwd=tmp_path)
 
 
 def test_the_scripts_take_a_users_own_groups_and_classes(environment: Path, tmp_path: Path) -> None:

@@ -36,9 +36,9 @@ def test_a_pretrained_network_loads_with_the_hashes_and_counts_of_the_index(name
     assert certificate_digest(folder) == entry["certificate"]
     summary = json.loads((folder / "certificate.json").read_text())["summary"]
     rows = parse_radii((folder / "radii.csv").read_bytes(), summary["samples"])
-    assert sum(row.right for row in rows) / len(rows) == entry["accuracy"]
+    assert sum(row.correct for row in rows) / len(rows) == entry["accuracy"]
     for radius, verified in entry["verified"].items():
-        assert sum(r.right and r.radius > float(radius) for r in rows) / len(rows) == verified
+        assert sum(r.correct and r.radius > float(radius) for r in rows) / len(rows) == verified
     tensors = load_file(folder / "samples.safetensors")
     if "inputs" in tensors:
         found = predictor(torch.from_numpy(tensors["inputs"]))

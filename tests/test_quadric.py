@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_check import build, certify, refused
+from forgeries import build, certify, refused
 from torch import Tensor
 
 from robustcert.activations import SmoothMaxMin

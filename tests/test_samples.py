@@ -23,7 +23,7 @@ from robustcert.atomic import resumable_folder
 from robustcert.certification import certify
 from robustcert.certifiers import Certificates, LipschitzCertifier
 from robustcert.check import check
-from robustcert.check.__main__ import main
+from robustcert.check.command import main
 from robustcert.data import DatasetError, Digits, Stream
 from robustcert.samples import SampleFiles, read_radii
 
@@ -158,15 +158,21 @@ def test_two_processes_never_write_one_certificate(folder: Path) -> None:
         certify(best(folder), attack=QUICK)
 
 
-def test_a_folder_with_another_key_is_emptied_and_an_error_removes_it(tmp_path: Path) -> None:
+def test_a_folder_with_another_key_is_emptied_and_an_error_removes_one_without_work(
+    tmp_path: Path,
+) -> None:
     target = tmp_path / "target"
 
     def begin(key: str, error: type[BaseException]) -> list[str]:
         found = []
 
         def fail() -> None:
-            options = {"replaceable": lambda path: False, "keep": (DatasetError,)}
-            with resumable_folder(target, key=key, **options) as partial:
+            with resumable_folder(
+                target,
+                replaceable=lambda path: False,
+                key=key,
+                keep=lambda path: (path / "a.txt").exists(),
+            ) as partial:
                 found.extend(sorted(path.name for path in partial.iterdir()))
                 (partial / f"{key}.txt").write_text("content")
                 (partial / "sub").mkdir(exist_ok=True)

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 import torch
 from deployed import write_folder
+from forgeries import Folder
 from scipy.stats import binom
-from test_check import Folder
 
 import robustcert
 from robustcert.certification import certify
 from robustcert.certifiers import SmoothingCertifier, clopper_pearson_low
 from robustcert.check import UnreadableError, check
-from robustcert.check.__main__ import main
+from robustcert.check.command import main
 from robustcert.data import RandomNoise
 from robustcert.plain import Dense, PlainNetwork, UnsoundNetworkError
 from robustcert.report.claim import read_claim

@@ -19,11 +19,12 @@ def linear_spline(x: Tensor, slopes: Tensor, step: Tensor) -> Tensor:
     left = -slopes[:, :half].flip(1).cumsum(1).flip(1)
     right = slopes[:, half:-1].cumsum(1)
     values = torch.cat((left, torch.zeros_like(slopes[:, :1]), right), dim=1)
-    knots = torch.arange(-half, half, device=x.device)
+    knots = torch.arange(-half, half, dtype=torch.int64, device=x.device)
     intercepts = step * (values - slopes * knots)
     piece = (x / step + half).floor().nan_to_num(0.0).clamp(0, pieces - 1).long()
     if rows > 1:
-        piece = piece + along_features(pieces * torch.arange(rows, device=x.device), x)
+        starts = pieces * torch.arange(rows, dtype=torch.int64, device=x.device)
+        piece = piece + along_features(starts, x)
     return slopes.flatten()[piece] * x + intercepts.flatten()[piece]
 
 

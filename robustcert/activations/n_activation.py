@@ -75,7 +75,7 @@ class NActivation(nn.Module):
         """The activation as a pure function with constants."""
         corners = constant(self.corners())
         # One rounding, relative to an output of at most |x| + |N(0)|.
-        at_zero = n_activation(torch.zeros(1, self.num_features), corners).abs().max()
+        at_zero = n_activation(torch.zeros_like(corners[:1]), corners).abs().max()
         return Activation(
             function=n_activation,
             constants={"corners": corners},

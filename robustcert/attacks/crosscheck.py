@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from robustcert.attacks.ddn import ddn
-from robustcert.attacks.gradient import changed, lengths, margin_gradient
+from robustcert.attacks.gradient import breaks, lengths, margin_gradient
 from robustcert.attacks.margin import margin_attack
 from robustcert.plain import PlainNetwork
+from robustcert.units import in_units
 
 # Attacks go this close to the radius; the rounding of an attack's own norm is far below it.
 INSIDE = 1 - 1e-6
@@ -20,7 +21,7 @@ class Inputs(Protocol):
     """A tensor of inputs, or what reads rows of it when it is indexed."""
 
     def __getitem__(self, rows: Tensor, /) -> Tensor:
-        """Inputs in [0, 1] of the given rows."""
+        """Inputs of the given rows, see :func:`robustcert.units.in_units`."""
 
 
 class BrokenCertificate(RuntimeError):
@@ -44,6 +45,7 @@ def cross_check(
 
     A third of the samples are those with the steepest margin for their radius (least slack), a
     third have the largest radii, the rest are random. All of R^d is searched: nothing is clipped.
+    What an attack finds is evaluated again before a certificate is called broken.
 
     Args:
         network: The certified network.
@@ -58,7 +60,9 @@ def cross_check(
         seed: Of the selection and the random starts.
 
     Returns:
-        Counts, budget and the smallest quotient of distance found by DDN over certified radius.
+        Counts, budget and the quotients of distance found by DDN over certified radius: the
+        smallest one, None where DDN found nothing at all, and the median, None where it found
+        nothing for half of them or more.
 
     Raises:
         BrokenCertificate: an attack succeeded.
@@ -69,11 +73,11 @@ def cross_check(
     for chunk in rows.split(_CHUNK):
         if time.monotonic() - started >= seconds:
             break
-        inputs, label, size = x[chunk].double(), prediction[chunk], radius[chunk]
-        least, _ = margin_attack(
+        inputs, label, size = in_units(x[chunk]).double(), prediction[chunk], radius[chunk]
+        _, near = margin_attack(
             network, inputs, label, size * INSIDE, steps=margin_steps, seed=seed
         )
-        distance, _ = ddn(
+        distance, far = ddn(
             network,
             inputs,
             label,
@@ -82,7 +86,8 @@ def cross_check(
             initial_norm=size,
             seed=seed,
         )
-        broken = changed(least) | (distance < size * INSIDE)
+        broken = breaks(network, inputs, label, near, size)
+        broken |= breaks(network, inputs, label, far, size)
         if broken.any():
             raise BrokenCertificate(
                 f"the certificate of sample {int(chunk[broken][0])} is broken: an attack changes "
@@ -90,7 +95,9 @@ def cross_check(
             )
         attacked += len(chunk)
         quotients.append(distance / size)
-    quotient = torch.cat(quotients) if quotients else torch.empty(0)
+    quotient = (
+        torch.cat(quotients) if quotients else torch.empty(0, dtype=torch.float64, device="cpu")
+    )
     return {
         "samples": attacked,
         "requested": len(rows),
@@ -98,10 +105,16 @@ def cross_check(
         "margin_steps": margin_steps,
         "ddn": {"steps": ddn_steps, "restarts": ddn_restarts},
         "clipped": False,
-        "least_distance_over_radius": float(quotient.min()) if len(quotient) else None,
-        "median_distance_over_radius": float(quotient.median()) if len(quotient) else None,
+        "found": int(torch.isfinite(quotient).sum()),
+        "least_distance_over_radius": _finite(quotient.min()) if len(quotient) else None,
+        "median_distance_over_radius": _finite(quotient.median()) if len(quotient) else None,
         "seconds": round(time.monotonic() - started, 2),
     }
+
+
+def _finite(value: Tensor) -> float | None:
+    """A number, or None of what is infinite: nothing was found."""
+    return float(value) if torch.isfinite(value) else None
 
 
 def _stratified(
@@ -110,7 +123,9 @@ def _stratified(
     # Infinite radii (constant networks) have no sphere to attack.
     certified = ((radius > 0) & torch.isfinite(radius)).nonzero()[:, 0]
     generator = torch.Generator().manual_seed(seed)
-    certified = certified[torch.randperm(len(certified), generator=generator)]
+    certified = certified[
+        torch.randperm(len(certified), generator=generator, dtype=torch.int64, device="cpu")
+    ]
     if len(certified) <= samples:
         return certified
     third = samples // 3
@@ -119,7 +134,7 @@ def _stratified(
     pool = certified[: 8 * samples]
     steepness = []
     for chunk in pool.split(_CHUNK):
-        margin, gradient = margin_gradient(network, x[chunk].double(), prediction[chunk])
+        margin, gradient = margin_gradient(network, in_units(x[chunk]).double(), prediction[chunk])
         steepness.append(lengths(gradient).flatten() * radius[chunk] / margin)
     chosen = [pool[torch.cat(steepness).argsort(descending=True)[:third]]]
     chosen.append(certified[radius[certified].argsort(descending=True)[:third]])

@@ -1,5 +1,7 @@
 """Decoupled direction and norm: the distance to the nearest adversarial input, from above."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -12,6 +14,7 @@ from robustcert.attacks.gradient import (
     to_length,
 )
 from robustcert.plain import PlainNetwork
+from robustcert.units import in_units
 
 
 def ddn(
@@ -39,7 +42,8 @@ def ddn(
 
     Args:
         network: The network under attack.
-        x: Inputs of shape ``(N, *input_shape)``; use float64.
+        x: Inputs of shape ``(N, *input_shape)``, see :func:`robustcert.units.in_units`;
+            use float64.
         label: The class to leave, shape ``(N,)``.
         steps: Gradient steps from each start.
         restarts: Number of starts.
@@ -51,10 +55,15 @@ def ddn(
     Returns:
         Distances ``(N,)``, infinite where nothing was found, and the perturbations.
     """
+    x = in_units(x)
     generator = torch.Generator().manual_seed(seed)
     best = torch.zeros_like(x)
     found = torch.full_like(lengths(x), torch.inf)
-    first = torch.as_tensor(initial_norm).to(x).expand(len(x)).view(found.shape)
+    first = (
+        torch.as_tensor(initial_norm, dtype=x.dtype, device=x.device)
+        .expand(len(x))
+        .view(found.shape)
+    )
     for start in range(restarts):
         delta = torch.zeros_like(x)
         if start > 0:
@@ -67,7 +76,7 @@ def ddn(
             closer = adversarial & (size < found)
             found, best = torch.where(closer, size, found), torch.where(closer, delta, best)
             # Cosine step size, as published.
-            alpha = (1 + torch.cos(torch.tensor(torch.pi * step / steps))).item() / 2
+            alpha = (1 + math.cos(math.pi * step / steps)) / 2
             delta = delta - alpha * to_length(gradient, torch.ones_like(norm))
             norm = norm * torch.where(adversarial, 1 - gamma, 1 + gamma)
             delta = to_length(delta, norm)

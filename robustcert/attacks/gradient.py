@@ -46,10 +46,43 @@ def lengths(x: Tensor) -> Tensor:
 
 def to_length(x: Tensor, length: Tensor) -> Tensor:
     """Every sample scaled to the given l2 norm; a zero sample stays zero."""
-    return x * (length / lengths(x).clamp_min(torch.finfo(x.dtype).tiny))
+    tiny = torch.finfo(x.dtype).tiny
+    # By the largest entry first, whose square may be out of range, and each time by a number that
+    # is in range: a length over the norm of a zero sample is not.
+    largest = x.abs().flatten(1).amax(1).view(-1, *(1,) * (x.dim() - 1))
+    x = x / largest.clamp_min(tiny)
+    return x / lengths(x).clamp_min(tiny) * length
+
+
+def breaks(
+    network: PlainNetwork, x: Tensor, label: Tensor, delta: Tensor, radius: Tensor
+) -> Tensor:
+    """Whether perturbations prove that a label is not the prediction on the whole open ball.
+
+    Each is evaluated again: it must be finite, shorter than the radius after its own rounding, and
+    leave the label not the unique largest logit.
+
+    Args:
+        network: The network under attack.
+        x: Shape ``(N, *input_shape)``, float64.
+        label: Classes, shape ``(N,)``.
+        delta: Perturbations, of the shape of ``x``.
+        radius: Shape ``(N,)``.
+
+    Returns:
+        Boolean, shape ``(N,)``.
+    """
+    point = x + delta
+    # What the sum has moved is taken from the point itself. The factor covers the rounding of
+    # differences, squares and their sum, the last term their underflow.
+    moved = (point - x).flatten(1)
+    distance = moved.norm(dim=1) * (1 + 1e-9) + moved.shape[1] * 2.0**-511
+    inside = torch.isfinite(delta).flatten(1).all(1) & (distance < radius)
+    with torch.no_grad():
+        return inside & changed(smallest_margin(network, point, label))
 
 
 def random_directions(x: Tensor, generator: torch.Generator) -> Tensor:
     """A random unit vector for every sample, drawn on the CPU so that devices agree."""
-    noise = torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x)
+    noise = torch.randn(x.shape, generator=generator, dtype=torch.float64, device="cpu").to(x)
     return to_length(noise, torch.ones_like(lengths(noise)))

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from robustcert.attacks.gradient import lengths, margin_gradient, random_directions, to_length
 from robustcert.plain import PlainNetwork
+from robustcert.units import in_units
 
 
 def margin_attack(
@@ -23,7 +24,8 @@ def margin_attack(
 
     Args:
         network: The network under attack.
-        x: Inputs of shape ``(N, *input_shape)``; use float64.
+        x: Inputs of shape ``(N, *input_shape)``, see :func:`robustcert.units.in_units`;
+            use float64.
         label: The class to leave, shape ``(N,)``.
         radius: Distances, shape ``(N,)``, finite.
         steps: Gradient steps.
@@ -33,6 +35,7 @@ def margin_attack(
         Smallest margins seen, shape ``(N,)``, and the perturbations they were seen at. A NaN counts
         as smallest; unless the margin is above 0, the prediction changed.
     """
+    x = in_units(x)
     size = radius.to(x).view(-1, *(1,) * (x.dim() - 1))
     least, gradient = margin_gradient(network, x, label)
     best = torch.zeros_like(x)

@@ -50,10 +50,10 @@ def largest_changes(
     """
     generator = torch.Generator().manual_seed(seed)
     shape = (tries, len(low))
-    unit = torch.rand(shape, generator=generator, dtype=torch.float64)
+    unit = torch.rand(shape, generator=generator, dtype=torch.float64, device="cpu")
     unit[::2] = unit[::2].round()
     x = low + unit * (high - low)
-    direction = torch.randn(shape, generator=generator, dtype=torch.float64)
+    direction = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
     reach = delta * INSIDE
     step = (
         direction.sign() * reach if norm == "linf" else to_length(direction, low.new_tensor(reach))
@@ -96,7 +96,7 @@ def _climb(
     steps: int,
 ) -> Tensor:
     """The largest rise of output j from x to other, by ascent on both."""
-    best = torch.tensor(-math.inf, dtype=torch.float64)
+    best = torch.tensor(-math.inf, dtype=torch.float64, device="cpu")
     for k in range(steps):
         with torch.enable_grad():
             pair = [p.detach().requires_grad_() for p in (x, other)]

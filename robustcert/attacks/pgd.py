@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from robustcert.plain import PlainNetwork
+from robustcert.units import in_units
 
 
 class PlainModule(nn.Module):
@@ -37,7 +38,7 @@ def pgd_survivors(
 
     Args:
         network: The network under attack.
-        x: Inputs in [0, 1], shape ``(N, *input_shape)``.
+        x: Inputs in [0, 1], shape ``(N, *input_shape)``, see :func:`robustcert.units.in_units`.
         target: True classes, shape ``(N,)``.
         radii: Attack sizes in input units.
         steps: Gradient steps per attack.
@@ -48,6 +49,7 @@ def pgd_survivors(
     """
     import foolbox
 
+    x = in_units(x)
     model = foolbox.PyTorchModel(PlainModule(network).eval(), bounds=(0, 1), device=x.device)
     attack = foolbox.attacks.L2PGD(steps=steps, random_start=True)
     order = sorted(range(len(radii)), key=lambda i: radii[i])

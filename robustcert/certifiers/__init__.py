@@ -1,6 +1,10 @@
 """Certifiers: a plain network and inputs to predictions and proved radii."""
 
-from robustcert.certifiers.arithmetic import cpu_products_are_strict, strict_arithmetic
+from robustcert.certifiers.arithmetic import (
+    UnsoundArithmeticError,
+    cpu_products_are_strict,
+    strict_arithmetic,
+)
 from robustcert.certifiers.combined import CombinedCertifier, robust_accuracy_bracket
 from robustcert.certifiers.crown import CROWNCertifier
 from robustcert.certifiers.diagnostic import gradient_ratio
@@ -22,6 +26,7 @@ __all__ = [
     "LocalLipschitzCertifier",
     "QuadricCertifier",
     "SmoothingCertifier",
+    "UnsoundArithmeticError",
     "certify",
     "clopper_pearson_low",
     "cpu_products_are_strict",

@@ -1,12 +1,71 @@
 """The arithmetic in which certificates are computed: IEEE, nothing fast."""
 
 import platform
-import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+
+from robustcert.products import check_matrix_products, tested_products
+from robustcert.settings import (
+    PROCESS_SETTINGS,
+    THREAD_SETTINGS,
+    UnsoundArithmeticError,
+    check_threads,
+    flushes_subnormals,
+    variables,
+)
+
+__all__ = ["UnsoundArithmeticError", "cpu_products_are_strict", "strict_arithmetic"]
+
+
+class _Region:
+    """The process's settings, strict while any thread is inside."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._saved: list[Any] = []
+        self._changes: list[str] = []
+
+    def enter(self) -> int:
+        """Make the settings strict; returns how many changes had been seen before."""
+        with self._lock:
+            if self._inside == 0:
+                self._saved = []
+                for setting in PROCESS_SETTINGS:
+                    self._saved.append(setting.read())
+                    setting.write(setting.strict)
+            else:
+                self._watch()
+            self._inside += 1
+            return len(self._changes)
+
+    def leave(self, seen: int) -> list[str]:
+        """Names of settings that were changed since; the last to leave restores what was before."""
+        with self._lock:
+            self._watch()
+            changes = self._changes[seen:]
+            self._inside -= 1
+            if self._inside == 0:
+                self._changes = []
+                pairs = zip(PROCESS_SETTINGS, self._saved, strict=True)
+                for setting, value in reversed(list(pairs)):
+                    setting.write(value)
+            return changes
+
+    def _watch(self) -> None:
+        """Remember what is not strict any more, for all who are inside, and make it strict."""
+        loose = [setting for setting in PROCESS_SETTINGS if not setting.is_strict()]
+        self._changes += [setting.name for setting in loose]
+        if loose:
+            for setting in PROCESS_SETTINGS:
+                setting.write(setting.strict)
+
+
+_region = _Region()
 
 
 @contextmanager
@@ -15,41 +74,70 @@ def strict_arithmetic() -> Iterator[dict[str, Any]]:
 
     The error bounds assume of every sum of products that it is one, in some order, each operation
     rounded once to the working precision. cuDNN and, on CPUs, NNPACK may compute a convolution by
-    Winograd's or Fourier's transform instead, whose errors are larger: both are switched off, so
-    that convolutions are matrix products. What was set before is set again afterwards.
+    Winograd's or Fourier's transform instead, whose errors are larger, and oneDNN may compute it in
+    bfloat16 where a variable asks for that: all are switched off, so that convolutions are matrix
+    products. Products of networks are tested as well, see :mod:`robustcert.products`.
+
+    Regions nest, and threads enter and leave them in any order: the first one in saves the
+    process's settings, the last one out restores them. All are read again at the end.
+
+    Raises:
+        UnsoundArithmeticError: a setting was changed meanwhile, so that what was computed is not to
+            be used; or the machine's arithmetic is not what bounds assume.
     """
-    switches = _switches()
-    saved = [(owner, name, getattr(owner, name)) for owner, name, _ in switches]
-    flushed = _flushes_subnormals()
-    for switch in switches:
-        setattr(*switch)
-    # Torch holds this beside the switches and refuses to say what it is where they disagree.
-    precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    torch.set_flush_denormal(False)
-    nnpack = torch.backends.nnpack.set_flags(False)
+    seen = _region.enter()
+    saved = [setting.read() for setting in THREAD_SETTINGS]
+    changes: list[str] = []
     try:
-        yield {
-            "tf32": False,
-            "cudnn": torch.backends.cudnn.enabled,
-            "nnpack": False,
-            "float32_matmul_precision": torch.get_float32_matmul_precision(),
-            "flush_denormal": _flushes_subnormals(),
-            "torch": torch.__version__,
-            "cuda": torch.version.cuda,
-            "python": platform.python_version(),
-            "machine": platform.machine(),
-        }
+        for setting in THREAD_SETTINGS:
+            setting.write(setting.strict)
+        check_threads()
+        check_matrix_products(torch.device("cpu"))
+        with tested_products():
+            yield _record()
+        changes += [setting.name for setting in THREAD_SETTINGS if not setting.is_strict()]
     finally:
-        torch.backends.nnpack.set_flags(*nnpack)
-        torch.set_flush_denormal(flushed)
-        torch.set_float32_matmul_precision(precision)
-        for switch in saved:
-            setattr(*switch)
+        for setting, value in zip(THREAD_SETTINGS, saved, strict=True):
+            setting.write(value)
+        changes += _region.leave(seen)
+    if changes:
+        raise UnsoundArithmeticError(
+            f"{', '.join(dict.fromkeys(changes))}: expected a setting that nobody touches while "
+            "something is certified, but it was changed meanwhile, maybe by another thread: what "
+            "was computed is discarded. Set it before or after"
+        )
+
+
+def _record() -> dict[str, Any]:
+    """What a certificate says of the arithmetic."""
+    return {
+        "tf32": False,
+        "cudnn": torch.backends.cudnn.enabled,
+        "nnpack": torch._C._get_nnpack_enabled(),
+        "mkldnn": torch._C._get_mkldnn_enabled(),
+        "float32_matmul_precision": torch.get_float32_matmul_precision(),
+        "flush_denormal": flushes_subnormals(),
+        "self_tested": True,
+        "variables": variables(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+    }
+
+
+class _Known(threading.local):
+    """Numbers of threads with which this thread's workers were tested."""
+
+    def __init__(self) -> None:
+        self.threads: set[int] = set()
+
+
+_known = _Known()
 
 
 def cpu_products_are_strict() -> bool:
-    """Whether dense products on the CPU are computed so already, in a microsecond.
+    """Whether dense products on the CPU are computed so already, in a few microseconds.
 
     Reading is much cheaper than switching. Convolutions are not spoken of.
     """
@@ -59,25 +147,14 @@ def cpu_products_are_strict() -> bool:
     else:
         mkldnn: Any = backends.mkldnn
         precise = mkldnn.matmul.fp32_precision in ("ieee", "none")
-    # Python's floats are flushed where torch's are: both are the thread's.
-    smallest = sys.float_info.min
-    return (
+    strict = (
         precise
         and torch.get_float32_matmul_precision() == "highest"
-        and smallest / 2 > 0
+        and not flushes_subnormals()
         and not torch.is_autocast_enabled("cpu")
     )
-
-
-def _switches() -> list[tuple[Any, str, Any]]:
-    cuda, cudnn, mkldnn = (getattr(torch.backends, name) for name in ("cuda", "cudnn", "mkldnn"))
-    transforms = (cudnn, "enabled", False)
-    if not hasattr(torch.backends, "fp32_precision"):  # torch before 2.9
-        return [(cuda.matmul, "allow_tf32", False), (cudnn, "allow_tf32", False), transforms]
-    owners = (cuda.matmul, cudnn.conv, cudnn.rnn, mkldnn.matmul, mkldnn.conv)
-    return [*((owner, "fp32_precision", "ieee") for owner in owners), transforms]
-
-
-def _flushes_subnormals() -> bool:
-    smallest = torch.tensor([torch.finfo(torch.float64).smallest_normal], dtype=torch.float64)
-    return float(smallest / 2) == 0.0
+    threads = torch.get_num_threads()
+    if strict and threads not in _known.threads:
+        check_threads()
+        _known.threads.add(threads)
+    return strict

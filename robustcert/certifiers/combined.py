@@ -12,6 +12,7 @@ from robustcert.curvature import LocalSlope, Trace, descent_distance, is_covered
 from robustcert.margins import margins
 from robustcert.plain import PlainNetwork
 from robustcert.rounding import forward_error
+from robustcert.units import finite_samples, network_inputs
 
 # Where the curvature is bounded anew, in multiples of what the Lipschitz bound certifies.
 REACHES = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0, math.inf)
@@ -110,7 +111,8 @@ class CombinedCertifier(LipschitzCertifier):
         Returns:
             Shape ``(N,)``, float64, rounded up; infinite where nothing is proved.
         """
-        inputs = x.double()
+        network = network.owned()
+        inputs = network_inputs(x, network.input_shape).double()
         state = forward_error(network, inputs)
         prediction = state.output.argmax(1)
         result = torch.full_like(state.centre, math.inf)
@@ -121,7 +123,7 @@ class CombinedCertifier(LipschitzCertifier):
         pairwise = self.pairwise_bound(network).to(x.device)[prediction]
         order = (margin / pairwise).scatter(1, prediction[:, None], math.inf).argsort(dim=1)
         trace = Trace(network, inputs)
-        rows = torch.arange(len(x), device=x.device)
+        rows = torch.arange(len(x), dtype=torch.int64, device=x.device)
         for rival in order[:, : min(ATTACKED, margin.shape[1] - 1)].unbind(1):
             value = (margin + allowance)[rows, rival] * (1 + 1e-9)
             direction = _direction(prediction, rival, margin)
@@ -136,7 +138,7 @@ class CombinedCertifier(LipschitzCertifier):
             proved &= (margin - allowance)[rows, rival] > 0
             result = torch.minimum(result, torch.where(proved, root, math.inf).amin(0))
         certain = (margin > allowance).scatter(1, prediction[:, None], True).all(1)
-        return torch.where(certain, result, math.inf)
+        return torch.where(certain & finite_samples(inputs), result, math.inf)
 
 
 def robust_accuracy_bracket(

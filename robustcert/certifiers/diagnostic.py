@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from robustcert.plain import PlainNetwork
+from robustcert.units import network_inputs
 
 
 def gradient_ratio(network: PlainNetwork, x: Tensor, pairwise: Tensor) -> Tensor:
@@ -25,7 +26,7 @@ def gradient_ratio(network: PlainNetwork, x: Tensor, pairwise: Tensor) -> Tensor
     Returns:
         Shape ``(N,)``, float64.
     """
-    inputs = x.detach().double().requires_grad_()
+    inputs = network_inputs(x, network.input_shape).double().detach().requires_grad_()
     with torch.enable_grad():
         logits = network(inputs)
         gradients = [

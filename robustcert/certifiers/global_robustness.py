@@ -17,6 +17,7 @@ from robustcert.plain import PlainNetwork, UnsoundNetworkError, output_bound
 from robustcert.relaxation import Step, steps_of
 from robustcert.rounding import forward_error
 from robustcert.twin import Domain, Twin
+from robustcert.units import network_inputs
 
 METHODS = ("lipschitz", "symbolic", "lp", "exact")
 RESTS_ON = {
@@ -143,7 +144,7 @@ class GlobalCertifier(LipschitzCertifier):
                 f"expected one range or {size}, one for each input, got {len(self.domain)}: set "
                 "certifier.domain"
             )
-        ranges = torch.tensor(self.domain, dtype=torch.float64).expand(size, 2)
+        ranges = torch.tensor(self.domain, dtype=torch.float64, device="cpu").expand(size, 2)
         low, high = (side.contiguous() for side in ranges.unbind(1))
         return Domain(low, high, self.delta, self.norm)
 
@@ -165,6 +166,7 @@ class GlobalCertifier(LipschitzCertifier):
         """
         from robustcert.interleaved import Effort, change_bounds, exactly, mixed_change, tighten
 
+        network = network.owned()
         domain = self.pairs(network)
         chosen = METHODS[: METHODS.index(self.method) + 1]
         steps = self._steps(network) if "symbolic" in chosen else []
@@ -189,7 +191,9 @@ class GlobalCertifier(LipschitzCertifier):
             # What HiGHS says is for comparison: it gets as much time again.
             first = rows[:compared]
             optima = [mixed_change(twin, row, self.seconds / len(first)) for row in first]
-            solver = torch.tensor([found.dual_bound for found in optima], dtype=torch.float64)
+            solver = torch.tensor(
+                [found.dual_bound for found in optima], dtype=torch.float64, device="cpu"
+            )
             clock.stop("highs")
         sides = domain.low, domain.high, domain.delta, domain.norm
         attacked = largest_changes(
@@ -206,16 +210,16 @@ class GlobalCertifier(LipschitzCertifier):
             network: The network.
             batches: Samples, each of shape ``(N, *input_shape)``.
         """
-        network = network.to(torch.device("cpu"))
+        network = network.owned().to(torch.device("cpu"))
         lengths, pairwise = output_bound(network), self.pairwise_bound(network)
         classes = len(lengths)
-        first, second = torch.triu_indices(classes, classes, 1)
-        identity = torch.eye(classes, dtype=torch.float64)
+        first, second = torch.triu_indices(classes, classes, 1, dtype=torch.int64, device="cpu")
+        identity = torch.eye(classes, dtype=torch.float64, device="cpu")
         rows = torch.cat([identity, identity[first] - identity[second]])
         constants = torch.cat([lengths, pairwise[first, second]])
         found = self.bounds(network, rows, constants, compared=classes)
         best = found.best
-        apart = torch.zeros(classes, classes, dtype=torch.float64)
+        apart = torch.zeros(classes, classes, dtype=torch.float64, device="cpu")
         apart[first, second] = apart[second, first] = torch.minimum(
             best[classes:], (best[first] + best[second]) * SLACK
         )
@@ -234,13 +238,14 @@ class GlobalCertifier(LipschitzCertifier):
         }
 
     @torch.no_grad()
+    @strict_arithmetic()
     def _stable(
         self, network: PlainNetwork, apart: Tensor, rounding: float, batches: Iterable[Tensor]
     ) -> dict[str, int]:
         """Samples of the domain whose prediction no other input of it within delta changes."""
         domain, count, inside, stable = self.pairs(network), 0, 0, 0
         for x in batches:
-            x = x.cpu().double()
+            x = network_inputs(x, network.input_shape).cpu().double()
             flat = x.flatten(1)
             held = ((flat >= domain.low) & (flat <= domain.high)).all(1)
             logits = network(x)

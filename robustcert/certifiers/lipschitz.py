@@ -2,18 +2,20 @@
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from robustcert.agreement import require_agreement
 from robustcert.certifiers.arithmetic import strict_arithmetic
 from robustcert.lipschitz import fold_network
 from robustcert.margins import margins
 from robustcert.plain import PlainNetwork, pairwise_bound
 from robustcert.rounding import ForwardError, forward_error
+from robustcert.units import finite_samples, in_units, network_inputs
 
 
 @dataclass(frozen=True)
@@ -26,12 +28,21 @@ class Certificates:
             open ball of this radius the prediction does not change. 0 where nothing is certified.
         margin: Smallest margin over the other classes, shape ``(N,)``, float64.
         error: Bound on the l2 error of the computed logits at the sample, shape ``(N,)``.
+        decided: Whether the prediction is proved to be the unique largest logit of the real-valued
+            network at the sample, shape ``(N,)``; by default where the radius is above 0 or the
+            margin above its own error.
     """
 
     prediction: Tensor
     radius: Tensor
     margin: Tensor
     error: Tensor
+    decided: Tensor = field(default=None)  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        if self.decided is None:
+            ahead = (self.radius > 0) | exceeds_error(self.margin, self.error)
+            object.__setattr__(self, "decided", ahead)
 
 
 class LipschitzCertifier:
@@ -66,7 +77,7 @@ class LipschitzCertifier:
         Raises:
             UnsoundNetworkError: a bound cannot be proved.
         """
-        return _pairwise_bound(network)
+        return _pairwise_bound(network.owned()).clone()
 
     def proof(self, network: PlainNetwork) -> str:
         """What the radii rest on, in the words of a certificate's claim.
@@ -121,12 +132,14 @@ class LipschitzCertifier:
     @torch.no_grad()
     @strict_arithmetic()
     def certify(self, network: PlainNetwork, x: Tensor) -> Certificates:
-        """Certify inputs of shape ``(N, *input_shape)``.
+        """Certify inputs of shape ``(N, *input_shape)``, see :func:`robustcert.units.in_units`.
 
         Raises:
             UnsoundNetworkError: a bound of the network cannot be proved.
-            ValueError: the inputs have another shape than the network's.
+            ValueError: the inputs have another shape than the network's, or stand for no numbers.
         """
+        network = network.owned()
+        x = network_inputs(x, network.input_shape)
         inputs = x.to(self.dtype)
         result = forward_error(network, inputs)
         pairwise = self.pairwise_bound(network).to(x.device)
@@ -134,7 +147,35 @@ class LipschitzCertifier:
         def distances(prediction: Tensor, gap: Tensor, drift: float) -> Tensor:
             return self.distances(network, inputs, prediction, gap, pairwise, drift)
 
-        return certificates(result, x, inputs, distances)
+        return decide(network, x, inputs, certificates(result, x, inputs, distances))
+
+
+def exceeds_error(margin: Tensor, error: Tensor) -> Tensor:
+    """Whether margins are positive in real arithmetic, logits being off by ``error`` in l2."""
+    # The subtraction of two float64 logits rounds once, hence the relative term.
+    return margin > math.sqrt(2) * (1 + 1e-9) * error + margin.abs() * 2.0**-52
+
+
+def decide(network: PlainNetwork, x: Tensor, inputs: Tensor, found: Certificates) -> Certificates:
+    """The same certificates; predictions left open by their arithmetic are decided in float64.
+
+    Args:
+        network: The network.
+        x: What is certified, shape ``(N, *input_shape)``.
+        inputs: The same in the arithmetic of the network, which may have moved it.
+        found: What is known of it.
+    """
+    if inputs.dtype == torch.float64:
+        return found
+    known = found.decided & ((found.radius > 0) | (moved(x, inputs) == 0))
+    rows = (~known & torch.isfinite(found.margin)).nonzero()[:, 0]
+    if len(rows) == 0:
+        return found
+    result = forward_error(network, x[rows].double())
+    prediction = found.prediction[rows]
+    margin = margins(result.output, prediction).scatter(1, prediction[:, None], math.inf).amin(1)
+    ahead = exceeds_error(margin, result.centre * (1 + 1e-9)) & torch.isfinite(margin)
+    return replace(found, decided=found.decided.index_copy(0, rows, ahead))
 
 
 def certificates(
@@ -163,8 +204,10 @@ def certificates(
     radius = torch.minimum(ratio.amin(1), result.reach) - moved(x, inputs)
     radius = radius * (1 - 2.0**-50)
     # NaN compares false: whatever is not a positive number is not certified. A radius is
-    # infinite only where every other class is a constant distance away, which is true.
-    radius = torch.where((radius > 0) & torch.isfinite(logits).all(1), radius, 0.0)
+    # infinite only where every other class is a constant distance away, which is true. An operation
+    # may lose the NaN or the infinity of an input.
+    proved = (radius > 0) & torch.isfinite(logits).all(1) & finite_samples(inputs)
+    radius = torch.where(proved, radius, 0.0)
     rivals = margin.scatter(1, prediction[:, None], math.inf)
     return Certificates(prediction, radius, rivals.amin(1), alpha)
 
@@ -178,7 +221,7 @@ def moved(x: Tensor, inputs: Tensor) -> Tensor:
 
 @lru_cache(maxsize=4)
 def _pairwise_bound(network: PlainNetwork) -> Tensor:
-    # A network is an immutable value compared by identity, and its bound costs a factorisation.
+    # Of an owned network, which never changes; the bound costs a factorisation.
     return pairwise_bound(network)
 
 
@@ -188,11 +231,14 @@ def certify(module: torch.nn.Module | PlainNetwork, x: Tensor) -> Certificates:
     Args:
         module: A model of this package, a ``torch.nn.Sequential`` of known modules, or a plain
             network.
-        x: Inputs of shape ``(N, *input_shape)``.
+        x: Inputs of shape ``(N, *input_shape)``: uint8, of which p stands for float32(p / 255), or
+            floating point.
 
     Raises:
         UnknownLipschitz: a module is not known.
+        DisagreementError: the module computes something else than it folds into.
         UnsoundNetworkError: a bound cannot be proved.
+        ValueError: the inputs stand for no real numbers.
 
     Example:
         >>> net = torch.nn.Sequential(torch.nn.Linear(2, 2, bias=False))
@@ -200,5 +246,10 @@ def certify(module: torch.nn.Module | PlainNetwork, x: Tensor) -> Certificates:
         >>> certify(net, torch.tensor([[1.0, 0.0]])).radius
         tensor([0.7071], dtype=torch.float64)
     """
-    network = module if isinstance(module, PlainNetwork) else fold_network(module, x.shape[1:])
+    x = in_units(x)
+    if isinstance(module, PlainNetwork):
+        return LipschitzCertifier().certify(module, x)
+    network = fold_network(module, x.shape[1:])
+    with strict_arithmetic():
+        require_agreement(module, network, x)
     return LipschitzCertifier().certify(network, x)

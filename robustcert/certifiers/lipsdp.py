@@ -69,7 +69,7 @@ class LipSDPCertifier(LipschitzCertifier):
             UnsoundNetworkError: the network has an operation that is not covered, or a bound cannot
                 be proved.
         """
-        return _prove(network, self.iterations, self.per_pair)[0]
+        return _prove(network.owned(), self.iterations, self.per_pair)[0].clone()
 
     def multipliers(self, network: PlainNetwork) -> list[list[Tensor]]:
         r"""What a checker needs to prove the pairwise bounds again: diagonals, layer by layer.
@@ -79,7 +79,8 @@ class LipSDPCertifier(LipschitzCertifier):
         LipSDP, one for every coordinate whose slope is not fixed, in the powers of two of
         :func:`layers_of`.
         """
-        return _prove(network, self.iterations, self.per_pair)[1]
+        _, proved = _prove(network.owned(), self.iterations, self.per_pair)
+        return [[diagonal.clone() for diagonal in diagonals] for diagonals in proved]
 
     def multiplier_tensors(self, network: PlainNetwork) -> dict[str, Tensor]:
         r"""Roots of the multipliers of LipSDP for the independent checker, ``<list>.<layer>``.
@@ -88,6 +89,7 @@ class LipSDPCertifier(LipschitzCertifier):
         for every coordinate whose slope is not fixed; layers without such a coordinate have none.
         For pairs of neighbours, the coordinate is the second less the first.
         """
+        network = network.owned()
         layers, _ = layers_of(network)
         tensors = {}
         for i, diagonals in enumerate(self.multipliers(network)):
@@ -97,7 +99,7 @@ class LipSDPCertifier(LipschitzCertifier):
                 # Where `semidefinite.pairwise_bound` evaluates them.
                 root = (diagonal * (1 + semidefinite.MARGIN) ** depth).rsqrt()
                 if len(root):
-                    tensors[f"{i}.{place}"] = torch.ldexp(root, torch.tensor(-exponent))
+                    tensors[f"{i}.{place}"] = torch.ldexp(root, root.new_tensor(-exponent))
                     place += 1
         return tensors
 
@@ -140,8 +142,9 @@ def layers_of(network: PlainNetwork) -> tuple[list[Layer], Scaled]:
     """
     layers = []
     linear: Scaled | None = None
-    for operation, shape in plain.shapes(network.operations, network.input_shape):
+    for operation, shape in plain.shapes(network.owned().operations, network.input_shape):
         size = math.prod(shape)
+        ones = torch.ones(size, dtype=torch.float64, device="cpu")
         slopes = operation.slopes if isinstance(operation, Activation) else None
         # By exact class: a subclass may compute something else.
         if type(operation) is Dense:
@@ -160,24 +163,27 @@ def layers_of(network: PlainNetwork) -> tuple[list[Layer], Scaled]:
             )
         elif not slopes.pairs:
             if not slopes.low == slopes.high == 1:
-                low, high = torch.tensor((slopes.low, slopes.high)).double()
-                layers.append(Layer(_dense(linear, size), low.expand(size), high.expand(size)))
+                low, high = (ones * s for s in (slopes.low, slopes.high))
+                layers.append(Layer(_dense(linear, size), low, high))
                 linear = None
         else:
             # In sums and differences of neighbours, the former are kept.
-            kept = torch.arange(size) % 2 == 0
-            basis = torch.block_diag(*[torch.tensor([[1.0, 1.0], [-1.0, 1.0]])] * (size // 2))
-            matrix = compose(Scaled(basis.double().numpy(), 0, semidefinite.NOTHING), linear)
-            low, high = (torch.where(kept, 1.0, s).double() for s in (slopes.low, slopes.high))
+            pair = ones.new_tensor([[1.0, 1.0], [-1.0, 1.0]])
+            basis = torch.block_diag(*[pair] * (size // 2))
+            matrix = compose(Scaled(basis.numpy(), 0, semidefinite.NOTHING), linear)
+            low, high = (ones.clone() for _ in range(2))
+            low[1::2], high[1::2] = slopes.low, slopes.high
             layers.append(Layer(matrix, low, high))
-            linear = Scaled(basis.double().mT.contiguous().numpy(), -1, semidefinite.NOTHING)
+            linear = Scaled(basis.mT.contiguous().numpy(), -1, semidefinite.NOTHING)
     return layers, _dense(linear, size)
 
 
 def _dense(linear: Scaled | None, size: int) -> Scaled:
     """The map as a matrix of ``size`` rows."""
     if linear is None:
-        return Scaled(torch.eye(size, dtype=torch.float64).numpy(), 0, semidefinite.NOTHING)
+        return Scaled(
+            torch.eye(size, dtype=torch.float64, device="cpu").numpy(), 0, semidefinite.NOTHING
+        )
     if linear.values.ndim == 1:
         matrix = torch.from_numpy(linear.values).diag().numpy()
         return Scaled(matrix, linear.exponent, linear.tail)

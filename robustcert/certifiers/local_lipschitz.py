@@ -76,7 +76,7 @@ class LocalLipschitzCertifier(LipschitzCertifier):
         known = first_order.scatter(1, prediction[:, None], math.inf).amin(1)
         found = torch.zeros_like(known)
         rows = ((known > 0) & (known < math.inf)).nonzero()[:, 0]
-        chain, _ = _prepared(network)
+        chain, _ = _prepared(network.owned())
         widest = max(max(linear.values.shape) for linear in (*chain.maps, chain.head))
         for part in chunks(len(rows), max(1, ENTRIES // (2 * widest * widest))):
             some = rows[part]
@@ -117,6 +117,7 @@ class Balls:
     """
 
     def __init__(self, network: PlainNetwork, centre: Tensor, own: Tensor) -> None:
+        network = network.owned()
         chain, start = _prepared(network)
         self.steps, self.chain = steps_of(network, centre.device), chain.to(centre.device)
         self.curves = [step for step in self.steps if isinstance(step, Curve)]
@@ -144,7 +145,7 @@ class Balls:
             ellipsoid = proved(gram, slope, g)
         exponent = sum(linear.exponent for linear in (*chain.maps, chain.head))
         lengths = row_lengths(ellipsoid, chain.head, self.own)
-        return torch.ldexp(lengths, torch.tensor(exponent, device=lengths.device))
+        return torch.ldexp(lengths, lengths.new_tensor(exponent))
 
 
 @lru_cache(maxsize=4)

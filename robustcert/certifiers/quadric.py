@@ -6,15 +6,16 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from robustcert.certifiers.arithmetic import strict_arithmetic
 from robustcert.certifiers.lipschitz import Certificates, LipschitzCertifier
 from robustcert.margins import margins
 from robustcert.plain import PlainNetwork, UnsoundNetworkError, gamma
+from robustcert.products import linear
 from robustcert.quadric import Quadratics, best_multiplier, split_quadratics
 from robustcert.rounding import UNIT, forward_error
 from robustcert.spectral import dense_norm_bound
+from robustcert.units import finite_samples, network_inputs
 
 # Entries of the largest tensor.
 ENTRIES = 2**22
@@ -63,7 +64,7 @@ class QuadricCertifier(LipschitzCertifier):
         """Bounds on the constants of logit i minus logit j; none, ``(0, 0)``, for quadratics."""
         if split_quadratics(network) is None:
             return super().pairwise_bound(network)
-        return torch.empty(0, 0, dtype=torch.float64)
+        return torch.empty(0, 0, dtype=torch.float64, device="cpu")
 
     @torch.no_grad()
     @strict_arithmetic()
@@ -72,8 +73,10 @@ class QuadricCertifier(LipschitzCertifier):
 
         Raises:
             UnsoundNetworkError: a bound of the network cannot be proved.
-            ValueError: the inputs have another shape than the network's.
+            ValueError: the inputs have another shape than the network's, or stand for no numbers.
         """
+        network = network.owned()
+        x = network_inputs(x, network.input_shape)
         split = split_quadratics(network)
         if split is None:
             return super().certify(network, x)
@@ -95,7 +98,7 @@ class QuadricCertifier(LipschitzCertifier):
         radius = radius * (1 - LOWERED - PER_OPERATION * len(network.operations))
         radius = torch.minimum(radius, features.reach)
         # NaN compares false here too: features may have overflowed.
-        radius = torch.where(radius > 0, radius, 0.0)
+        radius = torch.where((radius > 0) & finite_samples(x), radius, 0.0)
         return Certificates(prediction, radius, margin, error)
 
 
@@ -117,16 +120,17 @@ class _Pairs:
         value = q.pieces(x)
         logits = value.view(len(x), q.classes, -1).amax(2)
         prediction = logits.argmax(1)
-        owner = torch.arange(len(q.shift), device=x.device) // (len(q.shift) // q.classes)
+        piece = torch.arange(len(q.shift), dtype=torch.int64, device=x.device)
+        owner = piece // (len(q.shift) // q.classes)
         same = owner == prediction[:, None]
         own = torch.where(same, value, -math.inf).argmax(1)
         size = x.norm(dim=1) * (1 + 1e-9)
         # Of two logits, at any point that is spoken of.
         drift = 2 * ROOM * self.error(2 * size[:, None] + 1).amax(1)
-        within = F.linear(x, q.frame.flatten(0, 1)).view(len(x), *q.offset.shape) - q.offset
+        within = linear(x, q.frame.flatten(0, 1)).view(len(x), *q.offset.shape) - q.offset
         slope = 2 * torch.bmm(within.transpose(0, 1), q.frame) + q.slope[:, None]
         slope = slope.transpose(0, 1)
-        every = torch.arange(len(x), device=x.device)
+        every = torch.arange(len(x), dtype=torch.int64, device=x.device)
         turn = slope[every, own][:, None] - slope
         ahead = value[every, own][:, None] - value - 2 * drift[:, None]
         distance = self.by_gradients(ahead, turn, own, size).masked_fill(same, math.inf)
@@ -256,7 +260,7 @@ class _Pairs:
 
 @lru_cache(maxsize=4)
 def _prepare(quadratics: Quadratics) -> _Pairs:
-    # An operation is an immutable value compared by identity.
+    # Of owned quadratics, which never change.
     wide = quadratics.to(quadratics.frame.device, torch.float64)
     norms = [dense_norm_bound(frame) for frame in wide.frame.cpu()]
     if not all(0 <= n < 1e30 for n in norms) or not all(

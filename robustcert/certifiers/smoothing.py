@@ -6,8 +6,10 @@ import math
 import torch
 from torch import Tensor
 
+from robustcert.certifiers.arithmetic import strict_arithmetic
 from robustcert.certifiers.lipschitz import Certificates, LipschitzCertifier
 from robustcert.plain import PlainNetwork
+from robustcert.units import finite_samples, network_inputs
 
 
 class SmoothingCertifier(LipschitzCertifier):
@@ -82,21 +84,19 @@ class SmoothingCertifier(LipschitzCertifier):
         }
 
     @torch.no_grad()
+    @strict_arithmetic()
     def certify(self, network: PlainNetwork, x: Tensor) -> Certificates:
         """Certify inputs of shape ``(N, *input_shape)``.
 
         Where it abstains, radius is 0 and margin NaN; else margin is 2 p - 1, how far the class is
         ahead of all others together. ``error`` is 0: the rounding of the network is not spoken of.
         """
-        if tuple(x.shape[1:]) != tuple(network.input_shape):
-            raise ValueError(
-                f"expected inputs of shape (N, {network.input_shape}), got {tuple(x.shape)}"
-            )
-        fast = network.to(x.device, self.dtype)
+        x = network_inputs(x, network.input_shape)
+        fast = network.owned().to(x.device, self.dtype)
         found = [self._certify_one(fast, sample) for sample in x]
         prediction = torch.tensor([c for c, _ in found], dtype=torch.long, device=x.device)
         low = torch.tensor([p for _, p in found], dtype=torch.float64, device=x.device)
-        proved = low > 0.5
+        proved = (low > 0.5) & finite_samples(x)
         # Rounded down by more than the error of the quantile.
         radius = self.sigma * torch.special.ndtri(low) * (1 - 1e-12)
         return Certificates(

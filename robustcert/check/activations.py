@@ -602,6 +602,12 @@ def _norm_pool_exact(z: Integers, q: int, size: int) -> Exact:
     return _root((windows * windows).sum(4)), grid, math.ldexp(1.0, -grid)
 
 
+def _on_maps(shape: tuple[int, ...], options: Options) -> tuple[int, ...]:
+    del options
+    _require(len(shape) == 3, f"rolled along height and width, but inputs are {shape}")
+    return shape
+
+
 def _shifted(count: int, options: Options, constants: Constants) -> int:
     _require(0 <= 4 * options["moved"] <= count, f"4 groups of {options['moved']} of {count}")
     return _same(count, options, constants)
@@ -631,7 +637,9 @@ KINDS: Mapping[str, Kind] = {
     "absolute": Kind(_same, **_selecting(abs)),
     "identity": Kind(_same, **_selecting(lambda x: x)),
     "beta_abs": Kind(_count, **_selecting(_beta_abs), integers=("count",)),
-    "circular_shift": Kind(_shifted, **_selecting(_circular_shift), integers=("moved",)),
+    "circular_shift": Kind(
+        _shifted, **_selecting(_circular_shift), integers=("moved",), shape=_on_maps
+    ),
     "group_sort": Kind(_sorted, **_selecting(_group_sort), integers=("group_size",)),
     "n_activation": Kind(_corners, _n_activation, _n_exact, _n_rounding, ("corners",)),
     "grafted": Kind(

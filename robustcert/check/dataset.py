@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import io
+import math
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -14,7 +15,9 @@ from numpy.typing import NDArray
 from robustcert.check.reader import Array, UnreadableError, show
 
 LARGEST_FILE = 2**32
-IMAGE = 3072
+MAX_CLASSES = 2**31
+SIDES = (3, 32, 32)
+IMAGE = math.prod(SIDES)
 
 
 def compare(
@@ -23,13 +26,13 @@ def compare(
     labels: NDArray[np.int64],
     indices: NDArray[np.int64],
 ) -> tuple[str, list[str]]:
-    """Compare samples with the rows of a split that their indices name.
+    """Compare samples with the rows of a split that their indices name, value by value.
 
     Args:
         files: An idx file of images and one of labels (``.gz`` or not), or CIFAR ``.bin`` files
             in the order of the split, or one ``.npz`` archive, whose test part is taken unless
             ``:train`` follows its name.
-        inputs: Shape ``(N, *)``.
+        inputs: Shape ``(N, *)``, uint8 or float32.
         labels: Classes.
         indices: Rows of the split, in file order.
 
@@ -37,34 +40,29 @@ def compare(
         What was compared, and the mismatches.
 
     Raises:
-        UnreadableError: a file cannot be read.
+        UnreadableError: a file cannot be read, or holds no inputs and labels.
     """
-    try:
-        images, classes = _read([str(name) for name in files])
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        raise UnreadableError(f"--data: {show(str(error))}") from None
-    if len(images) != len(classes):
-        raise UnreadableError(f"--data: {len(images)} images and {len(classes)} labels")
+    images, classes = _load(files)
     mismatches = []
     if indices.min() < 0 or indices.max() >= len(images):
         mismatches.append(f"samples: an index is not among the {len(images)} rows of the data")
+    elif _shape(images) != inputs.shape[1:]:
+        mismatches.append(
+            f"samples: expected inputs of shape {_shape(images)} as in the data, got "
+            f"{inputs.shape[1:]}"
+        )
     else:
-        rows = images[indices].reshape(len(indices), -1)
-        if rows.shape[1] != inputs[0].size:
-            mismatches.append(f"samples: {inputs[0].size} values each, {rows.shape[1]} in the data")
-        else:
-            if rows.dtype == np.uint8 and inputs.dtype != np.uint8:
-                rows = rows.astype(np.float32) / np.float32(255)
-            same = (rows.astype(inputs.dtype) == inputs.reshape(rows.shape)).all(axis=1)
-            mismatches += [
-                f"samples: input {position} is not row {indices[position]} of the data"
-                for position in np.flatnonzero(~same)[:5]
-            ]
+        rows = images[indices].reshape(inputs.shape)
+        same = (rows == inputs) if rows.dtype == inputs.dtype else (unit(rows) == unit(inputs))
+        mismatches += [
+            f"samples: input {position} is not row {indices[position]} of the data"
+            for position in np.flatnonzero(~same.reshape(len(rows), -1).all(axis=1))[:5]
+        ]
         mismatches += [
             f"samples: label {position} is not that of row {indices[position]} of the data"
             for position in np.flatnonzero(classes[indices] != labels)[:5]
         ]
-    return f"{len(indices)} of the {len(images)} rows of the given files", mismatches
+    return f"{len(indices)} of the {len(images)} rows of the given files, with labels", mismatches
 
 
 def by_digest(
@@ -84,18 +82,13 @@ def by_digest(
     Raises:
         UnreadableError: a file cannot be read, or a row is not what the digest stands for.
     """
-    try:
-        images, _ = _read([str(name) for name in files])
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        raise UnreadableError(f"--data: {show(str(error))}") from None
+    images, _ = _load(files)
     if indices.min() < 0 or indices.max() >= len(images):
         raise UnreadableError(f"--data: an index is not among the {len(images)} rows")
-    rows = np.ascontiguousarray(images[indices].reshape(len(indices), -1))
-    rows = rows if rows.dtype == np.uint8 else rows.astype(np.float32)
-    if rows.shape[1] != int(np.prod(shape)):
-        raise UnreadableError(
-            f"--data: {rows.shape[1]} values in a row, expected the shape {shape}"
-        )
+    if _shape(images) != shape:
+        raise UnreadableError(f"--data: expected rows of shape {shape}, got {_shape(images)}")
+    rows = np.ascontiguousarray(images[indices])
+    rows = rows if rows.dtype == np.uint8 else unit(rows)
     for position, row in enumerate(rows):
         if hashlib.sha256(row.tobytes()).digest() != digests[position].tobytes():
             raise UnreadableError(
@@ -104,19 +97,58 @@ def by_digest(
     return rows.reshape(-1, *shape)
 
 
+def unit(values: Array) -> NDArray[np.float32]:
+    """What a network takes: of a byte p the float32 nearest to p / 255, of a float the nearest."""
+    if values.dtype == np.uint8:
+        return values.astype(np.float32) / np.float32(255)
+    with np.errstate(over="ignore"):
+        return values.astype(np.float32)
+
+
+def _load(files: Sequence[str | Path]) -> tuple[Array, NDArray[np.int64]]:
+    # Inputs of bytes or floats, and the label of each.
+    try:
+        images, labels = _read([str(name) for name in files])
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        raise UnreadableError(f"--data: {show(str(error))}") from None
+    if images.dtype != np.uint8 and images.dtype.kind != "f":
+        raise UnreadableError(
+            f"--data: expected inputs of uint8 or floating point, got {images.dtype}"
+        )
+    if images.ndim < 2 or len(images) < 1:
+        raise UnreadableError(f"--data: expected inputs of shape (N, *), got {images.shape}")
+    if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1]:
+        raise UnreadableError(
+            f"--data: expected integer labels of shape ({len(images)},), one for each input, got "
+            f"{labels.dtype} of shape {labels.shape}"
+        )
+    if labels.min() < 0 or labels.max() >= MAX_CLASSES:
+        raise UnreadableError(
+            f"--data: expected labels from 0 to {MAX_CLASSES - 1}, got {labels.min()} to "
+            f"{labels.max()}"
+        )
+    return images, labels.astype(np.int64)
+
+
+def _shape(images: Array) -> tuple[int, ...]:
+    # Of one input: grey images may be without their channel.
+    shape = images.shape[1:]
+    return (1, *shape) if len(shape) == 2 else shape
+
+
 def _read(names: list[str]) -> tuple[Array, Array]:
     path, _, split = names[0].partition(".npz:")
     if names[0].endswith(".npz") or split:
         part = split or "test"
         with np.load(f"{path}.npz" if split else path, allow_pickle=False) as archive:
-            return archive[f"x_{part}"], archive[f"y_{part}"].astype(np.int64)
+            return archive[f"x_{part}"], archive[f"y_{part}"]
     if all(name.endswith(".bin") for name in names):
         records = np.concatenate([_records(_content(name)) for name in names])
-        return records[:, -IMAGE:], records[:, -IMAGE - 1].astype(np.int64)
+        return records[:, -IMAGE:].reshape(-1, *SIDES), records[:, -IMAGE - 1]
     if len(names) != 2:
         raise ValueError("expected idx images and labels, CIFAR .bin files or one .npz archive")
     first, second = (_idx(_content(name)) for name in names)
-    return (second, first.astype(np.int64)) if first.ndim == 1 else (first, second.astype(np.int64))
+    return (second, first) if first.ndim == 1 else (first, second)
 
 
 def _content(name: str) -> bytes:

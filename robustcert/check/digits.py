@@ -6,6 +6,8 @@ An integer matrix is written in balanced digits, :math:`X = \sum_k 2^{bk} X_k` w
 that float64 evaluates it without rounding, in whatever order and with or without fused operations.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -25,18 +27,23 @@ def split_floats(values: Floats, bits: int, count: int | None = None) -> list[Fl
     Raises:
         ValueError: the values are not below ``2**(bits * count - 1)``.
     """
+    digits = []
+    for digit in float_digits(values, bits):
+        digits.append(digit)
+        if count is not None and len(digits) > count:
+            raise ValueError("values do not fit their digits")
+    return digits + [np.zeros_like(values)] * ((count or 0) - len(digits))
+
+
+def float_digits(values: Floats, bits: int) -> Iterator[Floats]:
+    """Balanced digits of integer-valued floats, the lowest first, as many as there are."""
     # Every step is exact: high * 2**bits and the digit are multiples of the unit in the last place
     # of the value, or the digit is zero.
-    digits: list[Floats] = []
-    while len(digits) + 1 != count:
-        if count is None and abs(values).max(initial=0.0) <= 2.0 ** (bits - 1):
-            break
+    while abs(values).max(initial=0.0) > 2.0 ** (bits - 1):
         high = np.rint(values * 2.0**-bits)
-        digits.append(values - high * 2.0**bits)
+        yield values - high * 2.0**bits
         values = high
-    if abs(values).max(initial=0.0) > 2.0 ** (bits - 1):
-        raise ValueError("values do not fit their digits")
-    return [*digits, values]
+    yield values
 
 
 def split_integers(values: Integers, bits: int) -> list[Floats]:
@@ -60,7 +67,11 @@ def add_up(parts: dict[int, NDArray[np.int64]], bits: int) -> Integers:
 def exact_gram(rows: Integers) -> Integers:
     """Inner products of the rows of an integer matrix."""
     bits = digit_bits(rows.shape[1])
-    digits = split_integers(rows, bits)
+    return gram_of_digits(split_integers(rows, bits), bits)
+
+
+def gram_of_digits(digits: list[Floats], bits: int) -> Integers:
+    """Inner products of the rows of an integer matrix whose digits are given."""
     parts: dict[int, NDArray[np.int64]] = {}
     for i, left in enumerate(digits):
         for j, right in enumerate(digits):

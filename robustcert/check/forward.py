@@ -25,14 +25,32 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robustcert.check.activations import KINDS
-from robustcert.check.digits import add_up, digit_bits, split_floats, split_integers
-from robustcert.check.fixed import Floats, InexactError, Integers, binary_places, shift, to_integers
+from robustcert.check.digits import add_up, digit_bits, float_digits, split_integers
+from robustcert.check.fixed import (
+    Floats,
+    InexactError,
+    Integers,
+    binary_places,
+    exponent,
+    shift,
+    to_integers,
+)
 from robustcert.check.network import Operation, Window
 
 # Covers the rounding of every sum of nonnegative terms here.
 SLACK = 1 + 2.0**-26
-CHUNK = 2**23
-MOST_PLACES, KEPT_PLACES = 900, 640
+# Values that a convolution copies at once to multiply them.
+CHUNK = 2**21
+MAX_PLACES, KEPT_PLACES = 900, 640
+# Magnitude, in bits, of integers that are worked with.
+MAX_BITS = 4096
+# Bytes of a batch in float64 and in integers, but for a single sample that needs more.
+FLOAT_BYTES, EXACT_BYTES = 2**28, 2**28
+# Values as large as an operation's input or output that exist at the same time, at most, and the
+# bytes of one as an integer with what is computed on the way.
+LIVE, LIVE_SMOOTH, INTEGER_BYTES = 16, 48, 3072
+# Bytes of an integer of at most MAX_PLACES places that is kept.
+KEPT_BYTES = 256
 
 
 @dataclass(frozen=True)
@@ -86,7 +104,7 @@ def evaluate(
         norms: Proved norm of every operation by its path.
         arithmetics: float64 first.
     """
-    return trace(operations, samples, norms, arithmetics)[-1]
+    return trace(operations, samples, norms, arithmetics, every=False)[-1]
 
 
 def trace(
@@ -94,15 +112,21 @@ def trace(
     samples: Floats,
     norms: Mapping[str, float],
     arithmetics: Sequence[Arithmetic],
+    *,
+    every: bool = True,
 ) -> list[Evaluation]:
-    """Like :func:`evaluate`: the samples, and what each operation makes of them."""
+    """Like :func:`evaluate`: the samples, and what each operation makes of them.
+
+    Without ``every``, the last state alone, and no other is kept on the way.
+    """
     count, rows = len(arithmetics), len(samples)
     zero, reach = np.zeros((count, rows)), np.full((count, rows), math.inf)
     states = [Evaluation(samples, zero, np.zeros(count), reach, 1.0)]
     # What overflows is found out by its reach and by logits that are not finite.
     with np.errstate(all="ignore"):
         for operation in operations:
-            states.append(_run([operation], states[-1], norms, arithmetics))
+            state = _run([operation], states[-1], norms, arithmetics)
+            states = [*states, state] if every else [state]
     return states
 
 
@@ -183,17 +207,21 @@ def _sum(
     norms: Mapping[str, float],
     arithmetics: Sequence[Arithmetic],
 ) -> Evaluation:
-    branches = [_run(branch, state, norms, arithmetics) for branch in operation.branches]
-    values = branches[0].values
-    for branch in branches[1:]:
-        values = values + branch.values
-    centre = sum((b.centre for b in branches), np.zeros_like(state.centre))
-    growth = sum((b.growth for b in branches), np.zeros_like(state.growth))
-    constant = sum(b.constant for b in branches) * SLACK
-    peak = sum((norm(b.values) + b.centre + b.centre[0] for b in branches), 0.0 * centre)
-    reach = np.minimum.reduce([b.reach for b in branches])
+    # One branch after the other: only their sums are kept.
+    values: Floats = np.zeros(())
+    centre, growth = np.zeros_like(state.centre), np.zeros_like(state.growth)
+    constant, peak = 0.0, 0.0 * centre
+    reach = np.full_like(centre, math.inf)
+    for branch in operation.branches:
+        found = _run(branch, state, norms, arithmetics)
+        values = values + found.values
+        centre, growth = centre + found.centre, growth + found.growth
+        constant += found.constant
+        peak = peak + (norm(found.values) + found.centre + found.centre[0])
+        reach = np.minimum(reach, found.reach)
+    constant *= SLACK
     for k, arithmetic in enumerate(arithmetics):
-        gamma = arithmetic.gamma(len(branches))
+        gamma = arithmetic.gamma(len(operation.branches))
         slope = constant + growth[k]
         centre[k] += gamma * peak[k]
         growth[k] += gamma * slope
@@ -291,43 +319,59 @@ def linear(operation: Operation, x: Floats, weight: Floats) -> Floats:
     """A dense map or a zero-padded convolution of ``(N, *)``, without bias."""
     if operation.kind == "dense":
         return x @ weight.T
-    window = Window.of(operation)
-    groups = window.groups
+    window, (height, width) = Window.of(operation), operation.output_shape[1:]
     reach = [d * (k - 1) + 1 for d, k in zip(window.dilation, window.kernel, strict=True)]
-    height, width = operation.output_shape[1:]
-    per_sample = math.prod(weight.shape[1:]) * groups * height * width
-    step = max(1, CHUNK // per_sample)
-    kernels = weight.reshape(groups, -1, math.prod(weight.shape[1:]))
-    found = []
-    for start in range(0, len(x), step):
-        part = x[start : start + step]
-        margins = ((0, 0), (0, 0), *((p, p) for p in window.padding))
+    (sy, sx), (dy, dx) = window.stride, window.dilation
+    kernels = weight.reshape(window.groups, -1, math.prod(weight.shape[1:]))
+    margins = ((0, 0), (0, 0), *((p, p) for p in window.padding))
+    found = np.empty((len(x), weight.shape[0], height, width))
+    for part, lines in _chunks(operation, len(x)):
         windows = np.lib.stride_tricks.sliding_window_view(
-            np.pad(part, margins), (reach[0], reach[1]), axis=(2, 3)
+            np.pad(x[part], margins), (reach[0], reach[1]), axis=(2, 3)
         )
-        (sy, sx), (dy, dx) = window.stride, window.dilation
-        read = windows[:, :, ::sy, ::sx, ::dy, ::dx].transpose(0, 1, 4, 5, 2, 3)
-        columns = read.reshape(len(part), groups, -1, height * width)
-        found.append((kernels @ columns).reshape(len(part), -1, height, width))
-    return np.concatenate(found)
+        read = windows[:, :, ::sy, ::sx, ::dy, ::dx][:, :, lines].transpose(0, 1, 4, 5, 2, 3)
+        columns = read.reshape(len(read), window.groups, -1, read.shape[4] * width)
+        shape = (len(read), weight.shape[0], read.shape[4], width)
+        found[part, :, lines] = (kernels @ columns).reshape(shape)
+    return found
+
+
+def _chunks(operation: Operation, count: int) -> Iterator[tuple[slice, slice]]:
+    # Samples, and lines of the output map, whose windows read about CHUNK values.
+    height = operation.output_shape[1]
+    line = max(1, reads(operation) // height)
+    lines, step = min(height, max(1, CHUNK // line)), max(1, CHUNK // (line * height))
+    for start in range(0, count, step):
+        for top in range(0, height, lines):
+            yield slice(start, start + step), slice(top, top + lines)
+
+
+def reads(operation: Operation) -> int:
+    """Values that the windows of a convolution read of one sample."""
+    taps = operation.tensors["weight"].shape[1:]
+    groups = operation.options["groups"]
+    return math.prod(taps) * groups * math.prod(operation.output_shape[1:])
 
 
 def adjoint(operation: Operation, u: Floats, weight: Floats) -> Floats:
     """The transpose of :func:`linear`."""
     if operation.kind == "dense":
         return u @ weight
-    window, (height, width) = Window.of(operation), operation.output_shape[1:]
+    window, width = Window.of(operation), operation.output_shape[2]
     kernels = weight.reshape(window.groups, -1, math.prod(weight.shape[1:])).swapaxes(1, 2)
-    columns = kernels @ u.reshape(len(u), window.groups, -1, height * width)
-    columns = columns.reshape(len(u), -1, *window.kernel, height, width)
     (sy, sx), (dy, dx), (py, px) = window.stride, window.dilation, window.padding
     channels, *size = operation.input_shape
     padded = np.zeros((len(u), channels, size[0] + 2 * py, size[1] + 2 * px))
-    for i in range(window.kernel[0]):
-        for j in range(window.kernel[1]):
-            rows = slice(dy * i, dy * i + sy * (height - 1) + 1, sy)
-            places = slice(dx * j, dx * j + sx * (width - 1) + 1, sx)
-            padded[:, :, rows, places] += columns[:, :, i, j]
+    for part, lines in _chunks(operation, len(u)):
+        some = u[part, :, lines]
+        columns = kernels @ some.reshape(len(some), window.groups, -1, some.shape[2] * width)
+        columns = columns.reshape(len(some), -1, *window.kernel, some.shape[2], width)
+        for i in range(window.kernel[0]):
+            for j in range(window.kernel[1]):
+                top = dy * i + sy * lines.start
+                rows = slice(top, top + sy * (some.shape[2] - 1) + 1, sy)
+                places = slice(dx * j, dx * j + sx * (width - 1) + 1, sx)
+                padded[part, :, rows, places] += columns[:, :, i, j]
     return padded[:, :, py : py + size[0], px : px + size[1]]
 
 
@@ -351,17 +395,25 @@ def evaluate_exactly(
     Raises:
         InexactError: a value is outside the range that can be represented.
     """
-    return trace_exactly(operations, samples, norms)[-1]
+    return trace_exactly(operations, samples, norms, every=False)[-1]
 
 
 def trace_exactly(
-    operations: Sequence[Operation], samples: Floats, norms: Mapping[str, float]
+    operations: Sequence[Operation],
+    samples: Floats,
+    norms: Mapping[str, float],
+    *,
+    every: bool = True,
 ) -> list[Exact]:
-    """Like :func:`evaluate_exactly`: the samples, and what each operation makes of them."""
+    """Like :func:`evaluate_exactly`: the samples, and what each operation makes of them.
+
+    Without ``every``, the last state alone, and no other is kept on the way.
+    """
     values, places = to_integers(samples)
     states = [Exact(values, places, np.zeros(len(samples)))]
     for operation in operations:
-        states.append(_run_exactly([operation], states[-1], norms))
+        state = _run_exactly([operation], states[-1], norms)
+        states = [*states, state] if every else [state]
     return states
 
 
@@ -370,12 +422,14 @@ def _run_exactly(
 ) -> Exact:
     for operation in operations:
         state = shortened(_step_exactly(operation, state, norms))
+        if exponent(state.values, state.places) > MAX_BITS:
+            raise InexactError(f"a value passes 2^{MAX_BITS} behind {operation.label}")
     return state
 
 
 def shortened(state: Exact) -> Exact:
     """The same with fewer places, where there are very many."""
-    if state.places <= MOST_PLACES:
+    if state.places <= MAX_PLACES:
         return state
     entries = math.prod(state.values.shape[1:])
     return Exact(
@@ -389,7 +443,7 @@ def _step_exactly(operation: Operation, state: Exact, norms: Mapping[str, float]
     error = state.error * norms[operation.path] * SLACK
     z, places = state.values, state.places
     if operation.kind in ("dense", "convolution"):
-        weight, finer = _scaled(operation.wide("weight"))
+        weight, finer = scaled(operation.wide("weight"))
         z = _linear_exactly(operation, z, weight, linear, math.prod(weight.shape[1:]))
         if "bias" in operation.tensors:
             return _plus(z, places + finer, _bias(operation, operation.wide("bias")), error)
@@ -406,14 +460,13 @@ def _step_exactly(operation: Operation, state: Exact, norms: Mapping[str, float]
         found = _run_exactly(operation.parts, Exact(z, places, 0 * error), norms)
         return Exact(found.values, found.places, (error + found.error) * SLACK)
     if operation.kind == "sum":
-        branches = [_run_exactly(branch, state, norms) for branch in operation.branches]
-        finest = max(b.places for b in branches)
-        total = sum(shift(b.values, finest - b.places) for b in branches)
-        return Exact(
-            np.asarray(total, dtype=object),
-            finest,
-            SLACK * sum((b.error for b in branches), np.zeros(len(z))),
-        )
+        total, finest, wrong = np.zeros((), dtype=object), 0, np.zeros(len(z))
+        for branch in operation.branches:
+            found = _run_exactly(branch, state, norms)
+            finer = max(finest, found.places)
+            total = shift(total, finer - finest) + shift(found.values, finer - found.places)
+            finest, wrong = finer, wrong + found.error
+        return Exact(np.asarray(total, dtype=object), finest, SLACK * wrong)
     if operation.kind == "quadratics":
         raise InexactError("quadratics have no Lipschitz constant")
     kind, tensors, options = _activation(operation)
@@ -422,8 +475,12 @@ def _step_exactly(operation: Operation, state: Exact, norms: Mapping[str, float]
     return Exact(values, finer, error + local * math.sqrt(entries) * SLACK)
 
 
-def _scaled(weight: Floats) -> tuple[Floats, int]:
-    # Integer-valued floats and the places they are shifted by.
+def scaled(weight: Floats) -> tuple[Floats, int]:
+    """Integer-valued floats, and the places that they are shifted by.
+
+    Raises:
+        InexactError: they span too many binades.
+    """
     places = binary_places(weight)
     if places > 400 or float(abs(weight).max()) > 2.0**400:
         raise InexactError("weights span too many binades")
@@ -432,7 +489,7 @@ def _scaled(weight: Floats) -> tuple[Floats, int]:
 
 def adjoint_exactly(operation: Operation, u: Exact) -> tuple[Integers, int]:
     """The transpose of a dense map or a convolution times integers: integers and their places."""
-    weight, finer = _scaled(operation.wide("weight"))
+    weight, finer = scaled(operation.wide("weight"))
     terms = weight.shape[0] * math.prod(weight.shape[2:])
     return _linear_exactly(operation, u.values, weight, adjoint, terms), u.places + finer
 
@@ -445,10 +502,11 @@ def _linear_exactly(
     terms: int,
 ) -> Integers:
     bits = digit_bits(terms)
-    kernel_digits = split_floats(weight, bits)
+    digits = split_integers(z, bits)
     parts: dict[int, NDArray[np.int64]] = {}
-    for i, digit in enumerate(split_integers(z, bits)):
-        for j, kernel in enumerate(kernel_digits):
+    # One digit of the kernel after the other, so that they are not all there at once.
+    for j, kernel in enumerate(float_digits(weight, bits)):
+        for i, digit in enumerate(digits):
             found = product(operation, digit, kernel).astype(np.int64)
             parts[i + j] = parts[i + j] + found if i + j in parts else found
     return add_up(parts, bits)
@@ -461,21 +519,43 @@ def _plus(z: Integers, places: int, bias: Floats, error: Floats) -> Exact:
     return Exact(np.asarray(total, dtype=object), finest, error)
 
 
-def batches(count: int, operations: Sequence[Operation], budget: int) -> Iterator[slice]:
-    """Slices of samples whose largest values have about ``budget`` entries."""
-    largest = max(
-        math.prod(shape)
-        for op in walk(operations)
-        for shape in (op.input_shape, op.output_shape, _between(op))
-    )
-    step = max(1, budget // largest)
+def float_bytes(operations: Sequence[Operation], *, every: bool = False) -> int:
+    """Bytes that :func:`trace` takes for each sample, in float64.
+
+    With ``every`` state kept, gradients follow, and what they take is included.
+    """
+    live = 8 * (LIVE_SMOOTH if every else LIVE)
+    kept = sum(math.prod(op.output_shape) for op in operations) if every else 0
+    return 8 * kept + max(live * _largest(op) for op in operations)
+
+
+def exact_bytes(operations: Sequence[Operation], *, every: bool = False) -> int:
+    """Bytes that :func:`trace_exactly` takes for each sample; see :func:`float_bytes`."""
+    kept = sum(math.prod(op.output_shape) for op in operations) if every else 0
+    return KEPT_BYTES * kept + max(INTEGER_BYTES * _largest(op) for op in operations)
+
+
+def _largest(operation: Operation) -> int:
+    # Values of the largest input or output on the way, padding included. A sum keeps its input and
+    # its total besides what its branches need.
+    inside = [*operation.parts, *(op for branch in operation.branches for op in branch)]
+    found = max(math.prod(operation.input_shape), math.prod(operation.output_shape))
+    if operation.kind == "convolution":
+        height, width = (
+            n + 2 * p
+            for n, p in zip(operation.input_shape[1:], operation.options["padding"], strict=True)
+        )
+        found = max(found, operation.input_shape[0] * height * width)
+    if operation.kind == "quadratics":
+        found = max(found, *(operation.tensors[key].size for key in ("slope", "offset")))
+    return max([found, *(found // 2 + _largest(op) for op in inside)])
+
+
+def batches(count: int, each: int, budget: int) -> Iterator[slice]:
+    """Slices of samples that take ``each`` bytes: at least one, and ``budget`` bytes otherwise."""
+    step = max(1, budget // each)
     for start in range(0, count, step):
         yield slice(start, start + step)
-
-
-def _between(operation: Operation) -> tuple[int, ...]:
-    # Gradients of quadratics are the largest of what is computed on the way.
-    return operation.tensors["slope"].shape if operation.kind == "quadratics" else ()
 
 
 def walk(operations: Sequence[Operation]) -> Iterator[Operation]:

@@ -23,7 +23,12 @@ from robustcert.check.reader import (
 
 Shape = tuple[int, ...]
 
-MOST_OPERATIONS = 5000
+# Operations and branches of sums, which all cost a step for every batch of samples.
+MAX_OPERATIONS = 5000
+# Values of one sample after all operations together.
+MAX_VALUES = 2**28
+MAX_PIECES = 2**14
+MAX_DEPTH = 20
 LARGEST_SIDE = 2**15
 LARGEST_VALUE = 2**24
 MOST_READS = 2**27
@@ -50,8 +55,8 @@ class Operation:
         return f"operation {self.path} ({show(self.name)}, {self.kind})"
 
     def wide(self, key: str) -> Array:
-        """A tensor as float64, which holds float32 exactly."""
-        return self.tensors[key].astype(np.float64)
+        """A tensor as float64, which holds float32 exactly; not to be written to."""
+        return self.tensors[key].astype(np.float64, copy=False)
 
 
 @dataclass(frozen=True)
@@ -80,6 +85,7 @@ class _Reader:
     tensors: dict[str, Array]
     used: set[str] = field(default_factory=set)
     count: int = 0
+    values: int = 0
 
     def sequence(
         self, described: Any, prefix: str, shape: Shape, depth: int
@@ -93,9 +99,9 @@ class _Reader:
 
     def operation(self, entry: Any, path: str, shape: Shape, depth: int) -> Operation:
         where = f"operation {path}"
-        self.count += 1
-        if self.count > MOST_OPERATIONS or depth > 20:
-            raise UnreadableError(f"{where}: too many operations, or nested too deeply")
+        self.add(1, where)
+        if depth > MAX_DEPTH:
+            raise UnreadableError(f"{where}: sums nested more than {MAX_DEPTH} deep")
         keys(entry, where, {"kind", "name", "options", "tensors"}, {"branches"})
         kind, name = text(entry["kind"], where), text(entry["name"], where)
         where = f"{where} ({show(name)})"
@@ -106,9 +112,11 @@ class _Reader:
         if kind == "sum":
             if options or tensors:
                 raise UnreadableError(f"{where}: a sum has no options and no tensors")
+            described = items(entry["branches"], where)
+            self.add(len(described), where)
             read = [
                 self.sequence(branch, f"{path}.branch{b}.", shape, depth + 1)
-                for b, branch in enumerate(items(entry["branches"], where))
+                for b, branch in enumerate(described)
             ]
             if not read or any(out != read[0][1] for _, out in read):
                 raise UnreadableError(f"{where}: its branches do not have one output shape")
@@ -120,6 +128,9 @@ class _Reader:
         outputs = rule(options, tensors, shape, where)
         if any(n < 1 for n in outputs) or math.prod(outputs) > LARGEST_VALUE:
             raise UnreadableError(f"{where}: output shape {outputs} is empty or too large")
+        self.values += math.prod(outputs)
+        if self.values > MAX_VALUES:
+            raise UnreadableError(f"{where}: more than {MAX_VALUES} values of a sample so far")
         found = Operation(kind, name, path, options, tensors, shape, outputs)
         if kind not in PARTS:
             return found
@@ -127,6 +138,12 @@ class _Reader:
         if parts[-1].output_shape != outputs:
             raise UnreadableError(f"{where}: its parts do not fit together")
         return replace(found, parts=parts)
+
+    def add(self, count: int, where: str) -> None:
+        """Count operations and branches."""
+        self.count += count
+        if self.count > MAX_OPERATIONS:
+            raise UnreadableError(f"{where}: more than {MAX_OPERATIONS} operations and branches")
 
     def take(self, names: Any, path: str, where: str) -> dict[str, Array]:
         taken = {}
@@ -168,14 +185,17 @@ def digest(input_shape: Shape, operations: tuple[Operation, ...]) -> str:
     for line, tensors in _walk(operations):
         total.update(json.dumps(line, sort_keys=True).encode())
         for key in sorted(tensors):
-            total.update(key.encode() + tensors[key].tobytes())
+            total.update(key.encode())
+            total.update(np.ascontiguousarray(tensors[key]).reshape(-1).view(np.uint8).data)
     return total.hexdigest()
 
 
 def _walk(operations: tuple[Operation, ...]) -> Iterator[tuple[dict[str, Any], dict[str, Array]]]:
     for op in operations:
         shapes = {key: [array.dtype.name, *array.shape] for key, array in op.tensors.items()}
-        yield {"kind": op.kind, **op.options, "shapes": shapes}, op.tensors
+        line = {"kind": op.kind, **op.options, "shapes": shapes}
+        # Without their number, what follows a sum could be one branch more.
+        yield line | ({"branches": len(op.branches)} if op.kind == "sum" else {}), op.tensors
         for branch in op.branches:
             yield {"branch": len(branch)}, {}
             yield from _walk(branch)
@@ -380,6 +400,8 @@ def _quadratics(
         raise UnreadableError(
             f"{where}: frames {frame.shape} for {classes} classes do not fit inputs {shape}"
         )
+    if count > MAX_PIECES:
+        raise UnreadableError(f"{where}: {count} pieces, more than {MAX_PIECES}")
     sizes = {"offset": (count, rank), "slope": (count, width), "shift": (count,)}
     for key, expected in sizes.items():
         if tensors[key].shape != expected:

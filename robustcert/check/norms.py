@@ -44,23 +44,49 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import numpy as np
+from numpy.typing import NDArray
 
 from robustcert.check.digits import digit_bits, residual_norm, split_floats
 from robustcert.check.fixed import Floats, flint
 from robustcert.check.network import Operation, Window
+from robustcert.check.reader import UnreadableError
+
+Indices = NDArray[np.int64]
 
 UNIT = Fraction(1, 2**53)
 UNDERFLOW = Fraction(1, 2**900)
 LARGEST_SIZE = 4096
 LARGEST_MATRIX = 2**26
-LARGEST_OPERATOR = 2**23
+# Of a map as one matrix: its entries, its shorter side, and how many groups have one.
+MAX_OPERATOR, MAX_SIDE, MAX_GROUPS = 2**22, 1024, 8
 FULL_GRID = 256
 MOST_WORK = 2.0**42
 MOST_MIXED_WORK = 2.0**39
 LARGEST_MIXED = 2**25
 LONGEST_MIXED = 8
 MOST_POINTS, MOST_TAPS = 2**20, 2**14
-CHUNK = 2**22
+CHUNK = 2**19
+# Arrays as large as the matrices, at most, that a proof keeps at the same time.
+ARRAYS = 32
+
+
+def round_up(value: Fraction, bits: int = 4096) -> Fraction:
+    """At least a positive number, of ``bits`` binary digits; the number itself where it has these.
+
+    Products of thousands of numbers would have millions of digits. None is below 2^(-2 bits).
+
+    Raises:
+        UnreadableError: the number is not below 2^(2 bits).
+    """
+    over, under = value.numerator, value.denominator
+    if max(over.bit_length(), under.bit_length()) <= bits:
+        return value
+    exponent = over.bit_length() - under.bit_length() + 1
+    if exponent > 2 * bits:
+        raise UnreadableError(f"bounds: a product of them passes 2^{2 * bits}")
+    last = max(exponent - bits, -2 * bits)
+    whole = -(-(over << max(0, -last)) // (under << max(0, last)))
+    return Fraction(whole) * Fraction(2) ** last
 
 
 def root_up(value: Fraction) -> Fraction:
@@ -293,6 +319,9 @@ class Axis:
         return Axis(taps, size, outputs, coarse, (1 - angle**2 / 2) ** 2)
 
 
+SINGLE = Axis([(0, 0, 0)], 1, 1, 1, Fraction(1))
+
+
 def _axes(operation: Operation) -> tuple[Axis, Axis]:
     window = Window.of(operation)
     rows, columns = (
@@ -323,8 +352,12 @@ def _prove_convolution(operation: Operation, bound: Fraction) -> Proof:
         if found.method:
             return found
     # No matrix at all says that the map is too large, not that it is proved.
-    wholes = [proved(matrix, bound) for matrix in _whole_matrices(operation)]
-    if wholes and all(wholes):
+    wholes = 0
+    for matrix in _whole_matrices(operation):
+        if not proved(matrix, bound):
+            return Proof()
+        wholes += 1
+    if wholes:
         return Proof("whole matrix, exact residual")
     return Proof()
 
@@ -446,22 +479,61 @@ def circle(points: int) -> Floats:
         return np.array([[float(c) for _, c in pairs], [float(s) for s, _ in pairs]])
 
 
+def workspace(operation: Operation) -> int:
+    """Bytes that :func:`prove` and :func:`find` take at most."""
+    size = sum(array.size for array in operation.tensors.values())
+    if operation.kind in ("sandwich", "residual_block"):
+        # Of the linear map inside, which is made here.
+        inside, _ = _between_activations(operation)
+        return workspace(inside) + 16 * size
+    copies = 8 * 8 * size
+    if operation.kind == "dense":
+        large = min(operation.tensors["weight"].shape) > LARGEST_SIZE or size > LARGEST_MATRIX
+        return copies if large else copies + ARRAYS * 8 * size
+    if operation.kind == "circular_convolution":
+        return copies + _symbol_bytes(operation.tensors["weight"].shape, *_circles(operation))
+    if operation.kind != "convolution":
+        return 0
+    axes, shape = _axes(operation), operation.tensors["weight"].shape
+    found = _symbol_bytes(shape, *axes)
+    for d in (0, 1):
+        mixed = _mixed_shape(shape, axes[d], d)
+        if math.prod(mixed) <= LARGEST_MIXED:
+            rest = (SINGLE, axes[1]) if d == 0 else (axes[0], SINGLE)
+            found = max(found, 8 * 8 * math.prod(mixed) + _symbol_bytes(mixed, *rest))
+    outputs = shape[0] * axes[0].outputs * axes[1].outputs
+    whole = outputs * shape[1] * axes[0].inputs * axes[1].inputs
+    return copies + max(found, ARRAYS * 8 * whole if whole <= MAX_OPERATOR else 0)
+
+
+def _symbol_bytes(shape: tuple[int, ...], rows: Axis, columns: Axis) -> int:
+    # Of a batch of symbols, or of those at one point.
+    at_one = len(rows.taps) * len(columns.taps) + 4 * shape[0] * shape[1] * _residues(
+        rows
+    ) * _residues(columns)
+    return ARRAYS * 8 * max(CHUNK, at_one)
+
+
 def _mixed(operation: Operation) -> Iterator[tuple[Operation, Axis, Axis]]:
     # The map with one dimension among its channels and the axes of what is left, where it may pay.
     axes, weight = _axes(operation), operation.wide("weight")
-    single = Axis([(0, 0, 0)], 1, 1, 1, Fraction(1))
     for d in (0, 1):
         axis = axes[d]
         shifts = [a for _, a, _ in axis.taps] or [0]
         if axis.points > LONGEST_MIXED * (max(shifts) - min(shifts)):
             continue
-        size = weight.size // weight.shape[2 + d] * axis.outputs * axis.inputs
-        if size > LARGEST_MIXED:
+        if math.prod(_mixed_shape(weight.shape, axis, d)) > LARGEST_MIXED:
             continue
         mixed = replace(operation, tensors={"weight": _as_channels(operation, weight, axis, d)})
-        rows, columns = (single, axes[1]) if d == 0 else (axes[0], single)
+        rows, columns = (SINGLE, axes[1]) if d == 0 else (axes[0], SINGLE)
         if symbol_work(mixed, rows, columns) <= MOST_MIXED_WORK:
             yield mixed, rows, columns
+
+
+def _mixed_shape(shape: tuple[int, ...], axis: Axis, d: int) -> tuple[int, ...]:
+    # Of the weight of a map whose channels are those of all positions of dimension d.
+    kernel = (1, shape[3]) if d == 0 else (shape[2], 1)
+    return (shape[0] * axis.outputs, shape[1] * axis.inputs, *kernel)
 
 
 def _as_channels(operation: Operation, weight: Floats, axis: Axis, d: int) -> Floats:
@@ -471,13 +543,13 @@ def _as_channels(operation: Operation, weight: Floats, axis: Axis, d: int) -> Fl
     out, inner = weight.shape[:2]
     length = weight.shape[3 - d]
     taps = np.zeros((out, axis.outputs, inner, axis.inputs, length))
-    for output in range(axis.outputs):
-        for k in range(weight.shape[2 + d]):
-            position = stride * output + dilation * k - padding
-            if 0 <= position < axis.inputs:
-                taps[:, output, :, position] = weight.take(k, axis=2 + d)
-    kernel = (1, length) if d == 0 else (length, 1)
-    return taps.reshape(out * axis.outputs, inner * axis.inputs, *kernel)
+    outputs = np.arange(axis.outputs)
+    for k, *_ in axis.taps:
+        positions = stride * outputs + dilation * k - padding
+        read = (positions >= 0) & (positions < axis.inputs)
+        # Positions come first, where indices are apart.
+        taps[:, outputs[read], :, positions[read]] = weight.take(k, axis=2 + d)
+    return taps.reshape(_mixed_shape(weight.shape, axis, d))
 
 
 def _whole_matrices(operation: Operation) -> Iterator[Floats]:
@@ -487,17 +559,22 @@ def _whole_matrices(operation: Operation) -> Iterator[Floats]:
     out, inner = weight.shape[0] // groups, weight.shape[1]
     shape = (out, rows.outputs, columns.outputs, inner, rows.inputs, columns.inputs)
     outputs, inputs = math.prod(shape[:3]), math.prod(shape[3:])
-    if outputs * inputs > LARGEST_OPERATOR or min(outputs, inputs) > LARGEST_SIZE:
+    if outputs * inputs > MAX_OPERATOR or min(outputs, inputs) > MAX_SIDE or groups > MAX_GROUPS:
         return
-    window = Window.of(operation)
+    (y, v, i), (x, h, j) = _pairs(operation, rows, 0), _pairs(operation, columns, 1)
     for part in weight.reshape(groups, out, *weight.shape[1:]):
         matrix = np.zeros(shape)
-        for y in range(rows.outputs):
-            for i, *_ in rows.taps:
-                v = window.stride[0] * y + window.dilation[0] * i - window.padding[0]
-                for x in range(columns.outputs):
-                    for j, *_ in columns.taps:
-                        h = window.stride[1] * x + window.dilation[1] * j - window.padding[1]
-                        if 0 <= v < rows.inputs and 0 <= h < columns.inputs:
-                            matrix[:, y, x, :, v, h] = part[:, :, i, j]
+        # Pairs of both dimensions come first, where indices are apart.
+        entries = part.transpose(2, 3, 0, 1)[i[:, None], j]
+        matrix[:, y[:, None], x, :, v[:, None], h] = entries
         yield matrix.reshape(1, outputs, inputs)
+
+
+def _pairs(operation: Operation, axis: Axis, d: int) -> tuple[Indices, Indices, Indices]:
+    # Outputs and inputs of dimension d that a tap connects, and that tap.
+    window = Window.of(operation)
+    taps = np.array([k for k, *_ in axis.taps], np.int64)
+    read = window.stride[d] * np.arange(axis.outputs)[:, None] + window.dilation[d] * taps
+    read = read - window.padding[d]
+    outputs, which = np.nonzero((read >= 0) & (read < axis.inputs))
+    return outputs, read[outputs, which], taps[which]

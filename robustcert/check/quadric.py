@@ -55,7 +55,7 @@ from robustcert.check.report import Report
 # Covers the rounding of sums of nonnegative terms, and that of a comparison.
 SLACK, COMPARED = 1 + 2.0**-26, 2.0**-45
 TINY = 2.0**-500
-CHUNK = 2**22
+CHUNK = 2**20
 HALVINGS = 60
 # Points are on this grid, so that exact arithmetic has not too many places.
 GRID = 2.0**48
@@ -179,6 +179,7 @@ class QuadricNetwork:
     operations: Sequence[Operation]
     norms: dict[str, float]
     deployed: Sequence[Arithmetic]
+    smooth: bool = False
 
     @cached_property
     def pieces(self) -> Pieces:
@@ -206,6 +207,9 @@ class QuadricNetwork:
             moved = pieces.slopes(size[:, None], slice(None)).max(1) * doubt
             blur = 4 * error.max(1) + 2 * pieces.drift(size[:, None], slice(None)).max(1)
             blur = blur + 4 * moved
+            # Of the real network alone.
+            off = pieces.slopes((norm(x) + found.centre[0])[:, None], slice(None)).max(1)
+            open_ = 4 * (error.max(1) + off * found.centre[0]) * SLACK + abs(least) * COMPARED
             proved, slack = self._prove(x, value, within, error, prediction, radius)
             nothing = np.zeros(len(x), np.bool_)
             known = Comparison(
@@ -213,7 +217,7 @@ class QuadricNetwork:
                 proved=proved,
                 refuted=nothing,
                 largest=least >= -blur,
-                tied=least <= blur,
+                decided=least > open_,
                 reach=found.reach.min(0),
                 least=least,
                 tolerance=blur + 6e-9 * abs(least),
@@ -352,8 +356,8 @@ class QuadricNetwork:
         x = np.array(
             [[float(Fraction(v, 1 << found.places)) for v in row] for row in found.values.tolist()]
         )
-        doubt = found.error + norm(x) * 2.0**-52 + TINY
-        doubt = doubt + errors.centre[1:, positions].max(axis=0, initial=0.0)
+        own = found.error + norm(x) * 2.0**-52 + TINY
+        doubt = own + errors.centre[1:, positions].max(axis=0, initial=0.0)
         constant = math.prod(self.norms[op.path] for op in self.operations[:-1]) * SLACK
         radius = _among_features(chosen, constant, errors, doubt)
         for k, position in enumerate(positions.tolist()):
@@ -364,6 +368,8 @@ class QuadricNetwork:
             else:
                 largest = self._is_largest(row, x[k], float(doubt[k]))
                 report.expect(largest, f"{where}: {row.prediction} is not the largest, exactly")
+                proved = not row.correct or self._leads(row, x[k], float(own[k]))
+                report.expect(proved, f"{where}: it is called correct, which is not proved exactly")
 
     def _proves(self, prediction: int, radius: float, x: Floats) -> bool:
         # Rivals that gradients do not exclude, in integers.
@@ -384,16 +390,34 @@ class QuadricNetwork:
         )
 
     def _is_largest(self, row: Row, x: Floats, doubt: float) -> bool:
-        pieces, size = self.pieces, norm(x[None])[:, None] + doubt
-        moved = float(pieces.slopes(size, slice(None)).max()) * doubt * SLACK
-        blur = 2 * Fraction(float(pieces.drift(size, slice(None)).max()) + moved)
+        # Up to the rounding of the deployed networks.
+        size = norm(x[None])[:, None] + doubt
+        drift = Fraction(float(self.pieces.drift(size, slice(None)).max()))
+        ahead = self._ahead(row, x, 0.0)
+        return ahead is None or ahead >= -2 * (drift + self._moved(x, doubt))
+
+    def _leads(self, row: Row, x: Floats, doubt: float) -> bool:
+        # Whether the real logit is the unique largest, at features within doubt.
+        moved = 2 * self._moved(x, doubt)
+        ahead = self._ahead(row, x, float(moved) * SLACK)
+        return ahead is None or ahead > moved
+
+    def _moved(self, x: Floats, doubt: float) -> Fraction:
+        # What a piece changes by at most within doubt of the features.
+        size = norm(x[None])[:, None] + doubt
+        return Fraction(float(self.pieces.slopes(size, slice(None)).max()) * doubt * SLACK)
+
+    def _ahead(self, row: Row, x: Floats, room: float) -> Fraction | None:
+        # The real margin at features; None where it is surely above `room`.
+        pieces = self.pieces
         value, _ = pieces.values(x[None])
-        error = pieces.error(size, slice(None))
+        error = pieces.error(norm(x[None])[:, None], slice(None))
         own = pieces.owner == row.prediction
-        # Others are surely below the prediction's best one.
-        near = np.flatnonzero(~(value + error < (value - error)[:, own].max()))
+        # Others are surely below the prediction's best one, by more than that.
+        near = np.flatnonzero(~(value + error + room < (value - error)[:, own].max()))
         values = {p: _exactly(pieces, p, x)[0] for p in near.tolist()}
-        return max(v for p, v in values.items() if own[p]) >= max(values.values()) - blur
+        rivals = [v for p, v in values.items() if not own[p]]
+        return max(v for p, v in values.items() if own[p]) - max(rivals) if rivals else None
 
 
 def _among_features(rows: list[Row], constant: float, errors: Errors, doubt: Floats) -> Floats:

@@ -8,8 +8,10 @@ more or less, so that within r the deployed margin is positive if
 .. math:: K r + \sqrt 2 (D + \beta r) < m,
 
 and the real one is if K r < m. In float64 m is known up to :math:`\sqrt 2 D_0`; in exact arithmetic
-it is known. Where the claim rests on gradients and that does not suffice, what the margin can fall
-by within r is bounded by its curvature instead (``curvature.py``).
+it is known. A prediction that is called correct is proved likewise, with r = 0 and for the real
+network alone; others, without a radius, are compared up to the rounding of all networks. Where the
+claim rests on gradients and that does not suffice, what the margin can fall by within r is bounded
+by its curvature instead (``curvature.py``).
 """
 
 import math
@@ -25,12 +27,16 @@ from numpy.typing import NDArray
 from robustcert.check import curvature
 from robustcert.check.fixed import Floats, InexactError
 from robustcert.check.forward import (
+    EXACT_BYTES,
     FLOAT32,
     FLOAT64,
+    FLOAT_BYTES,
     Arithmetic,
     Evaluation,
     Exact,
     batches,
+    exact_bytes,
+    float_bytes,
     trace,
     trace_exactly,
 )
@@ -39,8 +45,6 @@ from robustcert.check.reader import Row
 from robustcert.check.report import Report
 
 ROOT2 = math.sqrt(2)  # 1.41421356237309514..., above the root
-FLOAT_ENTRIES = 2**22
-EXACT_ENTRIES = 2**18
 # Beyond these, exact arithmetic is not asked for more.
 MOST_MISMATCHES = 40
 # More than the roundings of a comparison here, about ten.
@@ -65,7 +69,7 @@ class Comparison:
     proved: NDArray[np.bool_]  # the radius
     refuted: NDArray[np.bool_]  # the radius
     largest: NDArray[np.bool_]  # the prediction's logit, up to rounding
-    tied: NDArray[np.bool_]  # the prediction's logit, up to rounding
+    decided: NDArray[np.bool_]  # the prediction's real logit is proved to be the unique largest
     reach: Floats
     least: Floats  # margin
     tolerance: Floats  # of that margin, as written
@@ -82,6 +86,10 @@ class Proving(Protocol):
     @property
     def deployed(self) -> Sequence[Arithmetic]:
         """Arithmetics of the deployed networks that are spoken of."""
+
+    @property
+    def smooth(self) -> bool:
+        """Whether radii may rest on gradients."""
 
     def compare(self, rows: list[Row], samples: Floats) -> tuple[Comparison, Errors]:
         """What float64 knows of rows, and the errors that exact arithmetic starts from."""
@@ -122,7 +130,7 @@ class Network:
 
     def compare(self, rows: list[Row], samples: Floats) -> tuple[Comparison, Errors]:
         """See :class:`Proving`."""
-        states = trace(self.operations, samples, self.norms, self.arithmetics)
+        states = trace(self.operations, samples, self.norms, self.arithmetics, every=self.smooth)
         return _compare(rows, states, self), Errors(states[-1].centre, states[-1].growth)
 
     def check_exactly(
@@ -136,7 +144,7 @@ class Network:
         """See :class:`Proving`."""
         where = where_of(int(positions[0]))
         try:
-            states = trace_exactly(self.operations, samples, self.norms)
+            states = trace_exactly(self.operations, samples, self.norms, every=self.smooth)
             for k, position in enumerate(positions.tolist()):
                 where = where_of(position)
                 _check_exactly(rows[position], position, states, k, errors, self, report)
@@ -149,6 +157,9 @@ def check_radii(
 ) -> None:
     """Check every row of radii.csv, in float64 and, where that is not enough, in integers.
 
+    Radii of rows that are certified and predictions of rows that are correct must be proved. Of the
+    others, predictions are compared up to rounding.
+
     Args:
         rows: The rows.
         values: Inputs of a selection of rows.
@@ -157,36 +168,46 @@ def check_radii(
         seed: Of their choice; from the operating system by default.
         report: Where to note the outcome.
     """
+    each = float_bytes(network.operations, every=network.smooth)
     parts = [
         _check_in_float64(rows, part, values(part), network, report)
-        for part in batches(len(rows), network.operations, FLOAT_ENTRIES)
+        for part in batches(len(rows), each, FLOAT_BYTES)
     ]
-    if not report.verified:
+    if report.mismatches:
         return
     centre = np.concatenate([found.centre for found, _, _ in parts], axis=1)
     errors = Errors(centre, parts[0][0].growth)
     left = np.concatenate([slack for _, slack, _ in parts])
-    ties = sum(tied for _, _, tied in parts)
+    undecided = sum(count for _, _, count in parts)
     doubtful = np.flatnonzero(np.isnan(left)).tolist()
     seed = random.SystemRandom().getrandbits(32) if seed is None else seed
     chosen = _choose(left, exact, seed)
     void = {position for position, row in enumerate(rows) if row.void}
     todo = np.array(sorted({*doubtful, *chosen} - void), np.int64)
-    for part in batches(len(todo), network.operations, EXACT_ENTRIES):
+    each = exact_bytes(network.operations, every=network.smooth)
+    for part in batches(len(todo), each, EXACT_BYTES):
         network.check_exactly(rows, todo[part], values(todo[part]), errors, report)
         if len(report.mismatches) > MOST_MISMATCHES:
             break
     names = ["R", *("F32" if a is FLOAT32 else "F64" for a in network.deployed)]
     certified = sum(row.certified for row in rows)
-    report.note(
-        "samples", f"{len(rows)} predictions, {certified} radii, functions {', '.join(names)}"
+    correct = sum(row.correct for row in rows)
+    report.note("radii", f"{certified} of {len(rows)} samples, functions {', '.join(names)}")
+    report.note("correct", f"{correct} of {len(rows)} samples: the label is the largest logit of R")
+    if undecided:
+        report.note(
+            "undecided",
+            f"{undecided} predictions, neither correct nor certified: rounding leaves them open",
+        )
+    others = sum(not (row.certified or row.correct or row.void) for row in rows)
+    report.said.append(
+        f"the predictions of the {others} samples that are neither correct nor certified, and all "
+        "margins: compared with those found here up to the rounding of every function claimed"
     )
     if void:
         report.note(
             "void", f"{len(void)} samples without finite logits, neither correct nor certified"
         )
-    if ties:
-        report.note("ties", f"{ties} predictions, not certified, are ties up to rounding")
     report.note(
         "exact",
         f"{len(todo)} samples in exact arithmetic: {exact} asked for (seed {seed}), "
@@ -235,7 +256,7 @@ def _compare(chosen: list[Row], states: list[Evaluation], network: Network) -> C
             (~rivals | (own + centre + fall < margin)).all(axis=1),
             (rivals & (lost - own > margin)).any(axis=1),
             (~rivals | (margin >= -(own + centre))).all(axis=1),
-            (rivals & (margin <= own + centre)).any(axis=1),
+            (~rivals | (own < margin)).all(axis=1),
             found.reach[used].min(axis=0, initial=math.inf),
             least,
             # Nine digits are written.
@@ -271,10 +292,11 @@ def _curved(
 def _check_in_float64(
     rows: list[Row], part: slice, samples: Floats, network: Proving, report: Report
 ) -> tuple[Errors, Floats, int]:
-    # Errors; relative slack, NaN where a row is neither proved nor refuted; number of ties.
+    # Errors; relative slack, NaN where a row is neither proved nor refuted; number of predictions
+    # about which the table claims nothing and that are not decided.
     chosen = rows[part]
     known, errors = network.compare(chosen, samples)
-    slack, ties = known.slack.copy(), 0
+    slack, undecided = known.slack.copy(), 0
     for k, row in enumerate(chosen):
         where = where_of(part.start + k)
         if row.void:
@@ -287,15 +309,15 @@ def _check_in_float64(
         if not row.certified:
             largest = bool(known.largest[k])
             report.expect(largest, f"{where}: {row.prediction} is not the largest logit")
-            ties += bool(known.tied[k])
-            slack[k] = math.inf
+            undecided += not (row.correct or known.decided[k])
+            slack[k] = math.nan if row.correct and not known.decided[k] else math.inf
         elif known.refuted[k]:
             report.expect(False, f"{where}: radius {row.radius!r} exceeds what the margin proves")
         elif not row.radius <= known.reach[k]:
             report.expect(False, f"{where}: a value may overflow within radius {row.radius!r}")
         elif not known.proved[k]:
             slack[k] = math.nan
-    return errors, slack, ties
+    return errors, slack, undecided
 
 
 def _times(constants: Floats, radius: Floats) -> Floats:
@@ -325,6 +347,8 @@ def _check_exactly(
             report.expect(
                 margin >= -blur, f"{where}: {row.prediction} is not the largest logit, exactly"
             )
+            proved = margin > 0 or not row.correct
+            report.expect(proved, f"{where}: it is called correct, which is not proved exactly")
             continue
         proved = _proves(margin, row, j, position, errors, network) or (
             network.smooth

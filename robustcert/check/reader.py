@@ -2,11 +2,13 @@
 
 import functools
 import hashlib
+import io
 import json
 import math
 import operator
 import os
 import re
+import reprlib
 import stat
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,10 +29,11 @@ LARGEST_FILE = {
     MULTIPLIERS: 2**28,
     "global.json": 2**26,
 }
-LARGEST_HEADER = 2**24
-MOST_JSON_VALUES = 4_000_000
-MOST_TENSORS = 20_000
-LONGEST_ROW = 500
+MAX_HEADER = 2**24
+MAX_JSON_VALUES = 4_000_000
+MAX_TENSORS = 20_000
+MAX_ENTRIES = 2**33
+MAX_ROW = 500
 DTYPES = {"F32": "<f4", "F64": "<f8", "U8": "|u1", "I64": "<i8"}
 COLUMNS = "index,label,prediction,correct,status,radius,radius_hex,margin"
 INTEGER = re.compile(r"0|[1-9][0-9]{0,17}")
@@ -42,9 +45,15 @@ class UnreadableError(ValueError):
     """The folder is no certificate of a kind that this checker knows: nothing was checked."""
 
 
+SHORT = reprlib.Repr()
+SHORT.maxstring = SHORT.maxother = SHORT.maxlong = 100
+SHORT.maxlist = SHORT.maxtuple = SHORT.maxdict = 20
+SHORT.maxlevel = 3
+
+
 def show(value: object) -> str:
     """Text from a folder for a message: one line, ASCII, short."""
-    text = ascii(value)
+    text = SHORT.repr(value).encode("ascii", "backslashreplace").decode()
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
@@ -69,11 +78,15 @@ def read_bytes(folder: Path, name: str) -> bytes:
                 raise UnreadableError(f"{name}: not a regular file")
             if status.st_size > limit:
                 raise UnreadableError(f"{name}: {status.st_size} bytes, more than {limit}")
-            content = file.read(limit + 1)
+            # One byte more than there should be: as much memory as the file has bytes.
+            content = file.read(status.st_size + 1)
     except OSError as error:
         raise UnreadableError(f"{name}: cannot be read: {error.strerror}") from None
-    if len(content) > limit:
-        raise UnreadableError(f"{name}: more than {limit} bytes")
+    if len(content) != status.st_size:
+        raise UnreadableError(
+            f"{name}: expected its {status.st_size} bytes, got {len(content)}: it changes while "
+            "it is read; check a copy that nobody writes to"
+        )
     return content
 
 
@@ -94,8 +107,8 @@ def parse_json(content: bytes, where: str) -> Any:
     def refuse(text: str) -> Any:
         raise UnreadableError(f"{where}: {text} is not JSON")
 
-    if sum(content.count(mark) for mark in b"[{,") > MOST_JSON_VALUES:
-        raise UnreadableError(f"{where}: more than {MOST_JSON_VALUES} values")
+    if sum(content.count(mark) for mark in b"[{,") > MAX_JSON_VALUES:
+        raise UnreadableError(f"{where}: more than {MAX_JSON_VALUES} values")
     try:
         return json.loads(content.decode(), object_pairs_hook=pairs, parse_constant=refuse)
     except UnreadableError:
@@ -157,11 +170,11 @@ def parse_safetensors(content: bytes, where: str) -> dict[str, Array]:
     if len(content) < 8:
         raise UnreadableError(f"{where}: shorter than its header")
     size = int.from_bytes(content[:8], "little")
-    if size > min(LARGEST_HEADER, len(content) - 8):
+    if size > min(MAX_HEADER, len(content) - 8):
         raise UnreadableError(f"{where}: header of {size} bytes in a file of {len(content)}")
     header = parse_json(content[8 : 8 + size], f"{where} header")
-    if not isinstance(header, dict) or len(header) > MOST_TENSORS:
-        raise UnreadableError(f"{where}: the header is no object of at most {MOST_TENSORS} tensors")
+    if not isinstance(header, dict) or len(header) > MAX_TENSORS:
+        raise UnreadableError(f"{where}: the header is no object of at most {MAX_TENSORS} tensors")
     header.pop("__metadata__", None)
     data = memoryview(content)[8 + size :]
     found, end = {}, 0
@@ -188,13 +201,16 @@ def _entry(entry: Any, where: str) -> tuple[str, tuple[int, ...], int, int]:
     if len(shape) > 8 or len(offsets) != 2:
         raise UnreadableError(f"{where}: more than 8 dimensions, or not two offsets")
     sizes = tuple(whole(n, where) for n in shape)
+    # Also where another size is 0: NumPy makes no array that it could not count through.
+    if math.prod(max(n, 1) for n in sizes) > MAX_ENTRIES:
+        raise fail(f"{where} shape", f"at most {MAX_ENTRIES} entries", sizes)
     first, last = (whole(n, where) for n in offsets)
     if first > last:
         raise UnreadableError(f"{where}: offsets {first} > {last}")
     return DTYPES[entry["dtype"]], sizes, first, last
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Row:
     """One line of radii.csv."""
 
@@ -209,7 +225,7 @@ class Row:
 
     @property
     def right(self) -> bool:
-        """Whether the label is predicted, by logits that are numbers."""
+        """Whether the label is predicted, by logits that are numbers; correct if that is proved."""
         return self.label == self.prediction and math.isfinite(self.margin)
 
     @property
@@ -223,19 +239,21 @@ def parse_radii(content: bytes, count: int, certified: str = "certified") -> lis
     lines = content.count(b"\n")
     if lines != count + 1 or not content.endswith(b"\n"):
         raise UnreadableError(f"radii.csv: expected {count + 1} lines for the samples, got {lines}")
-    try:
-        head, *rows = content.decode("ascii").split("\n")[:-1]
-    except UnicodeDecodeError:
-        raise UnreadableError("radii.csv: not ASCII") from None
+    if not content.isascii():
+        raise UnreadableError("radii.csv: not ASCII")
+    # Line by line: a list of all lines would take more memory than the file.
+    file = io.BytesIO(content)
+    head = file.readline().decode().removesuffix("\n")
     if head != COLUMNS:
         raise fail("radii.csv line 1", f"the header {COLUMNS}", head)
     return [
-        _row(line, f"radii.csv line {number}", certified) for number, line in enumerate(rows, 2)
+        _row(line.decode().removesuffix("\n"), f"radii.csv line {number}", certified)
+        for number, line in enumerate(file, 2)
     ]
 
 
 def _row(line: str, where: str, certified: str) -> Row:
-    cells = line.split(",", 8) if len(line) <= LONGEST_ROW else []
+    cells = line.split(",", 8) if len(line) <= MAX_ROW else []
     if len(cells) != 8:
         raise fail(where, "8 columns", line)
     index, label, prediction, correct, status, decimal, radius, margin = cells

@@ -2,22 +2,32 @@
 
 from dataclasses import dataclass, field
 
+MAX_MISMATCHES = 10_000
+
 
 @dataclass
 class Report:
     """What was checked, in words, and every claim that does not hold or could not be proved.
 
-    ``uncovered`` holds what is claimed and cannot be proved here, whether it is true or not.
+    Attributes:
+        checked: What was proved or recomputed from the folder's own files, by topic.
+        compared: What was compared with the data given, by topic.
+        said: What is taken from the folder as said, without any check.
+        mismatches: Claims that are false, or whose proof failed.
+        uncovered: What is claimed and cannot be proved here, whether it is true or not.
+        more: Number of claims that do not hold and are not among ``mismatches``.
     """
 
     checked: list[tuple[str, str]] = field(default_factory=list)
-    unchecked: list[str] = field(default_factory=list)
+    compared: list[tuple[str, str]] = field(default_factory=list)
+    said: list[str] = field(default_factory=list)
     mismatches: list[str] = field(default_factory=list)
     uncovered: list[str] = field(default_factory=list)
+    more: int = 0
 
     @property
     def verified(self) -> bool:
-        """Whether every claim was proved."""
+        """Whether every claim was proved, but for what is listed as said."""
         return not self.mismatches and not self.uncovered
 
     def note(self, topic: str, what: str) -> None:
@@ -25,7 +35,10 @@ class Report:
         self.checked.append((topic, what))
 
     def expect(self, condition: bool, message: str) -> bool:
-        """Record a mismatch unless the condition holds."""
+        """Record a mismatch unless the condition holds; beyond MAX_MISMATCHES, count it."""
         if not condition:
-            self.mismatches.append(message)
+            if len(self.mismatches) < MAX_MISMATCHES:
+                self.mismatches.append(message)
+            else:
+                self.more += 1
         return condition

@@ -1,8 +1,10 @@
 """Every claim of a certificate folder against what can be proved from its own files."""
 
+import itertools
 import math
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -10,11 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from robustcert.check import curvature, dataset, norms, semidefinite
-from robustcert.check.digits import exact_gram
-from robustcert.check.fixed import Floats, to_integers
-from robustcert.check.forward import FLOAT32, FLOAT64, Arithmetic, absolute_norm, walk
+from robustcert.check import curvature, dataset, memory, norms, semidefinite
+from robustcert.check.digits import digit_bits, gram_of_digits, split_floats
+from robustcert.check.fixed import Floats, InexactError
+from robustcert.check.forward import FLOAT32, FLOAT64, Arithmetic, absolute_norm, scaled, walk
 from robustcert.check.network import Operation, digest, read_network
+from robustcert.check.norms import round_up
 from robustcert.check.quadric import QuadricNetwork, covers
 from robustcert.check.radii import Network, Proving, check_radii
 from robustcert.check.reader import (
@@ -37,7 +40,11 @@ from robustcert.check.reader import (
 )
 from robustcert.check.report import Report
 
-FORMAT = 1
+FORMAT = 2
+# Top-level keys of certificate.json that nothing reads, all of which are listed.
+MAX_UNREAD_KEYS = 64
+MAX_KEY_LENGTH = 64
+MAX_UNREAD_FILES = 64
 NETWORK = "network.safetensors"
 STATEMENT = {
     "statement": (
@@ -122,16 +129,20 @@ def check(
         content[GLOBAL] = read_bytes(folder, GLOBAL)
     _check_files(claim["files"], content, report)
     operations, tensors = _read_operations(claim, content, report)
+    unread, beside = _unread_keys(claim), _unread_files(folder, content)
     samples = _read_samples(content["samples.safetensors"], operations, data)
     certified = _status(claim["claim"], proof)
-    rows = parse_radii(content["radii.csv"], len(samples.labels), certified)
+    rows = parse_radii(content.pop("radii.csv"), len(samples.labels), certified)
     if FLOAT32 in deployed and any(array.dtype == np.float64 for array in tensors.values()):
         raise UnreadableError(
             "claim functions: F32 of a network with float64 constants is not known"
         )
-    proved, pairwise = _prove_constants(claim, content, operations, proof, report)
+    size = sum(map(len, content.values())) + os.path.getsize(folder / "radii.csv")
+    report.note("memory", str(memory.need(size, operations, proof)))
+    # What takes no proof comes first, so that a malformed folder is refused soon.
     _check_table(rows, samples, operations[-1].output_shape[0], report)
     _check_summary(claim["summary"], rows, report)
+    proved, pairwise = _prove_constants(claim, content, operations, proof, report)
     smooth = proof == "second-order"
     outside = curvature.uncovered(operations) if smooth else None
     if outside is not None:
@@ -140,24 +151,34 @@ def check(
         report.uncovered.append(f"{proof} radii are not re-proved by this checker")
     if proof == "smoothing":
         report.uncovered.append("probabilistic: not re-proved, and true with some confidence only")
-    if report.verified:
+    if not report.mismatches and proof != "smoothing":
         upper = {path: math.nextafter(float(value), math.inf) for path, value in proved.items()}
         network: Proving = Network(operations, upper, np.array(pairwise), deployed, smooth)
         if proof == "quadric":
             network = QuadricNetwork(operations, upper, deployed)
+        if report.uncovered:
+            # Without a proof of the radii, predictions still have one.
+            rows = [replace(row, certified=False, radius=0.0) for row in rows]
         check_radii(rows, samples.values, network, exact, seed, report)
     if GLOBAL in claim["files"] or (folder / GLOBAL).exists():
         report.uncovered.append(f"{GLOBAL}: what it says of all pairs of inputs is not re-proved")
     if data:
         what, wrong = dataset.compare(data, samples.inputs, samples.labels, samples.indices)
-        report.note("data", what)
+        report.compared.append(("samples", what))
         report.mismatches += wrong
     else:
-        report.unchecked.append("that the samples are the dataset's (--data FILE... compares them)")
-    report.unchecked.append(
-        "who wrote the folder, and how the network was trained; not read: "
-        + ", ".join(show(key)[1:-1] for key in sorted(claim.keys() - CLAIMS)[:12])
-    )
+        report.said.append(
+            "the samples, their labels and indices: that they are a dataset's (--data FILE... "
+            "compares them)"
+        )
+    report.said += [
+        "who wrote the folder, with which version, and how the network was trained",
+        "names of operations, and metadata of the .safetensors files",
+    ]
+    if unread:
+        report.said.append(f"not read in certificate.json: {', '.join(unread)}")
+    if beside:
+        report.said.append(f"files that are not read: {', '.join(beside)}")
     return report
 
 
@@ -211,8 +232,36 @@ def _read_claim(content: dict[str, bytes]) -> dict[str, Any]:
     claim = parse_json(content["certificate.json"], "certificate.json")
     keys(claim, "certificate.json", {"format"})
     if claim["format"] != FORMAT or type(claim["format"]) is not int:
-        raise UnreadableError(f"certificate.json: unknown format {show(claim['format'])}")
+        raise UnreadableError(
+            f"certificate.json: expected format {FORMAT}, got {show(claim['format'])}: certify the "
+            "network again with this version (an older format counts predictions as correct that "
+            "are not proved)"
+        )
     return keys(claim, "certificate.json", CLAIMS)
+
+
+def _unread_keys(claim: dict[str, Any]) -> list[str]:
+    # Whatever they hold is taken as said, and so is whatever is nested in them.
+    unread = sorted(claim.keys() - CLAIMS)
+    if len(unread) > MAX_UNREAD_KEYS or any(len(key) > MAX_KEY_LENGTH for key in unread):
+        raise UnreadableError(
+            f"certificate.json: expected at most {MAX_UNREAD_KEYS} keys beside the claims, of at "
+            f"most {MAX_KEY_LENGTH} characters, got {len(unread)}, the longest of "
+            f"{max(map(len, unread))}: remove them"
+        )
+    return [ascii(key)[1:-1] for key in unread]
+
+
+def _unread_files(folder: Path, content: dict[str, bytes]) -> list[str]:
+    most = MAX_UNREAD_FILES + len(content)
+    with os.scandir(folder) as entries:
+        names = {entry.name for entry in itertools.islice(entries, most + 1)}
+    if len(names) > most:
+        raise UnreadableError(
+            f"expected at most {MAX_UNREAD_FILES} files in the folder beside the certificate's: "
+            "remove the others"
+        )
+    return [ascii(name)[1:-1] for name in sorted(names - content.keys())]
 
 
 def _read_operations(
@@ -347,6 +396,7 @@ def _check_bounds(
         raise UnreadableError(f"bounds: {len(bounds)} for {len(operations)} operations")
     proved: dict[str, Fraction] = {}
     methods: dict[str, int] = {}
+    lowest = 0
     for entry, operation in zip(bounds, operations, strict=True):
         where = f"bound of {operation.label}"
         keys(entry, where, {"name", "kind", "input_shape", "bound", "lower"}, set())
@@ -356,6 +406,7 @@ def _check_bounds(
         claimed = (entry["name"], entry["kind"], entry["input_shape"])
         report.expect(claimed == described, f"{where}: it is listed for {show(claimed)}")
         if lower is not None:
+            lowest += 1
             least = hex_float(lower, where)
             report.expect(least <= bound * (1 + 1e-6), f"{where}: below its own lower value")
         _add_parts(operation, proved)
@@ -365,6 +416,10 @@ def _check_bounds(
         methods[method] = methods.get(method, 0) + 1
     listed = ", ".join(f"{count} by {method}" for method, count in methods.items() if method)
     report.note("norms", f"{len(operations)} operations: {listed}")
+    if lowest:
+        report.said.append(
+            f"the lower values beside {lowest} bounds: only that they are not above the bounds"
+        )
     return proved
 
 
@@ -400,8 +455,8 @@ def _sum_bound(operation: Operation, proved: dict[str, Fraction]) -> Fraction:
         product = Fraction(1)
         for inner in branch:
             proved[inner.path] = _find(inner, proved)
-            product *= proved[inner.path]
-        total += product
+            product = round_up(product * proved[inner.path])
+        total = round_up(total + product)
     return total
 
 
@@ -430,6 +485,9 @@ def _read_multipliers(
     tensors = parse_safetensors(content[MULTIPLIERS], MULTIPLIERS)
     # Without such activations, the empty list is enough.
     lists = len(tensors) // len(sizes) if sizes else 1
+    pairs = operations[-1].output_shape[0] ** 2
+    if lists > pairs + 2:
+        raise UnreadableError(f"{MULTIPLIERS}: {lists} lists, more than {pairs + 2}")
     names = [[f"{i}.{k}" for k in range(len(sizes))] for i in range(lists)]
     keys(tensors, MULTIPLIERS, {name for row in names for name in row}, set())
     for row in names:
@@ -459,14 +517,18 @@ def _check_pairwise(
     if len(table) != classes or any(len(row) != classes for row in table):
         raise UnreadableError(f"pairwise: expected a table of {classes} by {classes}")
     head = operations[-1] if operations[-1].kind == "dense" else None
-    rest = math.prod(
-        (proved[op.path] for op in (operations[:-1] if head else operations)), start=Fraction(1)
-    )
+    rest = Fraction(1)
+    for op in operations[:-1] if head else operations:
+        rest = round_up(rest * proved[op.path])
     squares = [[2 * (i != j) for j in range(classes)] for i in range(classes)]
     scale = rest**2
     if head is not None:
-        rows, places = to_integers(head.wide("weight"))
-        lengths = exact_gram(rows)
+        try:
+            rows, places = scaled(head.wide("weight"))
+        except InexactError as error:
+            raise UnreadableError(f"{head.label}: {error}") from None
+        bits = digit_bits(rows.shape[1])
+        lengths = gram_of_digits(split_floats(rows, bits), bits)
         own = lengths.diagonal()
         squares = (own[:, None] + own[None, :] - 2 * lengths).tolist()
         scale = rest**2 / 4**places
@@ -528,7 +590,7 @@ def _check_table(rows: list[Row], samples: Samples, classes: int, report: Report
     for line, row in enumerate(rows, 2):
         where = f"radii.csv line {line}"
         report.expect(row.prediction < classes, f"{where}: prediction {row.prediction} is no class")
-        report.expect(row.correct == row.right, f"{where}: correct is {int(row.correct)}")
+        report.expect(row.right or not row.correct, f"{where}: correct is {int(row.correct)}")
         report.expect(
             row.certified == (row.radius > 0), f"{where}: status does not fit radius {row.radius!r}"
         )
@@ -546,15 +608,18 @@ def _decimal(radius: float) -> str:
 
 
 def _check_summary(summary: Any, rows: list[Row], report: Report) -> None:
-    keys(summary, "summary", {"samples", "correct", "certified"}, set())
+    keys(summary, "summary", {"samples", "correct", "undecided", "certified"}, set())
     counts = {
         "samples": len(rows),
-        "correct": sum(row.right for row in rows),
+        "correct": sum(row.correct for row in rows),
+        # The label is predicted, and not called correct.
+        "undecided": sum(row.label == row.prediction and not row.correct for row in rows),
     }
     for key, count in counts.items():
         report.expect(
             whole(summary[key], f"summary {key}") == count, f"summary {key}: it is {count}"
         )
+    beyond = np.sort(np.array([row.radius for row in rows if row.correct]))
     entries = items(summary["certified"], "summary certified")
     for entry in entries:
         where = "summary certified"
@@ -563,7 +628,7 @@ def _check_summary(summary: Any, rows: list[Row], report: Report) -> None:
         if type(entry["decimal"]) not in (int, float):
             raise fail(f"{where} decimal", "a number", entry["decimal"])
         claimed = whole(entry["count"], f"{where} count")
-        count = sum(row.right and row.radius > radius for row in rows)
+        count = len(beyond) - int(np.searchsorted(beyond, radius, side="right"))
         report.expect(entry["decimal"] == radius, f"{where}: the decimal is not {radius!r}")
         report.expect(claimed == count, f"{where}: beyond {radius!r} it is {count}, not {claimed}")
     report.note("summary", f"accuracy and {len(entries)} counts recounted from radii.csv")

@@ -8,6 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from robustcert.units import in_units
+
 Split = Literal["train", "test"]
 
 
@@ -141,12 +143,12 @@ def to_unit(inputs: Tensor, source: str = "inputs") -> Tensor:
         inputs: Any shape, uint8 or floating point.
         source: Named in the error: the file that the inputs came from.
     """
+    try:
+        numbers = in_units(inputs)
+    except ValueError as error:
+        raise DatasetError(f"{source}: {error}") from error
     if inputs.dtype == torch.uint8:
-        return inputs.to(torch.float32).div_(255)
-    if not inputs.is_floating_point():
-        raise DatasetError(
-            f"{source}: expected inputs of type uint8 or floating point, but got {inputs.dtype}"
-        )
+        return numbers
     # NaN compares false, so it is refused as well.
     outside = ~((inputs >= 0) & (inputs <= 1))
     if outside.any():
@@ -155,7 +157,7 @@ def to_unit(inputs: Tensor, source: str = "inputs") -> Tensor:
             f"{inputs[outside][0].item():g} ({int(outside.sum())} values lie outside): rescale the "
             "data, and leave normalisation to the network (normalization.mean, normalization.std)"
         )
-    return inputs.to(torch.float32)
+    return numbers.to(torch.float32)
 
 
 def check_labels(labels: Tensor, num_classes: int, source: str) -> None:

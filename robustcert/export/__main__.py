@@ -4,8 +4,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from robustcert.export import to_onnx
+from robustcert.export import check_runtime, to_onnx
 from robustcert.predictor import DTYPES, load
+from robustcert.settings import UnsoundArithmeticError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -23,13 +24,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
         default="float64",
         help="arithmetic of the model, and so what its radius speaks of (default: float64)",
     )
+    parser.add_argument(
+        "--test-runtime",
+        type=int,
+        metavar="N",
+        help="test the installed onnxruntime with products of known results, at the shapes of the "
+        "model for N samples at once",
+    )
     options = parser.parse_args(arguments)
+    tested = 0
     try:
         metadata = to_onnx(load(options.folder, dtype=options.dtype), options.file)
-    except (ValueError, OSError) as error:
+        if options.test_runtime is not None:
+            tested = check_runtime(options.file, batch_size=options.test_runtime)
+    except (ValueError, OSError, UnsoundArithmeticError) as error:
         sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
         return 1
     lines = [options.file, "input x; outputs logits, label, radius"]
+    if options.test_runtime is not None:
+        lines += [
+            f"onnxruntime on this machine's CPU: {tested} shapes of products tested for "
+            f"{options.test_runtime} samples, evaluated as IEEE 754 asks for"
+        ]
     lines += [f"{key.removeprefix('robustcert.')}: {value}" for key, value in metadata.items()]
     sys.stdout.write("\n".join(lines) + "\n")
     return 0

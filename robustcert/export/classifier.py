@@ -14,6 +14,7 @@ from robustcert.export.operations import add_operations
 from robustcert.plain import UnsoundNetworkError
 from robustcert.predictor import Predictor
 from robustcert.rounding import forward_steps
+from robustcert.units import INPUTS
 
 # A model is one protobuf message, which holds at most 2 GiB.
 LARGEST = 2**31 - 2**24
@@ -22,7 +23,8 @@ LARGEST = 2**31 - 2**24
 def to_onnx(predictor: Predictor, path: str | Path) -> dict[str, str]:
     """Write a predictor as an ONNX model with a dynamic batch dimension.
 
-    Input ``x`` ``(N, *input_shape)`` in the predictor's arithmetic; outputs ``logits`` ``(N, C)``
+    Input ``x`` ``(N, *input_shape)`` in the predictor's arithmetic, the numbers that samples stand
+    for (:func:`robustcert.units.in_units`); outputs ``logits`` ``(N, C)``
     in that arithmetic, ``label`` ``(N,)`` int64 and ``radius`` ``(N,)`` float64, in input units, 0
     where nothing is certified. The radius is computed in the model, as
     :class:`robustcert.predictor.Predictor` does, and speaks of the same functions.
@@ -48,6 +50,7 @@ def to_onnx(predictor: Predictor, path: str | Path) -> dict[str, str]:
         "robustcert.functions": "; ".join(FUNCTIONS[key] for key in predictor.functions),
         "robustcert.norm": "l2",
         "robustcert.units": "input units: distances between inputs as x holds them",
+        "robustcert.inputs": INPUTS,
         "robustcert.radius": "on the open ball of this radius the label does not change; 0: "
         "not certified",
         "robustcert.digest": predictor.digest,
@@ -125,12 +128,15 @@ def _add_radius(network: Graph, logits: str, predictor: Predictor) -> tuple[str,
     all_numbers = graph.apply("ReduceMin", numbers, graph.integers(1), keepdims=0)
     finite = graph.apply("Equal", all_numbers, graph.constant(1, np.int32))
     proved = graph.apply("And", finite, graph.apply("Greater", radius, number(0.0)))
+    # An operation may lose the NaN of an input.
+    inside = graph.apply("Equal", graph.sub(distance, distance), number(0.0))
+    proved = graph.apply("And", proved, graph.apply("Squeeze", inside, graph.integers(1)))
     return label, graph.where(proved, radius, number(0.0))
 
 
 def _reach(predictor: Predictor) -> float:
     """Distance from the origin within which no square of a value overflows either."""
-    origin = torch.zeros(1, *predictor.input_shape, dtype=torch.float64)
+    origin = torch.zeros(1, *predictor.input_shape, dtype=torch.float64, device="cpu")
     limit = 2.0**510 if predictor.dtype == torch.float64 else 2.0**62
     reach = predictor.reach
     network = predictor.network.to(torch.device("cpu"))

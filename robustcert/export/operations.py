@@ -71,7 +71,11 @@ def _gather(
         rows = slice(g * (outputs // groups), (g + 1) * (outputs // groups))
         whole[rows, g * inner : (g + 1) * inner] = weight[rows]
     reads = F.unfold(places[None].double(), tuple(kernel), **geometry)[0].mT.long()
-    sides = F.conv2d(places[None, :1].double(), torch.ones(1, 1, *kernel).double(), **geometry)
+    sides = F.conv2d(
+        places[None, :1].double(),
+        torch.ones(1, 1, *kernel, dtype=torch.float64, device="cpu"),
+        **geometry,
+    )
     padding = graph.integers(0, 1, 0, 0)
     padded = graph.apply("Pad", graph.reshape(x, -1), padding, graph.constant(0.0))
     windows = graph.apply("Gather", padded, graph.constant(reads.numpy(), np.int64), axis=1)
@@ -82,7 +86,9 @@ def _gather(
 
 def _positions(shape: Shape) -> Tensor:
     channels, height, width = shape
-    return torch.arange(1, 1 + channels * height * width).view(channels, height, width)
+    return torch.arange(1, 1 + channels * height * width, dtype=torch.int64, device="cpu").view(
+        channels, height, width
+    )
 
 
 def _convolution(graph: Graph, x: str, operation: Any, shape: Shape) -> str:
@@ -102,7 +108,10 @@ def _circular(graph: Graph, x: str, operation: Any, shape: Shape) -> str:
         operation.padding,
         strict=True,
     ):
-        places = places.index_select(axis, (torch.arange(s * (out - 1) + period) - p) % period)
+        places = places.index_select(
+            axis,
+            (torch.arange(s * (out - 1) + period, dtype=torch.int64, device="cpu") - p) % period,
+        )
     geometry = {"stride": operation.stride}
     return _gather(graph, x, places, operation.weight, operation.bias, geometry)
 

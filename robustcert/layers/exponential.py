@@ -64,7 +64,7 @@ class _SkewExponential(torch.autograd.Function):
         finite = 0 < size < math.inf
         steps = max(0, math.ceil(math.log2(size / _REACH[a.dtype.to_real()]))) if finite else 0
         weights = torch.tensor(_SUMS, dtype=a.dtype.to_real(), device=a.device)
-        weights *= 2.0 ** -(steps * torch.tensor([1, 2, 3, 6], device=a.device))
+        weights *= 2.0 ** -(steps * torch.tensor([1, 2, 3, 6], dtype=torch.int64, device=a.device))
         sums = _combine(weights, powers)
         for k, share in _IDENTITY.items():
             sums[k].diagonal(dim1=-2, dim2=-1).add_(share)

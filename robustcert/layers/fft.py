@@ -115,9 +115,10 @@ def _synthesise(
     if math.prod(size) > LARGE:
         spectrum = torch.complex(real, imaginary).permute(1, 2, 0).unflatten(2, (period[0], -1))
         return torch.fft.irfft2(spectrum, s=period)[:, :, : size[0], : size[1]]
-    own = torch.arange(period[1] // 2 + 1) * 2 % period[1] == 0
+    frequency = torch.arange(period[1] // 2 + 1, dtype=torch.int64, device=real.device)
+    own = frequency * 2 % period[1] == 0
     # Every other frequency stands for its mirror image too.
-    share = torch.where(own, 1.0, 2.0).to(real).repeat(period[0])[:, None] / math.prod(period)
+    share = (2 - own.to(real)).repeat(period[0])[:, None] / math.prod(period)
     cosines, sines = _waves(period, size, 0, real.dtype, real.device)
     y = real.flatten(1).mT @ (share * cosines)
     y = y.addmm_(imaginary.flatten(1).mT, share * sines)
@@ -139,12 +140,16 @@ def _waves(
     Shape ``(F, size[0] size[1])``; of a real map's frequencies, half of the columns.
     """
     turns = [
-        (torch.outer(torch.arange(frequencies), torch.arange(n) - origin) % whole).double() / whole
+        (torch.outer(_range(frequencies), _range(n) - origin) % whole).double() / whole
         for frequencies, n, whole in zip((period[0], period[1] // 2 + 1), size, period, strict=True)
     ]
     angle = 2 * math.pi * (turns[0][:, None, :, None] + turns[1][None, :, None, :])
     angle = angle.flatten(2).flatten(0, 1)
     return angle.cos().to(device, dtype), -angle.sin().to(device, dtype)
+
+
+def _range(count: int) -> Tensor:
+    return torch.arange(count, dtype=torch.int64, device="cpu")
 
 
 class FrequencyConv2d(nn.Module):

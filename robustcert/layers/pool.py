@@ -78,7 +78,11 @@ class InvertibleDownsampling(nn.Module):
     def fold(self) -> Convolution:
         """The permutation as a convolution with one tap of 1 for every output."""
         k = self.size
-        taps = torch.eye(k * k).view(k * k, 1, k, k).repeat(self.channels, 1, 1, 1)
+        taps = (
+            torch.eye(k * k, dtype=torch.float32, device="cpu")
+            .view(k * k, 1, k, k)
+            .repeat(self.channels, 1, 1, 1)
+        )
         return Convolution(taps, stride=(k, k), groups=self.channels)
 
 
@@ -131,7 +135,7 @@ def _downsample(x: Tensor, size: int) -> Tensor:
     _check_map(x, size)
     *batch, channels, height, width = x.shape
     small = height // size, width // size
-    places = torch.arange(height * width, device=x.device)
+    places = torch.arange(height * width, dtype=torch.int64, device=x.device)
     order = _windows(places.view(height, width), size).permute(1, 3, 0, 2).flatten()
     inverse = places.view(size, size, *small).permute(2, 0, 3, 1).flatten()
     moved = _Reorder.apply(x.flatten(0, -3).flatten(1), order, inverse)

@@ -26,7 +26,7 @@ class SLLLinear(ResidualLinear):
 
     def prepare(self) -> None:
         """Make the logarithms of q."""
-        self.log_q = nn.Parameter(torch.zeros(len(self.weight)))
+        self.log_q = nn.Parameter(self.weight.new_zeros(len(self.weight)))
 
     def scale(self) -> Tensor:
         """Square roots of T's diagonal."""
@@ -43,7 +43,7 @@ class SLLConv2d(ResidualConv2d):
 
     def prepare(self) -> None:
         """Make the logarithms of q."""
-        self.log_q = nn.Parameter(torch.zeros(len(self.weight)))
+        self.log_q = nn.Parameter(self.weight.new_zeros(len(self.weight)))
 
     def scale(self) -> Tensor:
         """Square roots of T's diagonal."""

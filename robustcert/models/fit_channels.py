@@ -32,4 +32,8 @@ class FitChannels(nn.Module):
 
     def fold(self) -> Convolution:
         """A 1x1 convolution with one weight of 1 for every channel that is kept."""
-        return Convolution(torch.eye(self.out_channels, self.in_channels)[..., None, None])
+        return Convolution(
+            torch.eye(self.out_channels, self.in_channels, dtype=torch.float32, device="cpu")[
+                ..., None, None
+            ]
+        )

@@ -27,4 +27,4 @@ class Position(nn.Module):
 
     def fold(self) -> Affine:
         """The translation with a constant for every entry."""
-        return Affine(constant(torch.ones(len(self.shift))), constant(self.shift))
+        return Affine(constant(torch.ones_like(self.shift[:, 0, 0])), constant(self.shift))

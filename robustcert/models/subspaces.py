@@ -84,7 +84,9 @@ class Subspaces(nn.Module):
             centre = _clusters(own, self.per_class, generator)
             nearest = torch.cdist(own, centre).argmin(1)
             for j in range(self.per_class):
-                noise = 1e-3 * torch.randn(rank, own.shape[1], generator=generator)
+                noise = 1e-3 * torch.randn(
+                    rank, own.shape[1], generator=generator, dtype=own.dtype, device=own.device
+                )
                 rows = torch.cat([own[nearest == j] - centre[j], noise])
                 directions = torch.linalg.svd(rows, full_matrices=False)[2][:rank]
                 self.point[c * self.per_class + j] = centre[j]
@@ -127,7 +129,7 @@ class Subspaces(nn.Module):
     def _distance_logits(self, x: Tensor, target: Tensor, dtype: torch.dtype) -> Tensor:
         basis, length2 = self.basis, self.squared_length
         square, far, within = self._squares(x, basis, dtype)
-        rows = torch.arange(len(x), device=x.device)
+        rows = torch.arange(len(x), dtype=torch.int64, device=x.device)
         group = square.view(len(x), self.num_classes, -1)
         own = target * self.per_class + group.detach()[rows, target].argmin(1)
         # Halves of gradients of brackets are (I - W W^T)(x - p).
@@ -144,7 +146,8 @@ class Subspaces(nn.Module):
         # Of a class, those that are nearest by the closed form.
         count = min(CANDIDATES, self.per_class)
         found = closed.detach().view(group.shape).topk(count, dim=2, largest=False)[1]
-        first = torch.arange(0, len(basis), self.per_class, device=x.device)
+        every = torch.arange(len(basis), dtype=torch.int64, device=x.device)
+        first = every[:: self.per_class]
         rival = (found + first[:, None]).flatten(1)
         within, turned = (v[rows[:, None], rival] for v in (within, turned))
         along = 2 * ((1 - length2[rival]) * within - turned)
@@ -186,7 +189,8 @@ def _coordinates(x: Tensor, basis: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _clusters(points: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """Centres of clusters, by Lloyd's algorithm from random points."""
-    centre = points[torch.randperm(len(points), generator=generator)[:count]].clone()
+    order = torch.randperm(len(points), generator=generator, dtype=torch.int64, device="cpu")
+    centre = points[order[:count]].clone()
     for _ in range(ROUNDS):
         nearest = torch.cdist(points, centre).argmin(1)
         for j in range(count):

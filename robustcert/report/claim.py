@@ -1,7 +1,7 @@
 """A certificate folder as arrays, read by the independent checker's strict reader.
 
 Nothing is executed and nothing is taken from a checkpoint: logits are computed again from the plain
-network in the folder. Reading proves nothing; that is what ``python -m robustcert.check`` is for.
+network in the folder. Reading proves nothing; that is what ``robustcert-check`` is for.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from robustcert.check.forward import FLOAT64, batches, evaluate, walk
+from robustcert.check.forward import FLOAT64, FLOAT_BYTES, batches, evaluate, float_bytes, walk
 from robustcert.check.network import read_network
 from robustcert.check.reader import (
     FILES,
@@ -24,8 +24,8 @@ from robustcert.check.reader import (
 )
 from robustcert.report.error import ReportError
 
-FORMAT = 1
-_ENTRIES = 2**22
+# Of certificate.json, see robustcert.certificate.
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Claim:
         labels: True classes, shape ``(N,)``.
         indices: Positions in the official split, shape ``(N,)``.
         prediction: Classes, shape ``(N,)``.
-        correct: Whether the label is predicted, shape ``(N,)``.
+        correct: Whether the label is predicted, whatever rounding does, shape ``(N,)``.
         radius: Certified radii, 0 where nothing is certified, shape ``(N,)``.
         logits: Shape ``(N, C)``, float64.
     """
@@ -113,7 +113,8 @@ def _read(folder: Path) -> Claim:
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         version = record.get("format") if isinstance(record, dict) else None
         raise ReportError(
-            f"{folder / 'certificate.json'}: format {version!r}; this version reads {FORMAT}"
+            f"{folder / 'certificate.json'}: format {version!r}; this version reads {FORMAT}: "
+            "certify the checkpoint again"
         )
     if "smoothing" in record["claim"]:
         raise ReportError(
@@ -132,7 +133,7 @@ def _read(folder: Path) -> Claim:
     norms = dict.fromkeys((operation.path for operation in walk(operations)), 1.0)
     logits = [
         evaluate(operations, to_unit(tensors["inputs"][part]), norms, [FLOAT64]).values
-        for part in batches(len(rows), operations, _ENTRIES)
+        for part in batches(len(rows), float_bytes(operations), FLOAT_BYTES)
     ]
     return Claim(
         folder,
@@ -141,7 +142,7 @@ def _read(folder: Path) -> Claim:
         np.array(tensors["labels"]),
         np.array(tensors["indices"]),
         np.array([row.prediction for row in rows]),
-        np.array([row.right for row in rows]),
+        np.array([row.correct for row in rows]),
         np.array([row.radius for row in rows]),
         np.concatenate(logits),
     )

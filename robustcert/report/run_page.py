@@ -84,6 +84,7 @@ def write_run_page(folder: Path, out: Path | None = None) -> Path:
         at=min(rows, key=lambda row: abs(row.radius - claim.epsilon)),
         attack=attack,
         accuracy=float(claim.correct.mean()),
+        undecided=int((claim.prediction == claim.labels).sum() - claim.correct.sum()),
         acr=average_radius(claim.correct, claim.radius),
         median=_median(claim.radius[claim.correct]),
         classes=by_class(claim.labels, claim.prediction, claim.radius, claim.radii),

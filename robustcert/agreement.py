@@ -1,0 +1,191 @@
+"""Whether a module and the network folded from it are one function, as far as some inputs tell.
+
+A fold is code that people write, and nothing else holds it to the ``forward`` that it speaks for.
+This is a safeguard and no proof: what differs elsewhere than at the compared inputs is not seen.
+"""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robustcert.lipschitz import class_of, fold, fold_network
+from robustcert.plain import PlainNetwork, UnsoundNetworkError, run
+from robustcert.units import finite_samples, in_units
+
+# Number of inputs that are compared, half of them moved by noise if there are as many.
+COMPARED = 64
+# Inputs of one forward pass, which bounds its memory.
+_AT_ONCE = 16
+# Largest difference in float64, in units of the largest value.
+TOLERANCE = 1e-9
+# Standard deviations of the noise, in units of the largest input.
+_NOISE = (0.1, 1.0)
+
+
+class DisagreementError(UnsoundNetworkError):
+    """A module computes something else than the operations that it was folded into."""
+
+
+def compared_rows(count: int) -> Tensor:
+    """Rows of ``count`` inputs of which a module is compared, spread evenly, ``COMPARED / 2``."""
+    chosen = min(count, COMPARED // 2)
+    return torch.arange(chosen, dtype=torch.int64) * count // max(chosen, 1)
+
+
+def require_agreement(module: nn.Module, network: PlainNetwork, inputs: Tensor) -> None:
+    """Compare a module with its plain network on some inputs and on others near them.
+
+    A copy of the module is evaluated in its own precision, in which the outputs must agree to half
+    of its digits, and in float64, in which it is folded again and agrees to ``TOLERANCE`` of the
+    largest value. The module itself is not called. Without autocast and on the CPU.
+
+    Args:
+        module: The module; compared in evaluation mode.
+        network: What it was folded into.
+        inputs: Shape ``(N, *input_shape)``, see :func:`robustcert.units.in_units`.
+
+    Raises:
+        DisagreementError: the two differ; it names the first module, in the order of execution,
+            whose own fold does.
+        UnsoundNetworkError: the module cannot be copied, or its copy does not run.
+    """
+    x = _points(inputs, tuple(network.input_shape))
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), torch.autocast("cpu", enabled=False):
+        copied = _copied(module)
+        dtype = _dtype(copied)
+        _compare(copied, network.to(torch.device("cpu")), x.to(dtype))
+        if dtype != torch.float64:
+            copied.double()
+            _compare(copied, fold_network(copied, network.input_shape), x)
+
+
+def _points(inputs: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Inputs and seeded points near them, ``COMPARED`` of shape ``(*shape)``, float64."""
+    x = in_units(inputs[compared_rows(len(inputs)).to(inputs.device)]).cpu().double()
+    x = x[finite_samples(x)]
+    size = float(x.abs().amax()) if x.numel() else 1.0
+    generator = torch.Generator().manual_seed(0)
+    count = COMPARED - len(x)
+    noise = torch.randn(count, *shape, generator=generator, dtype=torch.float64)
+    scale = torch.tensor(_NOISE, dtype=torch.float64).repeat(count)[:count] * (size or 1.0)
+    start = x[torch.arange(count) % len(x)] if len(x) else torch.full_like(noise, 0.5)
+    return torch.cat([x, start + scale.view(-1, *(1,) * len(shape)) * noise])
+
+
+def _copied(module: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(module).cpu().eval()
+    except Exception as error:  # whatever a user's class makes it raise
+        raise _unable(module, "cannot be copied by copy.deepcopy", error) from error
+
+
+def _dtype(module: nn.Module) -> torch.dtype:
+    tensors = (*module.parameters(), *module.buffers())
+    return next((t.dtype for t in tensors if t.is_floating_point()), torch.float64)
+
+
+def _compare(module: nn.Module, network: PlainNetwork, x: Tensor) -> None:
+    """Raise unless a copy of a module and its network agree on inputs of the module's dtype."""
+    expected, found = [], []
+    for part in x.split(_AT_ONCE):
+        try:
+            expected.append(module(part.clone()))
+        except Exception as error:  # whatever a user's class makes it raise
+            raise _unable(module, f"does not run in {x.dtype}, as a copy", error) from error
+        found.append(network(_wide(part)))
+    difference = _difference(torch.cat(expected), torch.cat(found))
+    if difference is None:
+        return
+    worst, message = difference
+    path, kind = _first_that_differs(module, x[worst : worst + 1])
+    raise DisagreementError(
+        f"the fold() of {kind.__module__}.{kind.__qualname__} is another function than its "
+        f"forward: {message}, among {len(x)} inputs in {x.dtype}. Nothing is certified: make "
+        "fold() return what forward computes in evaluation mode",
+        path,
+    )
+
+
+def _difference(expected: Any, found: Tensor) -> tuple[int, str] | None:
+    """The row in which outputs differ most, and how; None where they agree."""
+    if not isinstance(expected, Tensor) or expected.shape != found.shape:
+        shape = tuple(expected.shape) if isinstance(expected, Tensor) else type(expected).__name__
+        return 0, f"outputs are {shape} and {tuple(found.shape)}"
+    if expected.numel() == 0:
+        return None
+    dtype = expected.dtype
+    tolerance = TOLERANCE if dtype == torch.float64 else torch.finfo(dtype).eps ** 0.5
+    expected, found = expected.double(), found.double()
+    finite = torch.isfinite(expected)
+    size = float(torch.where(finite, expected.abs(), 0.0).max())
+    gap = torch.where(finite | torch.isfinite(found), (expected - found).abs(), 0.0)
+    # Where only one of the two is a number, this is none.
+    gap = gap.flatten(1).nan_to_num(nan=torch.inf).amax(1)
+    worst = int(gap.argmax())
+    if gap[worst] <= tolerance * size:
+        return None
+    return worst, f"they differ by {float(gap[worst]):.3g} where the largest value is {size:.3g}"
+
+
+def _first_that_differs(module: nn.Module, x: Tensor) -> tuple[str, type[nn.Module]]:
+    """Path and class of the first module, in the order of execution and the innermost first."""
+    paths = {id(m): path for path, m in module.named_modules()}
+    for m, given, output in _calls(module, x):
+        try:
+            found = run(fold(m), _wide(given))
+        except (UnsoundNetworkError, ValueError, RuntimeError, IndexError):
+            continue  # not a module of its own, such as a parametrization
+        if _difference(output, found) is not None:
+            return paths[id(m)], class_of(m)
+    return "", class_of(module)
+
+
+def _calls(module: nn.Module, x: Tensor) -> list[tuple[nn.Module, Tensor, Any]]:
+    """Every call of a module within a module, in the order in which they end."""
+    began: list[Any] = []
+    calls: list[tuple[nn.Module, Tensor, Any]] = []
+
+    def begin(_: nn.Module, inputs: tuple[Any, ...]) -> None:
+        # Copied, for it may be changed in place.
+        first = inputs[0] if len(inputs) == 1 else None
+        began.append(first.clone() if isinstance(first, Tensor) else None)
+
+    def end(m: nn.Module, _: tuple[Any, ...], output: Any) -> None:
+        given = began.pop()
+        if given is not None:
+            calls.append((m, given, output.clone() if isinstance(output, Tensor) else output))
+
+    with _hooked(module, begin, end):
+        module(x.clone())
+    return calls
+
+
+@contextmanager
+def _hooked(module: nn.Module, begin: Any, end: Any) -> Iterator[None]:
+    handles = []
+    for m in module.modules():
+        handles += [m.register_forward_pre_hook(begin), m.register_forward_hook(end)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _wide(x: Tensor) -> Tensor:
+    # Plain networks are evaluated in float32 or float64.
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def _unable(module: nn.Module, what: str, error: Exception) -> UnsoundNetworkError:
+    cls = class_of(module)
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return UnsoundNetworkError(
+        f"{cls.__module__}.{cls.__qualname__} {what}, so that it cannot be compared with what is "
+        f"certified: {reason}. Keep its tensors as parameters and buffers, and constants in the "
+        "dtype of the input"
+    )

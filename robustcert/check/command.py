@@ -1,0 +1,110 @@
+"""The checker's command line: arguments in, a verdict in words and an exit status out."""
+
+import argparse
+import sys
+import traceback
+from collections.abc import Sequence
+
+from robustcert.check.report import Report
+
+MAX_LINES = 40
+SECONDS = 3600.0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of the command."""
+    found = argparse.ArgumentParser(
+        prog="robustcert-check",
+        description="Prove every claim of a certificate folder from its own files, or refuse it. "
+        "Status 0: verified; 1: refused or unproved; 2: unreadable, nothing was checked.",
+    )
+    found.add_argument("folder", help="the folder that certify.py wrote")
+    found.add_argument(
+        "--exact",
+        type=int,
+        default=200,
+        metavar="N",
+        help="samples to evaluate in exact arithmetic in any case (default: 200)",
+    )
+    found.add_argument("--seed", type=int, help="of their choice (default: drawn)")
+    found.add_argument(
+        "--seconds",
+        type=float,
+        default=SECONDS,
+        metavar="S",
+        help=f"time after which the check is ended, with nothing verified (default: {SECONDS:g})",
+    )
+    found.add_argument(
+        "--data",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="compare the samples with the dataset: idx images and labels, CIFAR-10 .bin files, "
+        "or a .npz archive (ARCHIVE.npz:train for its train part)",
+    )
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Check a folder in this process and print the verdict; returns the exit status.
+
+    ``--seconds`` is up to the process that started this one.
+    """
+    options = parser().parse_args(arguments)
+    if options.exact < 0:
+        parser().error("--exact must not be negative")
+    try:
+        # NumPy is imported here.
+        from robustcert.check.verdict import check
+
+        report = check(options.folder, options.exact, options.seed, options.data)
+    except MemoryError:
+        _write("UNREADABLE, nothing is verified: the memory of this process does not suffice")
+        return 2
+    except Exception as error:
+        # Whatever a folder provokes, it is not verified.
+        if not isinstance(error, ImportError) and type(error).__name__ != "UnreadableError":
+            traceback.print_exc()
+            error = Exception(type(error).__name__)
+        _write(f"UNREADABLE, nothing is verified: {error}")
+        return 2
+    _print(report)
+    return 0 if report.verified else 1
+
+
+def _print(report: Report) -> None:
+    _section("proved or recomputed here", [f"{topic:<12}{what}" for topic, what in report.checked])
+    _section("compared with the given data", [f"{t:<12}{what}" for t, what in report.compared])
+    _section("taken from the folder as said, not checked", report.said)
+    for line in report.mismatches[:MAX_LINES]:
+        _write(f"MISMATCH    {line}")
+    more = len(report.mismatches) + report.more - MAX_LINES
+    if more > 0:
+        _write(f"MISMATCH    and {more} more")
+    for what in report.uncovered:
+        _write(f"not covered: {what}")
+    _write(verdict(report))
+
+
+def verdict(report: Report) -> str:
+    """The last line, which says what the check comes to."""
+    if report.mismatches:
+        return f"REFUSED: {len(report.mismatches) + report.more} claims do not follow"
+    if report.uncovered:
+        return "UNPROVED: what is not covered was not proved here"
+    of = "which are those of the given data" if report.compared else "which are taken as said"
+    return (
+        "VERIFIED: every norm, constant, radius and correct prediction was proved here, for the "
+        f"samples of the folder, {of}; nothing else was"
+    )
+
+
+def _section(title: str, lines: Sequence[str]) -> None:
+    if lines:
+        _write(f"{title}:")
+    for line in lines:
+        _write(f"  {line}")
+
+
+def _write(line: str) -> None:
+    sys.stdout.write(f"{line}\n")

@@ -1,0 +1,90 @@
+"""The checker's command, started so that nothing in the current folder is executed.
+
+``robustcert-check`` starts itself again in Python's isolated mode (``-I``), which leaves the
+current folder and ``PYTHONPATH`` out of the places that modules are imported from. ``python -m``
+has already put the current folder there: it is refused if that folder holds Python files.
+
+Before either is settled, only ``sys`` and ``os`` are imported here and in what Python imports on
+the way: they are in memory before any folder is looked at.
+"""
+
+import os
+import sys
+
+PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+ROOT = os.path.dirname(PACKAGE)
+# What a module may be imported from.
+SUFFIXES = (".py", ".pyc", ".pyw", ".pyd", ".so", ".zip")
+# This package's folder comes after the places of isolated mode, whose modules it must not hide.
+START = """
+import sys
+sys.path.append(sys.argv.pop(1))
+from robustcert.check.{module} import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def main() -> None:
+    """Start the supervised checker on the arguments of this process; never returns."""
+    reason = refusal()
+    if reason is not None:
+        sys.stdout.write(f"UNREADABLE, nothing is verified: {reason}\n")
+        sys.exit(2)
+    if sys.flags.isolated:
+        from robustcert.check.supervisor import main as supervise
+
+        sys.exit(supervise(sys.argv[1:]))
+    sys.stdout.flush()
+    started = command("supervisor", sys.argv[1:])
+    if os.name == "posix":
+        os.execv(sys.executable, started)
+    # Elsewhere the caller would not wait for what replaces this process.
+    import subprocess
+
+    sys.exit(subprocess.call(started))
+
+
+def command(module: str, arguments: list[str]) -> list[str]:
+    """What starts ``main`` of a module of the checker in an isolated process."""
+    return [sys.executable, "-I", "-c", START.format(module=module), ROOT, *arguments]
+
+
+def refusal() -> str | None:
+    """Why ``python -m`` must not go on: its folder could be executed; None if it may."""
+    if sys.flags.isolated or not _is_module_run():
+        return None
+    here = os.path.realpath(os.getcwd())
+    if here == os.path.realpath(ROOT):
+        # The project's own checkout, from which this very module was imported.
+        return None
+    for entry in sys.path[:1]:
+        if os.path.realpath(entry or here) == here:
+            name = _first_module(here)
+            if name is not None:
+                return (
+                    f"the current folder holds {name!a}, which 'python -m' could execute: "
+                    "use robustcert-check or 'python -I -m robustcert.check'"
+                )
+    return None
+
+
+def _is_module_run() -> bool:
+    # 'python -m' gives the main module a specification, a script has none.
+    return getattr(sys.modules.get("__main__"), "__spec__", None) is not None
+
+
+def _first_module(folder: str) -> str | None:
+    for name in sorted(os.listdir(folder)):
+        path = os.path.join(folder, name)
+        if name.endswith(SUFFIXES):
+            return name
+        if name.isidentifier() and os.path.isdir(path) and _holds_modules(path):
+            return name
+    return None
+
+
+def _holds_modules(folder: str) -> bool:
+    try:
+        return any(name.endswith(SUFFIXES) for name in os.listdir(folder))
+    except OSError:
+        return True

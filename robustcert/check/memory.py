@@ -1,0 +1,112 @@
+"""Memory that a check takes at most, known from the shapes of a network before any is taken.
+
+The files and the tables made of them take ``FACTOR`` times the folder's bytes, the interpreter and
+its libraries ``FIXED`` bytes, for one thread of linear algebra. To that comes the workspace of the
+largest single step, all of whose arrays are given back before the next one begins.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from robustcert.check import norms, quadric, semidefinite
+from robustcert.check.digits import digit_bits
+from robustcert.check.fixed import binary_places
+from robustcert.check.forward import (
+    CHUNK,
+    EXACT_BYTES,
+    FLOAT_BYTES,
+    exact_bytes,
+    float_bytes,
+    reads,
+    walk,
+)
+from robustcert.check.network import Operation
+
+FACTOR, FIXED = 4, 500 * 10**6
+MEGABYTE = 10**6
+# Bytes of a pair of classes: the claimed constant, its exact least value and their comparison.
+PAIR_BYTES = 512
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes of address space that a check takes at most.
+
+    Attributes:
+        folder: Size of the files that are read.
+        workspace: Of the largest step.
+        step: Which one that is.
+    """
+
+    folder: int
+    workspace: int
+    step: str
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return FACTOR * self.folder + FIXED + self.workspace
+
+    def __str__(self) -> str:
+        total, folder, fixed, workspace = (
+            -(-part // MEGABYTE) for part in (self.total, self.folder, FIXED, self.workspace)
+        )
+        return (
+            f"at most {total} MB: {FACTOR} times the folder's {folder} MB, {fixed} MB, and "
+            f"{workspace} MB for {self.step}"
+        )
+
+
+def need(folder: int, operations: Sequence[Operation], proof: str) -> Need:
+    """Memory of a check.
+
+    Args:
+        folder: Size of the files that are read.
+        operations: Of the network.
+        proof: What the radii rest on, as the claim calls it.
+    """
+    workspace, step = max(_steps(operations, proof))
+    return Need(folder, workspace, step)
+
+
+def _steps(operations: Sequence[Operation], proof: str) -> Iterator[tuple[int, str]]:
+    # The workspace of every step, with its name.
+    every = [*walk(operations)]
+    smooth = proof == "second-order"
+    weights = 48 * max(sum(a.size for a in op.tensors.values()) for op in every)
+    read = max(
+        (reads(op) // op.output_shape[1] for op in every if op.kind == "convolution"), default=0
+    )
+    windows = 4 * 8 * max(CHUNK, read)
+    pairs = 24 * 8 * quadric.CHUNK if proof == "quadric" else 0
+    plain = max(FLOAT_BYTES, float_bytes(operations, every=smooth))
+    yield plain + windows + weights + pairs, "the evaluation in float64"
+    exact = max(EXACT_BYTES, exact_bytes(operations, every=smooth))
+    yield exact + windows + weights, "the evaluation in integers"
+    for operation in every:
+        yield norms.workspace(operation), f"the bound of {operation.label}"
+    yield _of_pairs(operations[-1]), "the constants of pairs of classes"
+    if proof == "lipsdp":
+        yield _of_form(operations), "the semidefinite bounds"
+
+
+def _of_pairs(last: Operation) -> int:
+    pairs = PAIR_BYTES * last.output_shape[0] ** 2
+    if last.kind != "dense":
+        return pairs
+    weight = last.wide("weight")
+    digits = (binary_places(weight) + math.frexp(float(abs(weight).max()))[1]) // digit_bits(
+        weight.shape[1]
+    )
+    return pairs + 8 * weight.size * (10 + max(0, digits))
+
+
+def _of_form(operations: Sequence[Operation]) -> int:
+    try:
+        count = sum(size for _, size in semidefinite.layers(operations))
+    except semidefinite.NotCoveredError:
+        return 0
+    widest = max(math.prod(op.output_shape) for op in operations)
+    total = math.prod(operations[0].input_shape) + count
+    return 8 * total * (32 * total + 8 * widest)

@@ -1,0 +1,242 @@
+"""Dense products and convolutions of a network, tested where something is proved from them.
+
+Within :func:`tested_products` a product is evaluated in blocks of samples, and every shape at which
+it is evaluated has given the results of :mod:`robustcert.known_products` before: libraries choose
+their kernels by shape. Elsewhere, as in training, it is torch's own.
+"""
+
+import threading
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from robustcert.known_products import BITS, Evaluate, Geometry, first_fault
+from robustcert.settings import UnsoundArithmeticError, loose_settings, variables
+
+Pair = tuple[int, int]
+
+# Rows of a dense product and images of a convolution that are evaluated at once: a test costs as
+# much as one block, and smaller blocks are slower.
+ROWS, IMAGES = 256, 32
+# Number of tested shapes that are remembered.
+MAX_TESTED = 4096
+
+
+class _Thread(threading.local):
+    """Number of times that this thread is within :func:`tested_products`."""
+
+    depth = 0
+
+
+class tested_products:
+    """Within it, this thread's products are tested; entering and leaving cost a microsecond."""
+
+    def __enter__(self) -> None:
+        _thread.depth += 1
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        _thread.depth -= 1
+
+
+_thread = _Thread()
+_tested: dict[Any, None] = {}
+_lock = threading.Lock()
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``x W' + b`` of x ``(*, in)`` and W ``(out, in)``.
+
+    Raises:
+        UnsoundArithmeticError: it is to be tested, and is not evaluated as IEEE 754 asks for.
+    """
+    if not _is_tested(x):
+        return F.linear(x, weight, bias)
+    rows = x.reshape(-1, x.shape[-1]).contiguous()
+    # Kernels for transposed weights are others.
+    turned = weight.stride(0) == 1 and not weight.is_contiguous()
+    weight = weight if turned else weight.contiguous()
+
+    def test(part: Tensor) -> None:
+        def evaluate(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+            w = w.flatten(1)
+            w = w.mT.contiguous().mT if turned else w
+            return _dense(x.flatten(1), w, b)[:, :, None, None]
+
+        geometry = Geometry.dense(len(part), part.shape[1], len(weight), bias is not None)
+        _test(evaluate, geometry, x, f"dense {len(weight)}x{part.shape[1]}")
+
+    key = ("dense", weight.shape, bias is None, turned)
+    blocks = _blocks(rows, ROWS)
+    for part in blocks[:1] + blocks[-1:]:
+        _once((*key, len(part)), part, test)
+    if len(blocks) == 1:
+        y = _dense(rows, weight, bias)
+    elif _differentiates(rows, weight, bias):
+        y = torch.cat([_dense(part, weight, bias) for part in blocks])
+    else:
+        y = rows.new_empty(len(rows), len(weight))
+        for part, out in zip(blocks, _blocks(y, ROWS), strict=True):
+            _dense(part, weight, bias, out)
+    return y.view(*x.shape[:-1], len(weight))
+
+
+def conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Pair = (1, 1),
+    padding: Pair = (0, 0),
+    dilation: Pair = (1, 1),
+    groups: int = 1,
+) -> Tensor:
+    """Zero-padded convolution of x ``(N, C, H, W)``, as :func:`torch.nn.functional.conv2d`.
+
+    Raises:
+        UnsoundArithmeticError: it is to be tested, and is not evaluated as IEEE 754 asks for.
+    """
+
+    def evaluate(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+
+    if not _is_tested(x):
+        return evaluate(x, weight, bias)
+
+    def test(part: Tensor) -> None:
+        shapes = part.shape, weight.shape
+        geometry = Geometry(*shapes, stride, padding, dilation, groups, bias is not None)
+        _test(evaluate, geometry, x, f"convolution of {tuple(weight.shape)} kernels")
+
+    options = tuple(stride), tuple(padding), tuple(dilation), groups
+    key = ("convolution", weight.shape, *options, bias is None)
+    return _images(x.contiguous(), key, test, lambda part: evaluate(part, weight, bias))
+
+
+def conv_transpose2d(x: Tensor, weight: Tensor, padding: int = 0) -> Tensor:
+    """Transposed convolution of stride 1 of x ``(N, C, H, W)``, weights ``(C, O, k, k)``.
+
+    Raises:
+        UnsoundArithmeticError: it is to be tested, and is not evaluated as IEEE 754 asks for.
+    """
+    if not _is_tested(x):
+        return F.conv_transpose2d(x, weight, padding=padding)
+
+    def turned(kernels: Tensor) -> Tensor:
+        # A transposed convolution is one with channels exchanged and kernels turned around.
+        return kernels.transpose(0, 1).flip(2, 3).contiguous()
+
+    def evaluate(x: Tensor, weight: Tensor, _: Tensor | None) -> Tensor:
+        return F.conv_transpose2d(x, turned(weight), padding=padding)
+
+    def test(part: Tensor) -> None:
+        channels, outputs, height, width = weight.shape
+        around = height - 1 - padding, width - 1 - padding
+        geometry = Geometry(part.shape, (outputs, channels, height, width), padding=around)
+        _test(evaluate, geometry, x, f"transposed convolution of {tuple(weight.shape)} kernels")
+
+    key = ("transposed convolution", weight.shape, padding)
+    x = x.contiguous()
+    return _images(x, key, test, lambda p: F.conv_transpose2d(p, weight, padding=padding))
+
+
+def check_matrix_products(device: torch.device) -> None:
+    """Test products of small matrices, on which bounds of norms rest, once per setting.
+
+    Raises:
+        UnsoundArithmeticError: they are not evaluated as IEEE 754 asks for.
+    """
+    _once(("matrices",), torch.empty(0, dtype=torch.float64, device=device), _test_matrices)
+
+
+def _test_matrices(probe: Tensor) -> None:
+    _test(_by_torch, _SMALL, probe, "matrix products of torch")
+    if probe.device.type == "cpu":
+        _test(_by_numpy, _SMALL, probe, "matrix products of NumPy")
+
+
+_SMALL = Geometry.dense(40, 96, 24)
+
+
+def _by_torch(x: Tensor, weight: Tensor, _: Tensor | None) -> Tensor:
+    return (x.flatten(1) @ weight.flatten(1).mT)[:, :, None, None]
+
+
+def _by_numpy(x: Tensor, weight: Tensor, _: Tensor | None) -> Tensor:
+    product = x.flatten(1).numpy() @ weight.flatten(1).numpy().T
+    return torch.from_numpy(product)[:, :, None, None]
+
+
+def _is_tested(x: Tensor) -> bool:
+    if _thread.depth == 0 or x.dtype not in BITS or x.device.type == "meta" or not len(x):
+        return False
+    # Shapes are found with one sample of zeros, whose product is the bias in any arithmetic.
+    return len(x) > 1 or bool(x.any())
+
+
+def _differentiates(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def _blocks(x: Tensor, size: int) -> tuple[Tensor, ...]:
+    """Parts of a batch; on other devices than the CPU the whole of it, for their many units."""
+    return x.split(size) if x.device.type == "cpu" else (x,)
+
+
+def _dense(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor | None = None) -> Tensor:
+    if bias is None:
+        return torch.mm(x, weight.mT, out=out)
+    return torch.addmm(bias, x, weight.mT, out=out)
+
+
+def _images(
+    x: Tensor,
+    key: tuple[Any, ...],
+    test: Callable[[Tensor], None],
+    apply: Callable[[Tensor], Tensor],
+) -> Tensor:
+    blocks = _blocks(x, IMAGES)
+    for part in blocks[:1] + blocks[-1:]:
+        _once((*key, part.shape), part, test)
+    return apply(x) if len(blocks) == 1 else torch.cat([apply(part) for part in blocks])
+
+
+def _once(key: tuple[Any, ...], x: Tensor, test: Callable[[Tensor], None]) -> None:
+    """Test what has not passed yet on this device, with these threads and settings."""
+    key = (*key, x.dtype, x.device, torch.get_num_threads(), torch._C._get_mkldnn_enabled())
+    if key in _tested:
+        return
+    if x.device.type != "cpu" and test is not _test_matrices:
+        check_matrix_products(x.device)
+    with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+        test(x)
+    with _lock:
+        while len(_tested) >= MAX_TESTED:
+            del _tested[next(iter(_tested))]
+        _tested[key] = None
+
+
+def _test(
+    evaluate: Evaluate,
+    geometry: Geometry,
+    like: Tensor,
+    name: str,
+) -> None:
+    fault = first_fault(evaluate, geometry, like.dtype, like.device)
+    if fault is not None:
+        dtype = str(like.dtype).removeprefix("torch.")
+        found = [f"{key}={value}" for key, value in variables().items()]
+        raise UnsoundArithmeticError(
+            f"{name}, {geometry.inputs[0]} samples, {dtype} on {like.device}: expected products "
+            f"and sums that are rounded as IEEE 754 asks for, but {fault}, so that nothing is "
+            f"certified. Settings that are not strict: {', '.join(loose_settings()) or 'none'}; "
+            f"variables that are set: {', '.join(found) or 'none of those known'}. Unset what asks "
+            "for faster arithmetic, or certify on another device or machine"
+        )
