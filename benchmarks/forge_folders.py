@@ -38,7 +38,7 @@ GROUPS = {
     "accuracy": ("prediction", "correct", "undecided"),
     "data": ("data of",),
     "digest": ("digest",),
-    "lower bounds": ("lower",),
+    "bounds": ("lowered", "bound for", "times the bounds"),
     "unread keys": ("nothing reads",),
 }
 Case = tuple[str, str, Corruption]

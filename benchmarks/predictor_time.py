@@ -51,7 +51,7 @@ def main() -> None:
             pairs = []
             for _ in range(options.rounds):
                 with torch.no_grad():
-                    plain = seconds(lambda p=predictor, x=x: p.network(x))
+                    plain = seconds(lambda n=predictor.network, x=x: n(x))
                 pairs.append((plain, seconds(lambda p=predictor, x=x: p(x))))
             pairs = pairs[len(pairs) // 6 :]
             ratio = statistics.quantiles([b / a for a, b in pairs], n=4)

@@ -102,9 +102,10 @@ def subspaces(arguments: argparse.Namespace, seed: int) -> dict[str, float]:
     parts = zip(*(t.split(500) for t in (x_test[rows].double(), own[rows], reach)), strict=True)
     left = torch.cat([margin_attack(network, *part)[0] > 0 for part in parts])
     inside = cross_check(network, x_test, own, radius, samples=arguments.attacked)
+    median = inside["median_distance_over_radius"] or math.inf
     print(
         f"  {inside['samples']} radii attacked inside, {inside['broken']} broken; distance over "
-        f"radius {inside['median_distance_over_radius']:.4f} in the median; {len(rows)} samples "
+        f"radius {median:.4f} in the median; {len(rows)} samples "
         f"without a certificate at {epsilon} attacked there, {share(left):.4f} left"
     )
     return {

@@ -14,14 +14,18 @@ from torch import Tensor, nn
 
 from robustcert.lipschitz import class_of, fold, fold_network
 from robustcert.plain import PlainNetwork, UnsoundNetworkError, run
-from robustcert.units import finite_samples, in_units
+from robustcert.units import in_units
 
-# Number of inputs that are compared, half of them moved by noise if there are as many.
+# Largest number of inputs that are compared, half of them moved by noise.
 COMPARED = 64
-# Inputs of one forward pass, which bounds its memory.
-_AT_ONCE = 16
+# Smallest number of those that are moved, however few inputs there are.
+MIN_MOVED = 8
+# Inputs of one forward pass of the plain network, whose kernels may be as large as the maps.
+_AT_ONCE = 4
 # Largest difference in float64, in units of the largest value.
 TOLERANCE = 1e-9
+# Largest entry of a compared input; beyond, a periodic activation is all rounding.
+MAX_ENTRY = 1000.0
 # Standard deviations of the noise, in units of the largest input.
 _NOISE = (0.1, 1.0)
 
@@ -33,7 +37,7 @@ class DisagreementError(UnsoundNetworkError):
 def compared_rows(count: int) -> Tensor:
     """Rows of ``count`` inputs of which a module is compared, spread evenly, ``COMPARED / 2``."""
     chosen = min(count, COMPARED // 2)
-    return torch.arange(chosen, dtype=torch.int64) * count // max(chosen, 1)
+    return torch.arange(chosen, dtype=torch.int64, device="cpu") * count // max(chosen, 1)
 
 
 def require_agreement(module: nn.Module, network: PlainNetwork, inputs: Tensor) -> None:
@@ -64,16 +68,19 @@ def require_agreement(module: nn.Module, network: PlainNetwork, inputs: Tensor) 
 
 
 def _points(inputs: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Inputs and seeded points near them, ``COMPARED`` of shape ``(*shape)``, float64."""
+    """Inputs and as many seeded points near them, float64."""
     x = in_units(inputs[compared_rows(len(inputs)).to(inputs.device)]).cpu().double()
-    x = x[finite_samples(x)]
+    # NaN compares false.
+    x = x[(x.abs() <= MAX_ENTRY).flatten(1).all(1)]
     size = float(x.abs().amax()) if x.numel() else 1.0
-    generator = torch.Generator().manual_seed(0)
-    count = COMPARED - len(x)
-    noise = torch.randn(count, *shape, generator=generator, dtype=torch.float64)
-    scale = torch.tensor(_NOISE, dtype=torch.float64).repeat(count)[:count] * (size or 1.0)
-    start = x[torch.arange(count) % len(x)] if len(x) else torch.full_like(noise, 0.5)
-    return torch.cat([x, start + scale.view(-1, *(1,) * len(shape)) * noise])
+    generator = torch.Generator("cpu").manual_seed(0)
+    count = max(MIN_MOVED, len(x))
+    noise = torch.randn(count, *shape, generator=generator, dtype=torch.float64, device="cpu")
+    scale = torch.tensor(_NOISE, dtype=torch.float64, device="cpu").repeat(count)[:count]
+    scale = scale.view(-1, *(1,) * len(shape)) * (size or 1.0)
+    rows = torch.arange(count, dtype=torch.int64, device="cpu")
+    start = x[rows % len(x)] if len(x) else torch.full_like(noise, 0.5)
+    return torch.cat([x, start + scale * noise])
 
 
 def _copied(module: nn.Module) -> nn.Module:
@@ -90,14 +97,13 @@ def _dtype(module: nn.Module) -> torch.dtype:
 
 def _compare(module: nn.Module, network: PlainNetwork, x: Tensor) -> None:
     """Raise unless a copy of a module and its network agree on inputs of the module's dtype."""
-    expected, found = [], []
-    for part in x.split(_AT_ONCE):
-        try:
-            expected.append(module(part.clone()))
-        except Exception as error:  # whatever a user's class makes it raise
-            raise _unable(module, f"does not run in {x.dtype}, as a copy", error) from error
-        found.append(network(_wide(part)))
-    difference = _difference(torch.cat(expected), torch.cat(found))
+    try:
+        # At once, for a module computes its constrained weights in every pass.
+        expected = module(x.clone())
+    except Exception as error:  # whatever a user's class makes it raise
+        raise _unable(module, f"does not run in {x.dtype}, as a copy", error) from error
+    found = torch.cat([network(_wide(part)) for part in x.split(_AT_ONCE)])
+    difference = _difference(expected, found)
     if difference is None:
         return
     worst, message = difference

@@ -102,7 +102,8 @@ class Geometry:
     def reads(self, axis: int) -> Tensor:
         """All of these positions, shape ``(outputs, taps)``."""
         outputs, taps = (
-            torch.arange(n, device="cpu") for n in (self.sides[axis], self.weight[2 + axis])
+            torch.arange(n, dtype=torch.int64, device="cpu")
+            for n in (self.sides[axis], self.weight[2 + axis])
         )
         starts = outputs * self.stride[axis] - self.padding[axis]
         return starts[:, None] + taps * self.dilation[axis]

@@ -72,11 +72,13 @@ def write_images(folder: Path, count: int, *, side: int = 8, suffix: str = ".png
     return folder
 
 
-def write_image_folder(root: Path, classes: int = 3, *, test: str = "test", side: int = 8) -> Path:
-    """``train`` and ``test`` folders: k + 6 train and two test images of class k."""
+def write_image_folder(
+    root: Path, classes: int = 3, *, test: str = "test", side: int = 8, tested: int = 2
+) -> Path:
+    """``train`` and ``test`` folders: k + 6 train and ``tested`` test images of class k."""
     for k in range(classes):
         write_images(root / "train" / f"class{k}", k + 6, side=side)
-        write_images(root / test / f"class{k}", 2, side=side)
+        write_images(root / test / f"class{k}", tested, side=side)
     return root
 
 

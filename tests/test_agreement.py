@@ -201,6 +201,7 @@ def test_bytes_and_values_that_are_no_numbers_can_be_compared() -> None:
     network = fold_network(module, (4,))
     require_agreement(module, network, torch.randint(0, 256, (9, 4), dtype=torch.uint8))
     require_agreement(module, network, torch.full((9, 4), torch.nan))
+    require_agreement(module, network, torch.full((9, 4), 1e308, dtype=torch.float64))
 
 
 class Loose(nn.Module):

@@ -6,6 +6,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from robustcert import products
-from robustcert.certifiers import LipschitzCertifier, strict_arithmetic
+from robustcert.certifiers import LipschitzCertifier, arithmetic, strict_arithmetic
 from robustcert.known_products import Geometry, first_fault
 from robustcert.plain import Activation, Convolution, Dense, Flatten, PlainNetwork, pairwise_bound
 from robustcert.predictor import Predictor
@@ -403,6 +404,20 @@ def test_threads_leave_in_any_order() -> None:
         thread.join()
         assert all(strict)
         assert settings() == before
+
+
+def test_a_setting_that_cannot_be_read_changes_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> str:
+        raise RuntimeError("mixed")
+
+    before = settings()
+    with monkeypatch.context() as patch:
+        *others, last = PROCESS_SETTINGS
+        broken = (*others, replace(last, read=refuse))
+        patch.setattr(arithmetic, "PROCESS_SETTINGS", broken)
+        with pytest.raises(UnsoundArithmeticError, match="cannot be read"):
+            LipschitzCertifier().certify(dense_network(), torch.zeros(2, 7))
+    assert settings() == before
 
 
 def test_threads_that_switch_in_short_turns_get_no_other_certificate() -> None:

@@ -330,10 +330,8 @@ def test_structures_can_be_read_back_from_what_the_digest_is_of(
 # What the verdict says.
 
 
-def test_lower_values_and_unread_keys_are_taken_as_said(tmp_path: Path) -> None:
+def test_unread_keys_are_taken_as_said(tmp_path: Path) -> None:
     folder = Folder(certify(tmp_path / "certificate", build("relu")))
-    for bound in folder.claim["bounds"]:
-        bound["lower"] = (0.0).hex()
     folder.claim["dataset"] = {"name": "CIFAR-10 test, all 10000"}
     junk = [f"a{k}" for k in range(12)]
     folder.claim |= dict.fromkeys([*junk, "zebra"], 1)
@@ -343,7 +341,6 @@ def test_lower_values_and_unread_keys_are_taken_as_said(tmp_path: Path) -> None:
     said = "\n".join(report.said)
     assert report.verified
     assert all(f" {key}" in said for key in ["dataset", *junk, "zebra"])
-    assert "lower values" in said
     assert "vra.png" in said
     assert "--data" in said
 

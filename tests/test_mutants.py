@@ -6,11 +6,13 @@ put in place of the right thing for one test; at least one check has to notice.
 """
 
 import csv
+import functools
 import inspect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from fractions import Fraction
+from functools import wraps
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
@@ -22,7 +24,16 @@ from configs import build, build_model, layered_models, names
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robustcert import convolution, lipschitz, plain, residual, rounding, samples, spectral
+from robustcert import (
+    convolution,
+    lipschitz,
+    overrides,
+    plain,
+    residual,
+    rounding,
+    samples,
+    spectral,
+)
 from robustcert.attacks import margin_attack
 from robustcert.attacks.crosscheck import INSIDE
 from robustcert.certificate import CertifiedSplit, write_certificate
@@ -533,11 +544,26 @@ Fault = Callable[[pytest.MonkeyPatch], None]
 
 
 def put(owner: Any, name: str, new: Any) -> Fault:
-    return lambda patch: patch.setattr(owner, name, new)
+    return lambda patch: patch.setattr(owner, name, passing_for(getattr(owner, name, None), new))
+
+
+def passing_for(old: Any, new: Any) -> Any:
+    """A fault as if it had been written so: what is put over a method later is refused."""
+    both = inspect.isfunction(old) and inspect.isfunction(new)
+    return functools.update_wrapper(new, old) if both else new
 
 
 def wrap(owner: Any, name: str, change: Callable[[Any], Any]) -> Fault:
-    return lambda patch: patch.setattr(owner, name, change(getattr(owner, name)))
+    def fault(patch: pytest.MonkeyPatch) -> None:
+        old = getattr(owner, name)
+        patch.setattr(owner, name, passing_for(old, change(old)))
+
+    return fault
+
+
+def wrap_fold(owner: type[nn.Module], change: Callable[[Any], Any]) -> Fault:
+    """As though the class had been written so: a fold that comes from elsewhere is refused."""
+    return wrap(owner, "fold", lambda fold: wraps(fold)(change(fold)))
 
 
 def both(first: Fault, second: Fault) -> Fault:
@@ -592,7 +618,7 @@ def fold_claims(layer: type[nn.Module], claim: Callable[[Any], float]) -> Fault:
     def change(fold: Callable[[Any], Dense]) -> Callable[[Any], Dense]:
         return lambda self: claiming(claim(self))(fold(self).weight, fold(self).bias)
 
-    return wrap(layer, "fold", change)
+    return wrap_fold(layer, change)
 
 
 def first_quadrant(frequencies: Callable[..., Any]) -> Callable[..., Any]:
@@ -622,9 +648,8 @@ def zero_if_refused(bound: Callable[..., float]) -> Callable[..., float]:
 
 def shrink(name: str) -> Fault:
     """The constant of an activation, 1 % too small."""
-    return wrap(
+    return wrap_fold(
         type(build("activation", name)(8)),
-        "fold",
         lambda fold: lambda self: replace(fold(self), lipschitz=0.99 * fold(self).lipschitz),
     )
 
@@ -784,8 +809,8 @@ FAULTS: dict[str, Fault] = {
             reach=torch.full_like(error.reach, math.inf),
         )
     ),
-    "squares left out of overflow": wrap(
-        NormPool2d, "fold", lambda fold: lambda self: replace(fold(self), squares=False)
+    "squares left out of overflow": wrap_fold(
+        NormPool2d, lambda fold: lambda self: replace(fold(self), squares=False)
     ),
     "transforms left on": put(
         arithmetic, "PROCESS_SETTINGS", [s for s in PROCESS_SETTINGS if s.strict is not False]
@@ -808,15 +833,17 @@ FAULTS: dict[str, Fault] = {
         plain, "constant", lambda constant: lambda weight: constant(weight.float())
     ),
     "NaN let through": put(plain, "constant", lambda weight: weight.detach().clone()),
-    "bias of the head left out": put(Head, "fold", lambda self: Dense(self.weight.detach())),
-    "mean of the inputs left out": put(
-        Normalize, "fold", lambda self: Affine(self.scale, torch.zeros_like(self.shift))
+    "bias of the head left out": wrap_fold(
+        Head, lambda fold: lambda self: Dense(self.weight.detach())
+    ),
+    "mean of the inputs left out": wrap_fold(
+        Normalize, lambda fold: lambda self: Affine(self.scale, torch.zeros_like(self.shift))
     ),
     "unknown module skipped": lambda patch: patch.setitem(
         lipschitz._TORCH_FOLDS, Tenfold, lambda module: []
     ),
     "hooks of all modules ignored": put(
-        lipschitz,
+        overrides,
         "registry",
         SimpleNamespace(_global_forward_hooks={}, _global_forward_pre_hooks={}),
     ),

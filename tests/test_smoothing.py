@@ -14,11 +14,12 @@ from scipy.stats import binom
 
 import robustcert
 from robustcert.certification import certify
-from robustcert.certifiers import SmoothingCertifier, clopper_pearson_low
+from robustcert.certifiers import SmoothingCertifier
 from robustcert.check import UnreadableError, check
 from robustcert.check.command import main
 from robustcert.data import RandomNoise
 from robustcert.plain import Dense, PlainNetwork, UnsoundNetworkError
+from robustcert.quantiles import clopper_pearson_low
 from robustcert.report.claim import read_claim
 from robustcert.report.error import ReportError
 

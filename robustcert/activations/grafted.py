@@ -12,7 +12,7 @@ from robustcert.activations.features import (
     ordered,
     split_pairs,
 )
-from robustcert.plain import Activation, constant
+from robustcert.plain import Activation, constant, counted
 
 FOLD, LINE, CROSSED = 0.0, 1.0, 2.0
 
@@ -104,8 +104,8 @@ class Grafted(nn.Module):
     def fold(self) -> Activation:
         """The activation as a pure function with constants."""
         shift = constant(self.shift * self._of_features(self.graft != FOLD))
-        # A product within u |x| and a sum within u (|x| + |b|), to first order; folds only select.
-        error = (2.1, 1.1 * float(shift.abs().max())) if self.graft.any() else (0.0, 0.0)
+        # A product within u |x| and a sum within u (|x| + |b|); folds only select.
+        error = counted(2.0, float(shift.abs().max())) if self.graft.any() else (0.0, 0.0)
         return Activation(
             function=grafted,
             constants={

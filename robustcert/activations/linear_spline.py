@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from robustcert.activations.features import along_features
-from robustcert.plain import Activation, Slopes, constant
+from robustcert.plain import Activation, Slopes, constant, counted
 
 
 def linear_spline(x: Tensor, slopes: Tensor, step: Tensor) -> Tensor:
@@ -93,6 +93,6 @@ class LinearSpline(nn.Module):
             function=linear_spline,
             constants={"slopes": slopes, "step": step},
             lipschitz=1.0,
-            error=(3.0, (half + 12) * radius),
+            error=counted(2.0, (half + 11) * radius, roundings=half + 20),
             slopes=Slopes(float(slopes.min()), float(slopes.max())),
         )

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from robustcert.activations.features import along_features, ordered
-from robustcert.plain import Activation, Slopes, constant
+from robustcert.plain import Activation, Slopes, constant, counted
 
 
 def n_activation(x: Tensor, corners: Tensor) -> Tensor:
@@ -80,6 +80,6 @@ class NActivation(nn.Module):
             function=n_activation,
             constants={"corners": corners},
             lipschitz=1.0,
-            error=(1.0, float(at_zero)),
+            error=counted(1.0, float(at_zero)),
             slopes=Slopes(-1.0, 1.0),
         )

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from robustcert.activations.features import along_features
 from robustcert.activations.positive import Positive, over_least
-from robustcert.plain import Activation, constant
+from robustcert.plain import Activation, constant, counted
 
 
 def norm_pair(x: Tensor, temperature: Tensor, group_size: int) -> Tensor:
@@ -81,5 +81,5 @@ class NormPair(nn.Module):
             constants={"temperature": temperature, "group_size": self.group_size},
             lipschitz=1.0,
             jacobian_lipschitz=over_least(1.0, temperature),
-            error=(hypots + 2.0, (hypots + 1) * float(temperature.max())),
+            error=counted(hypots + 1, hypots * float(temperature.max()), roundings=hypots + 1),
         )

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from robustcert.activations.features import along_features, join_pairs
 from robustcert.activations.positive import Positive
-from robustcert.plain import Activation, constant
+from robustcert.plain import Activation, constant, counted
 
 
 def sin_cos(x: Tensor, frequency: Tensor) -> Tensor:
@@ -59,11 +59,11 @@ class SinCos(nn.Module):
         """The activation as a pure function with constants."""
         frequency = constant(self.frequency())
         # The phase is within u |omega x|, which moves the point by u |x|; cos and sin are within
-        # 8u and the quotients add u: 9.1u/omega for the two outputs of a feature together.
+        # 8u and the quotients add u: 9u/omega for the two outputs of a feature together.
         return Activation(
             function=sin_cos,
             constants={"frequency": frequency},
             lipschitz=1.0,
             jacobian_lipschitz=float(frequency.max()),
-            error=(1.0, math.sqrt(0.5) * 9.1 / float(frequency.min())),
+            error=counted(1.0, math.sqrt(0.5) * 9 / float(frequency.min())),
         )

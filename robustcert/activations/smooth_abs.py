@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from robustcert.activations.features import along_features
 from robustcert.activations.positive import Positive, over_least
-from robustcert.plain import Activation, Slopes, constant
+from robustcert.plain import Activation, Slopes, constant, counted
 
 
 def smooth_abs(x: Tensor, temperature: Tensor) -> Tensor:
@@ -58,6 +58,6 @@ class SmoothAbs(nn.Module):
             constants={"temperature": temperature},
             lipschitz=1.0,
             jacobian_lipschitz=over_least(1.0, temperature),
-            error=(10.0, 9 * float(temperature.max())),
+            error=counted(9.0, 8 * float(temperature.max())),
             slopes=Slopes(-1.0, 1.0),
         )

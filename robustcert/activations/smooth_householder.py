@@ -11,7 +11,7 @@ from robustcert.activations.features import (
 )
 from robustcert.activations.householder import MAXMIN_ANGLE
 from robustcert.activations.positive import Positive, over_least
-from robustcert.plain import Activation, constant
+from robustcert.plain import Activation, constant, counted
 
 
 def smooth_householder(x: Tensor, normal: Tensor, temperature: Tensor) -> Tensor:
@@ -86,5 +86,5 @@ class SmoothHouseholder(nn.Module):
             constants={"normal": constant(self.normal()), "temperature": temperature},
             lipschitz=1.0,
             jacobian_lipschitz=over_least(1.0, temperature),
-            error=(56.0, 6 * float(temperature.max())),
+            error=counted(54.0, 5.7 * float(temperature.max())),
         )

@@ -13,7 +13,7 @@ from robustcert.activations.features import (
     split_pairs,
 )
 from robustcert.activations.positive import Positive, over_least
-from robustcert.plain import Activation, Slopes, constant
+from robustcert.plain import Activation, Slopes, constant, counted
 
 
 def smooth_maxmin(x: Tensor, temperature: Tensor) -> Tensor:
@@ -81,12 +81,12 @@ class SmoothMaxMin(nn.Module):
         # The exponent z has relative error 3u, which moves softplus by at most 3u max z/(1+e^z) =
         # 0.84u; exp is within 8u, halved by the slope of log1p at most; log1p within 8u of at most
         # log 2; with the product 11.1u tau for the excess. The last sum rounds by u |output|, and
-        # the output is within tau log 2 of a permutation of the input.
+        # the output is within tau log 2 of a permutation of the input: 11.8u tau, and u |z|.
         return Activation(
             function=smooth_maxmin,
             constants={"temperature": temperature},
             lipschitz=1.0,
             jacobian_lipschitz=over_least(math.sqrt(0.5), temperature),
-            error=(1.0, 12 * float(temperature.max())),
+            error=counted(1.0, 11.8 * float(temperature.max())),
             slopes=Slopes(-1.0, 1.0, pairs=True),
         )

@@ -7,7 +7,7 @@ from robustcert.activations.features import along_features
 from robustcert.activations.n_activation import Corners
 from robustcert.activations.positive import Positive, over_least
 from robustcert.activations.softplus import softplus
-from robustcert.plain import Activation, Slopes, constant
+from robustcert.plain import Activation, Slopes, constant, counted
 
 
 def smooth_n(x: Tensor, corners: Tensor, temperature: Tensor) -> Tensor:
@@ -75,6 +75,6 @@ class SmoothN(nn.Module):
             constants={"corners": corners, "temperature": temperature},
             lipschitz=1.0,
             jacobian_lipschitz=over_least(0.5, temperature),
-            error=(8.0, 9 * offset + 56 * float(temperature.max())),
+            error=counted(7.0, 8 * offset + 52 * float(temperature.max())),
             slopes=Slopes(-1.0, 1.0),
         )

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from robustcert.activations.features import along_features
 from robustcert.activations.positive import Positive, over_least
-from robustcert.plain import Activation, Slopes, constant
+from robustcert.plain import Activation, Slopes, constant, counted
 
 
 def softplus(x: Tensor, temperature: Tensor) -> Tensor:
@@ -60,12 +60,12 @@ class Softplus(nn.Module):
         temperature = constant(self.temperature())
         # The exponent z has relative error 2u, which moves the excess by at most 2u max z/(1+e^z) =
         # 0.56u; exp is within 8u, halved by the slope of log1p at most; log1p within 8u of at most
-        # log 2; with the product and the last sum 11.5u tau, and u |x| for the last sum.
+        # log 2; the product and the last sum add log 2 each: 11.5u tau, and u |x| for the last sum.
         return Activation(
             function=softplus,
             constants={"temperature": temperature},
             lipschitz=1.0,
             jacobian_lipschitz=over_least(0.25, temperature),
-            error=(1.0, 12 * float(temperature.max())),
+            error=counted(1.0, 11.6 * float(temperature.max())),
             slopes=Slopes(0.0, 1.0),
         )

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from robustcert.plain import Activation, Slopes
+from robustcert.plain import Activation, Slopes, counted
 
 # |tanh''| = 2 t (1 - t^2) at t = |tanh| is largest at t = 1/sqrt(3): 4 / (3 sqrt(3)), rounded up.
 CURVATURE = 0.7698003589195011
@@ -44,6 +44,6 @@ class Tanh(nn.Module):
             constants={},
             lipschitz=1.0,
             jacobian_lipschitz=CURVATURE,
-            error=(8.0, 0.0),
+            error=counted(8.0),
             slopes=Slopes(0.0, 1.0),
         )

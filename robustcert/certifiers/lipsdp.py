@@ -147,7 +147,7 @@ def layers_of(network: PlainNetwork) -> tuple[list[Layer], Scaled]:
         ones = torch.ones(size, dtype=torch.float64, device="cpu")
         slopes = operation.slopes if isinstance(operation, Activation) else None
         # By exact class: a subclass may compute something else.
-        if type(operation) is Dense:
+        if type(operation) is Dense and len(shape) == 1:
             linear = compose(scaled(operation.weight), linear)
         elif type(operation) is Affine:
             scale = operation.scale.repeat_interleave(size // len(operation.scale))
@@ -157,7 +157,7 @@ def layers_of(network: PlainNetwork) -> tuple[list[Layer], Scaled]:
         elif slopes is None or (slopes.pairs and len(shape) > 1):
             raise UnsoundNetworkError(
                 f"semidefinite bounds do not cover {_describe(operation)}: they need dense layers "
-                "and activations of one coordinate or of pairs of neighbours. Use "
+                "of vectors and activations of one coordinate or of pairs of neighbours. Use "
                 "certifier=lipschitz",
                 operation.label,
             )

@@ -9,6 +9,7 @@ from torch import Tensor
 from robustcert.certifiers.arithmetic import strict_arithmetic
 from robustcert.certifiers.lipschitz import Certificates, LipschitzCertifier
 from robustcert.plain import PlainNetwork
+from robustcert.quantiles import clopper_pearson_low, normal_quantile_low, product_low
 from robustcert.units import finite_samples, network_inputs
 
 
@@ -21,10 +22,10 @@ class SmoothingCertifier(LipschitzCertifier):
     .. math:: g(x') = c \quad \text{for all } \lVert x' - x \rVert_2 < \sigma \Phi^{-1}(p).
 
     c is guessed from ``n0`` noisy copies, and p is the bound of Clopper and Pearson from ``n``
-    further ones: of every sample, the radius is false with probability at most ``alpha`` over the
-    draw. Where p is not above 1/2 the certifier abstains. It is another function than the network,
-    which is what all the other certifiers speak of, and the statement is not a proof: two draws
-    give two radii, and of many samples some radii may be false.
+    further ones, rounded down as the quantile is: of every sample, the radius is false with
+    probability at most ``alpha`` over the draw. Where p is not above 1/2 the certifier abstains. It
+    is another function than the network, which is what all the other certifiers speak of, and the
+    statement is not a proof: two draws give two radii, and of many samples some radii may be false.
 
     The noise of a sample is drawn from a generator seeded by ``seed`` and the sample's own values,
     so that a radius depends neither on the batch nor on the order. The theorem speaks of real
@@ -96,9 +97,11 @@ class SmoothingCertifier(LipschitzCertifier):
         found = [self._certify_one(fast, sample) for sample in x]
         prediction = torch.tensor([c for c, _ in found], dtype=torch.long, device=x.device)
         low = torch.tensor([p for _, p in found], dtype=torch.float64, device=x.device)
+        radii = [
+            product_low(self.sigma, normal_quantile_low(p)) if p > 0.5 else 0.0 for _, p in found
+        ]
+        radius = torch.tensor(radii, dtype=torch.float64, device=x.device)
         proved = (low > 0.5) & finite_samples(x)
-        # Rounded down by more than the error of the quantile.
-        radius = self.sigma * torch.special.ndtri(low) * (1 - 1e-12)
         return Certificates(
             prediction,
             torch.where(proved, radius, 0.0),
@@ -127,10 +130,3 @@ class SmoothingCertifier(LipschitzCertifier):
             logits = logits[torch.isfinite(logits).all(1)]
             counts += logits.argmax(1).bincount(minlength=classes)
         return counts
-
-
-def clopper_pearson_low(hits: int, trials: int, alpha: float) -> float:
-    """Lower bound on a probability, below it with probability at least 1 - alpha (one-sided)."""
-    from scipy.stats import beta
-
-    return 0.0 if hits == 0 else float(beta.ppf(alpha, hits, trials - hits + 1))

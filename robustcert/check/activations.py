@@ -22,7 +22,12 @@ Every function in the table is 1-Lipschitz for the constants that ``features`` l
 Rounding. ``rounding`` returns (a, b) such that the formula, evaluated with unit roundoff u, stays
 within :math:`u (a |z| + b \sqrt n)` of the real function in the l2 norm, n being the number of
 outputs. It is assumed that exp, log1p, tanh, cos, sin and hypot are within 4 ulp, that is 8u.
-The counts, to first order; what is returned is a little more:
+The counts below are of first order: factors 1 + d, \|d\| <= c u, of all roundings, K being the
+sum of their c. Within those ranges no derivative by a d, taken with the sizes of values that are
+counted here, grows by more than (1 + u)^{2 K}, or by 1 + 2^-15 besides where an exponential's
+argument is wrong relatively (3 u times at most 104 in float32, 745 in float64, beyond which it
+underflows). For K u <= 2^-6 that is below 1.032, so 17/16 of the count bounds all orders; no
+constants pass ``features`` with more than 2^18 roundings, which is that for u = 2^-24.
 
 * ``grafted``: a product within \|x\| and a sum within \|x\| + \|b\|.
 * ``n_activation``: one rounding of an output within \|z\| + \|N(0)\|. ``tanh``: 8.
@@ -36,7 +41,7 @@ The counts, to first order; what is returned is a little more:
 * ``softplus``: the exponent is wrong by 1 (2 in ``smooth_maxmin``), which moves the result by at
   most 0.28 for each; exp 8, halved by log1p; log1p 8 log 2; product and sum log 2 each, all times
   tau; \|x\| for the sum. ``smooth_n``: that twice, doubled, with arguments that are rounded
-  themselves, then two differences: 7 \|x\| + 8 c + 49 tau, c being the corners' distance to 0.
+  themselves, then two differences: 7 \|x\| + 8 c + 52 tau, c being the corners' distance to 0.
 * ``smooth_abs``: hypot 8 (\|x\| + tau), difference \|x\|. ``norm_pair``: 8 for each hypot.
 * ``norm_pool``, of n entries: squares 1, sums n, which the root halves, and 1 for itself; scaling
   for another 2. Squares that underflow, sqrt n 2^-511 or, in float32, sqrt n 2^-63: 2^-38 sqrt n.
@@ -118,6 +123,11 @@ def slopes_of(function: str, constants: Constants) -> tuple[float, float] | None
         slopes = constants["slopes"]
         return float(slopes.min()), float(slopes.max())
     return SLOPES.get(function)
+
+
+def _counted(relative: float, absolute: float = 0.0) -> tuple[float, float]:
+    """Bounds of all orders from counts of first order, for at most 2^18 roundings: see above."""
+    return 17 / 16 * relative, 17 / 16 * absolute
 
 
 # Conditions on the constants.
@@ -219,6 +229,7 @@ def _each_pair(count: int, options: Options, constants: Constants) -> int:
 
 def _each_group(count: int, options: Options, constants: Constants) -> int:
     _positive(constants["temperature"], _groups(count, options), "temperature")
+    _require(options["group_size"] < 2**15, "groups of too many features for its rounding")
     return _groups(count, options)
 
 
@@ -274,7 +285,7 @@ def _n_exact(z: Integers, q: int, corners: Floats) -> Exact:
 
 
 def _n_rounding(corners: Floats) -> tuple[float, float]:
-    return 1.01, 2.02 * float(abs(np.clip(0.0, corners[0], corners[1])).max())
+    return _counted(1.0, 2 * float(abs(np.clip(0.0, corners[0], corners[1])).max()))
 
 
 def _knot_values(slopes: NDArray[Any]) -> NDArray[Any]:
@@ -290,7 +301,7 @@ def _pick(table: NDArray[Any], piece: NDArray[Any]) -> NDArray[Any]:
 
 def _linear_spline(x: Floats, slopes: Floats, step: Floats) -> Floats:
     pieces = slopes.shape[1]
-    knots = np.arange(-(pieces // 2), pieces // 2)
+    knots = np.arange(-(pieces // 2), pieces // 2, dtype=slopes.dtype)
     intercepts = step * (_knot_values(slopes) - slopes * knots)
     place = np.nan_to_num(np.floor(x / step + pieces // 2))
     piece = place.clip(0, pieces - 1).astype(np.int64)
@@ -312,7 +323,7 @@ def _spline_exact(z: Integers, q: int, slopes: Floats, step: Floats) -> Exact:
 
 def _spline_rounding(slopes: Floats, step: Floats) -> tuple[float, float]:
     half = slopes.shape[1] // 2
-    return 2.02, (half + 11) * half * float(step)
+    return _counted(2.0, (half + 11) * half * float(step))
 
 
 def _householder(x: Floats, normal: Floats) -> Floats:
@@ -401,7 +412,7 @@ def _grafted(
 
 def _graft_rounding(graft: Floats, slope: Floats, shift: Floats, pairs: int) -> tuple[float, float]:
     del slope, pairs
-    return (2.01, 1.01 * float(abs(shift).max())) if graft.any() else (0.0, 0.0)
+    return _counted(2.0, float(abs(shift).max())) if graft.any() else (0.0, 0.0)
 
 
 def _grafted_exact(
@@ -443,8 +454,8 @@ def _norm_pair_exact(z: Integers, q: int, temperature: Floats, group_size: int) 
 
 
 def _norm_pair_rounding(temperature: Floats, group_size: int) -> tuple[float, float]:
-    hypots = 8.01 * group_size
-    return hypots + 1.01, hypots * float(temperature.max())
+    hypots = 8.0 * group_size
+    return _counted(hypots + 1, hypots * float(temperature.max()))
 
 
 def _smooth_abs(x: Floats, temperature: Floats) -> Floats:
@@ -531,7 +542,7 @@ def _softplus_exact(z: Integers, q: int, temperature: Floats) -> Exact:
 
 
 def _log_sum_rounding(temperature: Floats) -> tuple[float, float]:
-    return 1.01, 12 * float(temperature.max())
+    return _counted(1.0, 11.8 * float(temperature.max()))
 
 
 def _smooth_n(x: Floats, corners: Floats, temperature: Floats) -> Floats:
@@ -550,7 +561,7 @@ def _smooth_n_exact(z: Integers, q: int, corners: Floats, temperature: Floats) -
 
 def _smooth_n_rounding(corners: Floats, temperature: Floats) -> tuple[float, float]:
     offset = max(0.0, float(corners[0].max()), float(-corners[1].min()))
-    return 7.1, 8.1 * offset + 50 * float(temperature.max())
+    return _counted(7.0, 8 * offset + 52 * float(temperature.max()))
 
 
 def _tanh_exact(z: Integers, q: int) -> Exact:
@@ -575,12 +586,13 @@ def _sin_cos_exact(z: Integers, q: int, frequency: Floats) -> Exact:
 
 
 def _sin_cos_rounding(frequency: Floats) -> tuple[float, float]:
-    return 1.01, 6.4 / float(frequency.min())
+    return _counted(1.0, 6.4 / float(frequency.min()))
 
 
 def _pooled(shape: tuple[int, ...], options: Options) -> tuple[int, ...]:
     size = options["size"]
     _require(len(shape) == 3 and size >= 1, f"windows of {size} in inputs {shape}")
+    _require(size < 2**9, f"windows of {size} have too many entries for their rounding")
     fits = shape[1] % size == 0 and shape[2] % size == 0
     _require(fits, f"windows of {size} do not fill maps {shape[1:]}")
     return shape[0], shape[1] // size, shape[2] // size
@@ -654,10 +666,10 @@ KINDS: Mapping[str, Kind] = {
         _spline, _linear_spline, _spline_exact, _spline_rounding, ("slopes", "step")
     ),
     "householder": Kind(
-        _normals, _householder, _householder_exact, lambda normal: (13.1, 0.0), ("normal",)
+        _normals, _householder, _householder_exact, lambda normal: _counted(13.0), ("normal",)
     ),
     "householder2": Kind(
-        _rays, _householder2, _householder2_exact, lambda rays: (41.0, 0.0), ("rays",)
+        _rays, _householder2, _householder2_exact, lambda rays: _counted(40.0), ("rays",)
     ),
     "norm_pair": Kind(
         _each_group, _norm_pair, _norm_pair_exact, _norm_pair_rounding, _TAU, ("group_size",)
@@ -666,7 +678,7 @@ KINDS: Mapping[str, Kind] = {
         _same,
         _norm_pool,
         _norm_pool_exact,
-        lambda size: (size**2 / 2 + 6.01, 2.0**-38 * size),
+        lambda size: _counted(size**2 / 2 + 3, 2.0**-39 * size),
         integers=("size",),
         shape=_pooled,
         squares=True,
@@ -676,7 +688,7 @@ KINDS: Mapping[str, Kind] = {
         _each_pair,
         _smooth_householder,
         _smooth_householder_exact,
-        lambda normal, temperature: (54.2, 5.7 * float(temperature.max())),
+        lambda normal, temperature: _counted(54.0, 5.7 * float(temperature.max())),
         ("normal", "temperature"),
     ),
     "smooth_maxmin": Kind(
@@ -687,5 +699,5 @@ KINDS: Mapping[str, Kind] = {
         _corners, _smooth_n, _smooth_n_exact, _smooth_n_rounding, ("corners", "temperature")
     ),
     "sin_cos": Kind(_circle, _sin_cos, _sin_cos_exact, _sin_cos_rounding, ("frequency",)),
-    "tanh": Kind(_same, np.tanh, _tanh_exact, lambda: (8.01, 0.0)),
+    "tanh": Kind(_same, np.tanh, _tanh_exact, lambda: _counted(8.0)),
 }

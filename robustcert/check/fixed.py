@@ -87,7 +87,8 @@ def enclose(
 
 def exponent(z: Integers, q: int) -> int:
     """A binary exponent that no ``z * 2**-q`` passes."""
-    return max((int(v).bit_length() for v in z.ravel()), default=0) - q
+    largest = max(int(z.max(initial=0)), -int(z.min(initial=0)))
+    return largest.bit_length() - q
 
 
 def balls(z: Integers, q: int) -> Integers:

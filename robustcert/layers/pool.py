@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustcert.plain import Activation, Convolution
+from robustcert.plain import Activation, Convolution, counted
 
 
 def norm_pool(x: Tensor, size: int) -> Tensor:
@@ -47,7 +47,8 @@ class NormPool2d(nn.Module):
         # rounding; a scaled evaluation divides and multiplies once more. The norm of the outputs is
         # that of the inputs. Squares that underflow: the root of n 2^-126 in float32, in units of
         # 2^-24, is size 2^-39, and far less in float64.
-        error = (self.size**2 / 2 + 6.0, self.size * 2.0**-38)
+        entries = self.size**2
+        error = counted(entries / 2 + 3, self.size * 2.0**-39, roundings=entries + 3)
         return Activation(norm_pool, {"size": self.size}, lipschitz=1.0, error=error, squares=True)
 
 
