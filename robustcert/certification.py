@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from decimal import ROUND_CEILING, ROUND_FLOOR, Context
 from pathlib import Path
@@ -74,6 +75,14 @@ class Attack:
             )
 
 
+@contextmanager
+def _on_the_cpu() -> Iterator[None]:
+    """Tensors without a device are on the CPU, whatever the default device is."""
+    with torch.device("cpu"):
+        yield
+
+
+@_on_the_cpu()
 def certify(
     checkpoint: str,
     *,
@@ -279,7 +288,7 @@ def _key(
     batch_size: int,
 ) -> str:
     """Whatever the bits of a radius depend on: what was certified under it can be kept."""
-    samples = torch.stack([stored.indices, stored.labels]).numpy().tobytes()
+    samples = b"".join(t.numpy().tobytes() for t in (stored.indices, stored.labels))
     content = {
         **record,
         "format": FORMAT,

@@ -58,6 +58,10 @@ class Checkpoint:
         Raises:
             CheckpointError: the architecture is another one.
         """
+        # As the weights are, whatever the default dtype was when the model was built: folding
+        # keeps float64.
+        kinds = {value.dtype for value in self.model_state.values()}
+        model.to(torch.float64 if torch.float64 in kinds else torch.float32)
         try:
             model.load_state_dict(self.model_state)
         except RuntimeError as error:

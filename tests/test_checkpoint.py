@@ -153,3 +153,23 @@ def test_nested_classes_are_judged_as_well(tiny_run: Path, tmp_path: Path) -> No
     with pytest.raises(ConfigError, match=r"model.activation._target_: 'os.mkdir' is not allowed"):
         certify(str(changed(tiny_run, tmp_path, config=config)))
     assert not (tmp_path / "executed").exists()
+
+
+def test_a_checkpoint_is_certified_as_it_is_whatever_the_defaults(
+    tiny_run: Path, tmp_path: Path
+) -> None:
+    path, attack = str(tiny_run / "checkpoints" / "best.ckpt"), {"samples": 0}
+
+    def radii(name: str) -> str:
+        certify(path, samples=20, attack=attack, output=str(tmp_path / name))
+        return (tmp_path / name / "radii.csv").read_text()
+
+    known = radii("known")
+    try:
+        torch.set_default_dtype(torch.float64)
+        torch.set_default_device("meta")
+        found = radii("found")
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
+    assert found == known
