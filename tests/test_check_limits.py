@@ -509,7 +509,7 @@ def mutate_tensors(tensors: dict[str, Any], chance: random.Random) -> None:
     elif how == 1:
         tensors[name] = array.astype(chance.choice([np.float32, np.float64, np.int64, np.uint8]))
     elif how == 2:
-        tensors[name] = np.ascontiguousarray(array.T if array.ndim > 1 else array[:-1])
+        tensors[name] = np.ascontiguousarray(array.T if array.ndim > 1 else array.flatten()[:-1])
     elif how == 3:
         changed = np.array(array)
         if changed.size:
