@@ -10,6 +10,7 @@ it is told to under the settings of each cell and compares.
 
 import contextlib
 import hashlib
+import importlib
 import json
 import locale
 import os
@@ -530,6 +531,10 @@ def run_cells(job: Job) -> None:
                 # What is imported late is imported now: nobody else may read it.
                 with contextlib.suppress(Exception):
                     perform(cell["operation"], cell["network"], 0, folder, target)()
+            # Also where such an operation was refused before it came to importing them.
+            with contextlib.suppress(ImportError):
+                importlib.import_module("onnx")
+                importlib.import_module("onnxruntime")
             target = folder / "read-only"
             os.setgid(65534)
             os.setuid(65534)
