@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from decimal import ROUND_CEILING, ROUND_FLOOR, Context
 from pathlib import Path
@@ -74,6 +75,14 @@ class Attack:
             )
 
 
+@contextmanager
+def _on_the_cpu() -> Iterator[None]:
+    """Tensors that name no device, those of data and drawings, are on the CPU."""
+    with torch.device("cpu"):
+        yield
+
+
+@_on_the_cpu()
 def certify(
     checkpoint: str,
     *,
@@ -263,11 +272,23 @@ def _device(name: str) -> torch.device:
     return device
 
 
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
 def _load_network(
     checkpoint: Checkpoint, config: Config, allowed: Sequence[str]
 ) -> tuple[torch.nn.Module, PlainNetwork]:
-    model = build_model(config, checkpoint.input_shape, checkpoint.num_classes, allowed)
-    checkpoint.load_into(model)
+    # Some initialisations do not exist in half precision; what they give is replaced.
+    with _default_dtype(torch.float32):
+        model = build_model(config, checkpoint.input_shape, checkpoint.num_classes, allowed)
+    checkpoint.load_into(model, as_stored=True)
     return model, fold_network(model.eval(), checkpoint.input_shape)
 
 

@@ -52,14 +52,19 @@ class Checkpoint:
         """What is logged of the training of its epoch; both numbers count from 0."""
         return {"epoch": self.epoch - 1, "step": self.step - 1, **self.training}
 
-    def load_into(self, model: nn.Module) -> None:
+    def load_into(self, model: nn.Module, *, as_stored: bool = False) -> None:
         """Put the weights into a model of the same architecture.
+
+        Args:
+            model: The model.
+            as_stored: Whether the model takes over the stored tensors, dtype and device included;
+                else they are copied into its own, which may round them.
 
         Raises:
             CheckpointError: the architecture is another one.
         """
         try:
-            model.load_state_dict(self.model_state)
+            model.load_state_dict(self.model_state, assign=as_stored)
         except RuntimeError as error:
             first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
             raise CheckpointError(
