@@ -272,10 +272,22 @@ def _device(name: str) -> torch.device:
     return device
 
 
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
 def _load_network(
     checkpoint: Checkpoint, config: Config, allowed: Sequence[str]
 ) -> tuple[torch.nn.Module, PlainNetwork]:
-    model = build_model(config, checkpoint.input_shape, checkpoint.num_classes, allowed)
+    # Some initialisations do not exist in half precision; what they give is replaced.
+    with _default_dtype(torch.float32):
+        model = build_model(config, checkpoint.input_shape, checkpoint.num_classes, allowed)
     checkpoint.load_into(model)
     return model, fold_network(model.eval(), checkpoint.input_shape)
 
