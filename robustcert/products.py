@@ -21,7 +21,7 @@ Pair = tuple[int, int]
 
 # Rows of a dense product and images of a convolution that are evaluated at once: a test costs as
 # much as one block, and smaller blocks are slower.
-ROWS, IMAGES = 256, 32
+ROWS, IMAGES = 512, 32
 # Number of tested shapes that are remembered.
 MAX_TESTED = 4096
 
@@ -48,6 +48,13 @@ class tested_products:
 
 
 _thread = _Thread()
+
+
+def products_are_tested() -> bool:
+    """Whether this thread is within :class:`tested_products`."""
+    return _thread.depth > 0
+
+
 _tested: dict[Any, None] = {}
 _lock = threading.Lock()
 
@@ -175,7 +182,7 @@ def _by_numpy(x: Tensor, weight: Tensor, _: Tensor | None) -> Tensor:
 
 
 def _is_tested(x: Tensor) -> bool:
-    if _thread.depth == 0 or x.dtype not in BITS or x.device.type == "meta" or not len(x):
+    if not products_are_tested() or x.dtype not in BITS or x.device.type == "meta" or not len(x):
         return False
     # Shapes are found with one sample of zeros, whose product is the bias in any arithmetic.
     return len(x) > 1 or bool(x.any())
