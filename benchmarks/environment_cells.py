@@ -521,14 +521,9 @@ def run_cells(job: Job) -> None:
             except locale.Error:
                 output.write(json.dumps({"skip": f"no locale {process['locale']} here"}) + "\n")
                 return
-        if process.get("workers_flush"):
-            torch.set_flush_denormal(True)
-            torch.set_num_threads(max(THREADS))
-            torch.ones(2**20).relu_()
-            torch.set_flush_denormal(False)
         if process.get("read_only"):
             for cell in job["cells"]:
-                # What is imported late is imported now: nobody else may read it.
+                # What is imported late is imported now: another user may not read Python's folder.
                 with contextlib.suppress(Exception):
                     perform(cell["operation"], cell["network"], 0, folder, target)()
             # Also where such an operation was refused before it came to importing them.
@@ -541,6 +536,11 @@ def run_cells(job: Job) -> None:
             if not os.access(folder, os.R_OK | os.X_OK) or os.access(target, os.W_OK):
                 output.write(json.dumps({"skip": "no other user could read the folder"}) + "\n")
                 return
+        if process.get("workers_flush"):
+            torch.set_flush_denormal(True)
+            torch.set_num_threads(max(THREADS))
+            torch.ones(2**20).relu_()
+            torch.set_flush_denormal(False)
         reference(job)
         output.write(json.dumps({"started": True}) + "\n")
         uses: Counter[str] = Counter()
