@@ -114,7 +114,10 @@ class Predictor:
         self.digest = network.digest()
         self._network = network.to(self.device, self.dtype)
         dense = all(type(op) in (Dense, Affine, Flatten, Activation) for op in network.operations)
-        self._dense = dense and self.device.type == "cpu"
+        # Settings of torch do not reach float64. Another thread may switch those of float32 and
+        # back again unseen, except in a strict region, where the library that heeds them is off.
+        settled = self.device.type == "cpu" and self.dtype == torch.float64
+        self._needs_no_region = dense and settled
         self._pairwise = pairwise.to(self.device, torch.float64, copy=True)
         drift = math.sqrt(2) * (1 + 1e-9) * self.beta
         # Rounded down, also for the roundings of what is multiplied by it.
@@ -148,7 +151,7 @@ class Predictor:
             ValueError: the inputs have another shape, or are neither bytes nor floats.
         """
         x = network_inputs(x, self.input_shape).to(self.device)
-        if self._dense and cpu_products_are_strict():
+        if self._needs_no_region and cpu_products_are_strict():
             with tested_products():
                 prediction = self._predict(x)
             # Another thread may have changed a setting meanwhile.

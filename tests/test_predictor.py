@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import robustcert
+from robustcert import products
 from robustcert.activations import GroupSort
 from robustcert.attacks import margin_attack
 from robustcert.certifiers import (
@@ -192,6 +193,23 @@ def test_arithmetic_that_is_not_strict_is_switched_for_the_call() -> None:
         assert torch.get_float32_matmul_precision() == "medium"
     finally:
         torch.set_float32_matmul_precision("highest")
+
+
+def test_float32_products_are_out_of_reach_of_other_threads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    network = mlp()
+    predictor = Predictor(network, pairwise_bound(network), dtype="float32")
+    heeded, product = [], products._dense
+
+    def spy(*arguments: Any) -> torch.Tensor:
+        heeded.append(torch.backends.mkldnn.enabled)
+        return product(*arguments)
+
+    monkeypatch.setattr(products, "_dense", spy)
+    predictor(torch.rand(8, 2, 8, 8))
+    assert heeded
+    assert not any(heeded)
 
 
 def test_inputs_are_bytes_or_floats_of_the_networks_shape() -> None:
