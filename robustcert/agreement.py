@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from robustcert.lipschitz import class_of, fold, fold_network
 from robustcert.plain import PlainNetwork, UnsoundNetworkError, run
+from robustcert.products import untested_products
 from robustcert.units import in_units
 
 # Largest number of inputs that are compared, half of them moved by noise.
@@ -45,7 +46,8 @@ def require_agreement(module: nn.Module, network: PlainNetwork, inputs: Tensor) 
 
     A copy of the module is evaluated in its own precision, in which the outputs must agree to half
     of its digits, and in float64, in which it is folded again and agrees to ``TOLERANCE`` of the
-    largest value. The module itself is not called. Without autocast and on the CPU.
+    largest value. The module itself is not called. Without autocast and on the CPU; callers see to
+    strict settings, without which the two may differ.
 
     Args:
         module: The module; compared in evaluation mode.
@@ -58,7 +60,12 @@ def require_agreement(module: nn.Module, network: PlainNetwork, inputs: Tensor) 
         UnsoundNetworkError: the module cannot be copied, or its copy does not run.
     """
     x = _points(inputs, tuple(network.input_shape))
-    with torch.no_grad(), torch.random.fork_rng(devices=[]), torch.autocast("cpu", enabled=False):
+    with (
+        torch.no_grad(),
+        torch.random.fork_rng(devices=[]),
+        torch.autocast("cpu", enabled=False),
+        untested_products(),
+    ):
         copied = _copied(module)
         dtype = _dtype(copied)
         _compare(copied, network.to(torch.device("cpu")), x.to(dtype))

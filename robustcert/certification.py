@@ -42,6 +42,7 @@ from robustcert.data import DataModule, Dataset, Examples, Stream, to_unit
 from robustcert.figures import draw_level_sets, draw_vra_curve
 from robustcert.lipschitz import fold_network
 from robustcert.plain import PlainNetwork
+from robustcert.products import untested_products
 from robustcert.samples import CertifiedSplit, SampleFiles, has_radii, positive_status
 
 log = logging.getLogger(__name__)
@@ -401,7 +402,8 @@ def _tightness(
         return None
     x = to_unit(result.inputs[:_DIAGNOSED]).double()
     # A gradient for every class: of all samples at once they would be the peak of memory.
-    parts = [gradient_ratio(network, part, pairwise.cpu()) for part in x.split(_AT_ONCE)]
+    with untested_products():
+        parts = [gradient_ratio(network, part, pairwise.cpu()) for part in x.split(_AT_ONCE)]
     ratio = torch.cat(parts)
     # Logits that overflow have no gradient.
     ratio = ratio[torch.isfinite(ratio)]

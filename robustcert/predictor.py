@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from robustcert.certifiers import cpu_products_are_strict, strict_arithmetic
+from robustcert.certifiers import float64_products_are_strict, strict_arithmetic
 from robustcert.certifiers.lipschitz import moved
 from robustcert.check import prove_network
 from robustcert.plain import (
@@ -151,11 +151,11 @@ class Predictor:
             ValueError: the inputs have another shape, or are neither bytes nor floats.
         """
         x = network_inputs(x, self.input_shape).to(self.device)
-        if self._needs_no_region and cpu_products_are_strict():
+        if self._needs_no_region and float64_products_are_strict():
             with tested_products():
                 prediction = self._predict(x)
             # Another thread may have changed a setting meanwhile.
-            if cpu_products_are_strict():
+            if float64_products_are_strict():
                 return prediction
         with strict_arithmetic(), torch.autocast(self.device.type, enabled=False):
             return self._predict(x)

@@ -6,7 +6,8 @@ their kernels by shape. Elsewhere, as in training, it is torch's own.
 """
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
@@ -50,6 +51,16 @@ class tested_products:
 _thread = _Thread()
 
 
+@contextmanager
+def untested_products() -> Iterator[None]:
+    """Within it, this thread's products are torch's own: nothing is proved from their results."""
+    depth, _thread.depth = _thread.depth, 0
+    try:
+        yield
+    finally:
+        _thread.depth = depth
+
+
 def products_are_tested() -> bool:
     """Whether this thread is within :class:`tested_products`."""
     return _thread.depth > 0
@@ -83,12 +94,11 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
     key = ("dense", weight.shape, bias is None, turned)
     blocks = _blocks(rows, ROWS)
-    for part in blocks[:1] + blocks[-1:]:
-        _once((*key, len(part)), part, test)
+    _once((*key, len(blocks[0])), blocks[0], test)
     if len(blocks) == 1:
         y = _dense(rows, weight, bias)
     elif _differentiates(rows, weight, bias):
-        y = torch.cat([_dense(part, weight, bias) for part in blocks])
+        y = _joined([_dense(part, weight, bias) for part in blocks], len(rows))
     else:
         y = rows.new_empty(len(rows), len(weight))
         for part, out in zip(blocks, _blocks(y, ROWS), strict=True):
@@ -192,9 +202,20 @@ def _differentiates(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
-def _blocks(x: Tensor, size: int) -> tuple[Tensor, ...]:
-    """Parts of a batch; on other devices than the CPU the whole of it, for their many units."""
-    return x.split(size) if x.device.type == "cpu" else (x,)
+def _blocks(x: Tensor, size: int) -> list[Tensor]:
+    """Parts of a batch; on other devices than the CPU the whole of it, for their many units.
+
+    All have one size, for which one test holds: the last one begins within the one before.
+    """
+    if x.device.type != "cpu" or len(x) <= size:
+        return [x]
+    return [x[min(start, len(x) - size) :][:size] for start in range(0, len(x), size)]
+
+
+def _joined(blocks: list[Tensor], count: int) -> Tensor:
+    """The results of the parts of a batch of ``count``."""
+    rest = count - sum(map(len, blocks[:-1]))
+    return torch.cat([*blocks[:-1], blocks[-1][-rest:]])
 
 
 def _dense(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor | None = None) -> Tensor:
@@ -210,9 +231,8 @@ def _images(
     apply: Callable[[Tensor], Tensor],
 ) -> Tensor:
     blocks = _blocks(x, IMAGES)
-    for part in blocks[:1] + blocks[-1:]:
-        _once((*key, part.shape), part, test)
-    return apply(x) if len(blocks) == 1 else torch.cat([apply(part) for part in blocks])
+    _once((*key, blocks[0].shape), blocks[0], test)
+    return apply(x) if len(blocks) == 1 else _joined([apply(part) for part in blocks], len(x))
 
 
 def _once(key: tuple[Any, ...], x: Tensor, test: Callable[[Tensor], None]) -> None:

@@ -2,7 +2,7 @@
 
 from robustcert.certifiers.arithmetic import (
     UnsoundArithmeticError,
-    cpu_products_are_strict,
+    float64_products_are_strict,
     strict_arithmetic,
 )
 from robustcert.certifiers.combined import CombinedCertifier, robust_accuracy_bracket
@@ -30,7 +30,7 @@ __all__ = [
     "UnsoundArithmeticError",
     "certify",
     "clopper_pearson_low",
-    "cpu_products_are_strict",
+    "float64_products_are_strict",
     "gradient_ratio",
     "robust_accuracy_bracket",
     "strict_arithmetic",

@@ -18,7 +18,7 @@ from robustcert.settings import (
     variables,
 )
 
-__all__ = ["UnsoundArithmeticError", "cpu_products_are_strict", "strict_arithmetic"]
+__all__ = ["UnsoundArithmeticError", "float64_products_are_strict", "strict_arithmetic"]
 
 
 class _Region:
@@ -149,23 +149,13 @@ class _Known(threading.local):
 _known = _Known()
 
 
-def cpu_products_are_strict() -> bool:
-    """Whether dense products on the CPU are computed so already, in a few microseconds.
+def float64_products_are_strict() -> bool:
+    """Whether dense float64 products on the CPU are computed so already, in a few microseconds.
 
-    Reading is much cheaper than switching. Convolutions are not spoken of.
+    Reading is much cheaper than switching. No setting asks for less in float64, but those of the
+    thread. Convolutions are not spoken of.
     """
-    backends = torch.backends
-    if not hasattr(backends, "fp32_precision"):  # torch before 2.9
-        precise = True
-    else:
-        mkldnn: Any = backends.mkldnn
-        precise = mkldnn.matmul.fp32_precision in ("ieee", "none")
-    strict = (
-        precise
-        and torch.get_float32_matmul_precision() == "highest"
-        and not flushes_subnormals()
-        and not torch.is_autocast_enabled("cpu")
-    )
+    strict = not flushes_subnormals() and not torch.is_autocast_enabled("cpu")
     threads = torch.get_num_threads()
     if strict and threads not in _known.threads:
         check_threads()
