@@ -22,11 +22,9 @@ from claims import compose
 from results import place
 
 from robustcert.build import COMMAND_LINE_TARGETS, build_dataset
-from robustcert.module import DivergedError
-from robustcert.plain import UnsoundNetworkError
+from robustcert.errors import ConfigError, DivergedError, UnsoundNetworkError
 from robustcert.results import read_row
 from robustcert.run import train
-from robustcert.signature import ConfigError
 
 AFFINE = "{_target_:robustcert.data.RandomAffine,degrees:8.0,translate:0.05,scale:0.05}"
 CHANGES: dict[str, list[str]] = {

@@ -31,8 +31,9 @@ from robustcert.certifiers import (
     LocalLipschitzCertifier,
 )
 from robustcert.data import Digits, Square, to_unit
+from robustcert.errors import UnsoundNetworkError
 from robustcert.lipschitz import fold_network
-from robustcert.plain import PlainNetwork, UnsoundNetworkError
+from robustcert.plain import PlainNetwork
 
 ACTIVATIONS: dict[str, Callable[[int], nn.Module]] = {
     "ReLU": ReLU,

@@ -22,7 +22,7 @@ from safetensors.numpy import load_file, save_file
 from torch import nn
 
 from robustcert import activations
-from robustcert.certificate import CertifiedSplit, write_certificate
+from robustcert.certificate import write_certificate
 from robustcert.certifiers import LipschitzCertifier, QuadricCertifier
 from robustcert.check import UnreadableError, check
 from robustcert.check.forward import FLOAT64, evaluate, walk
@@ -31,6 +31,7 @@ from robustcert.data import to_unit
 from robustcert.lipschitz import fold_network
 from robustcert.models import MLP, ConvNet, DeepSubspaces, LayerFamily, Subspaces
 from robustcert.plain import Convolution, Dense, Flatten, PlainNetwork, Sum
+from robustcert.samples import CertifiedSplit
 
 FLOAT_FILES = ("network.safetensors", "samples.safetensors", "radii.csv")
 LAYERS = LayerFamily(

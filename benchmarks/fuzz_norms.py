@@ -23,12 +23,13 @@ from torch.nn import functional as F
 from robustcert import residual
 from robustcert.convolution import (
     Axis,
+    conv_norm_bound,
     mixed_norm_bound,
     operator_norm_bound,
     symbol_norm_bound,
 )
 from robustcert.residual import Gram, residual_bound, scaled
-from robustcert.spectral import conv_norm_bound, dense_norm_bound, gram_bound, norm_lower
+from robustcert.spectral import dense_norm_bound, gram_bound, norm_lower
 
 Array = np.ndarray
 

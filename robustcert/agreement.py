@@ -12,8 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustcert.lipschitz import class_of, fold, fold_network
-from robustcert.plain import PlainNetwork, UnsoundNetworkError, run
+from robustcert.errors import UnsoundNetworkError
+from robustcert.lipschitz import fold, fold_network
+from robustcert.overrides import class_of
+from robustcert.plain import PlainNetwork, run
 from robustcert.products import untested_products
 from robustcert.units import in_units
 

@@ -19,16 +19,14 @@ from rich.table import Table
 from robustcert import __version__
 from robustcert.agreement import compared_rows, require_agreement
 from robustcert.atomic import resumable_folder
-from robustcert.attacks import BrokenCertificate, cross_check, pgd_survivors
+from robustcert.attacks import cross_check, pgd_survivors
 from robustcert.build import (
     CHECKPOINT_TARGETS,
     Config,
-    ConfigError,
     build,
     build_data,
     build_dataset,
     build_model,
-    check_call,
 )
 from robustcert.certificate import FORMAT, is_certificate, write_claim
 from robustcert.certifiers import (
@@ -39,11 +37,13 @@ from robustcert.certifiers import (
 )
 from robustcert.checkpoint import Checkpoint, read_checkpoint
 from robustcert.data import DataModule, Dataset, Examples, Stream, to_unit
+from robustcert.errors import BrokenCertificate, ConfigError
 from robustcert.figures import draw_level_sets, draw_vra_curve
 from robustcert.lipschitz import fold_network
 from robustcert.plain import PlainNetwork
 from robustcert.products import untested_products
 from robustcert.samples import CertifiedSplit, SampleFiles, has_radii, positive_status
+from robustcert.signature import check_call
 
 log = logging.getLogger(__name__)
 

@@ -19,6 +19,7 @@ from scipy.sparse import coo_array, csr_array
 from torch import Tensor
 
 from robustcert.curves import Curve, Folded
+from robustcert.errors import UnsoundNetworkError
 from robustcert.linear_program import (
     Branched,
     Floats,
@@ -27,7 +28,6 @@ from robustcert.linear_program import (
     branch,
     mixed_optimum,
 )
-from robustcert.plain import UnsoundNetworkError
 from robustcert.relaxation import Linear, Step
 from robustcert.twin import Domain, Known, Twin
 

@@ -21,18 +21,14 @@ from typing import Any
 
 from robustcert import __version__
 from robustcert.atomic import remove_leftovers
+from robustcert.errors import ConfigError, JobError
 from robustcert.results import FILE, new_row, read_row, write_row
-from robustcert.signature import ConfigError
 
 log = logging.getLogger(__name__)
 
 # How a run is written down, and where it was continued from, make it no other run.
 _NOT_IDENTITY = ("logger", "resume")
 _LOCK = ".lock"
-
-
-class JobError(ValueError):
-    """A job failed in a process of its own; the message is the error's, the traceback is logged."""
 
 
 def job_key(config: Mapping[str, Any]) -> str:

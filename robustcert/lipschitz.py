@@ -15,13 +15,10 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from robustcert import plain
+from robustcert.errors import UnknownLipschitz, UnsoundNetworkError
 from robustcert.margins import row_distances
 from robustcert.overrides import class_of, override_of, own_method
-from robustcert.plain import Operation, PlainNetwork, Shape, UnsoundNetworkError
-
-
-class UnknownLipschitz(UnsoundNetworkError, TypeError):
-    """No Lipschitz constant is known for a module."""
+from robustcert.plain import Operation, PlainNetwork, Shape
 
 
 def fold(module: nn.Module) -> list[Operation]:

@@ -14,6 +14,7 @@ from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy
 
 from robustcert.certifiers import QuadricCertifier
+from robustcert.errors import DivergedError
 from robustcert.lipschitz import fold_network, pairwise_lipschitz_estimate
 from robustcert.margins import certified_radius
 from robustcert.metrics import AverageCertifiedRadius, RejectionRate, VerifiedRobustAccuracy
@@ -41,16 +42,6 @@ class MeasuresDistances(Protocol):
 
         As logits with pairwise constants of 1 they have those distances for radii.
         """
-
-
-class DivergedError(ValueError):
-    """Training produced NaN or infinity."""
-
-    def __init__(self, epoch: int, reason: str) -> None:
-        super().__init__(
-            f"training diverged in epoch {epoch + 1}: {reason}. Lower optimizer.lr, or clip the "
-            "gradients more with trainer.gradient_clip_val"
-        )
 
 
 class CertifiedClassifier(LightningModule):

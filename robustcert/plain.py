@@ -22,24 +22,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from robustcert import products, spectral
+from robustcert.errors import UnsoundNetworkError
 from robustcert.residual import UNIT, exact, root_up
 
 Shape = tuple[int, ...]
-
-
-class UnsoundNetworkError(ValueError):
-    """A network for which no certificate can be given: a NaN, a wrong shape, an overflow.
-
-    ``path`` is the module that it speaks of; whoever knows more of the path puts it in front.
-    """
-
-    def __init__(self, message: str, path: str = "") -> None:
-        super().__init__(message)
-        self.message = message
-        self.path = path
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.message}" if self.path else self.message
 
 
 def constant(tensor: Tensor) -> Tensor:

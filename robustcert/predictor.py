@@ -10,14 +10,8 @@ from torch import Tensor
 from robustcert.certifiers import float64_products_are_strict, strict_arithmetic
 from robustcert.certifiers.lipschitz import moved
 from robustcert.check import prove_network
-from robustcert.plain import (
-    Activation,
-    Affine,
-    Dense,
-    Flatten,
-    PlainNetwork,
-    UnsoundNetworkError,
-)
+from robustcert.errors import UnsoundNetworkError
+from robustcert.plain import Activation, Affine, Dense, Flatten, PlainNetwork
 from robustcert.products import tested_products
 from robustcert.restore import restore_network
 from robustcert.rounding import ForwardError, forward_error

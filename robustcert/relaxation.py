@@ -15,6 +15,7 @@ from torch import Tensor
 from robustcert.activations.features import join_pairs, split_pairs
 from robustcert.activations.identity import identity
 from robustcert.curves import Curve, Lines, curve_of
+from robustcert.errors import UnsoundNetworkError
 from robustcert.plain import (
     Activation,
     Affine,
@@ -22,7 +23,6 @@ from robustcert.plain import (
     Flatten,
     Operation,
     PlainNetwork,
-    UnsoundNetworkError,
     gamma,
     shapes,
 )

@@ -11,6 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from robustcert.errors import NormBoundError
+
 # Note [arithmetic] (what is assumed of float64)
 # ~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~
 # Let u = 2^-53 and gamma_k = k u / (1 - k u). The proofs assume of float64 on the CPU that every
@@ -62,10 +64,6 @@ SLACK = (1e-9, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0)
 DIRECT_SIZE = 256
 LANCZOS_STEPS = 64
 BLOCK = 256
-
-
-class NormBoundError(ValueError):
-    """No bound can be proved: NaN, infinity, an unsafe range, or a failed factorisation."""
 
 
 def gamma(count: int) -> Fraction:

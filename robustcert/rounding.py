@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from robustcert.errors import UnsoundNetworkError
 from robustcert.plain import (
     Activation,
     Operation,
     PlainNetwork,
     Sum,
-    UnsoundNetworkError,
     gamma,
     operation_bound,
     operation_rounding,

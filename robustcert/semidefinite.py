@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from robustcert.errors import NormBoundError
 from robustcert.residual import (
     LANCZOS_STEPS,
     TINY,
     UNIT,
-    NormBoundError,
     Scaled,
     energy_up,
     exact,

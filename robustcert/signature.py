@@ -8,9 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Union
 
-
-class ConfigError(ValueError):
-    """A configuration that cannot be used; the message names the key."""
+from robustcert.errors import ConfigError
 
 
 def check_call(

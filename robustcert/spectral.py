@@ -21,10 +21,10 @@ from robustcert.convolution import (
     conv_norm_bound,
     pair,
 )
+from robustcert.errors import NormBoundError
 from robustcert.residual import (
     TINY,
     UNIT,
-    NormBoundError,
     Scaled,
     energy_up,
     exact,

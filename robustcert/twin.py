@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from robustcert.curves import Curve, Lines
-from robustcert.plain import UnsoundNetworkError
+from robustcert.errors import UnsoundNetworkError
 from robustcert.relaxation import FLOOR, SLACK, Linear, Relaxation, Step
 
 # Note [twin] (why the differences are those of a network)

@@ -15,10 +15,11 @@ from robustcert.activations import GroupSort
 from robustcert.agreement import DisagreementError, compared_rows, require_agreement
 from robustcert.certification import certify as certify_checkpoint
 from robustcert.certifiers import certify
+from robustcert.errors import UnsoundNetworkError
 from robustcert.layers import LiResConv2d, UnconstrainedLinear
 from robustcert.lipschitz import fold, fold_children, fold_network
 from robustcert.models import Classifier, Head
-from robustcert.plain import Activation, Dense, Operation, Slopes, UnsoundNetworkError
+from robustcert.plain import Activation, Dense, Operation, Slopes
 
 
 def relu() -> Activation:

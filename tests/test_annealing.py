@@ -10,7 +10,7 @@ from test_resume import Kill, Killed, assert_same_run, resume
 
 from robustcert.activations.positive import Positive
 from robustcert.callbacks import TemperatureAnnealing
-from robustcert.signature import ConfigError
+from robustcert.errors import ConfigError
 
 ANNEAL = (
     "+trainer.callbacks=[{_target_: robustcert.callbacks.TemperatureAnnealing, "

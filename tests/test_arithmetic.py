@@ -20,8 +20,8 @@ from robustcert.certifiers import LipschitzCertifier, arithmetic, strict_arithme
 from robustcert.known_products import Geometry, first_fault
 from robustcert.plain import Activation, Convolution, Dense, Flatten, PlainNetwork, pairwise_bound
 from robustcert.predictor import Predictor
-from robustcert.products import UnsoundArithmeticError, tested_products
-from robustcert.settings import PROCESS_SETTINGS, THREAD_SETTINGS
+from robustcert.products import tested_products
+from robustcert.settings import PROCESS_SETTINGS, THREAD_SETTINGS, UnsoundArithmeticError
 
 CPU = torch.device("cpu")
 F32, F64 = torch.float32, torch.float64

@@ -8,16 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robustcert.attacks import (
-    BrokenCertificate,
-    PlainModule,
-    cross_check,
-    ddn,
-    margin_attack,
-    pgd_survivors,
-)
+from robustcert.attacks import PlainModule, cross_check, ddn, margin_attack, pgd_survivors
 from robustcert.attacks.gradient import breaks, to_length
 from robustcert.certifiers import certify
+from robustcert.errors import BrokenCertificate
 from robustcert.lipschitz import fold_network
 from robustcert.plain import Activation, Dense, PlainNetwork
 

@@ -17,7 +17,8 @@ from robustcert.build import (
     check,
     resolve,
 )
-from robustcert.signature import ConfigError, check_call, matches
+from robustcert.errors import ConfigError
+from robustcert.signature import check_call, matches
 
 RELU = {"_target_": "robustcert.activations.ReLU", "num_features": 4}
 

@@ -24,8 +24,8 @@ from robustcert.certificate import is_certificate
 from robustcert.certification import certify, default_output
 from robustcert.checkpoint import read_checkpoint
 from robustcert.data import Digits
+from robustcert.errors import ConfigError
 from robustcert.samples import decimal_floor
-from robustcert.signature import ConfigError
 
 QUICK = {"samples": 0}
 

@@ -18,18 +18,11 @@ from torch.nn import functional as F
 from robustcert import certify
 from robustcert.activations import Abs, GroupSort, NormPair
 from robustcert.certifiers import Certificates, LipschitzCertifier, lipschitz, strict_arithmetic
+from robustcert.errors import UnsoundNetworkError
 from robustcert.lipschitz import fold_network, pairwise_lipschitz_estimate
 from robustcert.models import Normalize
 from robustcert.objectives import EMMA
-from robustcert.plain import (
-    Activation,
-    Affine,
-    Dense,
-    Flatten,
-    PlainNetwork,
-    Sum,
-    UnsoundNetworkError,
-)
+from robustcert.plain import Activation, Affine, Dense, Flatten, PlainNetwork, Sum
 from robustcert.rounding import ForwardError, forward_error
 
 # One layer family for each kind of dense layer.

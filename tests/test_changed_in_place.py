@@ -12,16 +12,9 @@ from torch import Tensor, nn
 from robustcert import plain
 from robustcert.activations import LinearSpline, NActivation, Softplus
 from robustcert.certifiers import Certificates, LipschitzCertifier
+from robustcert.errors import UnsoundNetworkError
 from robustcert.lipschitz import fold, fold_network
-from robustcert.plain import (
-    Activation,
-    Dense,
-    PlainNetwork,
-    ResidualBlock,
-    Slopes,
-    Sum,
-    UnsoundNetworkError,
-)
+from robustcert.plain import Activation, Dense, PlainNetwork, ResidualBlock, Slopes, Sum
 from robustcert.predictor import Predictor
 from robustcert.rounding import forward_error
 

@@ -38,7 +38,6 @@ from safetensors.numpy import load_file
 from torch import nn
 
 from robustcert import activations, convolution, plain, spectral
-from robustcert.certificate import CertifiedSplit
 from robustcert.certifiers import LipschitzCertifier, lipschitz
 from robustcert.check import UnreadableError, check, norms
 from robustcert.check.command import main
@@ -47,11 +46,13 @@ from robustcert.check.fixed import to_integers
 from robustcert.check.forward import FLOAT64, evaluate, evaluate_exactly
 from robustcert.check.network import Operation, read_network
 from robustcert.check.norms import find, prove
+from robustcert.convolution import conv_norm_bound
 from robustcert.data import to_unit
 from robustcert.lipschitz import fold_network
 from robustcert.plain import Dense, Flatten, PlainNetwork
 from robustcert.rounding import ForwardError
-from robustcert.spectral import conv_norm_bound, dense_norm_bound, power_iteration
+from robustcert.samples import CertifiedSplit
+from robustcert.spectral import dense_norm_bound, power_iteration
 
 
 @pytest.fixture(scope="module")

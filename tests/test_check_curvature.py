@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 from test_combined import COVERED, NETWORKS, convolutional, gradient, points, steps_from
 from torch import nn
 
-from robustcert.certificate import CertifiedSplit, write_certificate
+from robustcert.certificate import write_certificate
 from robustcert.certifiers import Certificates, CombinedCertifier, LipschitzCertifier
 from robustcert.check import UnreadableError, bends, check, curvature
 from robustcert.check.fixed import to_integers
@@ -33,6 +33,7 @@ from robustcert.check.network import Operation, read_network
 from robustcert.curvature import second_order_distance
 from robustcert.lipschitz import fold_network
 from robustcert.plain import PlainNetwork
+from robustcert.samples import CertifiedSplit
 
 SAMPLES = 16
 

@@ -23,7 +23,6 @@ from test_combined import NETWORKS
 from torch import nn
 
 from robustcert import activations
-from robustcert.certificate import CertifiedSplit
 from robustcert.certifiers import LipschitzCertifier, LipSDPCertifier
 from robustcert.check import UnreadableError, check, forward, memory, norms, reader
 from robustcert.check.forward import FLOAT64
@@ -32,8 +31,10 @@ from robustcert.check.norms import round_up
 from robustcert.check.reader import parse_safetensors, read_bytes, show
 from robustcert.check.report import MAX_MISMATCHES, Report
 from robustcert.data import to_unit
+from robustcert.errors import UnsoundNetworkError
 from robustcert.lipschitz import fold_network
-from robustcert.plain import Convolution, Dense, Flatten, PlainNetwork, UnsoundNetworkError
+from robustcert.plain import Convolution, Dense, Flatten, PlainNetwork
+from robustcert.samples import CertifiedSplit
 
 # Memory
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from robustcert import plain
 from robustcert.activations import Abs, GroupSort, Identity, ReLU, Softplus
-from robustcert.certificate import CertifiedSplit, write_certificate
+from robustcert.certificate import write_certificate
 from robustcert.certifiers import LipschitzCertifier, LipSDPCertifier
 from robustcert.check import UnreadableError, check
 from robustcert.check.forward import FLOAT64, evaluate, evaluate_exactly
@@ -29,6 +29,7 @@ from robustcert.layers.pool import NormPool2d
 from robustcert.models import CircularShift
 from robustcert.plain import Dense, Flatten, PlainNetwork
 from robustcert.rounding import forward_error
+from robustcert.samples import CertifiedSplit
 from robustcert.spectral import conv_norm_lower
 
 SAMPLES = 12

@@ -15,16 +15,15 @@ import pytest
 import torch
 from forgeries import SAMPLES, Folder, build, certify, write
 
-from robustcert.certificate import CertifiedSplit
 from robustcert.certifiers import CROWNCertifier, LipschitzCertifier
 from robustcert.check import Report, UnreadableError, check, network, prove_network
 from robustcert.check.dataset import by_digest, compare
 from robustcert.check.forward import FLOAT32, FLOAT64, evaluate
 from robustcert.data import to_unit
+from robustcert.errors import ReportError
 from robustcert.plain import Dense, Flatten, PlainNetwork, Sum
 from robustcert.report.claim import read_claim
-from robustcert.report.error import ReportError
-from robustcert.samples import read_radii
+from robustcert.samples import CertifiedSplit, read_radii
 
 
 def deep(layers: int = 32, width: int = 16) -> PlainNetwork:

@@ -11,7 +11,7 @@ import torch
 
 from robustcert.certification import certify
 from robustcert.checkpoint import CheckpointError, read_checkpoint
-from robustcert.signature import ConfigError
+from robustcert.errors import ConfigError
 
 
 class Malicious:

@@ -25,8 +25,8 @@ from environments import PROCESS, SETTINGS, Runner, plan, sweep
 
 import robustcert
 from robustcert.certification import certify
+from robustcert.errors import UnsoundNetworkError
 from robustcert.lipschitz import fold_network
-from robustcert.plain import UnsoundNetworkError
 from robustcert.samples import read_radii
 from robustcert.settings import UnsoundArithmeticError
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import robustcert
 from robustcert.activations import Grafted, GroupSort, ReLU
 from robustcert.attacks import margin_attack
+from robustcert.errors import ConfigError, UnsoundNetworkError
 from robustcert.export import check_runtime, to_onnx
 from robustcert.export.__main__ import main
 from robustcert.layers import NormPool2d
@@ -25,12 +26,10 @@ from robustcert.plain import (
     PlainNetwork,
     ResidualBlock,
     Sum,
-    UnsoundNetworkError,
     pairwise_bound,
 )
 from robustcert.predictor import Predictor
 from robustcert.settings import UnsoundArithmeticError
-from robustcert.signature import ConfigError
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")

@@ -14,6 +14,7 @@ from torch.func import functional_call, jacrev, vmap
 from torch.nn import functional as F
 
 from robustcert.activations import ReLU, Softplus
+from robustcert.errors import UnsoundNetworkError
 from robustcert.layers import (
     BCOPConv2d,
     BjorckLinear,
@@ -45,7 +46,6 @@ from robustcert.plain import (
     ResidualBlock,
     Sandwich,
     Slopes,
-    UnsoundNetworkError,
     operation_bound,
 )
 

@@ -11,9 +11,9 @@ import torch
 from runs import compose, run
 
 from robustcert import certification
-from robustcert.attacks import BrokenCertificate
 from robustcert.certification import certify
 from robustcert.checkpoint import Checkpoint
+from robustcert.errors import BrokenCertificate
 from robustcert.report.__main__ import main as report
 from robustcert.run import train
 

@@ -19,9 +19,9 @@ from robustcert.activations import (
     SinCos,
     SmoothAbs,
 )
+from robustcert.errors import UnknownLipschitz, UnsoundNetworkError
 from robustcert.layers import ConstrainedLinear, UnconstrainedLinear
 from robustcert.lipschitz import (
-    UnknownLipschitz,
     fold,
     fold_network,
     lipschitz_bound,
@@ -29,7 +29,7 @@ from robustcert.lipschitz import (
     pairwise_lipschitz_estimate,
 )
 from robustcert.models import Classifier, Head, Normalize
-from robustcert.plain import Activation, Dense, Operation, UnsoundNetworkError
+from robustcert.plain import Activation, Dense, Operation
 
 
 @pytest.fixture(autouse=True)

@@ -26,6 +26,7 @@ from robustcert.activations import (
 from robustcert.build import build
 from robustcert.certifiers import LipschitzCertifier, LipSDPCertifier, gradient_ratio
 from robustcert.certifiers.lipsdp import ROOM, layers_of
+from robustcert.errors import NormBoundError, UnsoundNetworkError
 from robustcert.plain import (
     Activation,
     Affine,
@@ -36,10 +37,8 @@ from robustcert.plain import (
     PlainNetwork,
     Slopes,
     Sum,
-    UnsoundNetworkError,
     pairwise_bound,
 )
-from robustcert.residual import NormBoundError
 
 CONF = Path(__file__).parents[1] / "conf"
 RELU = ReLU(4).fold()

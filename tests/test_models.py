@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from robustcert.activations import GroupSort, NormPair, SinCos
 from robustcert.agreement import require_agreement
+from robustcert.errors import UnsoundNetworkError
 from robustcert.layers import UnconstrainedConv2d, UnconstrainedLinear
 from robustcert.lipschitz import (
     fold_network,
@@ -22,7 +23,7 @@ from robustcert.lipschitz import (
 from robustcert.margins import row_distances
 from robustcert.models import MLP, ConvNet, Head, LayerFamily, Normalize
 from robustcert.module import MeasuresDistances
-from robustcert.plain import Convolution, Dense, PlainNetwork, UnsoundNetworkError, pairwise_bound
+from robustcert.plain import Convolution, Dense, PlainNetwork, pairwise_bound
 
 MODELS = layered_models()
 SHAPE = (2, 8, 8)

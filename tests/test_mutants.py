@@ -35,9 +35,10 @@ from robustcert import (
 )
 from robustcert.attacks import margin_attack
 from robustcert.attacks.crosscheck import INSIDE
-from robustcert.certificate import CertifiedSplit, write_certificate
+from robustcert.certificate import write_certificate
 from robustcert.certifiers import Certificates, LipschitzCertifier, arithmetic, certify
 from robustcert.certifiers import lipschitz as certifier
+from robustcert.errors import UnsoundNetworkError
 from robustcert.layers import ConstrainedLinear, NormPool2d, UnconstrainedLinear
 from robustcert.lipschitz import fold, fold_network
 from robustcert.margins import row_distances
@@ -54,8 +55,8 @@ from robustcert.plain import (
     ResidualBlock,
     Slopes,
     Sum,
-    UnsoundNetworkError,
 )
+from robustcert.samples import CertifiedSplit
 from robustcert.settings import PROCESS_SETTINGS
 
 Row = list[Fraction]

@@ -13,7 +13,8 @@ from torch.nn.modules import module as registry
 from torch.nn.utils import parametrizations, parametrize
 
 from robustcert.activations import GroupSort
-from robustcert.lipschitz import UnknownLipschitz, fold, lipschitz_estimate
+from robustcert.errors import UnknownLipschitz
+from robustcert.lipschitz import fold, lipschitz_estimate
 from robustcert.plain import Dense, Operation
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from robustcert import plain, spectral
+from robustcert.errors import UnsoundNetworkError
 from robustcert.plain import (
     Activation,
     Affine,
@@ -21,7 +22,6 @@ from robustcert.plain import (
     Operation,
     PlainNetwork,
     Sum,
-    UnsoundNetworkError,
     absolute_norm,
     constant,
     gamma,

@@ -24,15 +24,9 @@ from robustcert.certifiers import (
 )
 from robustcert.certifiers.lipschitz import certificates
 from robustcert.check import UnreadableError
+from robustcert.errors import UnsoundNetworkError
 from robustcert.layers import NormPool2d
-from robustcert.plain import (
-    Activation,
-    Dense,
-    PlainNetwork,
-    Sum,
-    UnsoundNetworkError,
-    pairwise_bound,
-)
+from robustcert.plain import Activation, Dense, PlainNetwork, Sum, pairwise_bound
 from robustcert.predictor import Predictor
 
 

@@ -14,10 +14,11 @@ from robustcert.activations import SmoothMaxMin
 from robustcert.attacks import cross_check
 from robustcert.certifiers import LipschitzCertifier, QuadricCertifier, quadric
 from robustcert.certifiers.quadric import _Pairs
+from robustcert.errors import UnsoundNetworkError
 from robustcert.layers import CholeskyResidualLinear
 from robustcert.lipschitz import fold_network
 from robustcert.models import DeepSubspaces, LayerFamily, Subspaces
-from robustcert.plain import PlainNetwork, UnsoundNetworkError, sequence_bound
+from robustcert.plain import PlainNetwork, sequence_bound
 from robustcert.quadric import Quadratics, quadric_distance, split_quadratics
 from robustcert.rounding import ForwardError, forward_error
 

@@ -15,18 +15,11 @@ from torch.nn import functional as F
 from robustcert.activations import Abs, BetaAbs, GroupSort, Householder, ReLU, SmoothMaxMin
 from robustcert.branch_and_bound import exact_distance, least_distance
 from robustcert.certifiers import CROWNCertifier, LipschitzCertifier, LocalLipschitzCertifier
-from robustcert.curves import curve_of
+from robustcert.curves import Curve, curve_of
+from robustcert.errors import UnsoundNetworkError
 from robustcert.lipschitz import fold_network
-from robustcert.plain import (
-    Activation,
-    Convolution,
-    Dense,
-    Flatten,
-    Operation,
-    PlainNetwork,
-    UnsoundNetworkError,
-)
-from robustcert.relaxation import Curve, Relaxation, rival_rows, steps_of
+from robustcert.plain import Activation, Convolution, Dense, Flatten, Operation, PlainNetwork
+from robustcert.relaxation import Relaxation, rival_rows, steps_of
 
 COVERED = ["abs", "beta_abs", "identity", "maxmin", "n_activation", "relu"]
 COVERED += ["smooth", "smooth_abs", "softplus", "tanh"]

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 import torch
 
-from robustcert.certificate import CertifiedSplit, write_certificate
+from robustcert.certificate import write_certificate
 from robustcert.certifiers import LipschitzCertifier
+from robustcert.errors import ReportError
 from robustcert.lipschitz import fold_network
-from robustcert.report import ReportError
 from robustcert.report.__main__ import main
 from robustcert.report.calibration import calibrate
 from robustcert.report.claim import read_claim
@@ -28,6 +28,7 @@ from robustcert.report.separation import half_distances, largest_overlap
 from robustcert.report.summary import estimate, group_runs
 from robustcert.report.sweep_page import compare
 from robustcert.results import new_row, write_row
+from robustcert.samples import CertifiedSplit
 
 
 def write_run(folder: Path, *, activation: str = "relu", seed: int = 0, vra: float = 0.5) -> Path:

@@ -11,9 +11,9 @@ from runs import TINY, compose, run
 from torch.optim import Optimizer
 
 from robustcert.checkpoint import CheckpointError, read_checkpoint
+from robustcert.errors import ConfigError
 from robustcert.main import resumed
 from robustcert.run import train
-from robustcert.signature import ConfigError
 
 # Power iterations keep buffers, the activation learns, the images are augmented.
 OVERRIDES = (

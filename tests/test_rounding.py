@@ -15,18 +15,11 @@ from test_activations import balls
 from torch import Tensor, nn
 
 from robustcert.activations import ReLU
+from robustcert.errors import UnsoundNetworkError
 from robustcert.layers import NormPool2d
 from robustcert.lipschitz import fold, fold_network
 from robustcert.models import Normalize
-from robustcert.plain import (
-    Affine,
-    Dense,
-    Flatten,
-    Operation,
-    PlainNetwork,
-    Sum,
-    UnsoundNetworkError,
-)
+from robustcert.plain import Affine, Dense, Flatten, Operation, PlainNetwork, Sum
 from robustcert.rounding import UNIT, forward_error
 
 FEATURES = 8

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from robustcert.activations import LinearSpline, NormPair
 from robustcert.check.activations import KINDS
+from robustcert.errors import UnsoundNetworkError
 from robustcert.layers import NormPool2d
-from robustcert.plain import MAX_ROUNDINGS, Activation, UnsoundNetworkError, counted
+from robustcert.plain import MAX_ROUNDINGS, Activation, counted
 
 POINTS = 2**14
 UNIT = 2.0**-24

@@ -14,9 +14,8 @@ from runs import WANDB, compose, run
 from torch.optim import Optimizer
 
 from robustcert.checkpoint import read_checkpoint
-from robustcert.module import DivergedError
+from robustcert.errors import ConfigError, DivergedError
 from robustcert.run import train
-from robustcert.signature import ConfigError
 
 
 def rows(folder: Path) -> list[dict[str, str]]:

@@ -18,10 +18,10 @@ from robustcert.certifiers import SmoothingCertifier
 from robustcert.check import UnreadableError, check
 from robustcert.check.command import main
 from robustcert.data import RandomNoise
-from robustcert.plain import Dense, PlainNetwork, UnsoundNetworkError
+from robustcert.errors import ReportError, UnsoundNetworkError
+from robustcert.plain import Dense, PlainNetwork
 from robustcert.quantiles import clopper_pearson_low
 from robustcert.report.claim import read_claim
-from robustcert.report.error import ReportError
 
 
 def halves(size: int = 4) -> PlainNetwork:

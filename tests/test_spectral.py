@@ -12,11 +12,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from robustcert import convolution, residual, spectral
+from robustcert.convolution import circular_conv_norm_bound, conv_norm_bound
+from robustcert.errors import NormBoundError
 from robustcert.residual import Gram, residual_bound, scaled
 from robustcert.spectral import (
-    NormBoundError,
-    circular_conv_norm_bound,
-    conv_norm_bound,
     conv_norm_lower,
     conv_power_iteration,
     dense_norm_bound,

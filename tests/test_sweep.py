@@ -20,9 +20,9 @@ from runs import TINY, WANDB, compose
 from robustcert import job
 from robustcert.atomic import remove_leftovers
 from robustcert.command_line import CONFIG_DIR, HYDRA_VERSION, find_mistake, sweep_jobs
+from robustcert.errors import ConfigError, JobError
 from robustcert.job import job_key, run_job
 from robustcert.results import read_row
-from robustcert.signature import ConfigError
 from robustcert.sweep import count_jobs, describe
 
 ROOT = Path(__file__).parents[1]
@@ -82,7 +82,7 @@ def test_a_job_that_is_killed_is_an_error_in_the_worker(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("robustcert.run.train", _die)
-    with pytest.raises(job.JobError, match="the process was killed"):
+    with pytest.raises(JobError, match="the process was killed"):
         run_job(compose(*SHORT), tmp_path, own_process=True)
     row = read_row(tmp_path)
     assert row

@@ -9,6 +9,7 @@ from torch import Tensor
 from robustcert.attacks.ddn import ddn
 from robustcert.attacks.gradient import breaks, lengths, margin_gradient
 from robustcert.attacks.margin import margin_attack
+from robustcert.errors import BrokenCertificate
 from robustcert.plain import PlainNetwork
 from robustcert.units import in_units
 
@@ -22,10 +23,6 @@ class Inputs(Protocol):
 
     def __getitem__(self, rows: Tensor, /) -> Tensor:
         """Inputs of the given rows, see :func:`robustcert.units.in_units`."""
-
-
-class BrokenCertificate(RuntimeError):
-    """An attack changed a prediction inside its certified radius: a defect of ours, always."""
 
 
 def cross_check(

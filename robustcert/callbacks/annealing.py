@@ -6,7 +6,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from robustcert.activations.positive import LARGEST, SMALLEST, Positive
-from robustcert.signature import ConfigError
+from robustcert.errors import ConfigError
 
 
 class TemperatureAnnealing(Callback):

@@ -2,7 +2,7 @@
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from robustcert.signature import ConfigError
+from robustcert.errors import ConfigError
 
 
 class CheckRanks(Callback):

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from robustcert.certifiers.lipschitz import LipschitzCertifier
+from robustcert.curves import Curve
 from robustcert.plain import PlainNetwork
-from robustcert.relaxation import Curve, Relaxation, Step, chunks, rival_rows, steps_of
+from robustcert.relaxation import Relaxation, Step, chunks, rival_rows, steps_of
 from robustcert.rounding import forward_error
 
 # Radii are sought between the Lipschitz radius over and times 2^OCTAVES, in so many halvings.

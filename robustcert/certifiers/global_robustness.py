@@ -12,8 +12,9 @@ from torch import Tensor
 from robustcert.attacks import largest_changes
 from robustcert.certifiers.arithmetic import strict_arithmetic
 from robustcert.certifiers.lipschitz import LipschitzCertifier
+from robustcert.errors import UnsoundNetworkError
 from robustcert.margins import margins
-from robustcert.plain import PlainNetwork, UnsoundNetworkError, output_bound
+from robustcert.plain import PlainNetwork, output_bound
 from robustcert.relaxation import Step, steps_of
 from robustcert.rounding import forward_error
 from robustcert.twin import Domain, Twin

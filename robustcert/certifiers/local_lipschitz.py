@@ -9,10 +9,11 @@ from torch import Tensor
 
 from robustcert import semidefinite
 from robustcert.certifiers.lipschitz import LipschitzCertifier
+from robustcert.curves import Curve
 from robustcert.ellipsoids import Chain, Slopes, chain_of, image, improved, proved, row_lengths
-from robustcert.plain import PlainNetwork, UnsoundNetworkError
-from robustcert.relaxation import Curve, Relaxation, chunks, steps_of
-from robustcert.residual import NormBoundError
+from robustcert.errors import NormBoundError, UnsoundNetworkError
+from robustcert.plain import PlainNetwork
+from robustcert.relaxation import Relaxation, chunks, steps_of
 
 # Entries of the largest tensor of a pass.
 ENTRIES = 2**22

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from robustcert.certifiers.arithmetic import strict_arithmetic
 from robustcert.certifiers.lipschitz import Certificates, LipschitzCertifier
+from robustcert.errors import UnsoundNetworkError
 from robustcert.margins import margins
-from robustcert.plain import PlainNetwork, UnsoundNetworkError, gamma
+from robustcert.plain import PlainNetwork, gamma
 from robustcert.products import linear
 from robustcert.quadric import Quadratics, best_multiplier, split_quadratics
 from robustcert.rounding import UNIT, forward_error

@@ -9,9 +9,9 @@ import torch
 
 from robustcert.atomic import complete_file
 from robustcert.certificate import FUNCTIONS
+from robustcert.errors import UnsoundNetworkError
 from robustcert.export.graph import IR_VERSION, OPSET, Graph
 from robustcert.export.operations import add_operations
-from robustcert.plain import UnsoundNetworkError
 from robustcert.predictor import Predictor
 from robustcert.rounding import forward_steps
 from robustcert.units import INPUTS

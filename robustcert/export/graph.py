@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from robustcert.signature import ConfigError
+from robustcert.errors import ConfigError
 
 Array = NDArray[Any]
 # ReduceMin takes its axes as an input since 18.

@@ -15,9 +15,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from robustcert import plain
+from robustcert.errors import UnsoundNetworkError
 from robustcert.export.activations import ACTIVATIONS
 from robustcert.export.graph import Array, Graph
-from robustcert.plain import Operation, Shape, UnsoundNetworkError
+from robustcert.plain import Operation, Shape
 
 
 def add_operations(graph: Graph, x: str, operations: Sequence[Operation], shape: Shape) -> str:

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from robustcert.errors import ConfigError
 from robustcert.export.graph import IR_VERSION, OPSET, require_onnx
 from robustcert.known_products import Geometry, first_fault
 from robustcert.settings import UnsoundArithmeticError, variables
-from robustcert.signature import ConfigError
 
 
 def check_runtime(

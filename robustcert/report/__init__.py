@@ -11,6 +11,6 @@ or a sweep, become a table, pictures and a page that compares them. One file eac
 Pages are single files that need no network. The same folders give the same bytes.
 """
 
-from robustcert.report.error import ReportError
+from robustcert.errors import ReportError
 
 __all__ = ["ReportError"]

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from robustcert.report.error import ReportError
+from robustcert.errors import ReportError
 from robustcert.report.runs import is_run
 
 

@@ -22,7 +22,7 @@ from robustcert.check.reader import (
     read_bytes,
     sha256,
 )
-from robustcert.report.error import ReportError
+from robustcert.errors import ReportError
 
 # Of certificate.json, see robustcert.certificate.
 FORMAT = 2

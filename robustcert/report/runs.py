@@ -11,8 +11,8 @@ from typing import Any
 
 import yaml
 
+from robustcert.errors import ReportError
 from robustcert.job import is_running
-from robustcert.report.error import ReportError
 
 FORMAT = 1
 FINISHED = "finished"
