@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
-from robustcert import models, spectral
+from robustcert import models, norms
 from robustcert.activations import GroupSort
 from robustcert.certifiers import LipschitzCertifier
 from robustcert.data import MNIST, to_unit
@@ -152,7 +152,7 @@ def mlp_weights() -> list[Tensor]:
 def bound_mlp(weights: list[Tensor]) -> None:
     """Bounds of all its layers."""
     for weight in weights:
-        spectral.dense_norm_bound(weight)
+        norms.dense_norm_bound(weight)
 
 
 def mlp(repeats: int) -> None:
@@ -182,7 +182,7 @@ def vgg(repeats: int) -> None:
 
     def bound() -> None:
         for kernel, (*_, side, stride) in zip(kernels, VGG, strict=True):
-            spectral.conv_norm_bound(kernel, side, stride, 1)
+            norms.conv_norm_bound(kernel, side, stride, 1)
 
     compare({"conv_norm_bound of all layers": bound}, repeats)
 

@@ -20,16 +20,17 @@ from numpy.random import Generator
 from torch import Tensor
 from torch.nn import functional as F
 
-from robustcert import residual
-from robustcert.convolution import (
+from robustcert.norms import proof
+from robustcert.norms.convolution import (
     Axis,
     conv_norm_bound,
     mixed_norm_bound,
     operator_norm_bound,
     symbol_norm_bound,
 )
-from robustcert.residual import Gram, residual_bound, scaled
-from robustcert.spectral import dense_norm_bound, gram_bound, norm_lower
+from robustcert.norms.dense import dense_norm_bound, gram_bound
+from robustcert.norms.estimates import norm_lower
+from robustcert.norms.proof import BLOCK, DIRECT_SIZE, Gram, residual_bound, scaled
 
 Array = np.ndarray
 
@@ -297,11 +298,11 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0, help="case to start from")
     parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--largest", type=int, default=40, help="rows or columns of a matrix")
-    parser.add_argument("--block", type=int, default=residual.BLOCK, help="columns at once")
+    parser.add_argument("--block", type=int, default=BLOCK, help="columns at once")
     options = parser.parse_args()
     # Larger matrices are factorised by blocks and estimated otherwise: small ones shall be, too.
-    residual.DIRECT_SIZE = min(residual.DIRECT_SIZE, options.block)
-    residual.BLOCK = options.block
+    proof.DIRECT_SIZE = min(DIRECT_SIZE, options.block)
+    proof.BLOCK = options.block
     torch.set_num_threads(1)
     tally, start, case = Tally(), time.monotonic(), options.first
     while case < options.first + options.cases and time.monotonic() - start < options.seconds:

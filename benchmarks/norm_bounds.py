@@ -15,7 +15,7 @@ from statistics import median
 
 import torch
 
-from robustcert import spectral
+from robustcert import norms
 
 MLP = (784, 2048, 2048, 2048, 10)
 # channels in, channels out, input side, stride; all 3x3 with padding 1
@@ -39,8 +39,8 @@ def sweep() -> None:
         (3, 5), (1, 2), (0, 1, 2), (16, 24, 32), channels
     ):
         kernel = torch.randn(outputs, inputs, size, size) / (size**2 * inputs) ** 0.5
-        bound = spectral.conv_norm_bound(kernel, side, stride, padding)
-        lower = spectral.conv_norm_lower(kernel, side, stride, padding, steps=120)
+        bound = norms.conv_norm_bound(kernel, side, stride, padding)
+        lower = norms.conv_norm_lower(kernel, side, stride, padding, steps=120)
         name = f"{inputs} -> {outputs}, {size}x{size} on {side}x{side}, stride {stride}"
         found.append((bound / lower, f"{name}, padding {padding}"))
     found.sort(reverse=True)
@@ -54,12 +54,12 @@ def sweep() -> None:
 def networks() -> None:
     """Print one line per layer and the totals."""
     weights = [torch.randn(m, n) / n**0.5 for n, m in pairwise(MLP)]
-    spectral.dense_norm_bound(weights[-1])
+    norms.dense_norm_bound(weights[-1])
     start = time.perf_counter()
-    bounds = [spectral.dense_norm_bound(w) for w in weights]
+    bounds = [norms.dense_norm_bound(w) for w in weights]
     total = time.perf_counter() - start
     for weight, bound in zip(weights, bounds, strict=True):
-        excess = bound / spectral.norm_lower(weight) - 1
+        excess = bound / norms.norm_lower(weight) - 1
         print(f"dense {weight.shape[1]:4} -> {weight.shape[0]:4}   excess {excess:.1e}")
     start = time.perf_counter()
     for weight in weights:
@@ -70,10 +70,10 @@ def networks() -> None:
     for inputs, outputs, side, stride in VGG:
         kernel = torch.randn(outputs, inputs, 3, 3) / (9 * inputs) ** 0.5
         start = time.perf_counter()
-        bound = spectral.conv_norm_bound(kernel, side, stride, 1)
+        bound = norms.conv_norm_bound(kernel, side, stride, 1)
         elapsed = time.perf_counter() - start
         total += elapsed
-        excess = bound / spectral.conv_norm_lower(kernel, side, stride, 1) - 1
+        excess = bound / norms.conv_norm_lower(kernel, side, stride, 1) - 1
         print(
             f"conv {inputs:3} -> {outputs:3}, {side}x{side}, stride {stride}: excess {excess:.2%}, "
             f"{elapsed:.2f} s"

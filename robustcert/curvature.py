@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.grad import conv2d_input
 
-from robustcert import rounding, spectral
+from robustcert import norms, rounding
 from robustcert.activations.features import along_features, join_pairs, split_pairs
 from robustcert.activations.norm_pair import norm_pair
 from robustcert.activations.smooth_abs import smooth_abs
@@ -68,8 +68,8 @@ def jacobian_lipschitz_bound(operations: Sequence[Operation], input_shape: Shape
         if not own < math.inf or not curvature < math.inf:
             return math.inf
         terms = [(own, lipschitz, lipschitz), (bound, curvature)]
-        curvature = spectral.sum_up([spectral.product_up(term) for term in terms])
-        lipschitz = spectral.product_up([lipschitz, bound])
+        curvature = norms.sum_up([norms.product_up(term) for term in terms])
+        lipschitz = norms.product_up([lipschitz, bound])
     return curvature
 
 
@@ -81,7 +81,7 @@ def _own_curvature(operation: Operation, input_shape: Shape) -> float:
         return operation.jacobian_lipschitz
     if type(operation) is Sum:
         parts = [jacobian_lipschitz_bound(branch, input_shape) for branch in operation.branches]
-        return spectral.sum_up(parts) if all(p < math.inf for p in parts) else math.inf
+        return norms.sum_up(parts) if all(p < math.inf for p in parts) else math.inf
     return math.inf
 
 
@@ -103,7 +103,7 @@ def pairwise_curvature_bound(network: PlainNetwork) -> Tensor:
         )
         distances.fill_diagonal_(0)
     else:
-        distances = spectral.row_distance_bounds(network.head.weight)
+        distances = norms.row_distance_bounds(network.head.weight)
     product = torch.nextafter(
         distances * rest, torch.tensor(math.inf, dtype=torch.float64, device="cpu")
     )

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from robustcert.curves import Curve
+from robustcert.norms.proof import Scaled, scaled
+from robustcert.norms.scalars import round_up
 from robustcert.plain import gamma
 from robustcert.relaxation import FLOOR, SLACK, UNIT, Diagonal, Linear, Matrix, Step
-from robustcert.residual import Scaled, round_up, scaled
 from robustcert.semidefinite import NOTHING, Layer, compose, frobenius
 
 # Of the power mean over rivals that the multipliers are chosen for.

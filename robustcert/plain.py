@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from robustcert import products, spectral
+from robustcert import norms, products
 from robustcert.errors import UnsoundNetworkError
-from robustcert.residual import UNIT, exact, root_up
+from robustcert.norms.scalars import UNIT, exact, root_up
 
 Shape = tuple[int, ...]
 
@@ -182,7 +182,7 @@ class Dense(Operation):
         return products.linear(x, self.weight.to(x), bias)
 
     def lipschitz_bound(self, input_shape: Shape) -> float:
-        return spectral.dense_norm_bound(self.weight)
+        return norms.dense_norm_bound(self.weight)
 
     def rounding(self, input_shape: Shape, unit: float) -> tuple[float, float]:
         positions = math.prod(input_shape[:-1])
@@ -211,7 +211,7 @@ class Convolution(Operation):
         )
 
     def lipschitz_bound(self, input_shape: Shape) -> float:
-        return spectral.conv_norm_bound(
+        return norms.conv_norm_bound(
             self.weight, _plane(input_shape), self.stride, self.padding, self.dilation, self.groups
         )
 
@@ -280,7 +280,7 @@ class CircularConvolution(Operation):
 
     def lipschitz_bound(self, input_shape: Shape) -> float:
         height, width = self.weight.shape[2:]
-        return spectral.circular_conv_norm_bound(self.weight, (height, width), self.stride)
+        return norms.circular_conv_norm_bound(self.weight, (height, width), self.stride)
 
     def rounding(self, input_shape: Shape, unit: float) -> tuple[float, float]:
         positions = math.prod(self.output_size)
@@ -498,10 +498,10 @@ class ResidualBlock(Operation):
         wide = self.weight.double()
         product = self.scale.double().view(-1, *(1,) * (wide.dim() - 1)) * wide
         if wide.dim() == 2:
-            norm = spectral.dense_norm_bound(product)
+            norm = norms.dense_norm_bound(product)
         else:
             size, padding = _plane(input_shape), self.padding
-            norm = spectral.conv_norm_bound(product, size, padding=padding)
+            norm = norms.conv_norm_bound(product, size, padding=padding)
         # Products of float64 constants are rounded, relatively, or lost below the normal range.
         rounded = exact(absolute_norm(product)) * UNIT * 2 + product.numel() * Fraction(2) ** -1022
         eta = max(Fraction(0), (exact(norm) + rounded) ** 2 - 1)
@@ -582,7 +582,7 @@ class Sandwich(Operation):
         if not (psi > 0).all():
             raise ValueError("the multipliers of a sandwich layer must be positive")
         both = torch.cat([self.outer.double() / psi, self.inner.double() * psi], 1)
-        norm = exact(spectral.dense_norm_bound(both))
+        norm = exact(norms.dense_norm_bound(both))
         # Every entry is rounded once, relatively, or lost below the normal range.
         norm += exact(absolute_norm(both)) * UNIT * 2 + both.numel() * Fraction(2) ** -1022
         eta = max(Fraction(0), norm**2 / 2 - 1)
@@ -627,7 +627,7 @@ class Sum(Operation):
         return torch.stack([run(branch, x) for branch in self.branches]).sum(0)
 
     def lipschitz_bound(self, input_shape: Shape) -> float:
-        return spectral.sum_up([sequence_bound(b, input_shape) for b in self.branches])
+        return norms.sum_up([sequence_bound(b, input_shape) for b in self.branches])
 
     def rounding(self, input_shape: Shape, unit: float) -> tuple[float, float]:
         raise NotImplementedError("the error of a sum is composed from its branches")
@@ -856,7 +856,7 @@ _ROUNDINGS: WeakKeyDictionary[Operation, dict[tuple[Shape, float], tuple[float, 
 
 def sequence_bound(operations: Sequence[Operation], input_shape: Shape) -> float:
     """Product of the operations' bounds, rounded up."""
-    return spectral.product_up(
+    return norms.product_up(
         [operation_bound(operation, shape) for operation, shape in shapes(operations, input_shape)]
     )
 
@@ -983,7 +983,7 @@ def output_bound(network: PlainNetwork) -> Tensor:
         # The length of a row is its distance from 0.
         weight = network.head.weight
         rows = torch.cat([weight, torch.zeros_like(weight[:1])])
-        lengths = spectral.row_distance_bounds(rows)[-1, :-1]
+        lengths = norms.row_distance_bounds(rows)[-1, :-1]
     bound = _above(lengths * rest)
     if not torch.isfinite(bound).all():
         raise UnsoundNetworkError("the Lipschitz bound of a logit overflows: no certificate")
@@ -1009,7 +1009,7 @@ def pairwise_bound(network: PlainNetwork) -> Tensor:
         )
         distances.fill_diagonal_(0)
     else:
-        distances = spectral.row_distance_bounds(network.head.weight)
+        distances = norms.row_distance_bounds(network.head.weight)
     pairwise = _above(distances * rest)
     if not torch.isfinite(pairwise).all():
         raise UnsoundNetworkError("the pairwise Lipschitz bound overflows: no certificate")

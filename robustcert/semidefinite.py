@@ -17,20 +17,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from robustcert.errors import NormBoundError
-from robustcert.residual import (
-    LANCZOS_STEPS,
-    TINY,
-    UNIT,
-    Scaled,
-    energy_up,
-    exact,
-    gamma,
-    largest_eigenvalue,
-    root_up,
-    round_up,
-    scaled,
-)
-from robustcert.spectral import dense_norm_bound, row_distance_bounds
+from robustcert.norms.dense import dense_norm_bound, row_distance_bounds
+from robustcert.norms.proof import LANCZOS_STEPS, Scaled, energy_up, largest_eigenvalue, scaled
+from robustcert.norms.scalars import TINY, UNIT, exact, gamma, root_up, round_up
 
 NOTHING = Fraction(0)
 MARGIN = 1e-6
@@ -69,7 +58,7 @@ SOFTNESS = (0.1, 0.01, 1e-3, 1e-4)
 #     kappa'^2 = tau^2 kappa^2 + (tau^2 - 1) xi^2 + 2 tau rho sqrt(kappa^2 + xi^2) + rho^2.
 # In exact arithmetic ||T|| = 1 and rho = 0. Here T comes from an untrusted factorisation, tau from
 # `dense_norm_bound`, Z1 and Z2 are recomputed with their rounding errors, as in Note [arithmetic]
-# of residual.py, and scalars are exact fractions. At the end, for any G,
+# of norms/proof.py, and scalars are exact fractions. At the end, for any G,
 #     |(w_c - w_j) e| <= |g_c - g_j| kappa + |q_c - q_j| p,    Q = W - G R.
 # Layers are V = 2^e (values + rest) as in `Scaled`: the differences are measured in these powers of
 # two, and ||rest|| is added to rho.

@@ -37,7 +37,8 @@ from miniatures import write_idx
 from safetensors.numpy import load_file
 from torch import nn
 
-from robustcert import activations, convolution, plain, spectral
+from robustcert import activations, plain
+from robustcert import norms as norms_module
 from robustcert.certifiers import LipschitzCertifier, lipschitz
 from robustcert.check import UnreadableError, check, norms
 from robustcert.check.command import main
@@ -46,13 +47,15 @@ from robustcert.check.fixed import to_integers
 from robustcert.check.forward import FLOAT64, evaluate, evaluate_exactly
 from robustcert.check.network import Operation, read_network
 from robustcert.check.norms import find, prove
-from robustcert.convolution import conv_norm_bound
 from robustcert.data import to_unit
 from robustcert.lipschitz import fold_network
+from robustcert.norms import convolution
+from robustcert.norms.convolution import conv_norm_bound
+from robustcert.norms.dense import dense_norm_bound
+from robustcert.norms.estimates import power_iteration
 from robustcert.plain import Dense, Flatten, PlainNetwork
 from robustcert.rounding import ForwardError
 from robustcert.samples import CertifiedSplit
-from robustcert.spectral import dense_norm_bound, power_iteration
 
 
 @pytest.fixture(scope="module")
@@ -163,17 +166,17 @@ def no_error(network: PlainNetwork, x: torch.Tensor) -> ForwardError:
 DEFECTS: dict[str, tuple[str, list[tuple[Any, str, Any]], str]] = {
     "power iteration for a bound": (
         "relu",
-        [(spectral, "dense_norm_bound", low_dense_bound)],
+        [(norms_module, "dense_norm_bound", low_dense_bound)],
         "is not proved to be an upper bound",
     ),
     "a circular grid for zero padding": (
         "highpass",
-        [(spectral, "conv_norm_bound", circular_grid)],
+        [(norms_module, "conv_norm_bound", circular_grid)],
         "is not proved to be an upper bound",
     ),
     "the norm of the reshaped kernel": (
         "convnet",
-        [(spectral, "conv_norm_bound", reshaped_kernel)],
+        [(norms_module, "conv_norm_bound", reshaped_kernel)],
         "is not proved to be an upper bound",
     ),
     "the input's scale forgotten": (
@@ -183,7 +186,7 @@ DEFECTS: dict[str, tuple[str, list[tuple[Any, str, Any]], str]] = {
     ),
     "row norms for row distances": (
         "maxmin",
-        [(spectral, "row_distance_bounds", row_norms)],
+        [(norms_module, "row_distance_bounds", row_norms)],
         "pairwise[",
     ),
     "no allowance for rounding": (

@@ -27,10 +27,10 @@ from robustcert.check.verdict import _find
 from robustcert.data import to_unit
 from robustcert.layers.pool import NormPool2d
 from robustcert.models import CircularShift
+from robustcert.norms.estimates import conv_norm_lower
 from robustcert.plain import Dense, Flatten, PlainNetwork
 from robustcert.rounding import forward_error
 from robustcert.samples import CertifiedSplit
-from robustcert.spectral import conv_norm_lower
 
 SAMPLES = 12
 ACTIVATIONS = (

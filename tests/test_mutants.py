@@ -23,27 +23,21 @@ from configs import build, build_model, layered_models, names
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robustcert import (
-    convolution,
-    lipschitz,
-    overrides,
-    plain,
-    residual,
-    rounding,
-    samples,
-    spectral,
-)
+from robustcert import lipschitz, norms, overrides, plain, rounding, samples
 from robustcert.attacks import margin_attack
 from robustcert.attacks.crosscheck import INSIDE
 from robustcert.certificate import write_certificate
 from robustcert.certifiers import Certificates, LipschitzCertifier, arithmetic, certify
 from robustcert.certifiers import lipschitz as certifier
-from robustcert.errors import UnsoundNetworkError
+from robustcert.errors import NormBoundError, UnsoundNetworkError
 from robustcert.layers import ConstrainedLinear, NormPool2d, UnconstrainedLinear
 from robustcert.lipschitz import fold, fold_network
 from robustcert.margins import row_distances
 from robustcert.metrics import AverageCertifiedRadius, RejectionRate, VerifiedRobustAccuracy
 from robustcert.models import Classifier, Head, Normalize, Subspaces
+from robustcert.norms import convolution, proof, scalars
+from robustcert.norms.proof import Gram, residual_bound
+from robustcert.norms.scalars import root_up
 from robustcert.plain import (
     Activation,
     Affine,
@@ -207,11 +201,11 @@ def norms_of_matrices() -> None:
 def norms_by_any_factor() -> None:
     for seed in range(20):
         real = torch.randn(1, 1 + seed % 3, 1 + seed % 2, dtype=torch.float64)
-        gram = residual.Gram.of(real.numpy())
+        gram = Gram.of(real.numpy())
         for t in (0.0, float(gram.real.max()), float(gram.real.max()) * 0.7, 40.0):
             for scale in (0.0, 1.0):
                 factor = scale * torch.randn(1, real.shape[2], real.shape[2], dtype=torch.float64)
-                assert residual.residual_bound(gram, t, factor) >= quotient(real[0])
+                assert residual_bound(gram, t, factor) >= quotient(real[0])
 
 
 def norms_of_convolutions() -> None:
@@ -573,14 +567,12 @@ def iterate(weight: Tensor, vector: Tensor, steps: int, epsilon: float = 1e-12) 
 
 
 def dense_bound(new: Callable[[Tensor], float]) -> Fault:
-    return put(spectral, "dense_norm_bound", new)
+    return put(norms, "dense_norm_bound", new)
 
 
 def conv_bound(new: Callable[..., float]) -> Fault:
     """``new(bound, weight, size, stride, padding, dilation, groups)``."""
-    return wrap(
-        spectral, "conv_norm_bound", lambda bound: lambda *arguments: new(bound, *arguments)
-    )
+    return wrap(norms, "conv_norm_bound", lambda bound: lambda *arguments: new(bound, *arguments))
 
 
 def forward_error(change: Callable[[rounding.ForwardError], rounding.ForwardError]) -> Fault:
@@ -593,7 +585,7 @@ def margins(change: Callable[[Tensor, Tensor], Tensor]) -> Fault:
 
 
 def head_distances(new: Callable[[Tensor], Tensor]) -> Fault:
-    return put(spectral, "row_distance_bounds", new)
+    return put(norms, "row_distance_bounds", new)
 
 
 def claiming(bound: float) -> type[Dense]:
@@ -630,7 +622,7 @@ def zero_if_refused(bound: Callable[..., float]) -> Callable[..., float]:
     def changed(*arguments: Any) -> float:
         try:
             return bound(*arguments)
-        except spectral.NormBoundError:
+        except NormBoundError:
             return 0.0
 
     return changed
@@ -689,21 +681,23 @@ FAULTS: dict[str, Fault] = {
         lambda w: iterate(w.double(), randn(w.shape[1]).double(), 5000, 1e-5)
     ),
     "singular values in float32": dense_bound(lambda w: float(torch.linalg.matrix_norm(w, 2))),
-    "estimate in float64": dense_bound(spectral.norm_lower),
-    "root left out": wrap(spectral, "dense_norm_bound", lambda bound: lambda w: bound(w) ** 2),
-    "norms 1 % too small": wrap(
-        spectral, "dense_norm_bound", lambda bound: lambda w: 0.99 * bound(w)
-    ),
+    "estimate in float64": dense_bound(norms.norm_lower),
+    "root left out": wrap(norms, "dense_norm_bound", lambda bound: lambda w: bound(w) ** 2),
+    "norms 1 % too small": wrap(norms, "dense_norm_bound", lambda bound: lambda w: 0.99 * bound(w)),
     "factor trusted, residual left out": put(
-        residual, "charge", lambda gram, t, residual: Fraction(t)
+        proof, "charge", lambda gram, t, residual: Fraction(t)
     ),
     "residual without rounding": both(
-        put(residual, "gamma", lambda count: Fraction(0)), put(residual, "UNIT", Fraction(0))
+        both(
+            put(scalars, "gamma", lambda count: Fraction(0)),
+            put(proof, "gamma", lambda count: Fraction(0)),
+        ),
+        both(put(scalars, "UNIT", Fraction(0)), put(proof, "UNIT", Fraction(0))),
     ),
-    "norm 0 where none is proved": wrap(spectral, "dense_norm_bound", zero_if_refused),
+    "norm 0 where none is proved": wrap(norms, "dense_norm_bound", zero_if_refused),
     # Norms of convolutions
     "frequencies of the input's own grid": conv_bound(
-        lambda bound, w, size, s, p, d, g: spectral.circular_conv_norm_bound(w, size, s, g, d)
+        lambda bound, w, size, s, p, d, g: norms.circular_conv_norm_bound(w, size, s, g, d)
     ),
     "padding ignored": conv_bound(lambda bound, w, n, s, p, d, g: bound(w, n, s, 0, d, g)),
     "norm divided by the stride": conv_bound(
@@ -713,7 +707,7 @@ FAULTS: dict[str, Fault] = {
         convolution, "blocks", lambda f: lambda w, axes: f(w, axes)[:1]
     ),
     "norm of the reshaped kernel": conv_bound(
-        lambda bound, w, *rest: spectral.dense_norm_bound(w.flatten(1))
+        lambda bound, w, *rest: norms.dense_norm_bound(w.flatten(1))
     ),
     "input size of another layer": conv_bound(
         lambda bound, w, n, *rest: bound(w, tuple(min(4, k) for k in n), *rest)
@@ -733,11 +727,11 @@ FAULTS: dict[str, Fault] = {
     "symbols along one dimension, root left out": wrap(
         convolution,
         "mixed_norm_bound",
-        lambda f: lambda *args: (bound := f(*args)) and residual.exact(residual.root_up(bound)),
+        lambda f: lambda *args: (bound := f(*args)) and scalars.exact(root_up(bound)),
     ),
     "convolutions 1 % too small": conv_bound(lambda bound, *arguments: 0.99 * bound(*arguments)),
     # Composition
-    "sum of branches as their maximum": put(spectral, "sum_up", max),
+    "sum of branches as their maximum": put(norms, "sum_up", max),
     "identity branch left out": put(
         Sum,
         "lipschitz_bound",

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from robustcert import plain, spectral
+from robustcert import norms, plain
 from robustcert.errors import UnsoundNetworkError
 from robustcert.plain import (
     Activation,
@@ -208,7 +208,7 @@ def test_bounds_are_computed_once_and_forgotten_with_the_operation(
         calls.append(weight)
         return 1.0
 
-    monkeypatch.setattr(spectral, "dense_norm_bound", counting)
+    monkeypatch.setattr(norms, "dense_norm_bound", counting)
     gc.collect()
     before = len(plain._BOUNDS)
     operation = Dense(randn(3, 3))

@@ -11,23 +11,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from robustcert import convolution, residual, spectral
-from robustcert.convolution import circular_conv_norm_bound, conv_norm_bound
+from robustcert import norms
 from robustcert.errors import NormBoundError
-from robustcert.residual import Gram, residual_bound, scaled
-from robustcert.spectral import (
+from robustcert.norms import convolution, proof
+from robustcert.norms.convolution import circular_conv_norm_bound, conv_norm_bound
+from robustcert.norms.dense import dense_norm_bound, gram_bound, row_distance_bounds
+from robustcert.norms.estimates import (
     conv_norm_lower,
     conv_power_iteration,
-    dense_norm_bound,
-    gram_bound,
     gram_iteration,
     norm_lower,
     power_iteration,
-    product_up,
-    row_distance_bounds,
-    sqrt_up,
-    sum_up,
 )
+from robustcert.norms.proof import Gram, residual_bound, scaled, squared_norm_bound
+from robustcert.norms.scalars import product_up, sqrt_up, sum_up
 
 
 def integers(array: np.ndarray) -> tuple[np.ndarray, Fraction]:
@@ -127,7 +124,7 @@ def test_dense_bound_accepts_numpy_and_parameters() -> None:
 @pytest.mark.parametrize("block", [1, 3, 256])
 @pytest.mark.parametrize("seed", range(30))
 def test_garbage_factors_are_sound(seed: int, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(residual, "BLOCK", block)
+    monkeypatch.setattr(proof, "BLOCK", block)
     rng = np.random.default_rng(seed)
     m, n = rng.integers(1, 12, 2)
     weight = rng.standard_normal((1, m, n))
@@ -151,9 +148,9 @@ def test_bounds_do_not_depend_on_blocks(imaginary: bool, monkeypatch: pytest.Mon
     truth = max(np.linalg.norm(real + 1j * other * imaginary, 2, axis=(1, 2))) ** 2
     for block in (1, 4, 7, 13, 14, 256):
         for direct in (4, 256):  # Lanczos estimates, direct ones
-            monkeypatch.setattr(residual, "BLOCK", block)
-            monkeypatch.setattr(residual, "DIRECT_SIZE", direct)
-            bound = float(residual.squared_norm_bound(real, imag))
+            monkeypatch.setattr(proof, "BLOCK", block)
+            monkeypatch.setattr(proof, "DIRECT_SIZE", direct)
+            bound = float(squared_norm_bound(real, imag))
             assert truth * (1 - 1e-13) <= bound <= truth * (1 + 1e-5)
 
 
@@ -598,8 +595,8 @@ def test_scaling_is_exact() -> None:
 
 
 def test_everything_public_is_documented() -> None:
-    for name in spectral.__all__:
-        assert getattr(spectral, name).__doc__, name
+    for name in norms.__all__:
+        assert getattr(norms, name).__doc__, name
 
 
 @pytest.mark.slow

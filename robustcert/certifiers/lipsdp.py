@@ -13,8 +13,8 @@ from torch import Tensor
 from robustcert import plain, semidefinite
 from robustcert.certifiers.lipschitz import LipschitzCertifier
 from robustcert.errors import NormBoundError, UnsoundNetworkError
+from robustcert.norms.proof import Scaled, scaled
 from robustcert.plain import Activation, Affine, Dense, Flatten, PlainNetwork
-from robustcert.residual import Scaled, scaled
 from robustcert.semidefinite import Layer, compose
 
 # What bounds are raised by, relatively: for another proof, whose rounding errors are others.

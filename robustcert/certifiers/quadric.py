@@ -11,11 +11,11 @@ from robustcert.certifiers.arithmetic import strict_arithmetic
 from robustcert.certifiers.lipschitz import Certificates, LipschitzCertifier
 from robustcert.errors import UnsoundNetworkError
 from robustcert.margins import margins
+from robustcert.norms.dense import dense_norm_bound
 from robustcert.plain import PlainNetwork, gamma
 from robustcert.products import linear
 from robustcert.quadric import Quadratics, best_multiplier, split_quadratics
 from robustcert.rounding import UNIT, forward_error
-from robustcert.spectral import dense_norm_bound
 from robustcert.units import finite_samples, network_inputs
 
 # Entries of the largest tensor.

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from robustcert.layers.constrained import ConstrainedLinear
-from robustcert.spectral import gram_iteration
+from robustcert.norms.estimates import gram_iteration
 
 
 class BjorckOrthogonal(nn.Module):

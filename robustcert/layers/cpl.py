@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from robustcert.layers.residual import ResidualConv2d, ResidualLinear
-from robustcert.spectral import gram_iteration
+from robustcert.norms.estimates import gram_iteration
 
 
 class CPLLinear(ResidualLinear):
@@ -51,7 +51,7 @@ def complex_gram_iteration(blocks: Tensor, iterations: int = 6) -> Tensor:
     """Norms of complex matrices ``(F, m, n)`` by Gram iteration, rounding apart from above.
 
     The scales are taken out before every product and held constant, as in
-    :func:`robustcert.spectral.gram_iteration`.
+    :func:`robustcert.norms.estimates.gram_iteration`.
     """
     matrix = blocks if blocks.shape[1] >= blocks.shape[2] else blocks.mH
     logarithm = torch.zeros(len(matrix), dtype=matrix.real.dtype, device=matrix.device)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robustcert import spectral
+from robustcert import norms
 from robustcert.plain import Convolution, Dense, constant
 
 
@@ -45,7 +45,7 @@ class UnconstrainedLinear(nn.Module):
     def lipschitz_estimate(self) -> Tensor:
         """The norm from below, differentiable in the weight."""
         iterations = self.iterations if self.training else 0
-        norm, vector = spectral.power_iteration(self.weight, self.vector, iterations)
+        norm, vector = norms.power_iteration(self.weight, self.vector, iterations)
         if self.training:
             self.vector.copy_(vector)
         return norm
@@ -103,7 +103,7 @@ class UnconstrainedConv2d(nn.Module):
     def lipschitz_estimate(self) -> Tensor:
         """The norm from below, differentiable in the kernel."""
         iterations = self.iterations if self.training else 0
-        norm, vector = spectral.conv_power_iteration(
+        norm, vector = norms.conv_power_iteration(
             self.weight, self.vector, iterations, stride=self.stride, padding=self.padding
         )
         if self.training:

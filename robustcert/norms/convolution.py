@@ -11,15 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from robustcert.residual import (
-    Array,
-    energy_up,
-    exact,
-    gamma,
-    root_up,
-    scaled,
-    squared_norm_bound,
-)
+from robustcert.norms.proof import Array, energy_up, scaled, squared_norm_bound
+from robustcert.norms.scalars import exact, gamma, root_up
 
 # Note [symbol] (why the bound holds)
 # ~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~

@@ -1,7 +1,7 @@
 r"""The proof behind every norm bound: an untrusted factor, its residual, exact scalars."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from robustcert.errors import NormBoundError
+from robustcert.norms.scalars import TINY, UNIT, exact, gamma, root_up, round_up, sum_of_squares_up
 
 # Note [arithmetic] (what is assumed of float64)
 # ~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~
@@ -58,53 +59,10 @@ from robustcert.errors import NormBoundError
 
 Array = NDArray[np.float64]
 
-UNIT = Fraction(1, 2**53)
-TINY = 2.0**-300
 SLACK = (1e-9, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0)
 DIRECT_SIZE = 256
 LANCZOS_STEPS = 64
 BLOCK = 256
-
-
-def gamma(count: int) -> Fraction:
-    """Relative error of a sum of ``count`` products in any order, as an exact number."""
-    return count * UNIT / (1 - count * UNIT)
-
-
-def exact(value: float) -> Fraction:
-    """``value`` as a fraction; NaN and infinity raise :class:`NormBoundError`."""
-    if not math.isfinite(value):
-        raise NormBoundError(f"Expected a finite number in a norm bound but got {value}")
-    return Fraction(value)
-
-
-def round_up(value: Fraction) -> float:
-    """Return the least float that is not below ``value``."""
-    try:
-        nearest = float(value)
-    except OverflowError as error:
-        raise NormBoundError("A norm bound exceeds the float64 range") from error
-    if nearest < value:
-        nearest = math.nextafter(nearest, math.inf)
-    return float(exact(nearest))
-
-
-def root_up(value: Fraction) -> float:
-    """Return a float that is not below the square root of ``value``, within two units."""
-    if value < 0:
-        raise NormBoundError(f"Expected a nonnegative number under a root but got {float(value)}")
-    root = math.sqrt(round_up(value))
-    while Fraction(root) ** 2 < value:
-        root = math.nextafter(root, math.inf)
-    return root
-
-
-def nonnegative(values: Iterable[float]) -> list[Fraction]:
-    """``values`` as fractions; negative and non-finite ones raise :class:`NormBoundError`."""
-    fractions = [exact(value) for value in values]
-    if any(value < 0 for value in fractions):
-        raise NormBoundError("Expected nonnegative norms but got a negative one")
-    return fractions
 
 
 @dataclass(frozen=True)
@@ -162,14 +120,6 @@ def energy_up(*parts: Array) -> Fraction:
     flat = [part.reshape(part.shape[0], -1) for part in parts]
     total = sum(np.einsum("bi,bi->b", part, part) for part in flat)
     return sum_of_squares_up(float(np.max(total)), len(flat) * flat[0].shape[1])
-
-
-def sum_of_squares_up(total: float, count: int) -> Fraction:
-    """Bound of a sum of ``count`` squares that was computed, in any order, as ``total``.
-
-    The total may have been rooted and squared again.
-    """
-    return (exact(total) + (count + 2) * Fraction(2) ** -1022) / (1 - gamma(count + 4))
 
 
 def column_blocks(size: int) -> Iterator[tuple[int, int]]:
