@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from robustcert.arithmetic.products import untested_products
 from robustcert.errors import UnsoundNetworkError
 from robustcert.lipschitz import fold, fold_network
 from robustcert.overrides import class_of
 from robustcert.plain import PlainNetwork, run
-from robustcert.products import untested_products
 from robustcert.units import in_units
 
 # Largest number of inputs that are compared, half of them moved by noise.

@@ -18,6 +18,7 @@ from rich.table import Table
 
 from robustcert import __version__
 from robustcert.agreement import compared_rows, require_agreement
+from robustcert.arithmetic.products import untested_products
 from robustcert.atomic import resumable_folder
 from robustcert.attacks import cross_check, pgd_survivors
 from robustcert.build import (
@@ -41,7 +42,6 @@ from robustcert.errors import BrokenCertificate, ConfigError
 from robustcert.figures import draw_level_sets, draw_vra_curve
 from robustcert.lipschitz import fold_network
 from robustcert.plain import PlainNetwork
-from robustcert.products import untested_products
 from robustcert.samples import CertifiedSplit, SampleFiles, has_radii, positive_status
 from robustcert.signature import check_call
 

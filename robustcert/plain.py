@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from robustcert import norms, products
+from robustcert import norms
+from robustcert.arithmetic import products
 from robustcert.errors import UnsoundNetworkError
 from robustcert.norms.scalars import UNIT, exact, root_up
 

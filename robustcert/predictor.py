@@ -7,12 +7,12 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from robustcert.arithmetic.products import tested_products
 from robustcert.certifiers import float64_products_are_strict, strict_arithmetic
 from robustcert.certifiers.lipschitz import moved
 from robustcert.check import prove_network
 from robustcert.errors import UnsoundNetworkError
 from robustcert.plain import Activation, Affine, Dense, Flatten, PlainNetwork
-from robustcert.products import tested_products
 from robustcert.restore import restore_network
 from robustcert.rounding import ForwardError, forward_error
 from robustcert.units import network_inputs

@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from robustcert.arithmetic.products import linear
 from robustcert.plain import Operation, PlainNetwork, Shape
-from robustcert.products import linear
 
 UNBOUNDED = (
     "the slope of a quadratic has no bound, and so there is no Lipschitz certificate: set "

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from robustcert import products
+from robustcert.arithmetic import products
+from robustcert.arithmetic.known_products import Geometry, first_fault
+from robustcert.arithmetic.products import tested_products
+from robustcert.arithmetic.settings import PROCESS_SETTINGS, THREAD_SETTINGS, UnsoundArithmeticError
 from robustcert.certifiers import LipschitzCertifier, arithmetic, strict_arithmetic
-from robustcert.known_products import Geometry, first_fault
 from robustcert.plain import Activation, Convolution, Dense, Flatten, PlainNetwork, pairwise_bound
 from robustcert.predictor import Predictor
-from robustcert.products import tested_products
-from robustcert.settings import PROCESS_SETTINGS, THREAD_SETTINGS, UnsoundArithmeticError
 
 CPU = torch.device("cpu")
 F32, F64 = torch.float32, torch.float64

@@ -24,11 +24,11 @@ from environment_cells import (
 from environments import PROCESS, SETTINGS, Runner, plan, sweep
 
 import robustcert
+from robustcert.arithmetic.settings import UnsoundArithmeticError
 from robustcert.certification import certify
 from robustcert.errors import UnsoundNetworkError
 from robustcert.lipschitz import fold_network
 from robustcert.samples import read_radii
-from robustcert.settings import UnsoundArithmeticError
 
 PROCESSES, CELLS = 24, 520
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import robustcert
 from robustcert.activations import Grafted, GroupSort, ReLU
+from robustcert.arithmetic.settings import UnsoundArithmeticError
 from robustcert.attacks import margin_attack
 from robustcert.errors import ConfigError, UnsoundNetworkError
 from robustcert.export import check_runtime, to_onnx
@@ -29,7 +30,6 @@ from robustcert.plain import (
     pairwise_bound,
 )
 from robustcert.predictor import Predictor
-from robustcert.settings import UnsoundArithmeticError
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robustcert import lipschitz, norms, overrides, plain, rounding, samples
+from robustcert.arithmetic.settings import PROCESS_SETTINGS
 from robustcert.attacks import margin_attack
 from robustcert.attacks.crosscheck import INSIDE
 from robustcert.certificate import write_certificate
@@ -51,7 +52,6 @@ from robustcert.plain import (
     Sum,
 )
 from robustcert.samples import CertifiedSplit
-from robustcert.settings import PROCESS_SETTINGS
 
 Row = list[Fraction]
 

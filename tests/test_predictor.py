@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import robustcert
-from robustcert import products
 from robustcert.activations import GroupSort
+from robustcert.arithmetic import products
 from robustcert.attacks import margin_attack
 from robustcert.certifiers import (
     LipschitzCertifier,

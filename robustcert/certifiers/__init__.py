@@ -1,5 +1,6 @@
 """Certifiers: a plain network and inputs to predictions and proved radii."""
 
+from robustcert.arithmetic.settings import UnsoundArithmeticError
 from robustcert.certifiers.arithmetic import float64_products_are_strict, strict_arithmetic
 from robustcert.certifiers.combined import CombinedCertifier, robust_accuracy_bracket
 from robustcert.certifiers.crown import CROWNCertifier
@@ -11,7 +12,6 @@ from robustcert.certifiers.local_lipschitz import LocalLipschitzCertifier
 from robustcert.certifiers.quadric import QuadricCertifier
 from robustcert.certifiers.smoothing import SmoothingCertifier
 from robustcert.quantiles import clopper_pearson_low
-from robustcert.settings import UnsoundArithmeticError
 
 __all__ = [
     "CROWNCertifier",

@@ -8,8 +8,12 @@ from typing import Any
 
 import torch
 
-from robustcert.products import check_matrix_products, products_are_tested, tested_products
-from robustcert.settings import (
+from robustcert.arithmetic.products import (
+    check_matrix_products,
+    products_are_tested,
+    tested_products,
+)
+from robustcert.arithmetic.settings import (
     PROCESS_SETTINGS,
     THREAD_SETTINGS,
     UnsoundArithmeticError,
@@ -87,7 +91,7 @@ def strict_arithmetic() -> Iterator[dict[str, Any]]:
     rounded once to the working precision. cuDNN and, on CPUs, NNPACK may compute a convolution by
     Winograd's or Fourier's transform instead, whose errors are larger, and oneDNN may compute it in
     bfloat16 where a variable asks for that: all are switched off, so that convolutions are matrix
-    products. Products of networks are tested as well, see :mod:`robustcert.products`.
+    products. Products of networks are tested as well, see :mod:`robustcert.arithmetic.products`.
 
     Regions nest, and threads enter and leave them in any order: the first one in saves the
     process's settings, the last one out restores them. All are read again at the end.

@@ -7,13 +7,13 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from robustcert.arithmetic.products import linear
 from robustcert.certifiers.arithmetic import strict_arithmetic
 from robustcert.certifiers.lipschitz import Certificates, LipschitzCertifier
 from robustcert.errors import UnsoundNetworkError
 from robustcert.margins import margins
 from robustcert.norms.dense import dense_norm_bound
 from robustcert.plain import PlainNetwork, gamma
-from robustcert.products import linear
 from robustcert.quadric import Quadratics, best_multiplier, split_quadratics
 from robustcert.rounding import UNIT, forward_error
 from robustcert.units import finite_samples, network_inputs

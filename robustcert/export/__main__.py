@@ -4,9 +4,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from robustcert.arithmetic.settings import UnsoundArithmeticError
 from robustcert.export import check_runtime, to_onnx
 from robustcert.predictor import DTYPES, load
-from robustcert.settings import UnsoundArithmeticError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

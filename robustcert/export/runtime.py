@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from robustcert.arithmetic.known_products import Geometry, first_fault
+from robustcert.arithmetic.settings import UnsoundArithmeticError, variables
 from robustcert.errors import ConfigError
 from robustcert.export.graph import IR_VERSION, OPSET, require_onnx
-from robustcert.known_products import Geometry, first_fault
-from robustcert.settings import UnsoundArithmeticError, variables
 
 
 def check_runtime(
@@ -24,8 +24,9 @@ def check_runtime(
     """Test onnxruntime with products whose results are known, at the shapes of an exported model.
 
     Of every matrix product of the model one of the same shape is made, with other constants, and
-    run with the same providers and options; see :mod:`robustcert.known_products`. It says nothing
-    about other batch sizes, machines or options, and elementwise operations are not tested.
+    run with the same providers and options; see :mod:`robustcert.arithmetic.known_products`. It
+    says nothing about other batch sizes, machines or options, and elementwise operations are not
+    tested.
 
     Args:
         path: A model that :func:`robustcert.export.to_onnx` wrote.

@@ -1,8 +1,8 @@
 """Dense products and convolutions of a network, tested where something is proved from them.
 
 Within :func:`tested_products` a product is evaluated in blocks of samples, and every shape at which
-it is evaluated has given the results of :mod:`robustcert.known_products` before: libraries choose
-their kernels by shape. Elsewhere, as in training, it is torch's own.
+it is evaluated has given the results of :mod:`robustcert.arithmetic.known_products` before:
+libraries choose their kernels by shape. Elsewhere, as in training, it is torch's own.
 """
 
 import threading
@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from robustcert.known_products import BITS, Evaluate, Geometry, first_fault
-from robustcert.settings import UnsoundArithmeticError, loose_settings, variables
+from robustcert.arithmetic.known_products import BITS, Evaluate, Geometry, first_fault
+from robustcert.arithmetic.settings import UnsoundArithmeticError, loose_settings, variables
 
 Pair = tuple[int, int]
 

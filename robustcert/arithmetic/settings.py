@@ -1,7 +1,7 @@
 """Settings that decide how torch computes, and what they are where something is proved.
 
 Some belong to the process, others to each of its threads. What settings cannot say, the self-test
-of :mod:`robustcert.products` looks for.
+of :mod:`robustcert.arithmetic.products` looks for.
 """
 
 import os

@@ -1,0 +1,1 @@
+"""What the machine computes: settings, and products with known results."""
