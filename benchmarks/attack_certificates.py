@@ -35,9 +35,10 @@ from robustcert.attacks.gradient import changed, smallest_margin
 from robustcert.build import build
 from robustcert.data import Dataset, to_unit
 from robustcert.errors import ConfigError, UnsoundNetworkError
-from robustcert.lipschitz import fold_network, pairwise_lipschitz_estimate
+from robustcert.lipschitz import pairwise_lipschitz_estimate
+from robustcert.network.fold import fold_network
+from robustcert.network.network import PlainNetwork
 from robustcert.objectives import EMMA
-from robustcert.plain import PlainNetwork
 
 CONF = Path(__file__).parents[1] / "conf"
 ALLOWED = ("robustcert",)

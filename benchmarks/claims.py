@@ -25,10 +25,10 @@ from robustcert.build import COMMAND_LINE_TARGETS, build_data, build_dataset, bu
 from robustcert.certifiers import CombinedCertifier, LipschitzCertifier
 from robustcert.checkpoint import read_checkpoint
 from robustcert.command_line import CONFIG_DIR, HYDRA_VERSION
-from robustcert.lipschitz import fold_network
 from robustcert.main import plain, register_resolvers
 from robustcert.metrics.tightness import split_tightness, steepest_slopes
-from robustcert.plain import PlainNetwork
+from robustcert.network.fold import fold_network
+from robustcert.network.network import PlainNetwork
 from robustcert.run import train
 
 # Epochs, widths and further options; the radius is the data set's or an experiment's.

@@ -32,8 +32,8 @@ from robustcert.certifiers import (
 )
 from robustcert.data import Digits, Square, to_unit
 from robustcert.errors import UnsoundNetworkError
-from robustcert.lipschitz import fold_network
-from robustcert.plain import PlainNetwork
+from robustcert.network.fold import fold_network
+from robustcert.network.network import PlainNetwork
 
 ACTIVATIONS: dict[str, Callable[[int], nn.Module]] = {
     "ReLU": ReLU,

@@ -15,7 +15,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from robustcert.plain import Activation, Affine, Dense, Flatten, Operation, PlainNetwork
+from robustcert.network.activation import Activation
+from robustcert.network.linear import Affine, Dense, Flatten
+from robustcert.network.network import PlainNetwork
+from robustcert.network.operation import Operation
 
 Integers = NDArray[np.object_]
 # Steps past the place where the linear piece of a sample would tie, relative to its distance.

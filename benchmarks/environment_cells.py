@@ -65,9 +65,9 @@ from robustcert import certifiers  # noqa: E402
 from robustcert.activations import GroupSort, LinearSpline, SmoothMaxMin  # noqa: E402
 from robustcert.check import check  # noqa: E402
 from robustcert.data import to_unit  # noqa: E402
-from robustcert.lipschitz import fold_network  # noqa: E402
 from robustcert.models import Subspaces  # noqa: E402
-from robustcert.plain import PlainNetwork  # noqa: E402
+from robustcert.network.fold import fold_network  # noqa: E402
+from robustcert.network.network import PlainNetwork  # noqa: E402
 from robustcert.samples import CertifiedSplit, read_radii  # noqa: E402
 
 

@@ -28,9 +28,10 @@ from robustcert.check import UnreadableError, check
 from robustcert.check.forward import FLOAT64, evaluate, walk
 from robustcert.check.network import read_network
 from robustcert.data import to_unit
-from robustcert.lipschitz import fold_network
 from robustcert.models import MLP, ConvNet, DeepSubspaces, LayerFamily, Subspaces
-from robustcert.plain import Convolution, Dense, Flatten, PlainNetwork, Sum
+from robustcert.network.fold import fold_network
+from robustcert.network.linear import Convolution, Dense, Flatten
+from robustcert.network.network import PlainNetwork, Sum
 from robustcert.samples import CertifiedSplit
 
 FLOAT_FILES = ("network.safetensors", "samples.safetensors", "radii.csv")

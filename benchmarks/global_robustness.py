@@ -27,9 +27,10 @@ from robustcert.activations import ReLU
 from robustcert.attacks import largest_changes
 from robustcert.data import Dataset, Digits, Moons, Square, to_unit
 from robustcert.interleaved import Effort, change_bounds, exactly, mixed_change, tighten
-from robustcert.lipschitz import fold_network, pairwise_lipschitz_estimate
+from robustcert.lipschitz import pairwise_lipschitz_estimate
+from robustcert.network.fold import fold_network
+from robustcert.network.network import PlainNetwork, output_bound
 from robustcert.objectives import GlobalRobustness
-from robustcert.plain import PlainNetwork, output_bound
 from robustcert.relaxation import steps_of
 from robustcert.twin import Domain, Twin
 

@@ -13,9 +13,9 @@ import torch
 
 from robustcert.activations import GroupSort
 from robustcert.layers import AOLConv2d, CholeskyLinear
-from robustcert.lipschitz import fold_network
 from robustcert.models import MLP, LayerFamily
-from robustcert.plain import pairwise_bound
+from robustcert.network.fold import fold_network
+from robustcert.network.network import pairwise_bound
 from robustcert.predictor import Predictor
 
 LAYERS = LayerFamily(dense=CholeskyLinear, conv=AOLConv2d)

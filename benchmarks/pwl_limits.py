@@ -25,7 +25,6 @@ from robustcert.attacks import ddn
 from robustcert.certifiers import CombinedCertifier, LipschitzCertifier
 from robustcert.data import XOR, Disc, HalfPlane, Orthant, Spheres, Square, Toy, Wedge
 from robustcert.layers import CholeskyLinear
-from robustcert.lipschitz import fold_network
 from robustcert.metrics.plane import (
     area,
     boundary_segments,
@@ -34,7 +33,9 @@ from robustcert.metrics.plane import (
     linear_pieces,
 )
 from robustcert.models import MLP, LayerFamily
-from robustcert.plain import Dense, PlainNetwork
+from robustcert.network.fold import fold_network
+from robustcert.network.linear import Dense
+from robustcert.network.network import PlainNetwork
 
 ANGLES = (60, 90, 120)
 EXTRA = (0, 1, 2, 3, 5, 10)

@@ -18,8 +18,8 @@ from robustcert.activations import GroupSort, ReLU, SmoothMaxMin, Softplus, Tanh
 from robustcert.certifiers import CombinedCertifier, LipschitzCertifier, robust_accuracy_bracket
 from robustcert.data import Digits, to_unit
 from robustcert.layers import AOLConv2d, CholeskyLinear
-from robustcert.lipschitz import fold_network
 from robustcert.models import MLP, LayerFamily
+from robustcert.network.fold import fold_network
 
 RADII = (0.15, 0.3, 0.5)
 ACTIVATIONS: dict[str, Callable[[int], nn.Module]] = {

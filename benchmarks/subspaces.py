@@ -23,9 +23,10 @@ from robustcert.attacks import cross_check, margin_attack
 from robustcert.certifiers import LipschitzCertifier, QuadricCertifier
 from robustcert.data import MNIST, Dataset, Digits, FashionMNIST, to_unit
 from robustcert.layers import AOLConv2d, CholeskyLinear
-from robustcert.lipschitz import fold_network, pairwise_lipschitz_estimate
+from robustcert.lipschitz import pairwise_lipschitz_estimate
 from robustcert.models import MLP, LayerFamily, Subspaces
 from robustcert.module import STARTING
+from robustcert.network.fold import fold_network
 from robustcert.objectives import EMMA
 from robustcert.schedules import CosineSchedule, EpsilonSchedule
 

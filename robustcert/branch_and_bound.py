@@ -22,7 +22,7 @@ from torch import Tensor
 from robustcert.attacks import ddn
 from robustcert.curves import Curve, Folded
 from robustcert.errors import UnsoundNetworkError
-from robustcert.plain import PlainNetwork
+from robustcert.network.network import PlainNetwork
 from robustcert.relaxation import Relaxation, Step, steps_of
 
 # Nodes evaluated together.

@@ -17,7 +17,6 @@ from rich.console import Console
 from rich.table import Table
 
 from robustcert import __version__
-from robustcert.agreement import compared_rows, require_agreement
 from robustcert.arithmetic.products import untested_products
 from robustcert.atomic import resumable_folder
 from robustcert.attacks import cross_check, pgd_survivors
@@ -40,8 +39,9 @@ from robustcert.checkpoint import Checkpoint, read_checkpoint
 from robustcert.data import DataModule, Dataset, Examples, Stream, to_unit
 from robustcert.errors import BrokenCertificate, ConfigError
 from robustcert.figures import draw_level_sets, draw_vra_curve
-from robustcert.lipschitz import fold_network
-from robustcert.plain import PlainNetwork
+from robustcert.network.agreement import compared_rows, require_agreement
+from robustcert.network.fold import fold_network
+from robustcert.network.network import PlainNetwork
 from robustcert.samples import CertifiedSplit, SampleFiles, has_radii, positive_status
 from robustcert.signature import check_call
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.grad import conv2d_input
 
-from robustcert import norms, rounding
+from robustcert import norms
 from robustcert.activations.features import along_features, join_pairs, split_pairs
 from robustcert.activations.norm_pair import norm_pair
 from robustcert.activations.smooth_abs import smooth_abs
@@ -26,28 +26,18 @@ from robustcert.activations.smooth_maxmin import smooth_maxmin
 from robustcert.activations.smooth_n import smooth_n
 from robustcert.activations.softplus import softplus
 from robustcert.activations.tanh import tanh
-from robustcert.plain import (
-    Activation,
-    Affine,
-    Convolution,
-    Dense,
-    Flatten,
-    Operation,
-    PlainNetwork,
-    Shape,
-    Sum,
-    absolute_norm,
-    gamma,
-    operation_bound,
-    shapes,
-)
+from robustcert.network import forward_error
+from robustcert.network.activation import Activation
+from robustcert.network.jacobian import Bend, bump_chord, constant_of, per_sample, unit_slope
+from robustcert.network.linear import Affine, Convolution, Dense, Flatten
+from robustcert.network.local_error import absolute_norm, gamma
+from robustcert.network.network import PlainNetwork, Sum, operation_bound, shapes
+from robustcert.network.operation import Operation, Shape
 
 UNIT = 2.0**-53
 # Relative error of one activation's vector-Jacobian product: a derivative within 24 units of
 # rounding and at most ten operations, on pairs or groups.
 PULL = 64 * UNIT
-# Absolute error of the difference of two derivatives, each at most 1.
-SLACK = 2.0**-46
 # Above what underflow can lose in a network whose weights are below 2^128.
 FLOOR = 2.0**-700
 
@@ -200,20 +190,6 @@ def descent_distance(
 # 0 and symmetrically, no chord from |t| is steeper than (p(|t|) - p(|t| - d)) / min(d, |t|) for
 # changes up to d: one of length at least |t| rises no more than that over no less, and the average
 # of the curvature over shorter ones grows with their length.
-@dataclass(frozen=True)
-class Bend:
-    """An activation's Jacobian at given points.
-
-    Attributes:
-        pull: Its transpose times a vector.
-        share: What a vector has in each group, in absolute value.
-        chord: Largest change of each group's Jacobian per change of the group, for changes up to a
-            distance of shape ``(N,)``.
-    """
-
-    pull: Callable[[Tensor], Tensor]
-    share: Callable[[Tensor], Tensor]
-    chord: Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -245,7 +221,7 @@ class Trace:
     def __init__(self, network: PlainNetwork, x: Tensor) -> None:
         network = network.owned()
         self.operations = network.operations
-        self.states = list(rounding.forward_steps(network, x))
+        self.states = list(forward_error.forward_steps(network, x))
 
     def slope(self, rows: Tensor, direction: Tensor, reaches: Tensor) -> LocalSlope:
         r"""Bound the gradient of ``direction . logits`` and its change.
@@ -326,60 +302,31 @@ def _transpose(operation: Operation, z: Tensor, u: Tensor) -> tuple[Tensor, floa
     return u.view(z.shape), 0.0
 
 
-def _per_sample(value: Tensor, like: Tensor) -> Tensor:
-    return value.view(-1, *(1,) * (like.dim() - 1))
-
-
-def _bump_chord(
-    t: Tensor, centre: Tensor, cap: Tensor, derivative: Callable[[Tensor], Tensor]
-) -> Callable[[Tensor], Tensor]:
-    """Steepest chord of a derivative that rises symmetrically, see Note [anchored curvature].
-
-    Args:
-        t: Computed values.
-        centre: Bound on how far the real values are, shape ``(N,)``.
-        cap: Largest slope of the derivative.
-        derivative: The derivative.
-    """
-    size = t.abs()
-    doubt = _per_sample(centre, t) + 2.0**-40 * size
-    near = size - doubt
-    high = derivative(size + doubt)
-
-    def chord(reach: Tensor) -> Tensor:
-        d = _per_sample(reach, t)
-        run = torch.minimum(near, d)
-        rise = high - derivative(near - d) + SLACK
-        return torch.where(run > 0, torch.minimum(rise / run, cap), cap) * (1 + 1e-12)
-
-    return chord
-
-
 def _smooth_abs(operation: Activation, z: Tensor, centre: Tensor) -> Bend:
-    tau = along_features(_constant(operation, "temperature", z), z)
+    tau = along_features(constant_of(operation, "temperature", z), z)
 
     def derivative(t: Tensor) -> Tensor:
-        return _unit_slope(t, tau)
+        return unit_slope(t, tau)
 
     slope = derivative(z)
-    chord = _bump_chord(z, centre, 1 / tau, derivative)
+    chord = bump_chord(z, centre, 1 / tau, derivative)
     return Bend(lambda u: slope * u, torch.abs, chord)
 
 
 def _softplus(operation: Activation, z: Tensor, centre: Tensor) -> Bend:
-    tau = along_features(_constant(operation, "temperature", z), z)
+    tau = along_features(constant_of(operation, "temperature", z), z)
 
     def derivative(t: Tensor) -> Tensor:
         return (t / tau).sigmoid()
 
     slope = derivative(z)
-    chord = _bump_chord(z, centre, 0.25 / tau, derivative)
+    chord = bump_chord(z, centre, 0.25 / tau, derivative)
     return Bend(lambda u: slope * u, torch.abs, chord)
 
 
 def _smooth_n(operation: Activation, z: Tensor, centre: Tensor) -> Bend:
-    tau = along_features(_constant(operation, "temperature", z), z)
-    low, high = (along_features(c, z) for c in _constant(operation, "corners", z))
+    tau = along_features(constant_of(operation, "temperature", z), z)
+    low, high = (along_features(c, z) for c in constant_of(operation, "corners", z))
     # The corner itself may be far larger than the distance to it.
     doubt = centre + 2.0**-50 * float(torch.maximum(low.abs(), high.abs()).max())
 
@@ -387,7 +334,7 @@ def _smooth_n(operation: Activation, z: Tensor, centre: Tensor) -> Bend:
         return (t / tau).sigmoid()
 
     slope = 2 * derivative(z - high) + 2 * derivative(low - z) - 1
-    chords = [_bump_chord(t, doubt, 0.25 / tau, derivative) for t in (z - high, low - z)]
+    chords = [bump_chord(t, doubt, 0.25 / tau, derivative) for t in (z - high, low - z)]
 
     def chord(reach: Tensor) -> Tensor:
         # One term rises where the other one falls: the change is no more than the larger one's.
@@ -405,7 +352,7 @@ def _tanh(operation: Activation, z: Tensor, _: Tensor) -> Bend:
 def _smooth_maxmin(operation: Activation, z: Tensor, centre: Tensor) -> Bend:
     a, b = split_pairs(z)
     # The half sum is kept; t = (a - b) / sqrt(2) goes through a function of slope tanh(t / scale).
-    scale = math.sqrt(2) * along_features(_constant(operation, "temperature", z), a)
+    scale = math.sqrt(2) * along_features(constant_of(operation, "temperature", z), a)
 
     def derivative(t: Tensor) -> Tensor:
         return (t / scale).tanh()
@@ -422,17 +369,17 @@ def _smooth_maxmin(operation: Activation, z: Tensor, centre: Tensor) -> Bend:
         low, high = split_pairs(u)
         return (high - low).abs() * (math.sqrt(0.5) * (1 + 1e-12))
 
-    return Bend(pull, share, _bump_chord(t, centre, (1 + 1e-12) / scale, derivative))
+    return Bend(pull, share, bump_chord(t, centre, (1 + 1e-12) / scale, derivative))
 
 
 def _smooth_householder(operation: Activation, z: Tensor, centre: Tensor) -> Bend:
     a, b = split_pairs(z)
-    normal = _constant(operation, "normal", z)
+    normal = constant_of(operation, "normal", z)
     p, q = (along_features(n, a) for n in normal / torch.hypot(*normal))
-    tau = along_features(_constant(operation, "temperature", z), a)
+    tau = along_features(constant_of(operation, "temperature", z), a)
 
     def derivative(t: Tensor) -> Tensor:
-        return _unit_slope(t, tau)
+        return unit_slope(t, tau)
 
     t = p * a + q * b
     # The products may cancel.
@@ -449,14 +396,14 @@ def _smooth_householder(operation: Activation, z: Tensor, centre: Tensor) -> Ben
         # Relative to the pair, so that cancellation is covered.
         return (p * first + q * second).abs() + 1e-12 * torch.hypot(first, second)
 
-    return Bend(pull, share, _bump_chord(t, doubt, (1 + 1e-12) / tau, derivative))
+    return Bend(pull, share, bump_chord(t, doubt, (1 + 1e-12) / tau, derivative))
 
 
 def _norm_pair(operation: Activation, z: Tensor, centre: Tensor) -> Bend:
     size = operation.constants["group_size"]
     assert isinstance(size, int)
     groups = z.unflatten(1, (-1, size))
-    tau = along_features(_constant(operation, "temperature", z), groups[:, :, 0])
+    tau = along_features(constant_of(operation, "temperature", z), groups[:, :, 0])
     norm = torch.hypot(groups.norm(dim=2), tau)
     unit = groups / norm.unsqueeze(2)
 
@@ -466,22 +413,11 @@ def _norm_pair(operation: Activation, z: Tensor, centre: Tensor) -> Bend:
     def chord(reach: Tensor) -> Tensor:
         # Unit vectors differ by at most 2 |z - z'| / (r + r') (Dunkl and Williams 1964), here in
         # one dimension more, whose entry is tau.
-        least = torch.maximum(norm * (1 - 2.0**-22) - _per_sample(centre, norm), tau)
-        other = torch.maximum(least - _per_sample(reach, norm), tau)
+        least = torch.maximum(norm * (1 - 2.0**-22) - per_sample(centre, norm), tau)
+        other = torch.maximum(least - per_sample(reach, norm), tau)
         return torch.minimum(2 / (least + other), 1 / tau) * (1 + 1e-12)
 
     return Bend(pull, torch.abs, chord)
-
-
-def _unit_slope(t: Tensor, tau: Tensor) -> Tensor:
-    # At infinity, where a chord may end, the quotient is not a number.
-    return torch.where(t.isinf(), t.sign(), t / torch.hypot(t, tau))
-
-
-def _constant(operation: Activation, name: str, like: Tensor) -> Tensor:
-    value = operation.constants[name]
-    assert isinstance(value, Tensor)
-    return value.to(like)
 
 
 # By the function itself: what computes something else under the same name is not covered.

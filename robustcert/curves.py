@@ -22,7 +22,7 @@ from robustcert.activations.smooth_maxmin import smooth_maxmin
 from robustcert.activations.softplus import softplus
 from robustcert.activations.tanh import tanh
 from robustcert.errors import UnsoundNetworkError
-from robustcert.plain import Activation
+from robustcert.network.activation import Activation
 
 # A value is within VALUE (|v| + |s(0)| + temperature) of the real function, a derivative within
 # SLOPE of the real one: the functions of robustcert.activations document at most 12 units, and 24.

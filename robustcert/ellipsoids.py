@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from robustcert.curves import Curve
+from robustcert.network.local_error import gamma
 from robustcert.norms.proof import Scaled, scaled
 from robustcert.norms.scalars import round_up
-from robustcert.plain import gamma
 from robustcert.relaxation import FLOOR, SLACK, UNIT, Diagonal, Linear, Matrix, Step
 from robustcert.semidefinite import NOTHING, Layer, compose, frobenius
 

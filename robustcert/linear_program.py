@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from scipy.optimize import Bounds, LinearConstraint, linprog, milp
 from scipy.sparse import csr_array, hstack, identity, vstack
 
-from robustcert.plain import gamma
+from robustcert.network.local_error import gamma
 
 Floats = NDArray[np.float64]
 

@@ -15,10 +15,11 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from robustcert.certifiers import QuadricCertifier
 from robustcert.errors import DivergedError
-from robustcert.lipschitz import fold_network, pairwise_lipschitz_estimate
+from robustcert.lipschitz import pairwise_lipschitz_estimate
 from robustcert.margins import certified_radius
 from robustcert.metrics import AverageCertifiedRadius, RejectionRate, VerifiedRobustAccuracy
-from robustcert.plain import PlainNetwork, pairwise_bound
+from robustcert.network.fold import fold_network
+from robustcert.network.network import PlainNetwork, pairwise_bound
 from robustcert.schedules import CosineSchedule, EpsilonSchedule
 
 Batch = tuple[Tensor, Tensor]

@@ -12,10 +12,12 @@ from robustcert.certifiers import float64_products_are_strict, strict_arithmetic
 from robustcert.certifiers.lipschitz import moved
 from robustcert.check import prove_network
 from robustcert.errors import UnsoundNetworkError
-from robustcert.plain import Activation, Affine, Dense, Flatten, PlainNetwork
+from robustcert.network.activation import Activation
+from robustcert.network.forward_error import ForwardError, forward_error
+from robustcert.network.linear import Affine, Dense, Flatten
+from robustcert.network.network import PlainNetwork
+from robustcert.network.units import network_inputs
 from robustcert.restore import restore_network
-from robustcert.rounding import ForwardError, forward_error
-from robustcert.units import network_inputs
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
 # Of the error at the centre: one half is spent there, the other at the point, as in `certificates`.

@@ -16,16 +16,11 @@ from robustcert.activations.features import join_pairs, split_pairs
 from robustcert.activations.identity import identity
 from robustcert.curves import Curve, Lines, curve_of
 from robustcert.errors import UnsoundNetworkError
-from robustcert.plain import (
-    Activation,
-    Affine,
-    Dense,
-    Flatten,
-    Operation,
-    PlainNetwork,
-    gamma,
-    shapes,
-)
+from robustcert.network.activation import Activation
+from robustcert.network.linear import Affine, Dense, Flatten
+from robustcert.network.local_error import gamma
+from robustcert.network.network import PlainNetwork, shapes
+from robustcert.network.operation import Operation
 
 UNIT = 2.0**-53
 # Above what underflow can lose in sums of fewer than 2^100 products, per unit of magnitude.

@@ -6,11 +6,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robustcert import activations, plain
+from robustcert import activations
 from robustcert.check.activations import KINDS, slopes_of
 from robustcert.check.network import Operation
 from robustcert.layers.pool import norm_pool
-from robustcert.quadric import Quadratics
+from robustcert.network.activation import Activation, Slopes
+from robustcert.network.blocks import ResidualBlock, Sandwich
+from robustcert.network.linear import Affine, CircularConvolution, Convolution, Dense, Flatten
+from robustcert.network.network import PlainNetwork, Sum
+from robustcert.network.operation import Operation as FoldedOperation
+from robustcert.network.quadratics import Quadratics
 
 FUNCTIONS: Mapping[str, Callable[..., Tensor]] = {
     "absolute": activations.absolute.absolute,
@@ -38,22 +43,22 @@ FUNCTIONS: Mapping[str, Callable[..., Tensor]] = {
 _COUNTS, _MORE = 2.0, 1e-12
 
 
-def restore_network(operations: Sequence[Operation]) -> plain.PlainNetwork:
+def restore_network(operations: Sequence[Operation]) -> PlainNetwork:
     """The plain network of operations that the checker has read, which judged every constant.
 
     Raises:
         ValueError: an activation is known to the checker and not here.
     """
     restored = tuple(_restore(operation) for operation in operations)
-    return plain.PlainNetwork(restored, operations[0].input_shape)
+    return PlainNetwork(restored, operations[0].input_shape)
 
 
-def _restore(operation: Operation) -> plain.Operation:
+def _restore(operation: Operation) -> FoldedOperation:
     name, options = operation.name, operation.options
     tensors = {key: _tensor(array) for key, array in operation.tensors.items()}
     if operation.kind == "sum":
         branches = tuple(tuple(map(_restore, branch)) for branch in operation.branches)
-        return plain.Sum(branches, name=name)
+        return Sum(branches, name=name)
     if operation.kind == "activation":
         return _activation(options, tensors, name)
     build = _KINDS[operation.kind]
@@ -69,7 +74,7 @@ def _restore(operation: Operation) -> plain.Operation:
     return build(**tensors, **sizes, name=name)
 
 
-def _activation(options: dict[str, Any], tensors: dict[str, Tensor], name: str) -> plain.Activation:
+def _activation(options: dict[str, Any], tensors: dict[str, Tensor], name: str) -> Activation:
     function = options["function"]
     if function not in FUNCTIONS:
         raise ValueError(f"the activation {function} is not known")
@@ -79,13 +84,13 @@ def _activation(options: dict[str, Any], tensors: dict[str, Tensor], name: str) 
     if error != (0.0, 0.0):
         error = (_COUNTS * error[0], _COUNTS * error[1] + _MORE)
     slopes = slopes_of(function, wide)
-    return plain.Activation(
+    return Activation(
         FUNCTIONS[function],
         {**tensors, **integers},
         # Whatever the checker lets pass is 1-Lipschitz.
         lipschitz=1.0,
         error=error,
-        slopes=slopes and plain.Slopes(*slopes),
+        slopes=slopes and Slopes(*slopes),
         name=name,
     )
 
@@ -95,13 +100,13 @@ def _tensor(array: Any) -> Tensor:
     return torch.from_numpy(array.astype(array.dtype.newbyteorder("=")))
 
 
-_KINDS: Mapping[str, Callable[..., plain.Operation]] = {
-    "dense": plain.Dense,
-    "convolution": plain.Convolution,
-    "circular_convolution": plain.CircularConvolution,
-    "affine": plain.Affine,
-    "flatten": plain.Flatten,
+_KINDS: Mapping[str, Callable[..., FoldedOperation]] = {
+    "dense": Dense,
+    "convolution": Convolution,
+    "circular_convolution": CircularConvolution,
+    "affine": Affine,
+    "flatten": Flatten,
     "quadratics": Quadratics,
-    "sandwich": plain.Sandwich,
-    "residual_block": plain.ResidualBlock,
+    "sandwich": Sandwich,
+    "residual_block": ResidualBlock,
 }

@@ -47,9 +47,9 @@ from robustcert.certification import build_attack, build_certifier, certify, che
 from robustcert.checkpoint import Checkpoint, read_checkpoint
 from robustcert.data import DataModule
 from robustcert.errors import ConfigError, DivergedError, UnsoundNetworkError
-from robustcert.lipschitz import fold_network
 from robustcert.metrics_file import MetricsFile
 from robustcert.module import CertifiedClassifier, MeasuresDistances
+from robustcert.network.fold import fold_network
 from robustcert.results import new_row, processor, write_row
 from robustcert.signature import check_value, check_values
 from robustcert.wandb_run import finish, log_certificate, start

@@ -9,8 +9,8 @@ from torch import nn
 from robustcert.certificate import write_certificate
 from robustcert.certifiers import LipschitzCertifier
 from robustcert.data import to_unit
-from robustcert.lipschitz import fold_network
-from robustcert.plain import PlainNetwork
+from robustcert.network.fold import fold_network
+from robustcert.network.network import PlainNetwork
 from robustcert.samples import CertifiedSplit
 
 

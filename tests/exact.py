@@ -8,7 +8,10 @@ from flint import arb
 from test_activations import REFERENCES, balls
 from torch import Tensor
 
-from robustcert.plain import Activation, Affine, Dense, Flatten, Operation, PlainNetwork, Sum
+from robustcert.network.activation import Activation
+from robustcert.network.linear import Affine, Dense, Flatten
+from robustcert.network.network import PlainNetwork, Sum
+from robustcert.network.operation import Operation
 
 Shape = tuple[int, ...]
 

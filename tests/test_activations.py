@@ -41,8 +41,8 @@ from robustcert.activations.features import (
     split_pairs,
 )
 from robustcert.activations.group_sort import comparators, group_sort
-from robustcert.plain import Activation
-from robustcert.rounding import UNIT
+from robustcert.network.activation import Activation
+from robustcert.network.forward_error import UNIT
 
 FEATURES = 8
 CONFIGS = sorted((Path(__file__).parents[1] / "conf" / "activation").glob("*.yaml"))

@@ -12,14 +12,16 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from robustcert.activations import GroupSort
-from robustcert.agreement import DisagreementError, compared_rows, require_agreement
 from robustcert.certification import certify as certify_checkpoint
 from robustcert.certifiers import certify
 from robustcert.errors import UnsoundNetworkError
 from robustcert.layers import LiResConv2d, UnconstrainedLinear
-from robustcert.lipschitz import fold, fold_children, fold_network
 from robustcert.models import Classifier, Head
-from robustcert.plain import Activation, Dense, Operation, Slopes
+from robustcert.network.activation import Activation, Slopes
+from robustcert.network.agreement import DisagreementError, compared_rows, require_agreement
+from robustcert.network.fold import fold, fold_children, fold_network
+from robustcert.network.linear import Dense
+from robustcert.network.operation import Operation
 
 
 def relu() -> Activation:

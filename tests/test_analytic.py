@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from robustcert.activations import Abs, GroupSort, NormPair
 from robustcert.data import Disc, Square, Toy, Wedge
 from robustcert.errors import UnsoundNetworkError
-from robustcert.lipschitz import fold_network
 from robustcert.models import Normalize
+from robustcert.network.fold import fold_network
 
 
 class Known(NamedTuple):

@@ -20,7 +20,9 @@ from robustcert.arithmetic.known_products import Geometry, first_fault
 from robustcert.arithmetic.products import tested_products
 from robustcert.arithmetic.settings import PROCESS_SETTINGS, THREAD_SETTINGS, UnsoundArithmeticError
 from robustcert.certifiers import LipschitzCertifier, arithmetic, strict_arithmetic
-from robustcert.plain import Activation, Convolution, Dense, Flatten, PlainNetwork, pairwise_bound
+from robustcert.network.activation import Activation
+from robustcert.network.linear import Convolution, Dense, Flatten
+from robustcert.network.network import PlainNetwork, pairwise_bound
 from robustcert.predictor import Predictor
 
 CPU = torch.device("cpu")

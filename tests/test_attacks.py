@@ -12,8 +12,10 @@ from robustcert.attacks import PlainModule, cross_check, ddn, margin_attack, pgd
 from robustcert.attacks.gradient import breaks, to_length
 from robustcert.certifiers import certify
 from robustcert.errors import BrokenCertificate
-from robustcert.lipschitz import fold_network
-from robustcert.plain import Activation, Dense, PlainNetwork
+from robustcert.network.activation import Activation
+from robustcert.network.fold import fold_network
+from robustcert.network.linear import Dense
+from robustcert.network.network import PlainNetwork
 
 
 def linear(weight: list[list[float]]) -> PlainNetwork:

@@ -8,7 +8,8 @@ from torch import Tensor, distributed
 from torch.nn import functional as F
 
 from robustcert.layers import Centering, LiResConv2d
-from robustcert.lipschitz import fold, lipschitz_bound, lipschitz_estimate
+from robustcert.lipschitz import lipschitz_bound, lipschitz_estimate
+from robustcert.network.fold import fold
 
 
 @pytest.fixture(autouse=True)

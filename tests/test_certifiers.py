@@ -19,11 +19,14 @@ from robustcert import certify
 from robustcert.activations import Abs, GroupSort, NormPair
 from robustcert.certifiers import Certificates, LipschitzCertifier, lipschitz, strict_arithmetic
 from robustcert.errors import UnsoundNetworkError
-from robustcert.lipschitz import fold_network, pairwise_lipschitz_estimate
+from robustcert.lipschitz import pairwise_lipschitz_estimate
 from robustcert.models import Normalize
+from robustcert.network.activation import Activation
+from robustcert.network.fold import fold_network
+from robustcert.network.forward_error import ForwardError, forward_error
+from robustcert.network.linear import Affine, Dense, Flatten
+from robustcert.network.network import PlainNetwork, Sum
 from robustcert.objectives import EMMA
-from robustcert.plain import Activation, Affine, Dense, Flatten, PlainNetwork, Sum
-from robustcert.rounding import ForwardError, forward_error
 
 # One layer family for each kind of dense layer.
 DENSE = sorted({str(read("layer", name)["dense"]): name for name in names("layer")}.values())

@@ -9,14 +9,16 @@ import torch
 from configs import build, names
 from torch import Tensor, nn
 
-from robustcert import plain
 from robustcert.activations import LinearSpline, NActivation, Softplus
 from robustcert.certifiers import Certificates, LipschitzCertifier
 from robustcert.errors import UnsoundNetworkError
-from robustcert.lipschitz import fold, fold_network
-from robustcert.plain import Activation, Dense, PlainNetwork, ResidualBlock, Slopes, Sum
+from robustcert.network.activation import Activation, Slopes
+from robustcert.network.blocks import ResidualBlock
+from robustcert.network.fold import fold, fold_network
+from robustcert.network.forward_error import forward_error
+from robustcert.network.linear import Dense
+from robustcert.network.network import PlainNetwork, Sum, operation_bound, pairwise_bound
 from robustcert.predictor import Predictor
-from robustcert.rounding import forward_error
 
 SMALL: dict[str, dict[str, Any]] = {
     "smoothing": {"n": 50, "n0": 10},
@@ -93,12 +95,12 @@ def test_bounds_and_errors_of_operations_are_those_of_now(way: str) -> None:
     block = ResidualBlock(0.1 * torch.eye(2), torch.ones(2), nn_relu())
     network = PlainNetwork((Sum(((inner,), ())), block, Dense(torch.eye(2))), (2,))
     x = torch.ones(1, 2, dtype=torch.float64)
-    before = plain.pairwise_bound(network), forward_error(network, x).centre
+    before = pairwise_bound(network), forward_error(network, x).centre
     WAYS[way](inner.weight)
     WAYS[way](block.weight)
-    after = plain.pairwise_bound(network), forward_error(network, x).centre
+    after = pairwise_bound(network), forward_error(network, x).centre
     fresh = anew(network)
-    expected = plain.pairwise_bound(fresh), forward_error(fresh, x).centre
+    expected = pairwise_bound(fresh), forward_error(fresh, x).centre
     assert all(map(torch.equal, after, expected))
     assert not any(map(torch.equal, after, before))
 
@@ -134,7 +136,7 @@ def test_a_claim_about_other_constants_is_refused(way: str, first_seen: str) -> 
         with pytest.raises(UnsoundNetworkError, match=r"1: .*linear_spline.* changed"):
             LipschitzCertifier().certify(state, x)
         with pytest.raises(UnsoundNetworkError, match="changed"):
-            plain.operation_bound(state.operations[1], (2,))
+            operation_bound(state.operations[1], (2,))
 
 
 def renamed(network: PlainNetwork) -> PlainNetwork:
@@ -144,17 +146,17 @@ def renamed(network: PlainNetwork) -> PlainNetwork:
 def test_claims_of_nested_activations_are_looked_at() -> None:
     softplus = Softplus(2, temperature=1.0).fold()
     network = PlainNetwork((Sum(((ResidualBlock(torch.eye(2), torch.ones(2), softplus),),)),), (2,))
-    plain.pairwise_bound(network)
+    pairwise_bound(network)
     softplus.tensors()["temperature"].mul_(0.5)
     with pytest.raises(UnsoundNetworkError, match="softplus"):
-        plain.pairwise_bound(network)
+        pairwise_bound(network)
 
 
 def test_constants_that_are_stated_anew_are_as_good() -> None:
     old = NActivation(2).fold()
     corners = {"corners": torch.tensor([[0.0, 0.0], [1.0, 2.0]])}
     new = replace(old, constants=corners, error=(1.1, 4.5), claimed=None)
-    assert plain.operation_bound(new, (2,)) == 1.0
+    assert operation_bound(new, (2,)) == 1.0
 
 
 # A predictor's network is its own.
@@ -166,7 +168,7 @@ def test_a_predictor_keeps_its_own_network_and_bounds(way: str, dtype: str) -> N
     network = dense()
     if dtype == "float64":
         network = network.to(torch.device("cpu"), torch.float64)
-    pairwise, x = plain.pairwise_bound(network), torch.ones(1, 3)
+    pairwise, x = pairwise_bound(network), torch.ones(1, 3)
     predictor = Predictor(network, pairwise, dtype=dtype)
     before = predictor(x), predictor.evaluate(x.to(predictor.dtype)).output
     for net in (network, predictor.network):

@@ -37,7 +37,7 @@ from miniatures import write_idx
 from safetensors.numpy import load_file
 from torch import nn
 
-from robustcert import activations, plain
+from robustcert import activations
 from robustcert import norms as norms_module
 from robustcert.certifiers import LipschitzCertifier, lipschitz
 from robustcert.check import UnreadableError, check, norms
@@ -48,13 +48,15 @@ from robustcert.check.forward import FLOAT64, evaluate, evaluate_exactly
 from robustcert.check.network import Operation, read_network
 from robustcert.check.norms import find, prove
 from robustcert.data import to_unit
-from robustcert.lipschitz import fold_network
+from robustcert.network.activation import Activation
+from robustcert.network.fold import fold_network
+from robustcert.network.forward_error import ForwardError
+from robustcert.network.linear import Affine, Dense, Flatten
+from robustcert.network.network import PlainNetwork
 from robustcert.norms import convolution
 from robustcert.norms.convolution import conv_norm_bound
 from robustcert.norms.dense import dense_norm_bound
 from robustcert.norms.estimates import power_iteration
-from robustcert.plain import Dense, Flatten, PlainNetwork
-from robustcert.rounding import ForwardError
 from robustcert.samples import CertifiedSplit
 
 
@@ -181,7 +183,7 @@ DEFECTS: dict[str, tuple[str, list[tuple[Any, str, Any]], str]] = {
     ),
     "the input's scale forgotten": (
         "maxmin",
-        [(plain.Affine, "lipschitz_bound", lambda self, shape: 1.0)],
+        [(Affine, "lipschitz_bound", lambda self, shape: 1.0)],
         "is not proved to be an upper bound",
     ),
     "row norms for row distances": (
@@ -229,7 +231,7 @@ def test_defects_of_the_certifier_are_found(
 def test_constants_that_break_a_lipschitz_constant_are_refused(
     tmp_path: Path, function: str, constants: dict[str, Any]
 ) -> None:
-    activation = plain.Activation(
+    activation = Activation(
         function=getattr(import_module(f"robustcert.activations.{function}"), function),
         constants={key: torch.tensor(value) for key, value in constants.items()},
         lipschitz=1.0,

@@ -31,8 +31,8 @@ from robustcert.check.forward import (
 )
 from robustcert.check.network import Operation, read_network
 from robustcert.curvature import second_order_distance
-from robustcert.lipschitz import fold_network
-from robustcert.plain import PlainNetwork
+from robustcert.network.fold import fold_network
+from robustcert.network.network import PlainNetwork
 from robustcert.samples import CertifiedSplit
 
 SAMPLES = 16

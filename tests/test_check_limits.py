@@ -32,8 +32,9 @@ from robustcert.check.reader import parse_safetensors, read_bytes, show
 from robustcert.check.report import MAX_MISMATCHES, Report
 from robustcert.data import to_unit
 from robustcert.errors import UnsoundNetworkError
-from robustcert.lipschitz import fold_network
-from robustcert.plain import Convolution, Dense, Flatten, PlainNetwork
+from robustcert.network.fold import fold_network
+from robustcert.network.linear import Convolution, Dense, Flatten
+from robustcert.network.network import PlainNetwork
 from robustcert.samples import CertifiedSplit
 
 # Memory

@@ -15,7 +15,6 @@ from safetensors.numpy import load_file, save_file
 from test_lipsdp import network, steepest
 from torch import Tensor
 
-from robustcert import plain
 from robustcert.activations import Abs, GroupSort, Identity, ReLU, Softplus
 from robustcert.certificate import write_certificate
 from robustcert.certifiers import LipschitzCertifier, LipSDPCertifier
@@ -27,9 +26,19 @@ from robustcert.check.verdict import _find
 from robustcert.data import to_unit
 from robustcert.layers.pool import NormPool2d
 from robustcert.models import CircularShift
+from robustcert.network import operation as operation_module
+from robustcert.network.blocks import ResidualBlock, Sandwich
+from robustcert.network.forward_error import forward_error
+from robustcert.network.linear import Affine, CircularConvolution, Convolution, Dense, Flatten
+from robustcert.network.network import (
+    PlainNetwork,
+    Sum,
+    operation_bound,
+    pairwise_bound,
+    run,
+    shapes,
+)
 from robustcert.norms.estimates import conv_norm_lower
-from robustcert.plain import Dense, Flatten, PlainNetwork
-from robustcert.rounding import forward_error
 from robustcert.samples import CertifiedSplit
 
 SAMPLES = 12
@@ -84,7 +93,7 @@ def test_semidefinite_certificates_verify(kind: str, per_pair: bool, tmp_path: P
     assert claim["claim"]["proof"] == "lipsdp"
     assert "multipliers.safetensors" in claim["files"]
     table = torch.tensor([[float.fromhex(k) for k in row] for row in claim["pairwise"]])
-    assert (table < plain.pairwise_bound(net)).sum() == 6
+    assert (table < pairwise_bound(net)).sum() == 6
     assert check(folder, exact=SAMPLES).mismatches == []
     assert check(folder).verified
 
@@ -156,9 +165,9 @@ def test_any_multipliers_give_a_bound_or_nothing(kind: type, tmp_path: Path) -> 
     net = network(kind(4).fold(), 3, 6, 6, 4, seed=3)
     operations = read(certify(tmp_path / "folder", net, LipschitzCertifier()))
     norms = {
-        op.path: plain.operation_bound(mine, shape)
+        op.path: operation_bound(mine, shape)
         for op, (mine, shape) in zip(
-            operations, plain.shapes(net.operations, net.input_shape), strict=True
+            operations, shapes(net.operations, net.input_shape), strict=True
         )
     }
     truth = steepest(net).numpy()
@@ -221,13 +230,13 @@ def test_one_operation_twice(tmp_path: Path) -> None:
 def whole_maps(kind: str) -> PlainNetwork:
     """Operations that are bounded as a whole, on inputs of (2, 6, 6) or 72."""
     torch.manual_seed(5)
-    operations: list[plain.Operation] = []
+    operations: list[operation_module.Operation] = []
     shape: tuple[int, ...] = (2, 6, 6)
     if kind == "norm_pool":
-        conv = plain.Convolution(torch.randn(3, 2, 3, 3), torch.randn(3), padding=(1, 1))
+        conv = Convolution(torch.randn(3, 2, 3, 3), torch.randn(3), padding=(1, 1))
         operations = [conv, NormPool2d(3).fold(), Flatten()]
     elif kind == "circular":
-        conv = plain.CircularConvolution(
+        conv = CircularConvolution(
             torch.randn(3, 2, 8, 8),
             torch.randn(3),
             input_size=(6, 6),
@@ -237,7 +246,7 @@ def whole_maps(kind: str) -> PlainNetwork:
         )
         operations = [conv, ReLU(3).fold(), Flatten()]
     elif kind == "circular of stride 1":
-        conv = plain.CircularConvolution(
+        conv = CircularConvolution(
             torch.randn(2, 2, 7, 7), input_size=(6, 6), output_size=(7, 7), padding=(3, 3)
         )
         operations = [conv, Flatten()]
@@ -245,7 +254,7 @@ def whole_maps(kind: str) -> PlainNetwork:
         operations = [Flatten()]
         for scale in (0.1, 0.3):
             operations.append(
-                plain.Sandwich(
+                Sandwich(
                     scale * torch.randn(9, 72),
                     scale * torch.randn(9, 72),
                     torch.rand(9) + 0.5,
@@ -257,26 +266,22 @@ def whole_maps(kind: str) -> PlainNetwork:
         operations = [Flatten()]
         for scale in (0.05, 0.2):
             weight, bias = torch.randn(9, 72), torch.randn(9)
-            operations.append(
-                plain.ResidualBlock(weight, scale * torch.rand(9), ReLU(9).fold(), bias)
-            )
+            operations.append(ResidualBlock(weight, scale * torch.rand(9), ReLU(9).fold(), bias))
     elif kind == "convolutional residual":
         for scale in (0.1, 0.5):
             weight, bias = torch.randn(4, 2, 3, 3), torch.randn(4)
             operations.append(
-                plain.ResidualBlock(
-                    weight, scale * torch.rand(4), Softplus(4).fold(), bias, padding=1
-                )
+                ResidualBlock(weight, scale * torch.rand(4), Softplus(4).fold(), bias, padding=1)
             )
         operations.append(Flatten())
     elif kind == "shift":
-        conv = plain.Convolution(torch.randn(9, 2, 3, 3), torch.randn(9), padding=(1, 1))
-        place = plain.Affine(torch.ones(9), torch.randn(9, 6, 6))
+        conv = Convolution(torch.randn(9, 2, 3, 3), torch.randn(9), padding=(1, 1))
+        place = Affine(torch.ones(9), torch.randn(9, 6, 6))
         operations = [conv, place, CircularShift(9, 0.25).fold(), Flatten()]
     elif kind == "sum":
-        inner = plain.ResidualBlock(torch.randn(9, 72), 0.1 * torch.rand(9), ReLU(9).fold())
-        operations = [Flatten(), plain.Sum(((), (inner,)))]
-    features = plain.run(operations, torch.zeros(1, *shape)).shape[1]
+        inner = ResidualBlock(torch.randn(9, 72), 0.1 * torch.rand(9), ReLU(9).fold())
+        operations = [Flatten(), Sum(((), (inner,)))]
+    features = run(operations, torch.zeros(1, *shape)).shape[1]
     return PlainNetwork((*operations, Dense(torch.randn(3, features))), shape)
 
 

@@ -21,7 +21,8 @@ from robustcert.check.dataset import by_digest, compare
 from robustcert.check.forward import FLOAT32, FLOAT64, evaluate
 from robustcert.data import to_unit
 from robustcert.errors import ReportError
-from robustcert.plain import Dense, Flatten, PlainNetwork, Sum
+from robustcert.network.linear import Dense, Flatten
+from robustcert.network.network import PlainNetwork, Sum
 from robustcert.report.claim import read_claim
 from robustcert.samples import CertifiedSplit, read_radii
 
@@ -318,7 +319,7 @@ def test_structures_can_be_read_back_from_what_the_digest_is_of(
                 return ""
 
         with monkeypatch.context() as patch:
-            patch.setattr("robustcert.plain.hashlib.sha256", Recorder)
+            patch.setattr("robustcert.network.network.hashlib.sha256", Recorder)
             net.digest()
         assert parse(b"".join(streams).decode()) == shape
     different = {json.dumps(shape) for shape in shapes}

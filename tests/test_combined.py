@@ -34,8 +34,8 @@ from robustcert.curvature import (
     second_order_distance,
 )
 from robustcert.layers import CholeskyLinear, UnconstrainedLinear
-from robustcert.lipschitz import fold_network
-from robustcert.plain import PlainNetwork, Sum
+from robustcert.network.fold import fold_network
+from robustcert.network.network import PlainNetwork, Sum
 
 Factory = Callable[[int], nn.Module]
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from robustcert.activations import LinearSpline
 from robustcert.certifiers import LipSDPCertifier
 from robustcert.errors import UnsoundNetworkError
-from robustcert.lipschitz import fold_network
-from robustcert.plain import PlainNetwork
+from robustcert.network.fold import fold_network
+from robustcert.network.network import PlainNetwork
 
 PACKAGE = Path(__file__).parents[1] / "robustcert"
 # Parts that only train, draw data, or show results.

@@ -27,7 +27,7 @@ import robustcert
 from robustcert.arithmetic.settings import UnsoundArithmeticError
 from robustcert.certification import certify
 from robustcert.errors import UnsoundNetworkError
-from robustcert.lipschitz import fold_network
+from robustcert.network.fold import fold_network
 from robustcert.samples import read_radii
 
 PROCESSES, CELLS = 24, 520

@@ -19,16 +19,10 @@ from robustcert.errors import ConfigError, UnsoundNetworkError
 from robustcert.export import check_runtime, to_onnx
 from robustcert.export.__main__ import main
 from robustcert.layers import NormPool2d
-from robustcert.plain import (
-    Activation,
-    Convolution,
-    Dense,
-    Flatten,
-    PlainNetwork,
-    ResidualBlock,
-    Sum,
-    pairwise_bound,
-)
+from robustcert.network.activation import Activation
+from robustcert.network.blocks import ResidualBlock
+from robustcert.network.linear import Convolution, Dense, Flatten
+from robustcert.network.network import PlainNetwork, Sum, pairwise_bound
 from robustcert.predictor import Predictor
 
 onnx = pytest.importorskip("onnx")
@@ -209,7 +203,7 @@ def test_without_onnx_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(builtins, "__import__", refuse)
     network = perturbed(nn.Sequential(nn.Linear(2, 2)))
-    plain = robustcert.lipschitz.fold_network(network, (2,))
+    plain = robustcert.network.fold.fold_network(network, (2,))
     with pytest.raises(ConfigError, match=r"pip install 'robustcert\[export\]'"):
         to_onnx(Predictor(plain, pairwise_bound(plain)), tmp_path / "m.onnx")
 

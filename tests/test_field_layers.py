@@ -37,17 +37,13 @@ from robustcert.layers import (
     SOCConv2d,
     fft,
 )
-from robustcert.lipschitz import fold, lipschitz_bound, lipschitz_estimate
-from robustcert.plain import (
-    Activation,
-    CircularConvolution,
-    Operation,
-    PlainNetwork,
-    ResidualBlock,
-    Sandwich,
-    Slopes,
-    operation_bound,
-)
+from robustcert.lipschitz import lipschitz_bound, lipschitz_estimate
+from robustcert.network.activation import Activation, Slopes
+from robustcert.network.blocks import ResidualBlock, Sandwich
+from robustcert.network.fold import fold
+from robustcert.network.linear import CircularConvolution
+from robustcert.network.network import PlainNetwork, operation_bound
+from robustcert.network.operation import Operation
 
 Module = Any
 SIZE = (5, 4)

@@ -27,9 +27,9 @@ from robustcert.curves import Curve
 from robustcert.errors import UnsoundNetworkError
 from robustcert.interleaved import Effort, Encoding, change_bounds, exactly, mixed_change, tighten
 from robustcert.linear_program import LinearProgram, branch, dual_bound, maximum
-from robustcert.lipschitz import fold_network
+from robustcert.network.fold import fold_network
+from robustcert.network.network import PlainNetwork, output_bound, pairwise_bound
 from robustcert.objectives import GlobalRobustness
-from robustcert.plain import PlainNetwork, output_bound, pairwise_bound
 from robustcert.relaxation import Linear, steps_of
 from robustcert.twin import Domain, Twin
 

@@ -18,9 +18,9 @@ from robustcert.callbacks import LinearityGrafting
 from robustcert.callbacks.grafting import choose
 from robustcert.check import UnreadableError, check
 from robustcert.errors import ConfigError
-from robustcert.lipschitz import fold, fold_network
 from robustcert.metrics.folds import folds_within, unit_scores
-from robustcert.plain import PlainNetwork
+from robustcert.network.fold import fold, fold_network
+from robustcert.network.network import PlainNetwork
 
 Base = Literal["maxmin", "relu"]
 GRAFT = "+trainer.callbacks=[{_target_: robustcert.callbacks.LinearityGrafting, epoch: %d}]"

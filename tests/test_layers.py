@@ -23,7 +23,8 @@ from robustcert.layers import (
     UnconstrainedConv2d,
     UnconstrainedLinear,
 )
-from robustcert.lipschitz import fold, lipschitz_bound, lipschitz_estimate
+from robustcert.lipschitz import lipschitz_bound, lipschitz_estimate
+from robustcert.network.fold import fold
 
 LAYERS = names("layer")
 DENSE = [(6, 6), (9, 4), (4, 9), (1, 6), (6, 1)]  # inputs, outputs

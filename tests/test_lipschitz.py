@@ -21,15 +21,12 @@ from robustcert.activations import (
 )
 from robustcert.errors import UnknownLipschitz, UnsoundNetworkError
 from robustcert.layers import ConstrainedLinear, UnconstrainedLinear
-from robustcert.lipschitz import (
-    fold,
-    fold_network,
-    lipschitz_bound,
-    lipschitz_estimate,
-    pairwise_lipschitz_estimate,
-)
+from robustcert.lipschitz import lipschitz_bound, lipschitz_estimate, pairwise_lipschitz_estimate
 from robustcert.models import Classifier, Head, Normalize
-from robustcert.plain import Activation, Dense, Operation
+from robustcert.network.activation import Activation
+from robustcert.network.fold import fold, fold_network
+from robustcert.network.linear import Dense
+from robustcert.network.operation import Operation
 
 
 @pytest.fixture(autouse=True)

@@ -27,18 +27,10 @@ from robustcert.build import build
 from robustcert.certifiers import LipschitzCertifier, LipSDPCertifier, gradient_ratio
 from robustcert.certifiers.lipsdp import ROOM, layers_of
 from robustcert.errors import NormBoundError, UnsoundNetworkError
-from robustcert.plain import (
-    Activation,
-    Affine,
-    Convolution,
-    Dense,
-    Flatten,
-    Operation,
-    PlainNetwork,
-    Slopes,
-    Sum,
-    pairwise_bound,
-)
+from robustcert.network.activation import Activation, Slopes
+from robustcert.network.linear import Affine, Convolution, Dense, Flatten
+from robustcert.network.network import PlainNetwork, Sum, pairwise_bound
+from robustcert.network.operation import Operation
 
 CONF = Path(__file__).parents[1] / "conf"
 RELU = ReLU(4).fold()

@@ -12,7 +12,8 @@ from robustcert.attacks import margin_attack
 from robustcert.certifiers import LipschitzCertifier, LipSDPCertifier, LocalLipschitzCertifier
 from robustcert.certifiers.local_lipschitz import Balls
 from robustcert.ellipsoids import Slopes, passed, proved
-from robustcert.plain import Dense, PlainNetwork
+from robustcert.network.linear import Dense
+from robustcert.network.network import PlainNetwork
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from robustcert.layers import ManifoldLinear, ManifoldPatchConv2d
 from robustcert.layers.manifold import ManifoldOrthogonal, fast_exponential
-from robustcert.lipschitz import fold, lipschitz_bound
+from robustcert.lipschitz import lipschitz_bound
+from robustcert.network.fold import fold
 
 SIZES = [(5, 5), (7, 4), (4, 7), (1, 3)]
 

@@ -11,19 +11,16 @@ from configs import build, build_model, crossed, layered_models, names, read
 from torch import Tensor, nn
 
 from robustcert.activations import GroupSort, NormPair, SinCos
-from robustcert.agreement import require_agreement
 from robustcert.errors import UnsoundNetworkError
 from robustcert.layers import UnconstrainedConv2d, UnconstrainedLinear
-from robustcert.lipschitz import (
-    fold_network,
-    lipschitz_bound,
-    lipschitz_estimate,
-    pairwise_lipschitz_estimate,
-)
+from robustcert.lipschitz import lipschitz_bound, lipschitz_estimate, pairwise_lipschitz_estimate
 from robustcert.margins import row_distances
 from robustcert.models import MLP, ConvNet, Head, LayerFamily, Normalize
 from robustcert.module import MeasuresDistances
-from robustcert.plain import Convolution, Dense, PlainNetwork, pairwise_bound
+from robustcert.network.agreement import require_agreement
+from robustcert.network.fold import fold_network
+from robustcert.network.linear import Convolution, Dense
+from robustcert.network.network import PlainNetwork, pairwise_bound
 
 MODELS = layered_models()
 SHAPE = (2, 8, 8)

@@ -23,7 +23,7 @@ from configs import build, build_model, layered_models, names
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robustcert import lipschitz, norms, overrides, plain, rounding, samples
+from robustcert import lipschitz, norms, samples
 from robustcert.arithmetic.settings import PROCESS_SETTINGS
 from robustcert.attacks import margin_attack
 from robustcert.attacks.crosscheck import INSIDE
@@ -32,25 +32,29 @@ from robustcert.certifiers import Certificates, LipschitzCertifier, arithmetic, 
 from robustcert.certifiers import lipschitz as certifier
 from robustcert.errors import NormBoundError, UnsoundNetworkError
 from robustcert.layers import ConstrainedLinear, NormPool2d, UnconstrainedLinear
-from robustcert.lipschitz import fold, fold_network
 from robustcert.margins import row_distances
 from robustcert.metrics import AverageCertifiedRadius, RejectionRate, VerifiedRobustAccuracy
 from robustcert.models import Classifier, Head, Normalize, Subspaces
+from robustcert.network import fold as fold_module
+from robustcert.network import forward_error as forward_error_module
+from robustcert.network import network as network_module
+from robustcert.network import overrides
+from robustcert.network.activation import Activation, Slopes
+from robustcert.network.blocks import ResidualBlock
+from robustcert.network.fold import _TORCH_FOLDS, fold, fold_network
+from robustcert.network.linear import Affine, Convolution, Dense, Flatten
+from robustcert.network.network import (
+    PlainNetwork,
+    Sum,
+    operation_bound,
+    pairwise_bound,
+    run,
+    sequence_bound,
+)
+from robustcert.network.operation import Operation
 from robustcert.norms import convolution, proof, scalars
 from robustcert.norms.proof import Gram, residual_bound
 from robustcert.norms.scalars import root_up
-from robustcert.plain import (
-    Activation,
-    Affine,
-    Convolution,
-    Dense,
-    Flatten,
-    Operation,
-    PlainNetwork,
-    ResidualBlock,
-    Slopes,
-    Sum,
-)
 from robustcert.samples import CertifiedSplit
 
 Row = list[Fraction]
@@ -194,7 +198,7 @@ CONVOLUTIONS: dict[str, tuple[Tensor, tuple[int, int], tuple[int, int, int, int]
 
 def norms_of_matrices() -> None:
     for name, weight in MATRICES.items():
-        bound = plain.operation_bound(Dense(weight), weight.shape[1:])
+        bound = operation_bound(Dense(weight), weight.shape[1:])
         assert covers(bound, quotient(weight)), name
 
 
@@ -215,7 +219,7 @@ def norms_of_convolutions() -> None:
             weight, None, (stride,) * 2, (padding,) * 2, (dilation,) * 2, groups
         )
         shape = (weight.shape[1] * groups, *size)
-        assert plain.operation_bound(operation, shape) >= matrix_norm(operation, shape), name
+        assert operation_bound(operation, shape) >= matrix_norm(operation, shape), name
 
 
 def norms_of_constrained_layers() -> None:
@@ -241,7 +245,7 @@ def constants_of_activations() -> None:
         x = points.clone().requires_grad_()
         rows = [torch.autograd.grad(y.sum(), x, retain_graph=True)[0] for y in operation(x).T]
         slope = torch.linalg.matrix_norm(torch.stack(rows, 1), 2).max()
-        assert plain.operation_bound(operation, (8,)) >= float(slope) * (1 - 1e-12), name
+        assert operation_bound(operation, (8,)) >= float(slope) * (1 - 1e-12), name
 
 
 def triple(x: Tensor) -> Tensor:
@@ -252,9 +256,7 @@ def bounds_of_compositions() -> None:
     dense, half = Dense(2 * torch.eye(2)), Dense(torch.eye(2) / 2)
     slope = Activation(triple, {}, lipschitz=3.0)
     operations = (dense, slope, Sum(((), (half, slope))), Affine(*torch.tensor([[4.0, 1], [0, 0]])))
-    assert plain.sequence_bound(operations, (2,)) >= matrix_norm(
-        lambda x: plain.run(operations, x), (2,)
-    )
+    assert sequence_bound(operations, (2,)) >= matrix_norm(lambda x: run(operations, x), (2,))
 
 
 def bounds_of_residual_blocks() -> None:
@@ -262,7 +264,7 @@ def bounds_of_residual_blocks() -> None:
     for scale in (0.9, 1.0, 1.25):
         # Where every unit is on, this is x - 2 scale^2 x.
         block = ResidualBlock(torch.eye(2), torch.full((2,), scale), relu, torch.full((2,), 9.0))
-        bound = plain.operation_bound(block, (2,))
+        bound = operation_bound(block, (2,))
         assert covers(bound, max(Fraction(1), (1 - 2 * Fraction(scale) ** 2) ** 2))
 
 
@@ -337,7 +339,7 @@ def deployment_in_float32() -> None:
 def error_at_a_distance() -> None:
     operations = (Dense(randn(8, 8)), Activation(torch.relu, {}, lipschitz=1.0), Dense(randn(3, 8)))
     network = PlainNetwork(operations, (8,))
-    around = rounding.forward_error(network, torch.zeros(1, 8, dtype=torch.float64))
+    around = forward_error_module.forward_error(network, torch.zeros(1, 8, dtype=torch.float64))
     for distance in (1.0, 1e6):
         x = F.normalize(torch.randn(8, dtype=torch.float64), dim=0) * distance * (1 - 1e-6)
         error = [
@@ -399,8 +401,8 @@ def broken_numbers_are_not_certified() -> None:
         weight = torch.eye(2)
         weight[0, 0] = value
         dense, conv = Dense(weight), Convolution(weight[None, None])
-        assert refuses(lambda: plain.operation_bound(dense, (2,)))  # noqa: B023
-        assert refuses(lambda: plain.operation_bound(conv, (1, 2, 2)))  # noqa: B023
+        assert refuses(lambda: operation_bound(dense, (2,)))  # noqa: B023
+        assert refuses(lambda: operation_bound(conv, (1, 2, 2)))  # noqa: B023
         for module in (nn.Linear(2, 2), Head(2, 2), build("layer", "cholesky").dense(2, 2)):
             with torch.no_grad():
                 module.bias[1] = value
@@ -476,7 +478,7 @@ def written_radii() -> None:
         claim = write_certificate(
             Path(folder),
             network,
-            plain.pairwise_bound(network),
+            pairwise_bound(network),
             split_of(radius),
             [0.1, 2.5],
             {"functions": ["R"]},
@@ -575,7 +577,9 @@ def conv_bound(new: Callable[..., float]) -> Fault:
     return wrap(norms, "conv_norm_bound", lambda bound: lambda *arguments: new(bound, *arguments))
 
 
-def forward_error(change: Callable[[rounding.ForwardError], rounding.ForwardError]) -> Fault:
+def forward_error(
+    change: Callable[[forward_error_module.ForwardError], forward_error_module.ForwardError],
+) -> Fault:
     return wrap(certifier, "forward_error", lambda f: lambda network, x: change(f(network, x)))
 
 
@@ -735,7 +739,7 @@ FAULTS: dict[str, Fault] = {
     "identity branch left out": put(
         Sum,
         "lipschitz_bound",
-        lambda self, shape: sum(plain.sequence_bound(b, shape) for b in self.branches if b),
+        lambda self, shape: sum(sequence_bound(b, shape) for b in self.branches if b),
     ),
     "activations taken for 1-Lipschitz": put(
         Activation, "lipschitz_bound", lambda self, shape: 1.0
@@ -747,7 +751,7 @@ FAULTS: dict[str, Fault] = {
     "residual block taken for 1-Lipschitz": put(
         ResidualBlock, "lipschitz_bound", lambda self, shape: 1.0
     ),
-    "bound of another network": wrap(plain, "operation_bound", by_shape),
+    "bound of another network": wrap(network_module, "operation_bound", by_shape),
     "orthogonal by construction": fold_claims(ConstrainedLinear, lambda layer: 1.0),
     "norm from a stale buffer": fold_claims(
         UnconstrainedLinear, lambda layer: float(layer.lipschitz_estimate())
@@ -774,11 +778,15 @@ FAULTS: dict[str, Fault] = {
         lambda error: replace(error, centre=torch.zeros_like(error.centre), growth=0.0)
     ),
     "rounding at the sample only": wrap(
-        rounding, "_charge", lambda f: lambda state, centre, growth: f(state, centre, 0.0)
+        forward_error_module,
+        "_charge",
+        lambda f: lambda state, centre, growth: f(state, centre, 0.0),
     ),
-    "errors not amplified": put(rounding, "operation_bound", lambda operation, shape: 1.0),
+    "errors not amplified": put(
+        forward_error_module, "operation_bound", lambda operation, shape: 1.0
+    ),
     "errors of branches left out": wrap(
-        rounding,
+        forward_error_module,
         "_step_sum",
         lambda f: lambda op, state: replace(f(op, state), centre=state.centre),
     ),
@@ -811,27 +819,25 @@ FAULTS: dict[str, Fault] = {
     ),
     # The network
     "weights rounded to five decimals": wrap(
-        plain, "constant", lambda constant: lambda weight: constant(weight.round(decimals=5))
+        fold_module, "constant", lambda constant: lambda weight: constant(weight.round(decimals=5))
     ),
     "float64 weights rounded": wrap(
-        plain, "constant", lambda constant: lambda weight: constant(weight.float())
+        fold_module, "constant", lambda constant: lambda weight: constant(weight.float())
     ),
-    "NaN let through": put(plain, "constant", lambda weight: weight.detach().clone()),
+    "NaN let through": put(fold_module, "constant", lambda weight: weight.detach().clone()),
     "bias of the head left out": wrap_fold(
         Head, lambda fold: lambda self: Dense(self.weight.detach())
     ),
     "mean of the inputs left out": wrap_fold(
         Normalize, lambda fold: lambda self: Affine(self.scale, torch.zeros_like(self.shift))
     ),
-    "unknown module skipped": lambda patch: patch.setitem(
-        lipschitz._TORCH_FOLDS, Tenfold, lambda module: []
-    ),
+    "unknown module skipped": lambda patch: patch.setitem(_TORCH_FOLDS, Tenfold, lambda module: []),
     "hooks of all modules ignored": put(
         overrides,
         "registry",
         SimpleNamespace(_global_forward_hooks={}, _global_forward_pre_hooks={}),
     ),
-    "hooks ignored": put(lipschitz, "_refuse_overrides", lambda module: None),
+    "hooks ignored": put(fold_module, "refuse_overrides", lambda module: None),
     # What is written and counted
     "radius in float32": wrap(
         LipschitzCertifier,

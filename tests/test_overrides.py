@@ -14,8 +14,10 @@ from torch.nn.utils import parametrizations, parametrize
 
 from robustcert.activations import GroupSort
 from robustcert.errors import UnknownLipschitz
-from robustcert.lipschitz import fold, lipschitz_estimate
-from robustcert.plain import Dense, Operation
+from robustcert.lipschitz import lipschitz_estimate
+from robustcert.network.fold import fold
+from robustcert.network.linear import Dense
+from robustcert.network.operation import Operation
 
 
 class Doubled(nn.Module):

@@ -9,12 +9,13 @@ from configs import build_model
 from torch import Tensor, nn
 
 from robustcert.layers import BROLinear, CholeskyPatchConv2d, ManifoldPatchConv2d
-from robustcert.lipschitz import fold, lipschitz_bound, lipschitz_estimate
+from robustcert.lipschitz import lipschitz_bound, lipschitz_estimate
 from robustcert.models.fit_channels import FitChannels
 from robustcert.models.position import Position
 from robustcert.models.residual_mlp import Mixture
 from robustcert.models.shift import CircularShift
-from robustcert.plain import PlainNetwork
+from robustcert.network.fold import fold
+from robustcert.network.network import PlainNetwork
 
 SHAPE = (6, 4, 5)
 

@@ -11,24 +11,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from robustcert import norms, plain
+from robustcert import norms
 from robustcert.errors import UnsoundNetworkError
-from robustcert.plain import (
-    Activation,
-    Affine,
-    Convolution,
-    Dense,
-    Flatten,
-    Operation,
+from robustcert.network.activation import Activation
+from robustcert.network.forward_error import UNIT
+from robustcert.network.linear import Affine, Convolution, Dense, Flatten
+from robustcert.network.local_error import absolute_norm, gamma
+from robustcert.network.network import (
+    _BOUNDS,
     PlainNetwork,
     Sum,
-    absolute_norm,
-    constant,
-    gamma,
     pairwise_bound,
+    run,
     sequence_bound,
 )
-from robustcert.rounding import UNIT
+from robustcert.network.operation import Operation, constant
 
 RELU = Activation(torch.relu, {}, lipschitz=1.0)
 
@@ -123,7 +120,7 @@ def branch(seed: int) -> tuple[Operation, ...]:
 def test_a_sum_adds_its_branches_and_their_bounds() -> None:
     operation = Sum((branch(0), branch(2), ()))
     x, y = randn(2, 200, 4).double()
-    parts = [plain.run(b, x) for b in (branch(0), branch(2))]
+    parts = [run(b, x) for b in (branch(0), branch(2))]
     torch.testing.assert_close(operation(x), x + parts[0] + parts[1])
     bound = operation.lipschitz_bound((4,))
     singles = [Fraction(sequence_bound(b, (4,))) for b in (branch(0), branch(2))]
@@ -210,14 +207,14 @@ def test_bounds_are_computed_once_and_forgotten_with_the_operation(
 
     monkeypatch.setattr(norms, "dense_norm_bound", counting)
     gc.collect()
-    before = len(plain._BOUNDS)
+    before = len(_BOUNDS)
     operation = Dense(randn(3, 3))
     for _ in range(3):
         sequence_bound((operation, operation), (3,))
     assert len(calls) == 1
     del operation
     gc.collect()
-    assert len(plain._BOUNDS) == before
+    assert len(_BOUNDS) == before
 
 
 # Constants

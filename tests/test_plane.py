@@ -10,7 +10,6 @@ from torch import nn
 from robustcert.activations import Abs, GroupSort, NActivation, ReLU, Tanh
 from robustcert.attacks import ddn
 from robustcert.layers import CholeskyLinear
-from robustcert.lipschitz import fold_network
 from robustcert.metrics.plane import (
     area,
     boundary_segments,
@@ -18,7 +17,8 @@ from robustcert.metrics.plane import (
     linear_pieces,
 )
 from robustcert.models import MLP, LayerFamily
-from robustcert.plain import PlainNetwork
+from robustcert.network.fold import fold_network
+from robustcert.network.network import PlainNetwork
 
 
 def network(activation: Callable[[int], nn.Module]) -> PlainNetwork:

@@ -26,7 +26,9 @@ from robustcert.certifiers.lipschitz import certificates
 from robustcert.check import UnreadableError
 from robustcert.errors import UnsoundNetworkError
 from robustcert.layers import NormPool2d
-from robustcert.plain import Activation, Dense, PlainNetwork, Sum, pairwise_bound
+from robustcert.network.activation import Activation
+from robustcert.network.linear import Dense
+from robustcert.network.network import PlainNetwork, Sum, pairwise_bound
 from robustcert.predictor import Predictor
 
 

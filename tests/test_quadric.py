@@ -16,11 +16,11 @@ from robustcert.certifiers import LipschitzCertifier, QuadricCertifier, quadric
 from robustcert.certifiers.quadric import _Pairs
 from robustcert.errors import UnsoundNetworkError
 from robustcert.layers import CholeskyResidualLinear
-from robustcert.lipschitz import fold_network
 from robustcert.models import DeepSubspaces, LayerFamily, Subspaces
-from robustcert.plain import PlainNetwork, sequence_bound
-from robustcert.quadric import Quadratics, quadric_distance, split_quadratics
-from robustcert.rounding import ForwardError, forward_error
+from robustcert.network.fold import fold_network
+from robustcert.network.forward_error import ForwardError, forward_error
+from robustcert.network.network import PlainNetwork, sequence_bound
+from robustcert.network.quadratics import Quadratics, quadric_distance, split_quadratics
 
 
 def found(f: Tensor, g: Tensor, eigenvalues: Tensor) -> Tensor:

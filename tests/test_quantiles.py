@@ -8,7 +8,8 @@ import torch
 from flint import arb, ctx
 
 from robustcert.certifiers import SmoothingCertifier
-from robustcert.plain import Dense, PlainNetwork
+from robustcert.network.linear import Dense
+from robustcert.network.network import PlainNetwork
 from robustcert.quantiles import (
     clopper_pearson_low,
     normal_high,

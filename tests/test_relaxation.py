@@ -17,8 +17,11 @@ from robustcert.branch_and_bound import exact_distance, least_distance
 from robustcert.certifiers import CROWNCertifier, LipschitzCertifier, LocalLipschitzCertifier
 from robustcert.curves import Curve, curve_of
 from robustcert.errors import UnsoundNetworkError
-from robustcert.lipschitz import fold_network
-from robustcert.plain import Activation, Convolution, Dense, Flatten, Operation, PlainNetwork
+from robustcert.network.activation import Activation
+from robustcert.network.fold import fold_network
+from robustcert.network.linear import Convolution, Dense, Flatten
+from robustcert.network.network import PlainNetwork
+from robustcert.network.operation import Operation
 from robustcert.relaxation import Relaxation, rival_rows, steps_of
 
 COVERED = ["abs", "beta_abs", "identity", "maxmin", "n_activation", "relu"]

@@ -17,7 +17,7 @@ import torch
 from robustcert.certificate import write_certificate
 from robustcert.certifiers import LipschitzCertifier
 from robustcert.errors import ReportError
-from robustcert.lipschitz import fold_network
+from robustcert.network.fold import fold_network
 from robustcert.report.__main__ import main
 from robustcert.report.calibration import calibrate
 from robustcert.report.claim import read_claim

@@ -17,10 +17,12 @@ from torch import Tensor, nn
 from robustcert.activations import ReLU
 from robustcert.errors import UnsoundNetworkError
 from robustcert.layers import NormPool2d
-from robustcert.lipschitz import fold, fold_network
 from robustcert.models import Normalize
-from robustcert.plain import Affine, Dense, Flatten, Operation, PlainNetwork, Sum
-from robustcert.rounding import UNIT, forward_error
+from robustcert.network.fold import fold, fold_network
+from robustcert.network.forward_error import UNIT, forward_error
+from robustcert.network.linear import Affine, Dense, Flatten
+from robustcert.network.network import PlainNetwork, Sum
+from robustcert.network.operation import Operation
 
 FEATURES = 8
 DTYPES = [torch.float32, torch.float64]

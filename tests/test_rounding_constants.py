@@ -20,7 +20,8 @@ from robustcert.activations import LinearSpline, NormPair
 from robustcert.check.activations import KINDS
 from robustcert.errors import UnsoundNetworkError
 from robustcert.layers import NormPool2d
-from robustcert.plain import MAX_ROUNDINGS, Activation, counted
+from robustcert.network.activation import Activation
+from robustcert.network.local_error import MAX_ROUNDINGS, counted
 
 POINTS = 2**14
 UNIT = 2.0**-24

@@ -19,7 +19,8 @@ from robustcert.check import UnreadableError, check
 from robustcert.check.command import main
 from robustcert.data import RandomNoise
 from robustcert.errors import ReportError, UnsoundNetworkError
-from robustcert.plain import Dense, PlainNetwork
+from robustcert.network.linear import Dense
+from robustcert.network.network import PlainNetwork
 from robustcert.quantiles import clopper_pearson_low
 from robustcert.report.claim import read_claim
 

@@ -16,10 +16,10 @@ from robustcert.check import check, prove_network
 from robustcert.checkpoint import read_checkpoint
 from robustcert.data import Digits
 from robustcert.errors import ConfigError, UnsoundNetworkError
-from robustcert.lipschitz import fold_network
 from robustcert.models import Subspaces
-from robustcert.plain import PlainNetwork
-from robustcert.quadric import quadric_distance
+from robustcert.network.fold import fold_network
+from robustcert.network.network import PlainNetwork
+from robustcert.network.quadratics import quadric_distance
 from robustcert.report.claim import read_claim
 from robustcert.restore import restore_network
 from robustcert.run import train

@@ -13,7 +13,6 @@ from robustcert.attacks import ddn
 from robustcert.callbacks import LogTightness
 from robustcert.certifiers import LipschitzCertifier
 from robustcert.checkpoint import read_checkpoint
-from robustcert.lipschitz import fold_network
 from robustcert.metrics.folds import folds_within
 from robustcert.metrics.tightness import (
     CertifiabilityGap,
@@ -22,7 +21,8 @@ from robustcert.metrics.tightness import (
     steepest_slopes,
     tightness,
 )
-from robustcert.plain import PlainNetwork
+from robustcert.network.fold import fold_network
+from robustcert.network.network import PlainNetwork
 
 
 def corner() -> PlainNetwork:

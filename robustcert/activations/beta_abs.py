@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from robustcert.plain import Activation
+from robustcert.network.activation import Activation
 
 
 def beta_abs(x: Tensor, count: int) -> Tensor:

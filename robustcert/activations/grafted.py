@@ -12,7 +12,9 @@ from robustcert.activations.features import (
     ordered,
     split_pairs,
 )
-from robustcert.plain import Activation, constant, counted
+from robustcert.network.activation import Activation
+from robustcert.network.local_error import counted
+from robustcert.network.operation import constant
 
 FOLD, LINE, CROSSED = 0.0, 1.0, 2.0
 

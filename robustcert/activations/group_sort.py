@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from robustcert.activations.features import PerSample, sort_pairs
-from robustcert.plain import Activation, Slopes
+from robustcert.network.activation import Activation, Slopes
 
 # Up to this size a network of comparators, each of which takes whole maps, is faster than `sort`.
 LARGEST_NETWORK = 8

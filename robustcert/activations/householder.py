@@ -6,7 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from robustcert.activations.features import check_groups, reflect_pairs
-from robustcert.plain import Activation, constant, counted
+from robustcert.network.activation import Activation
+from robustcert.network.local_error import counted
+from robustcert.network.operation import constant
 
 # MaxMin in increasing order folds the half-plane a > b, whose inward normal is (-1, 1).
 MAXMIN_ANGLE = 0.75 * math.pi

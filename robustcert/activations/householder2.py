@@ -12,7 +12,9 @@ from robustcert.activations.features import (
     reflect_pairs,
     split_pairs,
 )
-from robustcert.plain import Activation, constant, counted
+from robustcert.network.activation import Activation
+from robustcert.network.local_error import counted
+from robustcert.network.operation import constant
 
 # Sectors are kept this wide, so that the rounding of stored rays cannot change their order.
 NARROWEST = 0.01

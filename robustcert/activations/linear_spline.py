@@ -4,7 +4,9 @@ import torch
 from torch import Tensor, nn
 
 from robustcert.activations.features import along_features
-from robustcert.plain import Activation, Slopes, constant, counted
+from robustcert.network.activation import Activation, Slopes
+from robustcert.network.local_error import counted
+from robustcert.network.operation import constant
 
 
 def linear_spline(x: Tensor, slopes: Tensor, step: Tensor) -> Tensor:

@@ -6,7 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from robustcert.activations.features import along_features, ordered
-from robustcert.plain import Activation, Slopes, constant, counted
+from robustcert.network.activation import Activation, Slopes
+from robustcert.network.local_error import counted
+from robustcert.network.operation import constant
 
 
 def n_activation(x: Tensor, corners: Tensor) -> Tensor:

@@ -5,7 +5,9 @@ from torch import Tensor, nn
 
 from robustcert.activations.features import along_features
 from robustcert.activations.positive import Positive, over_least
-from robustcert.plain import Activation, constant, counted
+from robustcert.network.activation import Activation
+from robustcert.network.local_error import counted
+from robustcert.network.operation import constant
 
 
 def norm_pair(x: Tensor, temperature: Tensor, group_size: int) -> Tensor:

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from robustcert.plain import Activation, Slopes
+from robustcert.network.activation import Activation, Slopes
 
 
 def relu(x: Tensor) -> Tensor:

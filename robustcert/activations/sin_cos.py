@@ -6,7 +6,9 @@ from torch import Tensor, nn
 
 from robustcert.activations.features import along_features, join_pairs
 from robustcert.activations.positive import Positive
-from robustcert.plain import Activation, constant, counted
+from robustcert.network.activation import Activation
+from robustcert.network.local_error import counted
+from robustcert.network.operation import constant
 
 
 def sin_cos(x: Tensor, frequency: Tensor) -> Tensor:

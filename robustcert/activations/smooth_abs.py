@@ -5,7 +5,9 @@ from torch import Tensor, nn
 
 from robustcert.activations.features import along_features
 from robustcert.activations.positive import Positive, over_least
-from robustcert.plain import Activation, Slopes, constant, counted
+from robustcert.network.activation import Activation, Slopes
+from robustcert.network.local_error import counted
+from robustcert.network.operation import constant
 
 
 def smooth_abs(x: Tensor, temperature: Tensor) -> Tensor:

@@ -11,7 +11,9 @@ from robustcert.activations.features import (
 )
 from robustcert.activations.householder import MAXMIN_ANGLE
 from robustcert.activations.positive import Positive, over_least
-from robustcert.plain import Activation, constant, counted
+from robustcert.network.activation import Activation
+from robustcert.network.local_error import counted
+from robustcert.network.operation import constant
 
 
 def smooth_householder(x: Tensor, normal: Tensor, temperature: Tensor) -> Tensor:

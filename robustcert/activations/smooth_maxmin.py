@@ -13,7 +13,9 @@ from robustcert.activations.features import (
     split_pairs,
 )
 from robustcert.activations.positive import Positive, over_least
-from robustcert.plain import Activation, Slopes, constant, counted
+from robustcert.network.activation import Activation, Slopes
+from robustcert.network.local_error import counted
+from robustcert.network.operation import constant
 
 
 def smooth_maxmin(x: Tensor, temperature: Tensor) -> Tensor:

@@ -7,7 +7,9 @@ from robustcert.activations.features import along_features
 from robustcert.activations.n_activation import Corners
 from robustcert.activations.positive import Positive, over_least
 from robustcert.activations.softplus import softplus
-from robustcert.plain import Activation, Slopes, constant, counted
+from robustcert.network.activation import Activation, Slopes
+from robustcert.network.local_error import counted
+from robustcert.network.operation import constant
 
 
 def smooth_n(x: Tensor, corners: Tensor, temperature: Tensor) -> Tensor:

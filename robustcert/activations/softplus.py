@@ -6,7 +6,9 @@ from torch.nn import functional as F
 
 from robustcert.activations.features import along_features
 from robustcert.activations.positive import Positive, over_least
-from robustcert.plain import Activation, Slopes, constant, counted
+from robustcert.network.activation import Activation, Slopes
+from robustcert.network.local_error import counted
+from robustcert.network.operation import constant
 
 
 def softplus(x: Tensor, temperature: Tensor) -> Tensor:

@@ -2,7 +2,8 @@
 
 from torch import Tensor, nn
 
-from robustcert.plain import Activation, Slopes, counted
+from robustcert.network.activation import Activation, Slopes
+from robustcert.network.local_error import counted
 
 # |tanh''| = 2 t (1 - t^2) at t = |tanh| is largest at t = 1/sqrt(3): 4 / (3 sqrt(3)), rounded up.
 CURVATURE = 0.7698003589195011

@@ -10,8 +10,8 @@ from robustcert.attacks.ddn import ddn
 from robustcert.attacks.gradient import breaks, lengths, margin_gradient
 from robustcert.attacks.margin import margin_attack
 from robustcert.errors import BrokenCertificate
-from robustcert.plain import PlainNetwork
-from robustcert.units import in_units
+from robustcert.network.network import PlainNetwork
+from robustcert.network.units import in_units
 
 # Attacks go this close to the radius; the rounding of an attack's own norm is far below it.
 INSIDE = 1 - 1e-6
@@ -22,7 +22,7 @@ class Inputs(Protocol):
     """A tensor of inputs, or what reads rows of it when it is indexed."""
 
     def __getitem__(self, rows: Tensor, /) -> Tensor:
-        """Inputs of the given rows, see :func:`robustcert.units.in_units`."""
+        """Inputs of the given rows, see :func:`robustcert.network.units.in_units`."""
 
 
 def cross_check(

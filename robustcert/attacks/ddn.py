@@ -13,8 +13,8 @@ from robustcert.attacks.gradient import (
     smallest_margin,
     to_length,
 )
-from robustcert.plain import PlainNetwork
-from robustcert.units import in_units
+from robustcert.network.network import PlainNetwork
+from robustcert.network.units import in_units
 
 
 def ddn(
@@ -42,7 +42,7 @@ def ddn(
 
     Args:
         network: The network under attack.
-        x: Inputs of shape ``(N, *input_shape)``, see :func:`robustcert.units.in_units`;
+        x: Inputs of shape ``(N, *input_shape)``, see :func:`robustcert.network.units.in_units`;
             use float64.
         label: The class to leave, shape ``(N,)``.
         steps: Gradient steps from each start.

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from robustcert.plain import PlainNetwork
+from robustcert.network.network import PlainNetwork
 
 
 def margin_gradient(network: PlainNetwork, x: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from robustcert.attacks.gradient import lengths, margin_gradient, random_directions, to_length
-from robustcert.plain import PlainNetwork
-from robustcert.units import in_units
+from robustcert.network.network import PlainNetwork
+from robustcert.network.units import in_units
 
 
 def margin_attack(
@@ -24,7 +24,7 @@ def margin_attack(
 
     Args:
         network: The network under attack.
-        x: Inputs of shape ``(N, *input_shape)``, see :func:`robustcert.units.in_units`;
+        x: Inputs of shape ``(N, *input_shape)``, see :func:`robustcert.network.units.in_units`;
             use float64.
         label: The class to leave, shape ``(N,)``.
         radius: Distances, shape ``(N,)``, finite.

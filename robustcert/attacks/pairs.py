@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from robustcert.attacks.gradient import to_length
-from robustcert.plain import PlainNetwork
+from robustcert.network.network import PlainNetwork
 
 # A pair is not further apart than this share of delta, so that rounding cannot help it.
 INSIDE = 1 - 1e-12

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from robustcert.plain import PlainNetwork
-from robustcert.units import in_units
+from robustcert.network.network import PlainNetwork
+from robustcert.network.units import in_units
 
 
 class PlainModule(nn.Module):
@@ -38,7 +38,8 @@ def pgd_survivors(
 
     Args:
         network: The network under attack.
-        x: Inputs in [0, 1], shape ``(N, *input_shape)``, see :func:`robustcert.units.in_units`.
+        x: Inputs in [0, 1], shape ``(N, *input_shape)``, see
+            :func:`robustcert.network.units.in_units`.
         target: True classes, shape ``(N,)``.
         radii: Attack sizes in input units.
         steps: Gradient steps per attack.

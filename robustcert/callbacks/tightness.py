@@ -9,7 +9,6 @@ from torchmetrics import MeanMetric
 
 from robustcert.attacks import ddn
 from robustcert.certifiers import LipschitzCertifier
-from robustcert.lipschitz import fold_network
 from robustcert.margins import margins
 from robustcert.metrics.folds import folds_within
 from robustcert.metrics.tightness import (
@@ -19,7 +18,8 @@ from robustcert.metrics.tightness import (
     steepest_slopes,
 )
 from robustcert.module import MeasuresDistances
-from robustcert.plain import PlainNetwork
+from robustcert.network.fold import fold_network
+from robustcert.network.network import PlainNetwork
 
 
 class LogTightness(Callback):

@@ -10,9 +10,9 @@ from robustcert.certifiers.arithmetic import strict_arithmetic
 from robustcert.certifiers.lipschitz import LipschitzCertifier
 from robustcert.curvature import LocalSlope, Trace, descent_distance, is_covered
 from robustcert.margins import margins
-from robustcert.plain import PlainNetwork
-from robustcert.rounding import forward_error
-from robustcert.units import finite_samples, network_inputs
+from robustcert.network.forward_error import forward_error
+from robustcert.network.network import PlainNetwork
+from robustcert.network.units import finite_samples, network_inputs
 
 # Where the curvature is bounded anew, in multiples of what the Lipschitz bound certifies.
 REACHES = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0, math.inf)

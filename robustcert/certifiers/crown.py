@@ -8,9 +8,9 @@ from torch import Tensor
 
 from robustcert.certifiers.lipschitz import LipschitzCertifier
 from robustcert.curves import Curve
-from robustcert.plain import PlainNetwork
+from robustcert.network.forward_error import forward_error
+from robustcert.network.network import PlainNetwork
 from robustcert.relaxation import Relaxation, Step, chunks, rival_rows, steps_of
-from robustcert.rounding import forward_error
 
 # Radii are sought between the Lipschitz radius over and times 2^OCTAVES, in so many halvings.
 OCTAVES = 8

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from robustcert.plain import PlainNetwork
-from robustcert.units import network_inputs
+from robustcert.network.network import PlainNetwork
+from robustcert.network.units import network_inputs
 
 
 def gradient_ratio(network: PlainNetwork, x: Tensor, pairwise: Tensor) -> Tensor:

@@ -14,11 +14,11 @@ from robustcert.certifiers.arithmetic import strict_arithmetic
 from robustcert.certifiers.lipschitz import LipschitzCertifier
 from robustcert.errors import UnsoundNetworkError
 from robustcert.margins import margins
-from robustcert.plain import PlainNetwork, output_bound
+from robustcert.network.forward_error import forward_error
+from robustcert.network.network import PlainNetwork, output_bound
+from robustcert.network.units import network_inputs
 from robustcert.relaxation import Step, steps_of
-from robustcert.rounding import forward_error
 from robustcert.twin import Domain, Twin
-from robustcert.units import network_inputs
 
 METHODS = ("lipschitz", "symbolic", "lp", "exact")
 RESTS_ON = {

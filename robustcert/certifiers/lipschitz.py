@@ -9,13 +9,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from robustcert.agreement import require_agreement
 from robustcert.certifiers.arithmetic import strict_arithmetic
-from robustcert.lipschitz import fold_network
 from robustcert.margins import margins
-from robustcert.plain import PlainNetwork, pairwise_bound
-from robustcert.rounding import ForwardError, forward_error
-from robustcert.units import finite_samples, in_units, network_inputs
+from robustcert.network.agreement import require_agreement
+from robustcert.network.fold import fold_network
+from robustcert.network.forward_error import ForwardError, forward_error
+from robustcert.network.network import PlainNetwork, pairwise_bound
+from robustcert.network.units import finite_samples, in_units, network_inputs
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ class LipschitzCertifier:
     @torch.no_grad()
     @strict_arithmetic()
     def certify(self, network: PlainNetwork, x: Tensor) -> Certificates:
-        """Certify inputs of shape ``(N, *input_shape)``, see :func:`robustcert.units.in_units`.
+        """Certify inputs of shape ``(N, *input_shape)``, see ``in_units``.
 
         Raises:
             UnsoundNetworkError: a bound of the network cannot be proved.

@@ -10,11 +10,15 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from robustcert import plain, semidefinite
+from robustcert import semidefinite
 from robustcert.certifiers.lipschitz import LipschitzCertifier
 from robustcert.errors import NormBoundError, UnsoundNetworkError
+from robustcert.network.activation import Activation
+from robustcert.network.linear import Affine, Dense, Flatten
+from robustcert.network.network import PlainNetwork, shapes
+from robustcert.network.network import pairwise_bound as product_bound
+from robustcert.network.operation import Operation
 from robustcert.norms.proof import Scaled, scaled
-from robustcert.plain import Activation, Affine, Dense, Flatten, PlainNetwork
 from robustcert.semidefinite import Layer, compose
 
 # What bounds are raised by, relatively: for another proof, whose rounding errors are others.
@@ -110,7 +114,7 @@ def _prove(
     network: PlainNetwork, iterations: int, per_pair: bool
 ) -> tuple[Tensor, list[list[Tensor]]]:
     layers, head = layers_of(network)
-    bound = plain.pairwise_bound(network)
+    bound = product_bound(network)
     proved = []
     try:
         for diagonals in _candidates(layers, head, iterations, per_pair):
@@ -143,7 +147,7 @@ def layers_of(network: PlainNetwork) -> tuple[list[Layer], Scaled]:
     """
     layers = []
     linear: Scaled | None = None
-    for operation, shape in plain.shapes(network.owned().operations, network.input_shape):
+    for operation, shape in shapes(network.owned().operations, network.input_shape):
         size = math.prod(shape)
         ones = torch.ones(size, dtype=torch.float64, device="cpu")
         slopes = operation.slopes if isinstance(operation, Activation) else None
@@ -191,7 +195,7 @@ def _dense(linear: Scaled | None, size: int) -> Scaled:
     return linear
 
 
-def _describe(operation: plain.Operation) -> str:
+def _describe(operation: Operation) -> str:
     if isinstance(operation, Activation):
         return f"the activation {operation.function.__name__}"
     return f"the operation {operation.kind}"

@@ -12,7 +12,7 @@ from robustcert.certifiers.lipschitz import LipschitzCertifier
 from robustcert.curves import Curve
 from robustcert.ellipsoids import Chain, Slopes, chain_of, image, improved, proved, row_lengths
 from robustcert.errors import NormBoundError, UnsoundNetworkError
-from robustcert.plain import PlainNetwork
+from robustcert.network.network import PlainNetwork
 from robustcert.relaxation import Relaxation, chunks, steps_of
 
 # Entries of the largest tensor of a pass.

@@ -12,11 +12,12 @@ from robustcert.certifiers.arithmetic import strict_arithmetic
 from robustcert.certifiers.lipschitz import Certificates, LipschitzCertifier
 from robustcert.errors import UnsoundNetworkError
 from robustcert.margins import margins
+from robustcert.network.forward_error import UNIT, forward_error
+from robustcert.network.local_error import gamma
+from robustcert.network.network import PlainNetwork
+from robustcert.network.quadratics import Quadratics, best_multiplier, split_quadratics
+from robustcert.network.units import finite_samples, network_inputs
 from robustcert.norms.dense import dense_norm_bound
-from robustcert.plain import PlainNetwork, gamma
-from robustcert.quadric import Quadratics, best_multiplier, split_quadratics
-from robustcert.rounding import UNIT, forward_error
-from robustcert.units import finite_samples, network_inputs
 
 # Entries of the largest tensor.
 ENTRIES = 2**22
@@ -30,7 +31,7 @@ TINY = 2.0**-500
 
 
 class QuadricCertifier(LipschitzCertifier):
-    r"""Radii of networks that end in :class:`robustcert.quadric.Quadratics`, exact of these.
+    r"""Radii of networks that end in ``Quadratics``, exact of these.
 
     Let u be the predicted class's largest quadratic at x, the features of the sample, and v one of
     another class, with linear map W. Whatever the point z and the multiplier

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from robustcert.certifiers.arithmetic import strict_arithmetic
 from robustcert.certifiers.lipschitz import Certificates, LipschitzCertifier
-from robustcert.plain import PlainNetwork
+from robustcert.network.network import PlainNetwork
+from robustcert.network.units import finite_samples, network_inputs
 from robustcert.quantiles import clopper_pearson_low, normal_quantile_low, product_low
-from robustcert.units import finite_samples, network_inputs
 
 
 class SmoothingCertifier(LipschitzCertifier):

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from robustcert.units import in_units
+from robustcert.network.units import in_units
 
 Split = Literal["train", "test"]
 

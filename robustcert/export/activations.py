@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from robustcert.export.graph import Array, Graph
-from robustcert.plain import Shape
+from robustcert.network.operation import Shape
 
 Constants = dict[str, Any]
 Pair = tuple[str, str]

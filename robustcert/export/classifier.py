@@ -12,9 +12,9 @@ from robustcert.certificate import FUNCTIONS
 from robustcert.errors import UnsoundNetworkError
 from robustcert.export.graph import IR_VERSION, OPSET, Graph
 from robustcert.export.operations import add_operations
+from robustcert.network.forward_error import forward_steps
+from robustcert.network.units import INPUTS
 from robustcert.predictor import Predictor
-from robustcert.rounding import forward_steps
-from robustcert.units import INPUTS
 
 # A model is one protobuf message, which holds at most 2 GiB.
 LARGEST = 2**31 - 2**24
@@ -24,7 +24,7 @@ def to_onnx(predictor: Predictor, path: str | Path) -> dict[str, str]:
     """Write a predictor as an ONNX model with a dynamic batch dimension.
 
     Input ``x`` ``(N, *input_shape)`` in the predictor's arithmetic, the numbers that samples stand
-    for (:func:`robustcert.units.in_units`); outputs ``logits`` ``(N, C)``
+    for (:func:`robustcert.network.units.in_units`); outputs ``logits`` ``(N, C)``
     in that arithmetic, ``label`` ``(N,)`` int64 and ``radius`` ``(N,)`` float64, in input units, 0
     where nothing is certified. The radius is computed in the model, as
     :class:`robustcert.predictor.Predictor` does, and speaks of the same functions.
@@ -49,7 +49,7 @@ def to_onnx(predictor: Predictor, path: str | Path) -> dict[str, str]:
     metadata = {
         "robustcert.functions": "; ".join(FUNCTIONS[key] for key in predictor.functions),
         "robustcert.norm": "l2",
-        "robustcert.units": "input units: distances between inputs as x holds them",
+        "robustcert.network.units": "input units: distances between inputs as x holds them",
         "robustcert.inputs": INPUTS,
         "robustcert.radius": "on the open ball of this radius the label does not change; 0: "
         "not certified",

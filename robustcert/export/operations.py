@@ -14,11 +14,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from robustcert import plain
 from robustcert.errors import UnsoundNetworkError
 from robustcert.export.activations import ACTIVATIONS
 from robustcert.export.graph import Array, Graph
-from robustcert.plain import Operation, Shape
+from robustcert.network.activation import Activation
+from robustcert.network.blocks import ResidualBlock, Sandwich
+from robustcert.network.linear import Affine, CircularConvolution, Convolution, Dense, Flatten
+from robustcert.network.network import Sum, shapes
+from robustcert.network.operation import Operation, Shape
 
 
 def add_operations(graph: Graph, x: str, operations: Sequence[Operation], shape: Shape) -> str:
@@ -27,7 +30,7 @@ def add_operations(graph: Graph, x: str, operations: Sequence[Operation], shape:
     Raises:
         UnsoundNetworkError: an operation or an activation cannot be exported; it is named.
     """
-    for operation, inputs in plain.shapes(operations, shape):
+    for operation, inputs in shapes(operations, shape):
         add = _OPERATIONS.get(type(operation))
         if add is None:
             raise UnsoundNetworkError(
@@ -174,13 +177,13 @@ def _sum(graph: Graph, x: str, operation: Any, shape: Shape) -> str:
 
 
 _OPERATIONS: Mapping[type[Operation], Callable[[Graph, str, Any, Shape], str]] = {
-    plain.Dense: _dense,
-    plain.Convolution: _convolution,
-    plain.CircularConvolution: _circular,
-    plain.Affine: _affine,
-    plain.Flatten: _flatten,
-    plain.Activation: _activation,
-    plain.ResidualBlock: _residual_block,
-    plain.Sandwich: _sandwich,
-    plain.Sum: _sum,
+    Dense: _dense,
+    Convolution: _convolution,
+    CircularConvolution: _circular,
+    Affine: _affine,
+    Flatten: _flatten,
+    Activation: _activation,
+    ResidualBlock: _residual_block,
+    Sandwich: _sandwich,
+    Sum: _sum,
 }

@@ -9,7 +9,8 @@ from torch.nn import functional as F
 
 from robustcert.layers.cholesky import regularised_factor
 from robustcert.layers.fft import FrequencyConstraint, FrequencyConv2d
-from robustcert.plain import Dense, constant
+from robustcert.network.linear import Dense
+from robustcert.network.operation import constant
 
 
 def block_reflector(v: Tensor) -> Tensor:

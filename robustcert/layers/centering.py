@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
-from robustcert.plain import Affine, constant
+from robustcert.network.linear import Affine
+from robustcert.network.operation import constant
 
 
 class Centering(nn.Module):

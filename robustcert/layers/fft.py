@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
-from robustcert.plain import CircularConvolution, constant
+from robustcert.network.linear import CircularConvolution
+from robustcert.network.operation import constant
 
 # Positions of the largest map that is transformed by a product.
 LARGE = 1024

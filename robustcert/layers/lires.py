@@ -11,7 +11,8 @@ from robustcert.layers.centering import Centering
 from robustcert.layers.cholesky import CholeskyOrthogonal
 from robustcert.layers.constrained import ConstrainedLinear
 from robustcert.layers.unconstrained import UnconstrainedConv2d, UnconstrainedLinear
-from robustcert.plain import Convolution, constant
+from robustcert.network.linear import Convolution
+from robustcert.network.operation import constant
 
 
 class LinearResidual(nn.Module):

@@ -5,7 +5,7 @@ from torch.nn import functional as F
 
 from robustcert.layers.cholesky import CholeskyOrthogonal
 from robustcert.layers.constrained import ConstrainedConv2d
-from robustcert.plain import Convolution
+from robustcert.network.linear import Convolution
 
 
 class OnPatches(nn.Module):

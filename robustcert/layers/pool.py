@@ -6,7 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustcert.plain import Activation, Convolution, counted
+from robustcert.network.activation import Activation
+from robustcert.network.linear import Convolution
+from robustcert.network.local_error import counted
 
 
 def norm_pool(x: Tensor, size: int) -> Tensor:

@@ -7,15 +7,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robustcert.lipschitz import fold
-from robustcert.plain import Activation, ResidualBlock, constant
+from robustcert.network.activation import Activation
+from robustcert.network.blocks import ResidualBlock
+from robustcert.network.fold import fold
+from robustcert.network.operation import constant
 
 
 class ResidualLayer(nn.Module):
     """Layer ``x -> x - 2 W' (t * s(W x + b))``, 1-Lipschitz if ``T W W'`` has norm 1 at most.
 
-    W' is the transpose of W; :class:`robustcert.plain.ResidualBlock` has the proof, and the bound
-    for weights that keep the condition up to rounding only.
+    W' is the transpose of W; :class:`robustcert.network.blocks.ResidualBlock` has the proof, and
+    the bound for weights that keep the condition up to rounding only.
 
     Args:
         weight_shape: That of W: ``(hidden, features)``, or ``(hidden, channels, k, k)`` with k odd

@@ -9,16 +9,17 @@ from torch.nn import functional as F
 
 from robustcert.layers.cayley import CayleyOrthogonal
 from robustcert.layers.residual import folded_activation
-from robustcert.plain import Sandwich, constant
+from robustcert.network.blocks import Sandwich
+from robustcert.network.operation import constant
 
 
 class SandwichLinear(nn.Module):
     r"""Dense :math:`x \mapsto \sqrt 2 A^\top \Psi\, s(\sqrt 2 \Psi^{-1} B x + b)`, 1-Lipschitz.
 
     :math:`A A^\top + B B^\top = I` comes from a Cayley transform, and :math:`\Psi` is a free
-    positive diagonal; :class:`robustcert.plain.Sandwich` has the proof and the bound for weights
-    that keep the condition up to rounding only. The activation is inside the layer, and the model
-    may put another one behind it.
+    positive diagonal; :class:`robustcert.network.blocks.Sandwich` has the proof and the bound for
+    weights that keep the condition up to rounding only. The activation is inside the layer, and the
+    model may put another one behind it.
 
     Reference: Wang and Manchester, `Direct Parameterization of Lipschitz-Bounded Deep Networks
     <https://arxiv.org/abs/2301.11526>`_, ICML 2023.

@@ -5,7 +5,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robustcert import norms
-from robustcert.plain import Convolution, Dense, constant
+from robustcert.network.linear import Convolution, Dense
+from robustcert.network.operation import constant
 
 
 class UnconstrainedLinear(nn.Module):

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from robustcert.margins import margins
-from robustcert.plain import Activation, PlainNetwork, Slopes
+from robustcert.network.activation import Activation, Slopes
+from robustcert.network.network import PlainNetwork
 
 # Entries of the seeds of batched gradients, to bound the memory of a batch.
 _ENTRIES = 2**24

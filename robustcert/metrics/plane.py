@@ -11,7 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from robustcert.plain import Activation, Affine, Dense, Flatten, PlainNetwork
+from robustcert.network.activation import Activation
+from robustcert.network.linear import Affine, Dense, Flatten
+from robustcert.network.network import PlainNetwork
 
 # Polygons of a smaller area have no inside that could be told from rounding.
 LEAST_AREA = 1e-13

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from robustcert.plain import PlainNetwork
+from robustcert.network.network import PlainNetwork
 
 
 def tightness(radius: Tensor, distance: Tensor) -> Tensor:

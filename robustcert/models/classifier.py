@@ -2,10 +2,11 @@
 
 from torch import Tensor, nn
 
-from robustcert.lipschitz import estimate_children, fold_children
+from robustcert.lipschitz import estimate_children
 from robustcert.margins import row_distances
 from robustcert.models.head import Head
-from robustcert.plain import Operation
+from robustcert.network.fold import fold_children
+from robustcert.network.operation import Operation
 
 
 class Classifier(nn.Module):

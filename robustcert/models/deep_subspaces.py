@@ -5,12 +5,13 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from robustcert.lipschitz import estimate_children, fold_children
+from robustcert.lipschitz import estimate_children
 from robustcert.models.classifier import check_sizes
 from robustcert.models.layer_family import LayerFamily
 from robustcert.models.stack import Stack
 from robustcert.models.subspaces import Subspaces
-from robustcert.plain import Operation
+from robustcert.network.fold import fold_children
+from robustcert.network.operation import Operation
 
 
 class DeepSubspaces(nn.Module):

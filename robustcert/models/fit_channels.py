@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from robustcert.plain import Convolution
+from robustcert.network.linear import Convolution
 
 
 class FitChannels(nn.Module):

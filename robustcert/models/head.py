@@ -4,7 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robustcert.plain import Dense, constant
+from robustcert.network.linear import Dense
+from robustcert.network.operation import constant
 
 
 class Head(nn.Module):

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from robustcert.plain import Affine, constant
+from robustcert.network.linear import Affine
+from robustcert.network.operation import constant
 
 
 class Normalize(nn.Module):

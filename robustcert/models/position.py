@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from robustcert.plain import Affine, constant
+from robustcert.network.linear import Affine
+from robustcert.network.operation import constant
 
 
 class Position(nn.Module):

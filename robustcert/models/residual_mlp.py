@@ -6,12 +6,15 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from robustcert.lipschitz import estimate_children, fold_children
+from robustcert.lipschitz import estimate_children
 from robustcert.models.classifier import Classifier, check_sizes
 from robustcert.models.head import Head
 from robustcert.models.layer_family import LayerFamily
 from robustcert.models.stack import Stack
-from robustcert.plain import Affine, Sum, constant
+from robustcert.network.fold import fold_children
+from robustcert.network.linear import Affine
+from robustcert.network.network import Sum
+from robustcert.network.operation import constant
 
 
 class Mixture(nn.Module):

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robustcert.plain import Flatten, Operation, constant
-from robustcert.quadric import Quadratics, quadric_distance
+from robustcert.network.linear import Flatten
+from robustcert.network.operation import Operation, constant
+from robustcert.network.quadratics import Quadratics, quadric_distance
 
 # Rounds of Lloyd's algorithm, and halvings of the interval of multipliers in training.
 ROUNDS, HALVINGS = 10, 14
@@ -115,9 +116,9 @@ class Subspaces(nn.Module):
 
         The difference of the brackets of a subspace V of another class and of W, the target's best
         one, is :math:`f + g^T \delta + \delta^T A \delta` with :math:`A = W W^T - V V^T \succeq
-        -V V^T`, so it is the radius of :func:`robustcert.quadric.quadric_distance` for :math:`-V
-        V^T`, whose eigenvectors need no decomposition. Where another class is nearer, f and the
-        radius are negative, and :math:`2 f / (g + \sqrt{g^2 + 4 \lvert f \rvert})`, for the
+        -V V^T`, so it is the radius of :func:`robustcert.network.quadratics.quadric_distance` for
+        :math:`-V V^T`, whose eigenvectors need no decomposition. Where another class is nearer, f
+        and the radius are negative, and :math:`2 f / (g + \sqrt{g^2 + 4 \lvert f \rvert})`, for the
         eigenvalue -1 everywhere.
         """
         device = x.device.type

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from robustcert.arithmetic.products import linear
-from robustcert.plain import Operation, PlainNetwork, Shape
+from robustcert.network.network import PlainNetwork
+from robustcert.network.operation import Operation, Shape
 
 UNBOUNDED = (
     "the slope of a quadratic has no bound, and so there is no Lipschitz certificate: set "

@@ -8,15 +8,10 @@ import torch
 from torch import Tensor
 
 from robustcert.errors import UnsoundNetworkError
-from robustcert.plain import (
-    Activation,
-    Operation,
-    PlainNetwork,
-    Sum,
-    gamma,
-    operation_bound,
-    operation_rounding,
-)
+from robustcert.network.activation import Activation
+from robustcert.network.local_error import gamma
+from robustcert.network.network import PlainNetwork, Sum, operation_bound, operation_rounding
+from robustcert.network.operation import Operation
 
 UNIT = {torch.float64: 2.0**-53, torch.float32: 2.0**-24}
 

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from robustcert.arithmetic.products import untested_products
 from robustcert.errors import UnsoundNetworkError
-from robustcert.lipschitz import fold, fold_network
-from robustcert.overrides import class_of
-from robustcert.plain import PlainNetwork, run
-from robustcert.units import in_units
+from robustcert.network.fold import fold, fold_network
+from robustcert.network.network import PlainNetwork, run
+from robustcert.network.overrides import class_of
+from robustcert.network.units import in_units
 
 # Largest number of inputs that are compared, half of them moved by noise.
 COMPARED = 64
@@ -54,7 +54,7 @@ def require_agreement(module: nn.Module, network: PlainNetwork, inputs: Tensor) 
     Args:
         module: The module; compared in evaluation mode.
         network: What it was folded into.
-        inputs: Shape ``(N, *input_shape)``, see :func:`robustcert.units.in_units`.
+        inputs: Shape ``(N, *input_shape)``, see :func:`robustcert.network.units.in_units`.
 
     Raises:
         DisagreementError: the two differ; it names the first module, in the order of execution,

@@ -1,0 +1,1 @@
+"""A folded network: constant operations, and what is proved of each."""

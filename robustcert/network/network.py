@@ -1,0 +1,309 @@
+"""A trained network with its constraints folded into constant weights: a list of operations.
+
+This is what is certified, hashed, exported and deployed. An operation holds constants (float32;
+float64 if the module was) and evaluates them in the dtype of its input, so that one list of numbers
+defines the real-valued function and its float32 and float64 deployments.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Self, cast
+from weakref import WeakKeyDictionary, WeakSet
+
+import torch
+from torch import Tensor
+
+from robustcert import norms
+from robustcert.errors import UnsoundNetworkError
+from robustcert.network.linear import Dense
+from robustcert.network.operation import Operation, Shape, copied, same, zeros
+
+# Note [higher orders] (from a count of roundings to a bound)
+# ~~~~~~~~~~~~~~~~~~~~
+# An activation's formula is computed with factors 1 + d_i, one for every rounding, |d_i| <= c_i u
+# and K = sum c_i; a library function has a c_i of 8. By the mean value theorem the result is wrong
+# by at most sum c_i u sup |df / d d_i|. Each of these derivatives is a value of the computation
+# times the derivatives of what comes after it. To first order they are taken at d = 0; with sizes
+# of values, as the counts have them (|z| + tau, not what is left when they cancel), each grows
+# within the box by at most a factor (1 + u)^K for its value and another for what comes after:
+# products, quotients, roots, sums and functions of slope at most 1 do no worse. An exponential
+# whose argument is wrong relatively grows by a factor e^(3 u |z|) besides, |z| below 104 in float32
+# and 745 in float64, where it underflows: below 1 + 2^-15. So the bound is the count times
+#
+#     (1 + u)^(2 K) (1 + 2^-15) <= e^(2^-5) (1 + 2^-15) < 1.032 < 17 / 16    for K u <= 2^-6,
+#
+# and K is at most MAX_ROUNDINGS for the coarsest unit, 2^-24.
+
+
+@dataclass(frozen=True, eq=False)
+class Sum(Operation):
+    r"""Sum of branches on the same input, :math:`x \mapsto \sum_k g_k(x)`; an empty one is x."""
+
+    kind = "sum"
+    branches: tuple[tuple[Operation, ...], ...]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return torch.stack([run(branch, x) for branch in self.branches]).sum(0)
+
+    def lipschitz_bound(self, input_shape: Shape) -> float:
+        return norms.sum_up([sequence_bound(b, input_shape) for b in self.branches])
+
+    def rounding(self, input_shape: Shape, unit: float) -> tuple[float, float]:
+        raise NotImplementedError("the error of a sum is composed from its branches")
+
+    def to(self, device: torch.device, dtype: torch.dtype | None = None) -> Self:
+        branches = tuple(tuple(op.to(device, dtype) for op in branch) for branch in self.branches)
+        return replace(self, branches=branches)
+
+
+def _above(values: Tensor) -> Tensor:
+    # The next float of each entry.
+    return torch.nextafter(values, torch.full_like(values, math.inf))
+
+
+def run(operations: Sequence[Operation], x: Tensor) -> Tensor:
+    """Apply the operations in turn."""
+    for operation in operations:
+        x = operation(x)
+    return x
+
+
+def shapes(
+    operations: Sequence[Operation], input_shape: Shape
+) -> Iterator[tuple[Operation, Shape]]:
+    """Each operation with the shape of its input."""
+    for operation in operations:
+        yield operation, input_shape
+        input_shape = operation.output_shape(input_shape)
+
+
+# Note [owned copies] (bounds that are remembered)
+# ~~~~~~~~~~~~~~~~~~~
+# The tensors of an operation can be changed in place, also where torch does not count it: through
+# `.data`, or an array that shares their memory. So bounds are computed from a copy that nobody else
+# holds, and are remembered for that copy. Whoever is given an operation compares it with its copy,
+# bit by bit, which costs as much as reading both; what has changed gets a new copy. A certifier
+# does so once for a batch and then works with the copies, which are their own: the network that it
+# evaluates is the one that its bounds speak of, even if another thread changes it meanwhile.
+
+
+def owned(operation: Operation) -> Operation:
+    """A copy that nobody else holds, the same one as long as the operation has the same values.
+
+    Raises:
+        UnsoundNetworkError: bounds were stated of other constants, see
+            :meth:`Operation.check_claims`.
+    """
+    if operation in _OWNED:
+        return operation
+    known = _COPIES.get(operation)
+    if known is None or not same(operation, known):
+        known = cast(Operation, copied(operation))
+        known.check_claims()
+        _OWNED.add(known)
+        _COPIES[operation] = known
+    return known
+
+
+_OWNED: WeakSet[Operation] = WeakSet()
+_COPIES: WeakKeyDictionary[Operation, Operation] = WeakKeyDictionary()
+
+
+def operation_bound(operation: Operation, input_shape: Shape) -> float:
+    """The operation's Lipschitz bound, or an error that names it."""
+    operation = owned(operation)
+    known = _BOUNDS.setdefault(operation, {})
+    if input_shape not in known:
+        try:
+            bound = operation.lipschitz_bound(input_shape)
+        except ValueError as error:
+            raise UnsoundNetworkError(str(error), operation.label) from error
+        if not 0 <= bound < math.inf:
+            raise UnsoundNetworkError(
+                f"its Lipschitz bound is {bound}, not finite", operation.label
+            )
+        known[input_shape] = bound
+    return known[input_shape]
+
+
+def operation_rounding(
+    operation: Operation, input_shape: Shape, unit: float
+) -> tuple[float, float]:
+    """The operation's local error, :meth:`Operation.rounding`, computed once."""
+    operation = owned(operation)
+    known = _ROUNDINGS.setdefault(operation, {})
+    if (input_shape, unit) not in known:
+        known[input_shape, unit] = operation.rounding(input_shape, unit)
+    return known[input_shape, unit]
+
+
+# Of operations from `owned`, which nobody changes; a bound may cost a factorisation.
+_BOUNDS: WeakKeyDictionary[Operation, dict[Shape, float]] = WeakKeyDictionary()
+_ROUNDINGS: WeakKeyDictionary[Operation, dict[tuple[Shape, float], tuple[float, float]]] = (
+    WeakKeyDictionary()
+)
+
+
+def sequence_bound(operations: Sequence[Operation], input_shape: Shape) -> float:
+    """Product of the operations' bounds, rounded up."""
+    return norms.product_up(
+        [operation_bound(operation, shape) for operation, shape in shapes(operations, input_shape)]
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class PlainNetwork:
+    """Operations applied in turn to inputs of shape ``(N, *input_shape)``.
+
+    Raises:
+        UnsoundNetworkError: the shapes do not fit together.
+    """
+
+    operations: tuple[Operation, ...]
+    input_shape: Shape
+
+    def __post_init__(self) -> None:
+        shape = self.input_shape
+        for operation in self.operations:
+            try:
+                shape = operation.output_shape(shape)
+            except (RuntimeError, IndexError) as error:
+                raise UnsoundNetworkError(
+                    f"it does not take inputs of shape {tuple(shape)}: {error}", operation.label
+                ) from error
+        if len(shape) != 1:
+            raise UnsoundNetworkError(f"expected logits of shape (N, C), got (N, {shape})")
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Logits of shape ``(N, C)`` in the dtype of ``x``."""
+        return run(self.operations, x)
+
+    def owned(self) -> "PlainNetwork":
+        """The network of :func:`owned` operations, the same one as long as they are the same.
+
+        It is what bounds are remembered for; whoever asks for it must not change it.
+
+        Raises:
+            UnsoundNetworkError: see :meth:`Operation.check_claims`.
+        """
+        operations, shape = tuple(map(owned, self.operations)), tuple(self.input_shape)
+        if operations == tuple(self.operations):
+            return self
+        known = _NETWORKS.get(self)
+        if known is None or (known.operations, known.input_shape) != (operations, shape):
+            known = replace(self, operations=operations, input_shape=shape)
+            _NETWORKS[self] = known
+        return known
+
+    def to(self, device: torch.device, dtype: torch.dtype | None = None) -> "PlainNetwork":
+        """A copy whose constants live on ``device``, in ``dtype`` if one is given."""
+        return replace(self, operations=tuple(op.to(device, dtype) for op in self.operations))
+
+    @property
+    def classes(self) -> int:
+        """Number of logits."""
+        return self(zeros(self.input_shape)).shape[1]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Float64 if any of the constants is, else float32."""
+        constants = [t for _, tensors in _walk(self.operations) for t in tensors.values()]
+        wide = any(t.dtype == torch.float64 for t in constants)
+        return torch.float64 if wide else torch.float32
+
+    @property
+    def head(self) -> Dense | None:
+        """The last operation if it is dense: its rows give tighter pairwise constants."""
+        last = self.operations[-1] if self.operations else None
+        return last if isinstance(last, Dense) else None
+
+    @property
+    def backbone(self) -> tuple[Operation, ...]:
+        """All operations before the head."""
+        return self.operations[:-1] if self.head is not None else self.operations
+
+    def digest(self) -> str:
+        """SHA-256 over every operation's definition and little-endian constants."""
+        digest = hashlib.sha256()
+        digest.update(json.dumps(list(self.input_shape)).encode())
+        for line, tensors in _walk(self.operations):
+            digest.update(json.dumps(line, sort_keys=True).encode())
+            for key in sorted(tensors):
+                array = tensors[key].cpu().numpy()
+                digest.update(key.encode() + array.astype(array.dtype.newbyteorder("<")).tobytes())
+        return digest.hexdigest()
+
+
+_NETWORKS: WeakKeyDictionary[PlainNetwork, PlainNetwork] = WeakKeyDictionary()
+
+
+def _shapes(tensors: dict[str, Tensor]) -> dict[str, list[Any]]:
+    return {key: [str(t.dtype).removeprefix("torch."), *t.shape] for key, t in tensors.items()}
+
+
+def _walk(operations: Sequence[Operation]) -> Iterator[tuple[dict[str, Any], dict[str, Tensor]]]:
+    for operation in operations:
+        tensors = operation.tensors()
+        line = {"kind": operation.kind, **operation.options(), "shapes": _shapes(tensors)}
+        if isinstance(operation, Sum):
+            # Without their number, what follows a sum could be one branch more.
+            line["branches"] = len(operation.branches)
+        yield line, tensors
+        if isinstance(operation, Sum):
+            for branch in operation.branches:
+                yield {"branch": len(branch)}, {}
+                yield from _walk(branch)
+
+
+def output_bound(network: PlainNetwork) -> Tensor:
+    r"""Bounds :math:`K_j` on the Lipschitz constant of every logit.
+
+    :math:`K_j = L_{backbone} \lVert w_j \rVert_2` with the head's rows, or the constant of the
+    whole where the network does not end in a dense operation.
+
+    Returns:
+        Shape ``(C,)``, float64, every entry rounded up.
+    """
+    network = network.owned()
+    rest = sequence_bound(network.backbone, network.input_shape)
+    if network.head is None:
+        classes = network.classes
+        lengths = torch.ones(classes, dtype=torch.float64, device="cpu")
+    else:
+        # The length of a row is its distance from 0.
+        weight = network.head.weight
+        rows = torch.cat([weight, torch.zeros_like(weight[:1])])
+        lengths = norms.row_distance_bounds(rows)[-1, :-1]
+    bound = _above(lengths * rest)
+    if not torch.isfinite(bound).all():
+        raise UnsoundNetworkError("the Lipschitz bound of a logit overflows: no certificate")
+    return bound
+
+
+def pairwise_bound(network: PlainNetwork) -> Tensor:
+    r"""Bounds :math:`K_{ij}` on the Lipschitz constant of logit i minus logit j.
+
+    :math:`K_{ij} = L_{backbone} \lVert w_i - w_j \rVert_2` with the head's rows (GloRo, Leino et
+    al. 2021), or :math:`\sqrt 2 L` where the network does not end in a dense operation.
+
+    Returns:
+        Shape ``(C, C)``, float64, zero on the diagonal, every entry rounded up.
+    """
+    network = network.owned()
+    rest = sequence_bound(network.backbone, network.input_shape)
+    if network.head is None:
+        classes = network.classes
+        above_root_two = math.sqrt(2) * (1 + 1e-15)
+        distances = torch.full(
+            (classes, classes), above_root_two, dtype=torch.float64, device="cpu"
+        )
+        distances.fill_diagonal_(0)
+    else:
+        distances = norms.row_distance_bounds(network.head.weight)
+    pairwise = _above(distances * rest)
+    if not torch.isfinite(pairwise).all():
+        raise UnsoundNetworkError("the pairwise Lipschitz bound overflows: no certificate")
+    return pairwise.fill_diagonal_(0)
