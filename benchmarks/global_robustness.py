@@ -31,7 +31,7 @@ from robustcert.lipschitz import pairwise_lipschitz_estimate
 from robustcert.network.fold import fold_network
 from robustcert.network.network import PlainNetwork, output_bound
 from robustcert.objectives import GlobalRobustness
-from robustcert.relaxation import steps_of
+from robustcert.relaxations.backward import steps_of
 from robustcert.twin import Domain, Twin
 
 REFINED = 6

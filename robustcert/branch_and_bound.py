@@ -20,10 +20,10 @@ from scipy.optimize import nnls
 from torch import Tensor
 
 from robustcert.attacks import ddn
-from robustcert.curves import Curve, Folded
 from robustcert.errors import UnsoundNetworkError
 from robustcert.network.network import PlainNetwork
-from robustcert.relaxation import Relaxation, Step, steps_of
+from robustcert.relaxations.backward import Relaxation, Step, steps_of
+from robustcert.relaxations.curves import Curve, Folded
 
 # Nodes evaluated together.
 BATCH = 32

@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from robustcert.curves import Curve
 from robustcert.network.local_error import gamma
 from robustcert.norms.proof import Scaled, scaled
 from robustcert.norms.scalars import round_up
-from robustcert.relaxation import FLOOR, SLACK, UNIT, Diagonal, Linear, Matrix, Step
+from robustcert.relaxations.backward import FLOOR, SLACK, UNIT, Diagonal, Linear, Matrix, Step
+from robustcert.relaxations.curves import Curve
 from robustcert.semidefinite import NOTHING, Layer, compose, frobenius
 
 # Of the power mean over rivals that the multipliers are chosen for.
@@ -97,7 +97,7 @@ class Chain:
 
 
 def chain_of(steps: Sequence[Step], features: int) -> Chain:
-    """The steps of :func:`robustcert.relaxation.steps_of`, on the CPU, as maps.
+    """The steps of :func:`robustcert.relaxations.backward.steps_of`, on the CPU, as maps.
 
     Args:
         steps: The steps.

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array, csr_array
 from torch import Tensor
 
-from robustcert.curves import Curve, Folded
 from robustcert.errors import UnsoundNetworkError
 from robustcert.linear_program import (
     Branched,
@@ -28,7 +27,8 @@ from robustcert.linear_program import (
     branch,
     mixed_optimum,
 )
-from robustcert.relaxation import Linear, Step
+from robustcert.relaxations.backward import Linear, Step
+from robustcert.relaxations.curves import Curve, Folded
 from robustcert.twin import Domain, Known, Twin
 
 Places = NDArray[np.int64]

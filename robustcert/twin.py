@@ -15,9 +15,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from robustcert.curves import Curve, Lines
 from robustcert.errors import UnsoundNetworkError
-from robustcert.relaxation import FLOOR, SLACK, Linear, Relaxation, Step
+from robustcert.relaxations.backward import FLOOR, SLACK, Linear, Relaxation, Step
+from robustcert.relaxations.curves import Curve, Lines
 
 # Note [twin] (why the differences are those of a network)
 # ~~~~~~~~~~~
@@ -30,8 +30,8 @@ from robustcert.relaxation import FLOOR, SLACK, Linear, Relaxation, Step
 #    parallel lines around the graph of a function of d alone. ReLU has m = h = 1/2 where its fold
 #    is inside the interval.
 # So the differences are those of a network of the same linear steps without bias and of such
-# curves, on the box or ball of d_0, and the backward bounds of robustcert.relaxation hold of it,
-# rounding included. The pair (x', x) is as good as (x, x'), so that the differences lie
+# curves, on the box or ball of d_0, and the backward bounds of robustcert.relaxations.backward hold
+# of it, rounding included. The pair (x', x) is as good as (x, x'), so that the differences lie
 # symmetrically around 0 and one side says all.
 
 
@@ -118,7 +118,7 @@ class Twin:
     """Symbolic bounds of values and of differences of two copies of a network.
 
     Args:
-        steps: From :func:`robustcert.relaxation.steps_of`.
+        steps: From :func:`robustcert.relaxations.backward.steps_of`.
         domain: Of the pairs of inputs.
         known: What is proved besides of the arguments of the first curves, in turn.
 

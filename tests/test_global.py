@@ -23,14 +23,14 @@ from robustcert.certification import certify
 from robustcert.certifiers import GlobalBounds, GlobalCertifier
 from robustcert.check import check
 from robustcert.check.command import main
-from robustcert.curves import Curve
 from robustcert.errors import UnsoundNetworkError
 from robustcert.interleaved import Effort, Encoding, change_bounds, exactly, mixed_change, tighten
 from robustcert.linear_program import LinearProgram, branch, dual_bound, maximum
 from robustcert.network.fold import fold_network
 from robustcert.network.network import PlainNetwork, output_bound, pairwise_bound
 from robustcert.objectives import GlobalRobustness
-from robustcert.relaxation import Linear, steps_of
+from robustcert.relaxations.backward import Linear, steps_of
+from robustcert.relaxations.curves import Curve
 from robustcert.twin import Domain, Twin
 
 FOLDED = ["relu", "maxmin", "abs", "beta_abs"]

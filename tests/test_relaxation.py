@@ -15,14 +15,14 @@ from torch.nn import functional as F
 from robustcert.activations import Abs, BetaAbs, GroupSort, Householder, ReLU, SmoothMaxMin
 from robustcert.branch_and_bound import exact_distance, least_distance
 from robustcert.certifiers import CROWNCertifier, LipschitzCertifier, LocalLipschitzCertifier
-from robustcert.curves import Curve, curve_of
 from robustcert.errors import UnsoundNetworkError
 from robustcert.network.activation import Activation
 from robustcert.network.fold import fold_network
 from robustcert.network.linear import Convolution, Dense, Flatten
 from robustcert.network.network import PlainNetwork
 from robustcert.network.operation import Operation
-from robustcert.relaxation import Relaxation, rival_rows, steps_of
+from robustcert.relaxations.backward import Relaxation, rival_rows, steps_of
+from robustcert.relaxations.curves import Curve, curve_of
 
 COVERED = ["abs", "beta_abs", "identity", "maxmin", "n_activation", "relu"]
 COVERED += ["smooth", "smooth_abs", "softplus", "tanh"]

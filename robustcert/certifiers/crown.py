@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from robustcert.certifiers.lipschitz import LipschitzCertifier
-from robustcert.curves import Curve
 from robustcert.network.forward_error import forward_error
 from robustcert.network.network import PlainNetwork
-from robustcert.relaxation import Relaxation, Step, chunks, rival_rows, steps_of
+from robustcert.relaxations.backward import Relaxation, Step, chunks, rival_rows, steps_of
+from robustcert.relaxations.curves import Curve
 
 # Radii are sought between the Lipschitz radius over and times 2^OCTAVES, in so many halvings.
 OCTAVES = 8
@@ -26,7 +26,7 @@ class CROWNCertifier(LipschitzCertifier):
     ball; the margins are then bounded by linear functions of the input, whose least value on the
     ball is known. The radius is the largest found by bisection at which every margin stays above
     what rounding can take off it. All of it is vectorised over samples and classes and bounded with
-    its rounding, see Note [backward bounds] of :mod:`robustcert.relaxation`.
+    its rounding, see Note [backward bounds] of :mod:`robustcert.relaxations.backward`.
 
     Covered are dense networks with ReLU, MaxMin, absolute values (all or a share of them), zigzags,
     softplus, tanh and the smooth forms of MaxMin and the absolute value.

@@ -17,7 +17,7 @@ from robustcert.margins import margins
 from robustcert.network.forward_error import forward_error
 from robustcert.network.network import PlainNetwork, output_bound
 from robustcert.network.units import network_inputs
-from robustcert.relaxation import Step, steps_of
+from robustcert.relaxations.backward import Step, steps_of
 from robustcert.twin import Domain, Twin
 
 METHODS = ("lipschitz", "symbolic", "lp", "exact")

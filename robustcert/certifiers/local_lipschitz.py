@@ -9,11 +9,11 @@ from torch import Tensor
 
 from robustcert import semidefinite
 from robustcert.certifiers.lipschitz import LipschitzCertifier
-from robustcert.curves import Curve
 from robustcert.ellipsoids import Chain, Slopes, chain_of, image, improved, proved, row_lengths
 from robustcert.errors import NormBoundError, UnsoundNetworkError
 from robustcert.network.network import PlainNetwork
-from robustcert.relaxation import Relaxation, chunks, steps_of
+from robustcert.relaxations.backward import Relaxation, chunks, steps_of
+from robustcert.relaxations.curves import Curve
 
 # Entries of the largest tensor of a pass.
 ENTRIES = 2**22

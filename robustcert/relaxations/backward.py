@@ -14,13 +14,13 @@ from torch import Tensor
 
 from robustcert.activations.features import join_pairs, split_pairs
 from robustcert.activations.identity import identity
-from robustcert.curves import Curve, Lines, curve_of
 from robustcert.errors import UnsoundNetworkError
 from robustcert.network.activation import Activation
 from robustcert.network.linear import Affine, Dense, Flatten
 from robustcert.network.local_error import gamma
 from robustcert.network.network import PlainNetwork, shapes
 from robustcert.network.operation import Operation
+from robustcert.relaxations.curves import Curve, Lines, curve_of
 
 UNIT = 2.0**-53
 # Above what underflow can lose in sums of fewer than 2^100 products, per unit of magnitude.

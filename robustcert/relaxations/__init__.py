@@ -1,0 +1,1 @@
+"""Linear relaxations: lines around an activation, and bounds propagated backward."""
