@@ -18,17 +18,19 @@ from torch import Tensor
 from torch.nn.grad import conv2d_input
 
 from robustcert import norms
-from robustcert.activations.features import along_features, join_pairs, split_pairs
-from robustcert.activations.norm_pair import norm_pair
-from robustcert.activations.smooth_abs import smooth_abs
-from robustcert.activations.smooth_householder import smooth_householder
-from robustcert.activations.smooth_maxmin import smooth_maxmin
-from robustcert.activations.smooth_n import smooth_n
-from robustcert.activations.softplus import softplus
-from robustcert.activations.tanh import tanh
+from robustcert.activations.norm_pair import norm_pair, norm_pair_jacobian
+from robustcert.activations.smooth_abs import smooth_abs, smooth_abs_jacobian
+from robustcert.activations.smooth_householder import (
+    smooth_householder,
+    smooth_householder_jacobian,
+)
+from robustcert.activations.smooth_maxmin import smooth_maxmin, smooth_maxmin_jacobian
+from robustcert.activations.smooth_n import smooth_n, smooth_n_jacobian
+from robustcert.activations.softplus import softplus, softplus_jacobian
+from robustcert.activations.tanh import tanh, tanh_jacobian
 from robustcert.network import forward_error
 from robustcert.network.activation import Activation
-from robustcert.network.jacobian import Bend, bump_chord, constant_of, per_sample, unit_slope
+from robustcert.network.jacobian import Bend
 from robustcert.network.linear import Affine, Convolution, Dense, Flatten
 from robustcert.network.local_error import absolute_norm, gamma
 from robustcert.network.network import PlainNetwork, Sum, operation_bound, shapes
@@ -302,131 +304,13 @@ def _transpose(operation: Operation, z: Tensor, u: Tensor) -> tuple[Tensor, floa
     return u.view(z.shape), 0.0
 
 
-def _smooth_abs(operation: Activation, z: Tensor, centre: Tensor) -> Bend:
-    tau = along_features(constant_of(operation, "temperature", z), z)
-
-    def derivative(t: Tensor) -> Tensor:
-        return unit_slope(t, tau)
-
-    slope = derivative(z)
-    chord = bump_chord(z, centre, 1 / tau, derivative)
-    return Bend(lambda u: slope * u, torch.abs, chord)
-
-
-def _softplus(operation: Activation, z: Tensor, centre: Tensor) -> Bend:
-    tau = along_features(constant_of(operation, "temperature", z), z)
-
-    def derivative(t: Tensor) -> Tensor:
-        return (t / tau).sigmoid()
-
-    slope = derivative(z)
-    chord = bump_chord(z, centre, 0.25 / tau, derivative)
-    return Bend(lambda u: slope * u, torch.abs, chord)
-
-
-def _smooth_n(operation: Activation, z: Tensor, centre: Tensor) -> Bend:
-    tau = along_features(constant_of(operation, "temperature", z), z)
-    low, high = (along_features(c, z) for c in constant_of(operation, "corners", z))
-    # The corner itself may be far larger than the distance to it.
-    doubt = centre + 2.0**-50 * float(torch.maximum(low.abs(), high.abs()).max())
-
-    def derivative(t: Tensor) -> Tensor:
-        return (t / tau).sigmoid()
-
-    slope = 2 * derivative(z - high) + 2 * derivative(low - z) - 1
-    chords = [bump_chord(t, doubt, 0.25 / tau, derivative) for t in (z - high, low - z)]
-
-    def chord(reach: Tensor) -> Tensor:
-        # One term rises where the other one falls: the change is no more than the larger one's.
-        return 2 * torch.maximum(*(c(reach) for c in chords))
-
-    return Bend(lambda u: slope * u, torch.abs, chord)
-
-
-def _tanh(operation: Activation, z: Tensor, _: Tensor) -> Bend:
-    slope = 1 - z.tanh().square()
-    cap = torch.full_like(z, operation.jacobian_lipschitz)
-    return Bend(lambda u: slope * u, torch.abs, lambda reach: cap)
-
-
-def _smooth_maxmin(operation: Activation, z: Tensor, centre: Tensor) -> Bend:
-    a, b = split_pairs(z)
-    # The half sum is kept; t = (a - b) / sqrt(2) goes through a function of slope tanh(t / scale).
-    scale = math.sqrt(2) * along_features(constant_of(operation, "temperature", z), a)
-
-    def derivative(t: Tensor) -> Tensor:
-        return (t / scale).tanh()
-
-    t = (a - b) * math.sqrt(0.5)
-    slope = derivative(t)
-
-    def pull(u: Tensor) -> Tensor:
-        low, high = split_pairs(u)
-        kept, turned = (high + low) / 2, slope * ((high - low) / 2)
-        return join_pairs(kept + turned, kept - turned)
-
-    def share(u: Tensor) -> Tensor:
-        low, high = split_pairs(u)
-        return (high - low).abs() * (math.sqrt(0.5) * (1 + 1e-12))
-
-    return Bend(pull, share, bump_chord(t, centre, (1 + 1e-12) / scale, derivative))
-
-
-def _smooth_householder(operation: Activation, z: Tensor, centre: Tensor) -> Bend:
-    a, b = split_pairs(z)
-    normal = constant_of(operation, "normal", z)
-    p, q = (along_features(n, a) for n in normal / torch.hypot(*normal))
-    tau = along_features(constant_of(operation, "temperature", z), a)
-
-    def derivative(t: Tensor) -> Tensor:
-        return unit_slope(t, tau)
-
-    t = p * a + q * b
-    # The products may cancel.
-    doubt = centre + 2.0**-45 * z.flatten(1).norm(dim=1)
-    change = derivative(t) - 1
-
-    def pull(u: Tensor) -> Tensor:
-        first, second = split_pairs(u)
-        turned = change * (p * first + q * second)
-        return join_pairs(first + turned * p, second + turned * q)
-
-    def share(u: Tensor) -> Tensor:
-        first, second = split_pairs(u)
-        # Relative to the pair, so that cancellation is covered.
-        return (p * first + q * second).abs() + 1e-12 * torch.hypot(first, second)
-
-    return Bend(pull, share, bump_chord(t, doubt, (1 + 1e-12) / tau, derivative))
-
-
-def _norm_pair(operation: Activation, z: Tensor, centre: Tensor) -> Bend:
-    size = operation.constants["group_size"]
-    assert isinstance(size, int)
-    groups = z.unflatten(1, (-1, size))
-    tau = along_features(constant_of(operation, "temperature", z), groups[:, :, 0])
-    norm = torch.hypot(groups.norm(dim=2), tau)
-    unit = groups / norm.unsqueeze(2)
-
-    def pull(u: Tensor) -> Tensor:
-        return (unit * u.unsqueeze(2)).flatten(1, 2)
-
-    def chord(reach: Tensor) -> Tensor:
-        # Unit vectors differ by at most 2 |z - z'| / (r + r') (Dunkl and Williams 1964), here in
-        # one dimension more, whose entry is tau.
-        least = torch.maximum(norm * (1 - 2.0**-22) - per_sample(centre, norm), tau)
-        other = torch.maximum(least - per_sample(reach, norm), tau)
-        return torch.minimum(2 / (least + other), 1 / tau) * (1 + 1e-12)
-
-    return Bend(pull, torch.abs, chord)
-
-
 # By the function itself: what computes something else under the same name is not covered.
 _BENDS: dict[Callable[..., Tensor], Callable[[Activation, Tensor, Tensor], Bend]] = {
-    norm_pair: _norm_pair,
-    smooth_abs: _smooth_abs,
-    smooth_householder: _smooth_householder,
-    smooth_maxmin: _smooth_maxmin,
-    smooth_n: _smooth_n,
-    softplus: _softplus,
-    tanh: _tanh,
+    norm_pair: norm_pair_jacobian,
+    smooth_abs: smooth_abs_jacobian,
+    smooth_householder: smooth_householder_jacobian,
+    smooth_maxmin: smooth_maxmin_jacobian,
+    smooth_n: smooth_n_jacobian,
+    softplus: softplus_jacobian,
+    tanh: tanh_jacobian,
 }

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from robustcert.activations.features import along_features
 from robustcert.activations.positive import Positive, over_least
 from robustcert.network.activation import Activation
+from robustcert.network.jacobian import Bend, constant_of, per_sample
 from robustcert.network.local_error import counted
 from robustcert.network.operation import constant
 
@@ -85,3 +86,25 @@ class NormPair(nn.Module):
             jacobian_lipschitz=over_least(1.0, temperature),
             error=counted(hypots + 1, hypots * float(temperature.max()), roundings=hypots + 1),
         )
+
+
+def norm_pair_jacobian(operation: Activation, z: Tensor, centre: Tensor) -> Bend:
+    """The Jacobian at computed values z, and how fast it changes around them."""
+    size = operation.constants["group_size"]
+    assert isinstance(size, int)
+    groups = z.unflatten(1, (-1, size))
+    tau = along_features(constant_of(operation, "temperature", z), groups[:, :, 0])
+    norm = torch.hypot(groups.norm(dim=2), tau)
+    unit = groups / norm.unsqueeze(2)
+
+    def pull(u: Tensor) -> Tensor:
+        return (unit * u.unsqueeze(2)).flatten(1, 2)
+
+    def chord(reach: Tensor) -> Tensor:
+        # Unit vectors differ by at most 2 |z - z'| / (r + r') (Dunkl and Williams 1964), here in
+        # one dimension more, whose entry is tau.
+        least = torch.maximum(norm * (1 - 2.0**-22) - per_sample(centre, norm), tau)
+        other = torch.maximum(least - per_sample(reach, norm), tau)
+        return torch.minimum(2 / (least + other), 1 / tau) * (1 + 1e-12)
+
+    return Bend(pull, torch.abs, chord)

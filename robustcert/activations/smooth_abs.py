@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from robustcert.activations.features import along_features
 from robustcert.activations.positive import Positive, over_least
 from robustcert.network.activation import Activation, Slopes
+from robustcert.network.jacobian import Bend, bump_chord, constant_of, unit_slope
 from robustcert.network.local_error import counted
 from robustcert.network.operation import constant
 
@@ -63,3 +64,15 @@ class SmoothAbs(nn.Module):
             error=counted(9.0, 8 * float(temperature.max())),
             slopes=Slopes(-1.0, 1.0),
         )
+
+
+def smooth_abs_jacobian(operation: Activation, z: Tensor, centre: Tensor) -> Bend:
+    """The Jacobian at computed values z, and how fast it changes around them."""
+    tau = along_features(constant_of(operation, "temperature", z), z)
+
+    def derivative(t: Tensor) -> Tensor:
+        return unit_slope(t, tau)
+
+    slope = derivative(z)
+    chord = bump_chord(z, centre, 1 / tau, derivative)
+    return Bend(lambda u: slope * u, torch.abs, chord)

@@ -12,6 +12,7 @@ from robustcert.activations.features import (
 from robustcert.activations.householder import MAXMIN_ANGLE
 from robustcert.activations.positive import Positive, over_least
 from robustcert.network.activation import Activation
+from robustcert.network.jacobian import Bend, bump_chord, constant_of, unit_slope
 from robustcert.network.local_error import counted
 from robustcert.network.operation import constant
 
@@ -90,3 +91,31 @@ class SmoothHouseholder(nn.Module):
             jacobian_lipschitz=over_least(1.0, temperature),
             error=counted(54.0, 5.7 * float(temperature.max())),
         )
+
+
+def smooth_householder_jacobian(operation: Activation, z: Tensor, centre: Tensor) -> Bend:
+    """The Jacobian at computed values z, and how fast it changes around them."""
+    a, b = split_pairs(z)
+    normal = constant_of(operation, "normal", z)
+    p, q = (along_features(n, a) for n in normal / torch.hypot(*normal))
+    tau = along_features(constant_of(operation, "temperature", z), a)
+
+    def derivative(t: Tensor) -> Tensor:
+        return unit_slope(t, tau)
+
+    t = p * a + q * b
+    # The products may cancel.
+    doubt = centre + 2.0**-45 * z.flatten(1).norm(dim=1)
+    change = derivative(t) - 1
+
+    def pull(u: Tensor) -> Tensor:
+        first, second = split_pairs(u)
+        turned = change * (p * first + q * second)
+        return join_pairs(first + turned * p, second + turned * q)
+
+    def share(u: Tensor) -> Tensor:
+        first, second = split_pairs(u)
+        # Relative to the pair, so that cancellation is covered.
+        return (p * first + q * second).abs() + 1e-12 * torch.hypot(first, second)
+
+    return Bend(pull, share, bump_chord(t, doubt, (1 + 1e-12) / tau, derivative))

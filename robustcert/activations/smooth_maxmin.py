@@ -14,6 +14,7 @@ from robustcert.activations.features import (
 )
 from robustcert.activations.positive import Positive, over_least
 from robustcert.network.activation import Activation, Slopes
+from robustcert.network.jacobian import Bend, bump_chord, constant_of
 from robustcert.network.local_error import counted
 from robustcert.network.operation import constant
 
@@ -92,3 +93,27 @@ class SmoothMaxMin(nn.Module):
             error=counted(1.0, 11.8 * float(temperature.max())),
             slopes=Slopes(-1.0, 1.0, pairs=True),
         )
+
+
+def smooth_maxmin_jacobian(operation: Activation, z: Tensor, centre: Tensor) -> Bend:
+    """The Jacobian at computed values z, and how fast it changes around them."""
+    a, b = split_pairs(z)
+    # The half sum is kept; t = (a - b) / sqrt(2) goes through a function of slope tanh(t / scale).
+    scale = math.sqrt(2) * along_features(constant_of(operation, "temperature", z), a)
+
+    def derivative(t: Tensor) -> Tensor:
+        return (t / scale).tanh()
+
+    t = (a - b) * math.sqrt(0.5)
+    slope = derivative(t)
+
+    def pull(u: Tensor) -> Tensor:
+        low, high = split_pairs(u)
+        kept, turned = (high + low) / 2, slope * ((high - low) / 2)
+        return join_pairs(kept + turned, kept - turned)
+
+    def share(u: Tensor) -> Tensor:
+        low, high = split_pairs(u)
+        return (high - low).abs() * (math.sqrt(0.5) * (1 + 1e-12))
+
+    return Bend(pull, share, bump_chord(t, centre, (1 + 1e-12) / scale, derivative))

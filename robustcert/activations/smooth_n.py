@@ -8,6 +8,7 @@ from robustcert.activations.n_activation import Corners
 from robustcert.activations.positive import Positive, over_least
 from robustcert.activations.softplus import softplus
 from robustcert.network.activation import Activation, Slopes
+from robustcert.network.jacobian import Bend, bump_chord, constant_of
 from robustcert.network.local_error import counted
 from robustcert.network.operation import constant
 
@@ -80,3 +81,23 @@ class SmoothN(nn.Module):
             error=counted(7.0, 8 * offset + 52 * float(temperature.max())),
             slopes=Slopes(-1.0, 1.0),
         )
+
+
+def smooth_n_jacobian(operation: Activation, z: Tensor, centre: Tensor) -> Bend:
+    """The Jacobian at computed values z, and how fast it changes around them."""
+    tau = along_features(constant_of(operation, "temperature", z), z)
+    low, high = (along_features(c, z) for c in constant_of(operation, "corners", z))
+    # The corner itself may be far larger than the distance to it.
+    doubt = centre + 2.0**-50 * float(torch.maximum(low.abs(), high.abs()).max())
+
+    def derivative(t: Tensor) -> Tensor:
+        return (t / tau).sigmoid()
+
+    slope = 2 * derivative(z - high) + 2 * derivative(low - z) - 1
+    chords = [bump_chord(t, doubt, 0.25 / tau, derivative) for t in (z - high, low - z)]
+
+    def chord(reach: Tensor) -> Tensor:
+        # One term rises where the other one falls: the change is no more than the larger one's.
+        return 2 * torch.maximum(*(c(reach) for c in chords))
+
+    return Bend(lambda u: slope * u, torch.abs, chord)

@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from robustcert.activations.features import along_features
 from robustcert.activations.positive import Positive, over_least
 from robustcert.network.activation import Activation, Slopes
+from robustcert.network.jacobian import Bend, bump_chord, constant_of
 from robustcert.network.local_error import counted
 from robustcert.network.operation import constant
 
@@ -71,3 +72,15 @@ class Softplus(nn.Module):
             error=counted(1.0, 11.6 * float(temperature.max())),
             slopes=Slopes(0.0, 1.0),
         )
+
+
+def softplus_jacobian(operation: Activation, z: Tensor, centre: Tensor) -> Bend:
+    """The Jacobian at computed values z, and how fast it changes around them."""
+    tau = along_features(constant_of(operation, "temperature", z), z)
+
+    def derivative(t: Tensor) -> Tensor:
+        return (t / tau).sigmoid()
+
+    slope = derivative(z)
+    chord = bump_chord(z, centre, 0.25 / tau, derivative)
+    return Bend(lambda u: slope * u, torch.abs, chord)

@@ -1,8 +1,10 @@
 """The hyperbolic tangent."""
 
+import torch
 from torch import Tensor, nn
 
 from robustcert.network.activation import Activation, Slopes
+from robustcert.network.jacobian import Bend
 from robustcert.network.local_error import counted
 
 # |tanh''| = 2 t (1 - t^2) at t = |tanh| is largest at t = 1/sqrt(3): 4 / (3 sqrt(3)), rounded up.
@@ -48,3 +50,10 @@ class Tanh(nn.Module):
             error=counted(8.0),
             slopes=Slopes(0.0, 1.0),
         )
+
+
+def tanh_jacobian(operation: Activation, z: Tensor, _: Tensor) -> Bend:
+    """The Jacobian at computed values z, and how fast it changes around them."""
+    slope = 1 - z.tanh().square()
+    cap = torch.full_like(z, operation.jacobian_lipschitz)
+    return Bend(lambda u: slope * u, torch.abs, lambda reach: cap)
