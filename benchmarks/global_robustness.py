@@ -25,14 +25,20 @@ from torch import Tensor, nn
 
 from robustcert.activations import ReLU
 from robustcert.attacks import largest_changes
+from robustcert.certifiers.global_robustness.mip import (
+    Effort,
+    change_bounds,
+    exactly,
+    mixed_change,
+    tighten,
+)
+from robustcert.certifiers.global_robustness.twin import Domain, Twin
 from robustcert.data import Dataset, Digits, Moons, Square, to_unit
-from robustcert.interleaved import Effort, change_bounds, exactly, mixed_change, tighten
 from robustcert.lipschitz import pairwise_lipschitz_estimate
 from robustcert.network.fold import fold_network
 from robustcert.network.network import PlainNetwork, output_bound
 from robustcert.objectives import GlobalRobustness
 from robustcert.relaxations.backward import steps_of
-from robustcert.twin import Domain, Twin
 
 REFINED = 6
 # Seconds that HiGHS gets for one output.

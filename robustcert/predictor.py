@@ -9,7 +9,7 @@ from torch import Tensor
 
 from robustcert.arithmetic.products import tested_products
 from robustcert.certifiers import float64_products_are_strict, strict_arithmetic
-from robustcert.certifiers.lipschitz import moved
+from robustcert.certifiers.base import moved
 from robustcert.check import prove_network
 from robustcert.errors import UnsoundNetworkError
 from robustcert.network.activation import Activation

@@ -18,6 +18,7 @@ from torch import nn
 
 from robustcert.certificate import write_certificate
 from robustcert.certifiers import Certificates, CombinedCertifier, LipschitzCertifier
+from robustcert.certifiers.second_order.curvature import second_order_distance
 from robustcert.check import UnreadableError, bends, check, curvature
 from robustcert.check.fixed import to_integers
 from robustcert.check.forward import (
@@ -30,7 +31,6 @@ from robustcert.check.forward import (
     trace_exactly,
 )
 from robustcert.check.network import Operation, read_network
-from robustcert.curvature import second_order_distance
 from robustcert.network.fold import fold_network
 from robustcert.network.network import PlainNetwork
 from robustcert.samples import CertifiedSplit

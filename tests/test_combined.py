@@ -25,7 +25,7 @@ from robustcert.certifiers import (
     LipschitzCertifier,
     robust_accuracy_bracket,
 )
-from robustcert.curvature import (
+from robustcert.certifiers.second_order.curvature import (
     Trace,
     descent_distance,
     is_covered,

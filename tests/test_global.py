@@ -21,17 +21,29 @@ from torch.nn import functional as F
 from robustcert.attacks import largest_changes
 from robustcert.certification import certify
 from robustcert.certifiers import GlobalBounds, GlobalCertifier
+from robustcert.certifiers.global_robustness.linear_program import (
+    LinearProgram,
+    branch,
+    dual_bound,
+    maximum,
+)
+from robustcert.certifiers.global_robustness.mip import (
+    Effort,
+    Encoding,
+    change_bounds,
+    exactly,
+    mixed_change,
+    tighten,
+)
+from robustcert.certifiers.global_robustness.twin import Domain, Twin
 from robustcert.check import check
 from robustcert.check.command import main
 from robustcert.errors import UnsoundNetworkError
-from robustcert.interleaved import Effort, Encoding, change_bounds, exactly, mixed_change, tighten
-from robustcert.linear_program import LinearProgram, branch, dual_bound, maximum
 from robustcert.network.fold import fold_network
 from robustcert.network.network import PlainNetwork, output_bound, pairwise_bound
 from robustcert.objectives import GlobalRobustness
 from robustcert.relaxations.backward import Linear, steps_of
 from robustcert.relaxations.curves import Curve
-from robustcert.twin import Domain, Twin
 
 FOLDED = ["relu", "maxmin", "abs", "beta_abs"]
 CURVED = ["smooth", "smooth_abs", "softplus", "tanh", "n_activation"]

@@ -11,7 +11,6 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from robustcert import semidefinite
 from robustcert.activations import (
     Abs,
     GroupSort,
@@ -25,7 +24,8 @@ from robustcert.activations import (
 )
 from robustcert.build import build
 from robustcert.certifiers import LipschitzCertifier, LipSDPCertifier, gradient_ratio
-from robustcert.certifiers.lipsdp import ROOM, layers_of
+from robustcert.certifiers.lipsdp import semidefinite
+from robustcert.certifiers.lipsdp.certifier import ROOM, layers_of
 from robustcert.errors import NormBoundError, UnsoundNetworkError
 from robustcert.network.activation import Activation, Slopes
 from robustcert.network.linear import Affine, Convolution, Dense, Flatten

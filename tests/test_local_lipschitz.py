@@ -10,8 +10,8 @@ from torch import Tensor
 
 from robustcert.attacks import margin_attack
 from robustcert.certifiers import LipschitzCertifier, LipSDPCertifier, LocalLipschitzCertifier
-from robustcert.certifiers.local_lipschitz import Balls
-from robustcert.ellipsoids import Slopes, passed, proved
+from robustcert.certifiers.local_lipsdp.certifier import Balls
+from robustcert.certifiers.local_lipsdp.ellipsoids import Slopes, passed, proved
 from robustcert.network.linear import Dense
 from robustcert.network.network import PlainNetwork
 

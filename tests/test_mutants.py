@@ -28,8 +28,8 @@ from robustcert.arithmetic.settings import PROCESS_SETTINGS
 from robustcert.attacks import margin_attack
 from robustcert.attacks.crosscheck import INSIDE
 from robustcert.certificate import write_certificate
-from robustcert.certifiers import Certificates, LipschitzCertifier, arithmetic, certify
-from robustcert.certifiers import lipschitz as certifier
+from robustcert.certifiers import Certificates, LipschitzCertifier, arithmetic, base, certify
+from robustcert.certifiers import lipschitz as lipschitz_module
 from robustcert.errors import NormBoundError, UnsoundNetworkError
 from robustcert.layers import ConstrainedLinear, NormPool2d, UnconstrainedLinear
 from robustcert.margins import row_distances
@@ -580,12 +580,17 @@ def conv_bound(new: Callable[..., float]) -> Fault:
 def forward_error(
     change: Callable[[forward_error_module.ForwardError], forward_error_module.ForwardError],
 ) -> Fault:
-    return wrap(certifier, "forward_error", lambda f: lambda network, x: change(f(network, x)))
+    return wrap(
+        lipschitz_module, "forward_error", lambda f: lambda network, x: change(f(network, x))
+    )
 
 
 def margins(change: Callable[[Tensor, Tensor], Tensor]) -> Fault:
     """``change(margins, logits)``."""
-    return wrap(certifier, "margins", lambda f: lambda logits, y: change(f(logits, y), logits))
+    return both(
+        wrap(base, "margins", lambda f: lambda logits, y: change(f(logits, y), logits)),
+        wrap(lipschitz_module, "margins", lambda f: lambda logits, y: change(f(logits, y), logits)),
+    )
 
 
 def head_distances(new: Callable[[Tensor], Tensor]) -> Fault:
@@ -765,7 +770,7 @@ FAULTS: dict[str, Fault] = {
     ),
     "row distances by a Gram matrix": head_distances(lambda w: row_distances(w).double()),
     "constants of another class": wrap(
-        certifier, "pairwise_bound", lambda bound: lambda network: bound(network).roll(1, 0)
+        lipschitz_module, "pairwise_bound", lambda bound: lambda network: bound(network).roll(1, 0)
     ),
     "runner-up only": margins(
         lambda m, logits: m.where(logits >= logits.topk(2).values[:, 1:], 1e300)

@@ -22,7 +22,7 @@ from robustcert.certifiers import (
     LipSDPCertifier,
     float64_products_are_strict,
 )
-from robustcert.certifiers.lipschitz import certificates
+from robustcert.certifiers.base import certificates
 from robustcert.check import UnreadableError
 from robustcert.errors import UnsoundNetworkError
 from robustcert.layers import NormPool2d

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from robustcert.activations import SmoothMaxMin
 from robustcert.attacks import cross_check
-from robustcert.certifiers import LipschitzCertifier, QuadricCertifier, quadric
-from robustcert.certifiers.quadric import _Pairs
+from robustcert.certifiers import LipschitzCertifier, QuadricCertifier, quadratic
+from robustcert.certifiers.quadratic import _Pairs
 from robustcert.errors import UnsoundNetworkError
 from robustcert.layers import CholeskyResidualLinear
 from robustcert.models import DeepSubspaces, LayerFamily, Subspaces
@@ -222,5 +222,5 @@ def without_error(network: PlainNetwork, x: Tensor) -> ForwardError:
 def test_a_fault_before_the_quadratics_is_refused_by_the_checker(
     fault: Callable[..., ForwardError], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(quadric, "forward_error", fault)
+    monkeypatch.setattr(quadratic, "forward_error", fault)
     assert refused(certify(tmp_path / "folder", build("deep-quadric")))

@@ -8,15 +8,15 @@ import torch
 from flint import arb, ctx
 
 from robustcert.certifiers import SmoothingCertifier
-from robustcert.network.linear import Dense
-from robustcert.network.network import PlainNetwork
-from robustcert.quantiles import (
+from robustcert.certifiers.quantiles import (
     clopper_pearson_low,
     normal_high,
     normal_quantile_low,
     product_low,
     tail_high,
 )
+from robustcert.network.linear import Dense
+from robustcert.network.network import PlainNetwork
 
 COUNTS = [(1, 1), (1, 10), (5, 10), (10, 10), (60, 100), (99, 100), (100, 100), (350, 400)]
 

@@ -15,13 +15,13 @@ from scipy.stats import binom
 import robustcert
 from robustcert.certification import certify
 from robustcert.certifiers import SmoothingCertifier
+from robustcert.certifiers.quantiles import clopper_pearson_low
 from robustcert.check import UnreadableError, check
 from robustcert.check.command import main
 from robustcert.data import RandomNoise
 from robustcert.errors import ReportError, UnsoundNetworkError
 from robustcert.network.linear import Dense
 from robustcert.network.network import PlainNetwork
-from robustcert.quantiles import clopper_pearson_low
 from robustcert.report.claim import read_claim
 
 

@@ -2,16 +2,17 @@
 
 from robustcert.arithmetic.settings import UnsoundArithmeticError
 from robustcert.certifiers.arithmetic import float64_products_are_strict, strict_arithmetic
-from robustcert.certifiers.combined import CombinedCertifier, robust_accuracy_bracket
+from robustcert.certifiers.base import Certificates
 from robustcert.certifiers.crown import CROWNCertifier
 from robustcert.certifiers.diagnostic import gradient_ratio
-from robustcert.certifiers.global_robustness import GlobalBounds, GlobalCertifier
-from robustcert.certifiers.lipschitz import Certificates, LipschitzCertifier, certify
-from robustcert.certifiers.lipsdp import LipSDPCertifier
-from robustcert.certifiers.local_lipschitz import LocalLipschitzCertifier
-from robustcert.certifiers.quadric import QuadricCertifier
+from robustcert.certifiers.global_robustness.certifier import GlobalBounds, GlobalCertifier
+from robustcert.certifiers.lipschitz import LipschitzCertifier, certify
+from robustcert.certifiers.lipsdp.certifier import LipSDPCertifier
+from robustcert.certifiers.local_lipsdp.certifier import LocalLipschitzCertifier
+from robustcert.certifiers.quadratic import QuadricCertifier
+from robustcert.certifiers.quantiles import clopper_pearson_low
+from robustcert.certifiers.second_order.certifier import CombinedCertifier, robust_accuracy_bracket
 from robustcert.certifiers.smoothing import SmoothingCertifier
-from robustcert.quantiles import clopper_pearson_low
 
 __all__ = [
     "CROWNCertifier",

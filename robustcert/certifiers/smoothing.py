@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 from robustcert.certifiers.arithmetic import strict_arithmetic
-from robustcert.certifiers.lipschitz import Certificates, LipschitzCertifier
+from robustcert.certifiers.base import Certificates
+from robustcert.certifiers.lipschitz import LipschitzCertifier
+from robustcert.certifiers.quantiles import clopper_pearson_low, normal_quantile_low, product_low
 from robustcert.network.network import PlainNetwork
 from robustcert.network.units import finite_samples, network_inputs
-from robustcert.quantiles import clopper_pearson_low, normal_quantile_low, product_low
 
 
 class SmoothingCertifier(LipschitzCertifier):

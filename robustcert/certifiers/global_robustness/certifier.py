@@ -11,6 +11,7 @@ from torch import Tensor
 
 from robustcert.attacks import largest_changes
 from robustcert.certifiers.arithmetic import strict_arithmetic
+from robustcert.certifiers.global_robustness.twin import Domain, Twin
 from robustcert.certifiers.lipschitz import LipschitzCertifier
 from robustcert.errors import UnsoundNetworkError
 from robustcert.margins import margins
@@ -18,7 +19,6 @@ from robustcert.network.forward_error import forward_error
 from robustcert.network.network import PlainNetwork, output_bound
 from robustcert.network.units import network_inputs
 from robustcert.relaxations.backward import Step, steps_of
-from robustcert.twin import Domain, Twin
 
 METHODS = ("lipschitz", "symbolic", "lp", "exact")
 RESTS_ON = {
@@ -73,13 +73,15 @@ class GlobalCertifier(LipschitzCertifier):
     * ``lipschitz``: :math:`K_j \delta` with the Lipschitz bound of the logit, in l2; for linf
       :math:`K_j \sqrt n\, \delta`, n inputs. Any network.
     * ``symbolic``: linear bounds of the differences of all neurons, see Note [twin] of
-      :mod:`robustcert.twin`. Dense networks.
+      :mod:`robustcert.certifiers.global_robustness.twin`. Dense networks.
     * ``lp``: linear programmes with these differences as variables, see Note [interleaved] of
-      :mod:`robustcert.interleaved`. For linf, and ReLU, MaxMin or absolute values.
+      :mod:`robustcert.certifiers.global_robustness.mip`. For linf, and ReLU, MaxMin or absolute
+      values.
     * ``exact``: the same with every fold decided, by branch and bound; HiGHS' own optimum beside.
 
     All of these are proved with their rounding; of what a solver says only multipliers are used,
-    see :func:`robustcert.linear_program.dual_bound`. Radii of samples are those of
+    see :func:`robustcert.certifiers.global_robustness.linear_program.dual_bound`. Radii of samples
+    are those of
     :class:`LipschitzCertifier`; what is said of pairs goes into ``global.json``. Where the margins
     of a sample exceed the bounds on the differences of logits, no input of the domain within delta
     is predicted otherwise: such samples are counted.
@@ -165,7 +167,13 @@ class GlobalCertifier(LipschitzCertifier):
         Raises:
             UnsoundNetworkError: the method does not cover the network; the message names the key.
         """
-        from robustcert.interleaved import Effort, change_bounds, exactly, mixed_change, tighten
+        from robustcert.certifiers.global_robustness.mip import (
+            Effort,
+            change_bounds,
+            exactly,
+            mixed_change,
+            tighten,
+        )
 
         network = network.owned()
         domain = self.pairs(network)
@@ -260,7 +268,7 @@ class GlobalCertifier(LipschitzCertifier):
         return {"samples": count, "inside": inside, "stable": stable}
 
     def _steps(self, network: PlainNetwork) -> list[Step]:
-        from robustcert.interleaved import folds_of
+        from robustcert.certifiers.global_robustness.mip import folds_of
 
         try:
             steps = steps_of(network)

@@ -10,8 +10,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from robustcert import semidefinite
 from robustcert.certifiers.lipschitz import LipschitzCertifier
+from robustcert.certifiers.lipsdp import semidefinite
+from robustcert.certifiers.lipsdp.semidefinite import Layer, compose
 from robustcert.errors import NormBoundError, UnsoundNetworkError
 from robustcert.network.activation import Activation
 from robustcert.network.linear import Affine, Dense, Flatten
@@ -19,7 +20,6 @@ from robustcert.network.network import PlainNetwork, shapes
 from robustcert.network.network import pairwise_bound as product_bound
 from robustcert.network.operation import Operation
 from robustcert.norms.proof import Scaled, scaled
-from robustcert.semidefinite import Layer, compose
 
 # What bounds are raised by, relatively: for another proof, whose rounding errors are others.
 ROOM = 1e-5
@@ -38,7 +38,7 @@ class LipSDPCertifier(LipschitzCertifier):
     and equal to it for orthogonal layers with norm-preserving activations, where nothing can be
     gained.
 
-    References: see :mod:`robustcert.semidefinite`.
+    References: see :mod:`robustcert.certifiers.lipsdp.semidefinite`.
 
     Args:
         iterations: Steps of the optimiser; 0 keeps the closed form, which is that of ECLipsE-Fast
@@ -140,7 +140,7 @@ def _candidates(
 
 
 def layers_of(network: PlainNetwork) -> tuple[list[Layer], Scaled]:
-    """The network as layers of :mod:`robustcert.semidefinite` and the linear map after them.
+    """The network as layers of ``semidefinite`` and the linear map after them.
 
     Raises:
         UnsoundNetworkError: an operation is not covered; the message names it.

@@ -7,9 +7,17 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from robustcert import semidefinite
 from robustcert.certifiers.lipschitz import LipschitzCertifier
-from robustcert.ellipsoids import Chain, Slopes, chain_of, image, improved, proved, row_lengths
+from robustcert.certifiers.lipsdp import semidefinite
+from robustcert.certifiers.local_lipsdp.ellipsoids import (
+    Chain,
+    Slopes,
+    chain_of,
+    image,
+    improved,
+    proved,
+    row_lengths,
+)
 from robustcert.errors import NormBoundError, UnsoundNetworkError
 from robustcert.network.network import PlainNetwork
 from robustcert.relaxations.backward import Relaxation, chunks, steps_of
@@ -33,12 +41,12 @@ class LocalLipschitzCertifier(LipschitzCertifier):
 
     which is less than :math:`K_{cj}(r)\, r`: constants are proved on one ball after another, as far
     as the margin lasts. All of it is vectorised over samples and proved in float64 with its
-    rounding, see Note [images] of :mod:`robustcert.ellipsoids`.
+    rounding, see Note [images] of :mod:`robustcert.certifiers.local_lipsdp.ellipsoids`.
 
     Covered are the networks of :class:`robustcert.certifiers.CROWNCertifier`, whose intervals these
     are.
 
-    References: see :mod:`robustcert.ellipsoids`.
+    References: see :mod:`robustcert.certifiers.local_lipsdp.ellipsoids`.
 
     Args:
         rounds: Number of balls, at least 1.

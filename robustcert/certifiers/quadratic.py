@@ -9,7 +9,8 @@ from torch import Tensor
 
 from robustcert.arithmetic.products import linear
 from robustcert.certifiers.arithmetic import strict_arithmetic
-from robustcert.certifiers.lipschitz import Certificates, LipschitzCertifier
+from robustcert.certifiers.base import Certificates
+from robustcert.certifiers.lipschitz import LipschitzCertifier
 from robustcert.errors import UnsoundNetworkError
 from robustcert.margins import margins
 from robustcert.network.forward_error import UNIT, forward_error

@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array, csr_array
 from torch import Tensor
 
-from robustcert.errors import UnsoundNetworkError
-from robustcert.linear_program import (
+from robustcert.certifiers.global_robustness.linear_program import (
     Branched,
     Floats,
     LinearProgram,
@@ -27,9 +26,10 @@ from robustcert.linear_program import (
     branch,
     mixed_optimum,
 )
+from robustcert.certifiers.global_robustness.twin import Domain, Known, Twin
+from robustcert.errors import UnsoundNetworkError
 from robustcert.relaxations.backward import Linear, Step
 from robustcert.relaxations.curves import Curve, Folded
-from robustcert.twin import Domain, Known, Twin
 
 Places = NDArray[np.int64]
 
@@ -307,7 +307,7 @@ def tighten(steps: Sequence[Step], domain: Domain, effort: Effort) -> Twin:
     """Bounds of values and differences by linear programmes, layer by layer.
 
     The first layer's are exact already. Every programme spans ``effort.window`` folds; its maximum
-    is proved, see :func:`robustcert.linear_program.branch`.
+    is proved, see :func:`robustcert.certifiers.global_robustness.linear_program.branch`.
 
     Raises:
         UnsoundNetworkError: an activation is not covered.

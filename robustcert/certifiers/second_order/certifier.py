@@ -8,7 +8,12 @@ from torch import Tensor
 
 from robustcert.certifiers.arithmetic import strict_arithmetic
 from robustcert.certifiers.lipschitz import LipschitzCertifier
-from robustcert.curvature import LocalSlope, Trace, descent_distance, is_covered
+from robustcert.certifiers.second_order.curvature import (
+    LocalSlope,
+    Trace,
+    descent_distance,
+    is_covered,
+)
 from robustcert.margins import margins
 from robustcert.network.forward_error import forward_error
 from robustcert.network.network import PlainNetwork
@@ -39,7 +44,7 @@ class CombinedCertifier(LipschitzCertifier):
     package's smooth activations; any other network gets its Lipschitz radii. Gradients are computed
     only for classes that could still determine the radius.
 
-    References: see :mod:`robustcert.curvature`.
+    References: see :mod:`robustcert.certifiers.second_order.curvature`.
 
     Args:
         arithmetic: As in :class:`LipschitzCertifier`.

@@ -1,0 +1,1 @@
+"""Changes of outputs between any two near inputs, whatever the sample."""

@@ -1,0 +1,1 @@
+"""Pairwise Lipschitz constants by semidefinite programs."""

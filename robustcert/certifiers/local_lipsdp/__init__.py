@@ -1,0 +1,1 @@
+"""Semidefinite bounds on the ball around a sample."""

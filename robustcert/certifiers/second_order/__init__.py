@@ -1,0 +1,1 @@
+"""Radii from gradients and curvature."""
