@@ -22,7 +22,6 @@ from torch.nn import functional as F
 
 from robustcert.activations import Abs, GroupSort, ReLU, SmoothMaxMin, Softplus, Tanh
 from robustcert.attacks import ddn
-from robustcert.branch_and_bound import Distance, exact_distance
 from robustcert.certifiers import (
     CombinedCertifier,
     CROWNCertifier,
@@ -32,6 +31,7 @@ from robustcert.certifiers import (
 )
 from robustcert.data import Digits, Square, to_unit
 from robustcert.errors import UnsoundNetworkError
+from robustcert.ground_truth.exact_distance import Distance, exact_distance
 from robustcert.network.fold import fold_network
 from robustcert.network.network import PlainNetwork
 

@@ -24,14 +24,14 @@ from robustcert.activations import Abs, GroupSort, NActivation, NormPair, ReLU, 
 from robustcert.attacks import ddn
 from robustcert.certifiers import CombinedCertifier, LipschitzCertifier
 from robustcert.data import XOR, Disc, HalfPlane, Orthant, Spheres, Square, Toy, Wedge
-from robustcert.layers import CholeskyLinear
-from robustcert.metrics.plane import (
+from robustcert.ground_truth.plane import (
     area,
     boundary_segments,
     cut,
     distance_to_segments,
     linear_pieces,
 )
+from robustcert.layers import CholeskyLinear
 from robustcert.models import MLP, LayerFamily
 from robustcert.network.fold import fold_network
 from robustcert.network.linear import Dense

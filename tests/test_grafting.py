@@ -18,7 +18,7 @@ from robustcert.callbacks import LinearityGrafting
 from robustcert.callbacks.grafting import choose
 from robustcert.check import UnreadableError, check
 from robustcert.errors import ConfigError
-from robustcert.metrics.folds import folds_within, unit_scores
+from robustcert.metrics.kinks import folds_within, unit_scores
 from robustcert.network.fold import fold, fold_network
 from robustcert.network.network import PlainNetwork
 

@@ -23,10 +23,11 @@ from robustcert.activations import (
     Tanh,
 )
 from robustcert.build import build
-from robustcert.certifiers import LipschitzCertifier, LipSDPCertifier, gradient_ratio
+from robustcert.certifiers import LipschitzCertifier, LipSDPCertifier
 from robustcert.certifiers.lipsdp import semidefinite
 from robustcert.certifiers.lipsdp.certifier import ROOM, layers_of
 from robustcert.errors import NormBoundError, UnsoundNetworkError
+from robustcert.metrics.gradient_ratio import gradient_ratio
 from robustcert.network.activation import Activation, Slopes
 from robustcert.network.linear import Affine, Convolution, Dense, Flatten
 from robustcert.network.network import PlainNetwork, Sum, pairwise_bound

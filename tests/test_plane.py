@@ -9,13 +9,13 @@ from torch import nn
 
 from robustcert.activations import Abs, GroupSort, NActivation, ReLU, Tanh
 from robustcert.attacks import ddn
-from robustcert.layers import CholeskyLinear
-from robustcert.metrics.plane import (
+from robustcert.ground_truth.plane import (
     area,
     boundary_segments,
     distance_to_segments,
     linear_pieces,
 )
+from robustcert.layers import CholeskyLinear
 from robustcert.models import MLP, LayerFamily
 from robustcert.network.fold import fold_network
 from robustcert.network.network import PlainNetwork

@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from robustcert.activations import Abs, BetaAbs, GroupSort, Householder, ReLU, SmoothMaxMin
-from robustcert.branch_and_bound import exact_distance, least_distance
 from robustcert.certifiers import CROWNCertifier, LipschitzCertifier, LocalLipschitzCertifier
 from robustcert.errors import UnsoundNetworkError
+from robustcert.ground_truth.exact_distance import exact_distance, least_distance
 from robustcert.network.activation import Activation
 from robustcert.network.fold import fold_network
 from robustcert.network.linear import Convolution, Dense, Flatten

@@ -13,7 +13,7 @@ from robustcert.attacks import ddn
 from robustcert.callbacks import LogTightness
 from robustcert.certifiers import LipschitzCertifier
 from robustcert.checkpoint import read_checkpoint
-from robustcert.metrics.folds import folds_within
+from robustcert.metrics.kinks import folds_within
 from robustcert.metrics.tightness import (
     CertifiabilityGap,
     Tightness,

@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from robustcert.activations import Grafted
 from robustcert.data import to_unit
 from robustcert.errors import ConfigError
-from robustcert.metrics.folds import UnitScores, folds_within, unit_scores
+from robustcert.metrics.kinks import UnitScores, folds_within, unit_scores
 from robustcert.network.fold import fold_network
 
 log = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ from torchmetrics import MeanMetric
 from robustcert.attacks import ddn
 from robustcert.certifiers import LipschitzCertifier
 from robustcert.margins import margins
-from robustcert.metrics.folds import folds_within
+from robustcert.metrics.kinks import folds_within
 from robustcert.metrics.tightness import (
     CertifiabilityGap,
     Tightness,

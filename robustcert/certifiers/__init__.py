@@ -4,7 +4,6 @@ from robustcert.arithmetic.settings import UnsoundArithmeticError
 from robustcert.certifiers.arithmetic import float64_products_are_strict, strict_arithmetic
 from robustcert.certifiers.base import Certificates
 from robustcert.certifiers.crown import CROWNCertifier
-from robustcert.certifiers.diagnostic import gradient_ratio
 from robustcert.certifiers.global_robustness.certifier import GlobalBounds, GlobalCertifier
 from robustcert.certifiers.lipschitz import LipschitzCertifier, certify
 from robustcert.certifiers.lipsdp.certifier import LipSDPCertifier
@@ -29,7 +28,6 @@ __all__ = [
     "certify",
     "clopper_pearson_low",
     "float64_products_are_strict",
-    "gradient_ratio",
     "robust_accuracy_bracket",
     "strict_arithmetic",
 ]
