@@ -58,17 +58,18 @@ from torch import Tensor, nn  # noqa: E402
 from torch.overrides import TorchFunctionMode  # noqa: E402
 
 import robustcert  # noqa: E402
-import robustcert.certificate  # noqa: E402
+import robustcert.certificate.claim  # noqa: E402  # noqa: E402
+import robustcert.certificate.predictor  # noqa: E402
+import robustcert.certificate.samples  # noqa: E402  # noqa: E402
 import robustcert.export  # noqa: E402
-import robustcert.predictor  # noqa: E402
 from robustcert import certifiers  # noqa: E402
 from robustcert.activations import GroupSort, LinearSpline, SmoothMaxMin  # noqa: E402
+from robustcert.certificate.samples import CertifiedSplit, read_radii  # noqa: E402
 from robustcert.check import check  # noqa: E402
 from robustcert.data import to_unit  # noqa: E402
 from robustcert.models import Subspaces  # noqa: E402
 from robustcert.network.fold import fold_network  # noqa: E402
 from robustcert.network.network import PlainNetwork  # noqa: E402
-from robustcert.samples import CertifiedSplit, read_radii  # noqa: E402
 
 
 # Networks
@@ -564,7 +565,7 @@ def write_folder(folder: Path, network: PlainNetwork) -> None:
     split = CertifiedSplit(inputs, found.prediction, torch.arange(len(inputs)), found)
     record = {"functions": certifier.functions, "proof": "lipschitz", "smoothing": None}
     pairwise = certifier.pairwise_bound(network)
-    robustcert.certificate.write_certificate(folder, network, pairwise, split, [1e-4], record)
+    robustcert.certificate.claim.write_certificate(folder, network, pairwise, split, [1e-4], record)
 
 
 def forge(folder: Path) -> None:
@@ -575,7 +576,7 @@ def forge(folder: Path) -> None:
     column = rows[0].index("radius_hex")
     largest = max(rows[1:], key=lambda row: float.fromhex(row[column]))
     radius = 2 * float.fromhex(largest[column])
-    largest[column - 1] = robustcert.samples.decimal_floor(radius)
+    largest[column - 1] = robustcert.certificate.samples.decimal_floor(radius)
     largest[column] = radius.hex()
     path.write_text("".join(",".join(row) + "\n" for row in rows))
     claim = json.loads((folder / "certificate.json").read_text())

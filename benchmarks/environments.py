@@ -249,7 +249,7 @@ class Runner:
     def _compare(self, path: Path) -> dict[str, Any]:
         from environment_cells import Reference
 
-        from robustcert.samples import read_radii
+        from robustcert.certificate.samples import read_radii
 
         found = read_radii(path)
         radii = [r.hex() for r in found.radius.tolist()]

@@ -22,7 +22,8 @@ from safetensors.numpy import load_file, save_file
 from torch import nn
 
 from robustcert import activations
-from robustcert.certificate import write_certificate
+from robustcert.certificate.claim import write_certificate
+from robustcert.certificate.samples import CertifiedSplit
 from robustcert.certifiers import LipschitzCertifier, QuadricCertifier
 from robustcert.check import UnreadableError, check
 from robustcert.check.forward import FLOAT64, evaluate, walk
@@ -32,7 +33,6 @@ from robustcert.models import MLP, ConvNet, DeepSubspaces, LayerFamily, Subspace
 from robustcert.network.fold import fold_network
 from robustcert.network.linear import Convolution, Dense, Flatten
 from robustcert.network.network import PlainNetwork, Sum
-from robustcert.samples import CertifiedSplit
 
 FLOAT_FILES = ("network.safetensors", "samples.safetensors", "radii.csv")
 LAYERS = LayerFamily(

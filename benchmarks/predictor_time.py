@@ -12,11 +12,11 @@ from collections.abc import Callable
 import torch
 
 from robustcert.activations import GroupSort
+from robustcert.certificate.predictor import Predictor
 from robustcert.layers import AOLConv2d, CholeskyLinear
 from robustcert.models import MLP, LayerFamily
 from robustcert.network.fold import fold_network
 from robustcert.network.network import pairwise_bound
-from robustcert.predictor import Predictor
 
 LAYERS = LayerFamily(dense=CholeskyLinear, conv=AOLConv2d)
 

@@ -6,7 +6,7 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "certify": "robustcert.certifiers",
     "Certificates": "robustcert.certifiers",
-    "load": "robustcert.predictor",
+    "load": "robustcert.certificate.predictor",
 }
 
 

@@ -6,12 +6,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from robustcert.certificate import write_certificate
+from robustcert.certificate.claim import write_certificate
+from robustcert.certificate.samples import CertifiedSplit
 from robustcert.certifiers import LipschitzCertifier
 from robustcert.data import to_unit
 from robustcert.network.fold import fold_network
 from robustcert.network.network import PlainNetwork
-from robustcert.samples import CertifiedSplit
 
 
 def perturbed(module: nn.Module, scale: float = 0.2) -> nn.Module:

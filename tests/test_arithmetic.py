@@ -19,11 +19,11 @@ from robustcert.arithmetic import products
 from robustcert.arithmetic.known_products import Geometry, first_fault
 from robustcert.arithmetic.products import tested_products
 from robustcert.arithmetic.settings import PROCESS_SETTINGS, THREAD_SETTINGS, UnsoundArithmeticError
+from robustcert.certificate.predictor import Predictor
 from robustcert.certifiers import LipschitzCertifier, arithmetic, strict_arithmetic
 from robustcert.network.activation import Activation
 from robustcert.network.linear import Convolution, Dense, Flatten
 from robustcert.network.network import PlainNetwork, pairwise_bound
-from robustcert.predictor import Predictor
 
 CPU = torch.device("cpu")
 F32, F64 = torch.float32, torch.float64

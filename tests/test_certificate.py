@@ -18,14 +18,14 @@ from runs import run
 from safetensors.torch import load_file
 from torch import Tensor
 
-import robustcert.certificate
+import robustcert.certificate.claim
 import robustcert.certification
-from robustcert.certificate import is_certificate
+from robustcert.certificate.claim import is_certificate
+from robustcert.certificate.samples import decimal_floor
 from robustcert.certification import certify, default_output
 from robustcert.checkpoint import read_checkpoint
 from robustcert.data import Digits
 from robustcert.errors import ConfigError
-from robustcert.samples import decimal_floor
 
 QUICK = {"samples": 0}
 
@@ -199,7 +199,7 @@ def test_a_failure_leaves_the_certificate_that_was_there(
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    module = robustcert.certificate if place == "save_file" else robustcert.certification
+    module = robustcert.certificate.claim if place == "save_file" else robustcert.certification
     monkeypatch.setattr(module, place, full)
     before = {p.name: p.read_bytes() for p in (folder / "certificate").iterdir()}
     names = {p.name for p in folder.iterdir()}

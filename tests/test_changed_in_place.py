@@ -10,6 +10,7 @@ from configs import build, names
 from torch import Tensor, nn
 
 from robustcert.activations import LinearSpline, NActivation, Softplus
+from robustcert.certificate.predictor import Predictor
 from robustcert.certifiers import Certificates, LipschitzCertifier
 from robustcert.errors import UnsoundNetworkError
 from robustcert.network.activation import Activation, Slopes
@@ -18,7 +19,6 @@ from robustcert.network.fold import fold, fold_network
 from robustcert.network.forward_error import forward_error
 from robustcert.network.linear import Dense
 from robustcert.network.network import PlainNetwork, Sum, operation_bound, pairwise_bound
-from robustcert.predictor import Predictor
 
 SMALL: dict[str, dict[str, Any]] = {
     "smoothing": {"n": 50, "n0": 10},

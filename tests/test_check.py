@@ -39,6 +39,7 @@ from torch import nn
 
 from robustcert import activations
 from robustcert import norms as norms_module
+from robustcert.certificate.samples import CertifiedSplit
 from robustcert.certifiers import LipschitzCertifier, lipschitz
 from robustcert.check import UnreadableError, check, norms
 from robustcert.check.command import main
@@ -57,7 +58,6 @@ from robustcert.norms import convolution
 from robustcert.norms.convolution import conv_norm_bound
 from robustcert.norms.dense import dense_norm_bound
 from robustcert.norms.estimates import power_iteration
-from robustcert.samples import CertifiedSplit
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,8 @@ from safetensors.numpy import load_file
 from test_combined import COVERED, NETWORKS, convolutional, gradient, points, steps_from
 from torch import nn
 
-from robustcert.certificate import write_certificate
+from robustcert.certificate.claim import write_certificate
+from robustcert.certificate.samples import CertifiedSplit
 from robustcert.certifiers import Certificates, CombinedCertifier, LipschitzCertifier
 from robustcert.certifiers.second_order.curvature import second_order_distance
 from robustcert.check import UnreadableError, bends, check, curvature
@@ -33,7 +34,6 @@ from robustcert.check.forward import (
 from robustcert.check.network import Operation, read_network
 from robustcert.network.fold import fold_network
 from robustcert.network.network import PlainNetwork
-from robustcert.samples import CertifiedSplit
 
 SAMPLES = 16
 

@@ -23,6 +23,7 @@ from test_combined import NETWORKS
 from torch import nn
 
 from robustcert import activations
+from robustcert.certificate.samples import CertifiedSplit
 from robustcert.certifiers import LipschitzCertifier, LipSDPCertifier
 from robustcert.check import UnreadableError, check, forward, memory, norms, reader
 from robustcert.check.forward import FLOAT64
@@ -35,7 +36,6 @@ from robustcert.errors import UnsoundNetworkError
 from robustcert.network.fold import fold_network
 from robustcert.network.linear import Convolution, Dense, Flatten
 from robustcert.network.network import PlainNetwork
-from robustcert.samples import CertifiedSplit
 
 # Memory
 

@@ -16,7 +16,8 @@ from test_lipsdp import network, steepest
 from torch import Tensor
 
 from robustcert.activations import Abs, GroupSort, Identity, ReLU, Softplus
-from robustcert.certificate import write_certificate
+from robustcert.certificate.claim import write_certificate
+from robustcert.certificate.samples import CertifiedSplit
 from robustcert.certifiers import LipschitzCertifier, LipSDPCertifier
 from robustcert.check import UnreadableError, check
 from robustcert.check.forward import FLOAT64, evaluate, evaluate_exactly
@@ -39,7 +40,6 @@ from robustcert.network.network import (
     shapes,
 )
 from robustcert.norms.estimates import conv_norm_lower
-from robustcert.samples import CertifiedSplit
 
 SAMPLES = 12
 ACTIVATIONS = (

@@ -15,6 +15,7 @@ import pytest
 import torch
 from forgeries import SAMPLES, Folder, build, certify, write
 
+from robustcert.certificate.samples import CertifiedSplit, read_radii
 from robustcert.certifiers import CROWNCertifier, LipschitzCertifier
 from robustcert.check import Report, UnreadableError, check, network, prove_network
 from robustcert.check.dataset import by_digest, compare
@@ -24,7 +25,6 @@ from robustcert.errors import ReportError
 from robustcert.network.linear import Dense, Flatten
 from robustcert.network.network import PlainNetwork, Sum
 from robustcert.report.claim import read_claim
-from robustcert.samples import CertifiedSplit, read_radii
 
 
 def deep(layers: int = 32, width: int = 16) -> PlainNetwork:

@@ -15,6 +15,7 @@ import robustcert
 from robustcert.activations import Grafted, GroupSort, ReLU
 from robustcert.arithmetic.settings import UnsoundArithmeticError
 from robustcert.attacks import margin_attack
+from robustcert.certificate.predictor import Predictor
 from robustcert.errors import ConfigError, UnsoundNetworkError
 from robustcert.export import check_runtime, to_onnx
 from robustcert.export.__main__ import main
@@ -23,7 +24,6 @@ from robustcert.network.activation import Activation
 from robustcert.network.blocks import ResidualBlock
 from robustcert.network.linear import Convolution, Dense, Flatten
 from robustcert.network.network import PlainNetwork, Sum, pairwise_bound
-from robustcert.predictor import Predictor
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from robustcert.figures import draw_level_sets
+from robustcert.certificate.figures import draw_level_sets
 
 GREEN = np.array([11, 110, 79]) / 255
 LINE = np.linspace(0, 1, 41)

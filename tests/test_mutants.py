@@ -23,11 +23,13 @@ from configs import build, build_model, layered_models, names
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robustcert import lipschitz, norms, samples
+from robustcert import lipschitz, norms
 from robustcert.arithmetic.settings import PROCESS_SETTINGS
 from robustcert.attacks import margin_attack
 from robustcert.attacks.crosscheck import INSIDE
-from robustcert.certificate import write_certificate
+from robustcert.certificate import samples
+from robustcert.certificate.claim import write_certificate
+from robustcert.certificate.samples import CertifiedSplit
 from robustcert.certifiers import Certificates, LipschitzCertifier, arithmetic, base, certify
 from robustcert.certifiers import lipschitz as lipschitz_module
 from robustcert.errors import NormBoundError, UnsoundNetworkError
@@ -55,7 +57,6 @@ from robustcert.network.operation import Operation
 from robustcert.norms import convolution, proof, scalars
 from robustcert.norms.proof import Gram, residual_bound
 from robustcert.norms.scalars import root_up
-from robustcert.samples import CertifiedSplit
 
 Row = list[Fraction]
 

@@ -17,6 +17,7 @@ import robustcert
 from robustcert.activations import GroupSort
 from robustcert.arithmetic import products
 from robustcert.attacks import margin_attack
+from robustcert.certificate.predictor import Predictor
 from robustcert.certifiers import (
     LipschitzCertifier,
     LipSDPCertifier,
@@ -29,7 +30,6 @@ from robustcert.layers import NormPool2d
 from robustcert.network.activation import Activation
 from robustcert.network.linear import Dense
 from robustcert.network.network import PlainNetwork, Sum, pairwise_bound
-from robustcert.predictor import Predictor
 
 
 @pytest.fixture(autouse=True)

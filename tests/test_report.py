@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from robustcert.certificate import write_certificate
+from robustcert.certificate.claim import write_certificate
+from robustcert.certificate.samples import CertifiedSplit
 from robustcert.certifiers import LipschitzCertifier
 from robustcert.errors import ReportError
 from robustcert.network.fold import fold_network
@@ -28,7 +29,6 @@ from robustcert.report.separation import half_distances, largest_overlap
 from robustcert.report.summary import estimate, group_runs
 from robustcert.report.sweep_page import compare
 from robustcert.results import new_row, write_row
-from robustcert.samples import CertifiedSplit
 
 
 def write_run(folder: Path, *, activation: str = "relu", seed: int = 0, vra: float = 0.5) -> Path:

@@ -17,15 +17,15 @@ from miniatures import write_image_folder
 from runs import run
 from safetensors.torch import load_file, save_file
 
+import robustcert.certificate.samples
 import robustcert.certification
-import robustcert.samples
 from robustcert.atomic import resumable_folder
+from robustcert.certificate.samples import SampleFiles, read_radii
 from robustcert.certification import certify
 from robustcert.certifiers import Certificates, LipschitzCertifier
 from robustcert.check import check
 from robustcert.check.command import main
 from robustcert.data import DatasetError, Digits, Stream
-from robustcert.samples import SampleFiles, read_radii
 
 QUICK = {"samples": 4, "steps": 2, "seconds": 0.0}
 TIMES = ("seconds", "took")
@@ -61,7 +61,7 @@ class Killed(BaseException):
 
 def killed_at(monkeypatch: pytest.MonkeyPatch, place: str, call: int) -> None:
     """The call of a function of the certification that never returns."""
-    module = robustcert.samples if place == "_append" else robustcert.certification
+    module = robustcert.certificate.samples if place == "_append" else robustcert.certification
     original = getattr(module, place)
     calls: Iterator[int] = iter(range(10**6))
 
@@ -258,7 +258,7 @@ def test_many_large_inputs_are_named_by_their_digests(
 ) -> None:
     few: dict[str, Any] = {"attack": QUICK, "samples": 30}
     certify(best(folder), **few, output=str(tmp_path / "whole"))
-    monkeypatch.setattr(robustcert.samples, "MOST_INPUT_BYTES", 1000)
+    monkeypatch.setattr(robustcert.certificate.samples, "MOST_INPUT_BYTES", 1000)
     certify(best(folder), **few, output=str(tmp_path / "short"))
     whole, short = content(tmp_path / "whole"), content(tmp_path / "short")
     assert whole["radii.csv"] == short["radii.csv"]

@@ -10,6 +10,7 @@ from runs import compose
 from test_resume import Kill, Killed, assert_same_run, resume
 
 from robustcert import load
+from robustcert.certificate.restore import restore_network
 from robustcert.certification import certify
 from robustcert.certifiers import QuadricCertifier
 from robustcert.check import check, prove_network
@@ -21,7 +22,6 @@ from robustcert.network.fold import fold_network
 from robustcert.network.network import PlainNetwork
 from robustcert.network.quadratics import quadric_distance
 from robustcert.report.claim import read_claim
-from robustcert.restore import restore_network
 from robustcert.run import train
 
 COMMON = (

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 import robustcert
 from robustcert.activations import GroupSort, SmoothMaxMin
 from robustcert.attacks import cross_check, ddn, margin_attack, pgd_survivors
+from robustcert.certificate.predictor import Predictor
 from robustcert.certifiers import LipschitzCertifier, SmoothingCertifier, certify
 from robustcert.data import to_unit
 from robustcert.network.activation import Activation
 from robustcert.network.linear import Dense
 from robustcert.network.network import PlainNetwork
 from robustcert.network.units import INPUTS, in_units
-from robustcert.predictor import Predictor
 
 EVERY_BYTE = torch.arange(256, dtype=torch.uint8)
 

@@ -5,8 +5,8 @@ import sys
 from collections.abc import Sequence
 
 from robustcert.arithmetic.settings import UnsoundArithmeticError
+from robustcert.certificate.predictor import DTYPES, load
 from robustcert.export import check_runtime, to_onnx
-from robustcert.predictor import DTYPES, load
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

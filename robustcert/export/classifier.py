@@ -8,13 +8,13 @@ import numpy as np
 import torch
 
 from robustcert.atomic import complete_file
-from robustcert.certificate import FUNCTIONS
+from robustcert.certificate.claim import FUNCTIONS
+from robustcert.certificate.predictor import Predictor
 from robustcert.errors import UnsoundNetworkError
 from robustcert.export.graph import IR_VERSION, OPSET, Graph
 from robustcert.export.operations import add_operations
 from robustcert.network.forward_error import forward_steps
 from robustcert.network.units import INPUTS
-from robustcert.predictor import Predictor
 
 # A model is one protobuf message, which holds at most 2 GiB.
 LARGEST = 2**31 - 2**24
@@ -27,7 +27,7 @@ def to_onnx(predictor: Predictor, path: str | Path) -> dict[str, str]:
     for (:func:`robustcert.network.units.in_units`); outputs ``logits`` ``(N, C)``
     in that arithmetic, ``label`` ``(N,)`` int64 and ``radius`` ``(N,)`` float64, in input units, 0
     where nothing is certified. The radius is computed in the model, as
-    :class:`robustcert.predictor.Predictor` does, and speaks of the same functions.
+    :class:`robustcert.certificate.predictor.Predictor` does, and speaks of the same functions.
 
     Args:
         predictor: What to write.

@@ -24,7 +24,7 @@ from robustcert.check.reader import (
 )
 from robustcert.errors import ReportError
 
-# Of certificate.json, see robustcert.certificate.
+# Of certificate.json, see robustcert.certificate.claim.
 FORMAT = 2
 
 

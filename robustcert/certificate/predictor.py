@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from robustcert.arithmetic.products import tested_products
+from robustcert.certificate.restore import restore_network
 from robustcert.certifiers import float64_products_are_strict, strict_arithmetic
 from robustcert.certifiers.base import moved
 from robustcert.check import prove_network
@@ -17,7 +18,6 @@ from robustcert.network.forward_error import ForwardError, forward_error
 from robustcert.network.linear import Affine, Dense, Flatten
 from robustcert.network.network import PlainNetwork
 from robustcert.network.units import network_inputs
-from robustcert.restore import restore_network
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
 # Of the error at the centre: one half is spent there, the other at the point, as in `certificates`.

@@ -11,10 +11,16 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from robustcert import __version__
+from robustcert.certificate.samples import (
+    RADII,
+    SAMPLES,
+    CertifiedSplit,
+    SampleFiles,
+    positive_status,
+)
 from robustcert.network.network import PlainNetwork, Sum, operation_bound, shapes
 from robustcert.network.operation import Operation
 from robustcert.network.quadratics import split_quadratics
-from robustcert.samples import RADII, SAMPLES, CertifiedSplit, SampleFiles, positive_status
 
 # 2: correct predictions are proved ones, and a sum's branches are counted in the digest.
 FORMAT = 2

@@ -1,0 +1,1 @@
+"""A certificate folder: its claim, its samples, its pictures, its predictor."""
