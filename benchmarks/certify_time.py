@@ -29,10 +29,10 @@ from robustcert.activations import GroupSort
 from robustcert.certifiers import LipschitzCertifier
 from robustcert.data import MNIST, to_unit
 from robustcert.layers import AOLConv2d, CholeskyLinear
-from robustcert.module import CertifiedClassifier
 from robustcert.network.fold import fold_network
 from robustcert.network.network import PlainNetwork
 from robustcert.objectives import EMMA
+from robustcert.training.module import CertifiedClassifier
 
 Work = Callable[[], object]
 SHAPE = (1, 28, 28)

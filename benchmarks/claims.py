@@ -23,13 +23,13 @@ from torch import Tensor
 from robustcert.attacks import ddn
 from robustcert.build import COMMAND_LINE_TARGETS, build_data, build_dataset, build_model
 from robustcert.certifiers import CombinedCertifier, LipschitzCertifier
-from robustcert.checkpoint import read_checkpoint
 from robustcert.command_line import CONFIG_DIR, HYDRA_VERSION
 from robustcert.main import plain, register_resolvers
 from robustcert.metrics.tightness import split_tightness, steepest_slopes
 from robustcert.network.fold import fold_network
 from robustcert.network.network import PlainNetwork
 from robustcert.run import train
+from robustcert.training.checkpoint import read_checkpoint
 
 # Epochs, widths and further options; the radius is the data set's or an experiment's.
 SETTINGS: dict[str, tuple[int, tuple[int, ...], tuple[str, ...]]] = {
@@ -54,7 +54,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "smooth_annealed": (
         "activation=smooth",
         "model.activation.learnable=false",
-        "+trainer.callbacks=[{_target_: robustcert.callbacks.TemperatureAnnealing, "
+        "+trainer.callbacks=[{_target_: robustcert.training.callbacks.TemperatureAnnealing, "
         "start: ${epsilon}, end: 0.01}]",
     ),
 }

@@ -32,7 +32,7 @@ from robustcert.command_line import CONFIG_DIR, HYDRA_VERSION
 from robustcert.data import to_unit
 from robustcert.lipschitz import pairwise_lipschitz_estimate
 from robustcert.main import plain, register_resolvers
-from robustcert.module import CertifiedClassifier
+from robustcert.training.module import CertifiedClassifier
 
 # Free, linear residual (two ways), rescaled, orthogonal (three ways), nonlinear.
 LAYERS = ("unconstrained", "lires", "chord", "aol", "bcop", "cayley_conv", "bronet", "sll")

@@ -58,9 +58,9 @@ from torch import Tensor, nn  # noqa: E402
 from torch.overrides import TorchFunctionMode  # noqa: E402
 
 import robustcert  # noqa: E402
-import robustcert.certificate.claim  # noqa: E402  # noqa: E402
+import robustcert.certificate.claim  # noqa: E402
 import robustcert.certificate.predictor  # noqa: E402
-import robustcert.certificate.samples  # noqa: E402  # noqa: E402
+import robustcert.certificate.samples  # noqa: E402
 import robustcert.export  # noqa: E402
 from robustcert import certifiers  # noqa: E402
 from robustcert.activations import GroupSort, LinearSpline, SmoothMaxMin  # noqa: E402

@@ -25,10 +25,10 @@ from robustcert.data import MNIST, Dataset, Digits, FashionMNIST, to_unit
 from robustcert.layers import AOLConv2d, CholeskyLinear
 from robustcert.lipschitz import pairwise_lipschitz_estimate
 from robustcert.models import MLP, LayerFamily, Subspaces
-from robustcert.module import STARTING
 from robustcert.network.fold import fold_network
 from robustcert.objectives import EMMA
-from robustcert.schedules import CosineSchedule, EpsilonSchedule
+from robustcert.training.module import STARTING
+from robustcert.training.schedules import CosineSchedule, EpsilonSchedule
 
 EPSILON = {"digits": 0.5, "mnist": 1.58, "fashion_mnist": 0.5}
 CLASSES = 10

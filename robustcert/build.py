@@ -16,8 +16,8 @@ from torch import nn
 
 from robustcert.data import DataModule, Dataset
 from robustcert.errors import ConfigError
-from robustcert.module import CertifiedClassifier
 from robustcert.signature import check_call, join_key
+from robustcert.training.module import CertifiedClassifier
 
 Config = dict[str, Any]
 # What a command line may name, and what a checkpoint may: to be certified, and to be trained on.

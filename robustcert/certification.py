@@ -32,7 +32,6 @@ from robustcert.certificate.claim import FORMAT, is_certificate, write_claim
 from robustcert.certificate.figures import draw_level_sets, draw_vra_curve
 from robustcert.certificate.samples import CertifiedSplit, SampleFiles, has_radii, positive_status
 from robustcert.certifiers import Certificates, LipschitzCertifier, strict_arithmetic
-from robustcert.checkpoint import Checkpoint, read_checkpoint
 from robustcert.data import DataModule, Dataset, Examples, Stream, to_unit
 from robustcert.errors import BrokenCertificate, ConfigError
 from robustcert.metrics.gradient_ratio import gradient_ratio
@@ -40,6 +39,7 @@ from robustcert.network.agreement import compared_rows, require_agreement
 from robustcert.network.fold import fold_network
 from robustcert.network.network import PlainNetwork
 from robustcert.signature import check_call
+from robustcert.training.checkpoint import Checkpoint, read_checkpoint
 
 log = logging.getLogger(__name__)
 

@@ -168,7 +168,7 @@ def resumed(values: dict[str, Any], typed: list[str]) -> dict[str, Any]:
     Raises:
         ValueError: an override would make it another run.
     """
-    from robustcert.checkpoint import read_checkpoint
+    from robustcert.training.checkpoint import read_checkpoint
 
     config = OmegaConf.create(read_checkpoint(values["resume"]).config)
     OmegaConf.set_struct(config, True)

@@ -32,7 +32,14 @@ from robustcert.build import (
     build_module,
     resolve,
 )
-from robustcert.callbacks import (
+from robustcert.certification import build_attack, build_certifier, certify, check_radii
+from robustcert.data import DataModule
+from robustcert.errors import ConfigError, DivergedError, UnsoundNetworkError
+from robustcert.models.distance import MeasuresDistances
+from robustcert.network.fold import fold_network
+from robustcert.results import new_row, processor, write_row
+from robustcert.signature import check_value, check_values
+from robustcert.training.callbacks import (
     AtomicCheckpointIO,
     BestCheckpoint,
     CheckRanks,
@@ -43,16 +50,10 @@ from robustcert.callbacks import (
     RecordRun,
     SeedEpochs,
 )
-from robustcert.certification import build_attack, build_certifier, certify, check_radii
-from robustcert.checkpoint import Checkpoint, read_checkpoint
-from robustcert.data import DataModule
-from robustcert.errors import ConfigError, DivergedError, UnsoundNetworkError
-from robustcert.metrics_file import MetricsFile
-from robustcert.module import CertifiedClassifier, MeasuresDistances
-from robustcert.network.fold import fold_network
-from robustcert.results import new_row, processor, write_row
-from robustcert.signature import check_value, check_values
-from robustcert.wandb_run import finish, log_certificate, start
+from robustcert.training.checkpoint import Checkpoint, read_checkpoint
+from robustcert.training.metrics_file import MetricsFile
+from robustcert.training.module import CertifiedClassifier
+from robustcert.training.wandb_run import finish, log_certificate, start
 
 log = logging.getLogger(__name__)
 

@@ -9,11 +9,11 @@ from runs import run
 from test_resume import Kill, Killed, assert_same_run, resume
 
 from robustcert.activations.positive import Positive
-from robustcert.callbacks import TemperatureAnnealing
 from robustcert.errors import ConfigError
+from robustcert.training.callbacks import TemperatureAnnealing
 
 ANNEAL = (
-    "+trainer.callbacks=[{_target_: robustcert.callbacks.TemperatureAnnealing, "
+    "+trainer.callbacks=[{_target_: robustcert.training.callbacks.TemperatureAnnealing, "
     "start: 1.0, end: 0.01}]"
 )
 FIXED = ("activation=smooth", "model.activation.learnable=false", "certify=false")

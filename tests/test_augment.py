@@ -16,7 +16,7 @@ from robustcert.data.dataset import Dataset, Examples
 from robustcert.data.mixing import Mixing
 from robustcert.data.rand_augment import OPERATIONS, apply_operations
 from robustcert.margins import row_distances
-from robustcert.module import CertifiedClassifier
+from robustcert.training.module import CertifiedClassifier
 
 
 def picture(height: int = 12, width: int = 16) -> np.ndarray:
@@ -255,7 +255,8 @@ def test_the_loss_of_a_mixed_batch_is_that_of_both_targets() -> None:
         patch.setattr(CertifiedClassifier, "progress", 0.0)
         patch.setattr(CertifiedClassifier, "log", lambda *a, **k: None)
         patch.setattr(
-            "robustcert.module.pairwise_lipschitz_estimate", lambda m: row_distances(m.weight)
+            "robustcert.training.module.pairwise_lipschitz_estimate",
+            lambda m: row_distances(m.weight),
         )
         x, target, partner = torch.rand(5, 4), torch.arange(5) % 3, torch.arange(5).flip(0) % 3
         both = module.training_step((x, target, partner, torch.tensor(0.3)), 0)

@@ -23,9 +23,9 @@ import robustcert.certification
 from robustcert.certificate.claim import is_certificate
 from robustcert.certificate.samples import decimal_floor
 from robustcert.certification import certify, default_output
-from robustcert.checkpoint import read_checkpoint
 from robustcert.data import Digits
 from robustcert.errors import ConfigError
+from robustcert.training.checkpoint import read_checkpoint
 
 QUICK = {"samples": 0}
 

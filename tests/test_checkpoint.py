@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from robustcert.certification import certify
-from robustcert.checkpoint import CheckpointError, read_checkpoint
 from robustcert.errors import ConfigError
+from robustcert.training.checkpoint import CheckpointError, read_checkpoint
 
 
 class Malicious:

@@ -12,8 +12,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from runs import TINY, compose
 
 from robustcert.build import COMMAND_LINE_TARGETS, build_data, build_dataset, build_module
-from robustcert.checkpoint import Checkpoint, read_checkpoint
 from robustcert.run import train
+from robustcert.training.checkpoint import Checkpoint, read_checkpoint
 
 ROOT = Path(__file__).parents[1]
 RANKS = ("trainer=ddp", "trainer.accelerator=cpu", "layer=unconstrained", "optimizer.lr=0.02")

@@ -22,10 +22,10 @@ PACKAGE = Path(__file__).parents[1] / "robustcert"
 # Parts that only train, draw data, or show results.
 UNPROVED = {
     *("data", "metrics", "objectives", "report", "ground_truth/plane.py"),
-    *("callbacks", "optimizers"),
+    *("training/callbacks", "training/optimizers"),
 }
 # Parts whose modules may be constructed in the default dtype, as those of torch are.
-MODULES = {"activations", "layers", "models", "module.py"}
+MODULES = {"activations", "layers", "models", "training/module.py"}
 FACTORIES = {
     *("arange", "as_tensor", "asarray", "empty", "eye", "full", "linspace", "logspace", "ones"),
     *("rand", "randint", "randn", "randperm", "scalar_tensor", "tensor", "zeros"),

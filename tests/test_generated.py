@@ -10,11 +10,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from miniatures import images, labels, write_generated, write_npz
 from runs import compose, run
 
-from robustcert.checkpoint import read_checkpoint
 from robustcert.data import NPZ, DataModule, DatasetError, Digits, Examples, MixedSampler
 from robustcert.data.generated import ChannelsLast, read_generated
 from robustcert.main import resumed
 from robustcert.run import train
+from robustcert.training.checkpoint import read_checkpoint
 
 
 @pytest.fixture

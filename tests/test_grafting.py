@@ -14,16 +14,18 @@ from test_resume import Kill, Killed, assert_same_run, resume
 from torch import nn
 
 from robustcert.activations import Grafted
-from robustcert.callbacks import LinearityGrafting
-from robustcert.callbacks.grafting import choose
 from robustcert.check import UnreadableError, check
 from robustcert.errors import ConfigError
 from robustcert.metrics.kinks import folds_within, unit_scores
 from robustcert.network.fold import fold, fold_network
 from robustcert.network.network import PlainNetwork
+from robustcert.training.callbacks import LinearityGrafting
+from robustcert.training.callbacks.grafting import choose
 
 Base = Literal["maxmin", "relu"]
-GRAFT = "+trainer.callbacks=[{_target_: robustcert.callbacks.LinearityGrafting, epoch: %d}]"
+GRAFT = (
+    "+trainer.callbacks=[{_target_: robustcert.training.callbacks.LinearityGrafting, epoch: %d}]"
+)
 
 
 @pytest.fixture(autouse=True)

@@ -12,10 +12,10 @@ from runs import compose, run
 
 from robustcert import certification
 from robustcert.certification import certify
-from robustcert.checkpoint import Checkpoint
 from robustcert.errors import BrokenCertificate
 from robustcert.report.__main__ import main as report
 from robustcert.run import train
+from robustcert.training.checkpoint import Checkpoint
 
 FEW: dict[str, Any] = {"samples": 20, "batch_size": 10}
 

@@ -16,7 +16,7 @@ from robustcert.layers import UnconstrainedConv2d, UnconstrainedLinear
 from robustcert.lipschitz import lipschitz_bound, lipschitz_estimate, pairwise_lipschitz_estimate
 from robustcert.margins import row_distances
 from robustcert.models import MLP, ConvNet, Head, LayerFamily, Normalize
-from robustcert.module import MeasuresDistances
+from robustcert.models.distance import MeasuresDistances
 from robustcert.network.agreement import require_agreement
 from robustcert.network.fold import fold_network
 from robustcert.network.linear import Convolution, Dense

@@ -18,7 +18,7 @@ from robustcert.objectives import (
     TradesGloRo,
     bottom_logit,
 )
-from robustcert.schedules import CosineSchedule, EpsilonSchedule
+from robustcert.training.schedules import CosineSchedule, EpsilonSchedule
 
 OBJECTIVES = names("objective")
 # Those that a larger constant makes worse.

@@ -8,7 +8,7 @@ from runs import run
 from test_resume import Kill, Killed, assert_same_run, resume
 from torch import nn
 
-from robustcert.optimizers.lookahead import Lookahead
+from robustcert.training.optimizers.lookahead import Lookahead
 
 
 @pytest.mark.slow

@@ -10,10 +10,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from runs import TINY, compose, run
 from torch.optim import Optimizer
 
-from robustcert.checkpoint import CheckpointError, read_checkpoint
 from robustcert.errors import ConfigError
 from robustcert.main import resumed
 from robustcert.run import train
+from robustcert.training.checkpoint import CheckpointError, read_checkpoint
 
 # Power iterations keep buffers, the activation learns, the images are augmented.
 OVERRIDES = (

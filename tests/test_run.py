@@ -13,9 +13,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from runs import WANDB, compose, run
 from torch.optim import Optimizer
 
-from robustcert.checkpoint import read_checkpoint
 from robustcert.errors import ConfigError, DivergedError
 from robustcert.run import train
+from robustcert.training.checkpoint import read_checkpoint
 
 
 def rows(folder: Path) -> list[dict[str, str]]:

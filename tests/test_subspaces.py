@@ -14,7 +14,6 @@ from robustcert.certificate.restore import restore_network
 from robustcert.certification import certify
 from robustcert.certifiers import QuadricCertifier
 from robustcert.check import check, prove_network
-from robustcert.checkpoint import read_checkpoint
 from robustcert.data import Digits
 from robustcert.errors import ConfigError, UnsoundNetworkError
 from robustcert.models import Subspaces
@@ -23,6 +22,7 @@ from robustcert.network.network import PlainNetwork
 from robustcert.network.quadratics import quadric_distance
 from robustcert.report.claim import read_claim
 from robustcert.run import train
+from robustcert.training.checkpoint import read_checkpoint
 
 COMMON = (
     "dataset=digits",

@@ -10,9 +10,7 @@ from torch import Tensor, nn
 
 from robustcert.activations import GroupSort, NormPair
 from robustcert.attacks import ddn
-from robustcert.callbacks import LogTightness
 from robustcert.certifiers import LipschitzCertifier
-from robustcert.checkpoint import read_checkpoint
 from robustcert.metrics.kinks import folds_within
 from robustcert.metrics.tightness import (
     CertifiabilityGap,
@@ -23,6 +21,8 @@ from robustcert.metrics.tightness import (
 )
 from robustcert.network.fold import fold_network
 from robustcert.network.network import PlainNetwork
+from robustcert.training.callbacks import LogTightness
+from robustcert.training.checkpoint import read_checkpoint
 
 
 def corner() -> PlainNetwork:
@@ -125,7 +125,7 @@ def test_a_quantile_outside_the_unit_interval_is_refused(quantile: float) -> Non
         Tightness(quantile)
 
 
-CALLBACK = "robustcert.callbacks.LogTightness"
+CALLBACK = "robustcert.training.callbacks.LogTightness"
 
 
 def logged(folder: Path, *overrides: str) -> dict[str, float]:

@@ -48,7 +48,7 @@ class Grafted(nn.Module):
     A grafted unit computes :math:`a x + b` with learned :math:`|a| \le 1` and b, so that the
     activation stays 1-Lipschitz and has no fold there. Of a MaxMin pair both members become lines,
     in the order in which most samples have them. No unit is grafted at first;
-    :class:`robustcert.callbacks.LinearityGrafting` chooses some during training.
+    :class:`robustcert.training.callbacks.LinearityGrafting` chooses some during training.
 
     Reference: Chen et al., `Linearity grafting: relaxed neuron pruning helps certifiable robustness
     <https://arxiv.org/abs/2206.07839>`_, ICML 2022, for ReLU and bounds of the input interval.

@@ -15,7 +15,7 @@ import pytest
 import torch
 from cluster import cluster, install
 
-from robustcert.checkpoint import read_checkpoint
+from robustcert.training.checkpoint import read_checkpoint
 
 pytestmark = pytest.mark.slurm
 

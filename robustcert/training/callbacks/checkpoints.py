@@ -14,7 +14,7 @@ from torch import Tensor
 
 from robustcert import __version__
 from robustcert.atomic import complete_file
-from robustcert.checkpoint import FORMAT, RECORD_KEY
+from robustcert.training.checkpoint import FORMAT, RECORD_KEY
 
 
 class RecordRun(Callback):

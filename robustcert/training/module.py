@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from lightning import LightningModule
@@ -18,9 +18,10 @@ from robustcert.errors import DivergedError
 from robustcert.lipschitz import pairwise_lipschitz_estimate
 from robustcert.margins import certified_radius
 from robustcert.metrics import AverageCertifiedRadius, RejectionRate, VerifiedRobustAccuracy
+from robustcert.models.distance import MeasuresDistances
 from robustcert.network.fold import fold_network
 from robustcert.network.network import PlainNetwork, pairwise_bound
-from robustcert.schedules import CosineSchedule, EpsilonSchedule
+from robustcert.training.schedules import CosineSchedule, EpsilonSchedule
 
 Batch = tuple[Tensor, Tensor]
 # Of mixed images: inputs, targets, their partners' targets, share of their own.
@@ -29,20 +30,6 @@ TrainBatch = tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor, Tensor]
 
 # Training examples of each class that a model may look at before training.
 STARTING = 2000
-
-
-@runtime_checkable
-class MeasuresDistances(Protocol):
-    """A model that has no Lipschitz constant, and estimates its distances itself."""
-
-    def start_at(self, inputs: Tensor, labels: Tensor) -> None:
-        """Start at training examples, unless training has begun before."""
-
-    def distance_logits(self, x: Tensor, target: Tensor) -> Tensor:
-        """Minus the estimated distances to other classes, 0 for the target; shape ``(N, C)``.
-
-        As logits with pairwise constants of 1 they have those distances for radii.
-        """
 
 
 class CertifiedClassifier(LightningModule):

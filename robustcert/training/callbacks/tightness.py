@@ -17,7 +17,7 @@ from robustcert.metrics.tightness import (
     split_tightness,
     steepest_slopes,
 )
-from robustcert.module import MeasuresDistances
+from robustcert.models.distance import MeasuresDistances
 from robustcert.network.fold import fold_network
 from robustcert.network.network import PlainNetwork
 

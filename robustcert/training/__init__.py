@@ -1,0 +1,1 @@
+"""Training under Lightning: the module, schedules, callbacks, optimizers and checkpoints."""

@@ -1,0 +1,30 @@
+"""What happens beside training: checkpoints, progress, seeds, tightness, grafting, annealing."""
+
+from robustcert.training.callbacks.annealing import TemperatureAnnealing
+from robustcert.training.callbacks.check_ranks import CheckRanks
+from robustcert.training.callbacks.checkpoints import (
+    AtomicCheckpointIO,
+    BestCheckpoint,
+    LastCheckpoint,
+    RecordRun,
+)
+from robustcert.training.callbacks.grafting import LinearityGrafting
+from robustcert.training.callbacks.outlast_sigterm import OutlastSigterm
+from robustcert.training.callbacks.progress import EpochLog, ProgressBar
+from robustcert.training.callbacks.seed_epochs import SeedEpochs
+from robustcert.training.callbacks.tightness import LogTightness
+
+__all__ = [
+    "AtomicCheckpointIO",
+    "BestCheckpoint",
+    "CheckRanks",
+    "EpochLog",
+    "LastCheckpoint",
+    "LinearityGrafting",
+    "LogTightness",
+    "OutlastSigterm",
+    "ProgressBar",
+    "RecordRun",
+    "SeedEpochs",
+    "TemperatureAnnealing",
+]
