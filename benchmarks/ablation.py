@@ -21,7 +21,7 @@ from typing import Any
 from claims import compose
 from results import place
 
-from robustcert.build import COMMAND_LINE_TARGETS, build_dataset
+from robustcert.config.build import COMMAND_LINE_TARGETS, build_dataset
 from robustcert.errors import ConfigError, DivergedError, UnsoundNetworkError
 from robustcert.results import read_row
 from robustcert.run import train

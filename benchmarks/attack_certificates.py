@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from robustcert.attacks import ddn, margin_attack
 from robustcert.attacks.crosscheck import INSIDE
 from robustcert.attacks.gradient import changed, smallest_margin
-from robustcert.build import build
+from robustcert.config.build import build
 from robustcert.data import Dataset, to_unit
 from robustcert.errors import ConfigError, UnsoundNetworkError
 from robustcert.lipschitz import pairwise_lipschitz_estimate

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 from robustcert.attacks import ddn
-from robustcert.build import COMMAND_LINE_TARGETS, build_data, build_dataset, build_model
 from robustcert.certifiers import CombinedCertifier, LipschitzCertifier
-from robustcert.command_line import CONFIG_DIR, HYDRA_VERSION
+from robustcert.config.build import COMMAND_LINE_TARGETS, build_data, build_dataset, build_model
+from robustcert.config.command_line import CONFIG_DIR, HYDRA_VERSION
 from robustcert.main import plain, register_resolvers
 from robustcert.metrics.tightness import split_tightness, steepest_slopes
 from robustcert.network.fold import fold_network

@@ -27,8 +27,14 @@ import torch
 from torch.nn.utils import clip_grad_norm_
 
 import robustcert
-from robustcert.build import COMMAND_LINE_TARGETS, build, build_data, build_dataset, build_module
-from robustcert.command_line import CONFIG_DIR, HYDRA_VERSION
+from robustcert.config.build import (
+    COMMAND_LINE_TARGETS,
+    build,
+    build_data,
+    build_dataset,
+    build_module,
+)
+from robustcert.config.command_line import CONFIG_DIR, HYDRA_VERSION
 from robustcert.data import to_unit
 from robustcert.lipschitz import pairwise_lipschitz_estimate
 from robustcert.main import plain, register_resolvers

@@ -16,7 +16,7 @@ from claims import compose
 from sklearn.decomposition import PCA
 from sklearn.mixture import GaussianMixture
 
-from robustcert.build import COMMAND_LINE_TARGETS, build_data, build_dataset
+from robustcert.config.build import COMMAND_LINE_TARGETS, build_data, build_dataset
 from robustcert.data.dataset import Examples
 
 

@@ -23,7 +23,7 @@ import hydra
 import torch
 
 from robustcert.certification import certify
-from robustcert.command_line import CONFIG_DIR, HYDRA_VERSION
+from robustcert.config.command_line import CONFIG_DIR, HYDRA_VERSION
 from robustcert.main import plain, register_resolvers
 from robustcert.run import train
 

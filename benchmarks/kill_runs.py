@@ -33,7 +33,7 @@ import hydra
 import torch
 
 import robustcert.run  # noqa: F401  before the fork, and so once for all runs
-from robustcert.command_line import CONFIG_DIR, HYDRA_VERSION
+from robustcert.config.command_line import CONFIG_DIR, HYDRA_VERSION
 from robustcert.job import run_job
 from robustcert.main import plain, register_resolvers
 

@@ -18,7 +18,7 @@ from statistics import median
 import torch
 from claims import compose
 
-from robustcert.build import COMMAND_LINE_TARGETS, build_data, build_dataset, build_module
+from robustcert.config.build import COMMAND_LINE_TARGETS, build_data, build_dataset, build_module
 from robustcert.lipschitz import pairwise_lipschitz_estimate
 from robustcert.results import processor
 

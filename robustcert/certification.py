@@ -20,25 +20,25 @@ from robustcert import __version__
 from robustcert.arithmetic.products import untested_products
 from robustcert.atomic import resumable_folder
 from robustcert.attacks import cross_check, pgd_survivors
-from robustcert.build import (
-    CHECKPOINT_TARGETS,
-    Config,
-    build,
-    build_data,
-    build_dataset,
-    build_model,
-)
 from robustcert.certificate.claim import FORMAT, is_certificate, write_claim
 from robustcert.certificate.figures import draw_level_sets, draw_vra_curve
 from robustcert.certificate.samples import CertifiedSplit, SampleFiles, has_radii, positive_status
 from robustcert.certifiers import Certificates, LipschitzCertifier, strict_arithmetic
+from robustcert.config.build import (
+    CHECKPOINT_TARGETS,
+    Config,
+    build_certifier,
+    build_data,
+    build_dataset,
+    build_model,
+)
+from robustcert.config.schema import check_call, check_radii
 from robustcert.data import DataModule, Dataset, Examples, Stream, to_unit
 from robustcert.errors import BrokenCertificate, ConfigError
 from robustcert.metrics.gradient_ratio import gradient_ratio
 from robustcert.network.agreement import compared_rows, require_agreement
 from robustcert.network.fold import fold_network
 from robustcert.network.network import PlainNetwork
-from robustcert.signature import check_call
 from robustcert.training.checkpoint import Checkpoint, read_checkpoint
 
 log = logging.getLogger(__name__)
@@ -239,24 +239,10 @@ def default_output(checkpoint: Path, split: str, samples: int | None) -> Path:
     return (folder.parent if folder.name == "checkpoints" else folder) / "-".join(parts)
 
 
-def build_certifier(node: Config | None) -> LipschitzCertifier:
-    """The certifier that a node names."""
-    if node is None:
-        return LipschitzCertifier()
-    return build(node, "certifier", ("robustcert",), expected=LipschitzCertifier)
-
-
 def build_attack(options: Mapping[str, Any]) -> Attack:
     """The attack's options, checked."""
     check_call(Attack, options, "attack")
     return Attack(**options)
-
-
-def check_radii(radii: Sequence[float]) -> list[float]:
-    """The radii in increasing order, each once."""
-    if not radii or not all(0 < r < float("inf") for r in radii):
-        raise ConfigError(f"radii: expected a list of radii above 0, got {list(radii)!r}")
-    return sorted({float(r) for r in radii})
 
 
 def _device(name: str) -> torch.device:

@@ -21,7 +21,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from robustcert.command_line import CONFIG_DIR, HYDRA_VERSION, find_mistake, ordered
+from robustcert.config.command_line import CONFIG_DIR, HYDRA_VERSION, find_mistake, ordered
 from robustcert.job import job_key, run_job
 from robustcert.sweep import finish_sweeps
 
@@ -137,7 +137,7 @@ def _certify(config: DictConfig) -> dict[str, float]:
         raise ValueError("certify needs a network: set checkpoint=<run>/checkpoints/best.ckpt")
     _admit_working_folder(values["allow_targets"])
     from robustcert.certification import certify as run
-    from robustcert.signature import check_call
+    from robustcert.config.schema import check_call
 
     _one_voice()
     check_call(run, values, "")

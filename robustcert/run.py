@@ -22,23 +22,24 @@ from lightning.pytorch.strategies.launchers import (
 )
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from robustcert.build import (
+from robustcert.certification import build_attack, certify
+from robustcert.config.build import (
     COMMAND_LINE_TARGETS,
     RESUME_TARGETS,
     Config,
     build,
+    build_certifier,
     build_data,
     build_dataset,
     build_module,
     resolve,
 )
-from robustcert.certification import build_attack, build_certifier, certify, check_radii
+from robustcert.config.schema import check_radii, check_value, check_values
 from robustcert.data import DataModule
 from robustcert.errors import ConfigError, DivergedError, UnsoundNetworkError
 from robustcert.models.distance import MeasuresDistances
 from robustcert.network.fold import fold_network
 from robustcert.results import new_row, processor, write_row
-from robustcert.signature import check_value, check_values
 from robustcert.training.callbacks import (
     AtomicCheckpointIO,
     BestCheckpoint,

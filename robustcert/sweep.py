@@ -15,7 +15,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from robustcert.atomic import complete_file
-from robustcert.command_line import sweep_jobs
+from robustcert.config.command_line import sweep_jobs
 from robustcert.job import is_first_rank, is_running
 from robustcert.results import read_row
 

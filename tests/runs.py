@@ -7,7 +7,7 @@ from typing import Any
 import hydra
 from lightning.pytorch import Callback
 
-from robustcert.command_line import CONFIG_DIR, HYDRA_VERSION
+from robustcert.config.command_line import CONFIG_DIR, HYDRA_VERSION
 from robustcert.main import plain, register_resolvers
 from robustcert.run import train
 

@@ -9,7 +9,7 @@ import pytest
 from torch import nn, optim
 
 from robustcert.activations import GroupSort, ReLU
-from robustcert.build import (
+from robustcert.config.build import (
     CHECKPOINT_TARGETS,
     COMMAND_LINE_TARGETS,
     RESUME_TARGETS,
@@ -17,8 +17,8 @@ from robustcert.build import (
     check,
     resolve,
 )
+from robustcert.config.schema import check_call, matches
 from robustcert.errors import ConfigError
-from robustcert.signature import check_call, matches
 
 RELU = {"_target_": "robustcert.activations.ReLU", "num_features": 4}
 

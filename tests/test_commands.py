@@ -18,7 +18,7 @@ from runs import TINY
 from test_dashboard import METRICS
 
 import robustcert.main
-from robustcert.command_line import find_mistake, ordered
+from robustcert.config.command_line import find_mistake, ordered
 
 ROOT = Path(__file__).parents[1]
 QUIET = ("hydra/job_logging=none", "hydra/hydra_logging=none")

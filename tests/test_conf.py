@@ -8,8 +8,8 @@ import torch
 from omegaconf import OmegaConf
 from runs import WANDB, compose
 
-from robustcert.build import COMMAND_LINE_TARGETS, build_module, check
-from robustcert.command_line import CONFIG_DIR
+from robustcert.config.build import COMMAND_LINE_TARGETS, build_module, check
+from robustcert.config.command_line import CONFIG_DIR
 from robustcert.data import Dataset, Examples
 
 GROUPS = sorted(

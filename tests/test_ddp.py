@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from runs import TINY, compose
 
-from robustcert.build import COMMAND_LINE_TARGETS, build_data, build_dataset, build_module
+from robustcert.config.build import COMMAND_LINE_TARGETS, build_data, build_dataset, build_module
 from robustcert.run import train
 from robustcert.training.checkpoint import Checkpoint, read_checkpoint
 

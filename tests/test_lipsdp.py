@@ -22,10 +22,10 @@ from robustcert.activations import (
     Softplus,
     Tanh,
 )
-from robustcert.build import build
 from robustcert.certifiers import LipschitzCertifier, LipSDPCertifier
 from robustcert.certifiers.lipsdp import semidefinite
 from robustcert.certifiers.lipsdp.certifier import ROOM, layers_of
+from robustcert.config.build import build
 from robustcert.errors import NormBoundError, UnsoundNetworkError
 from robustcert.metrics.gradient_ratio import gradient_ratio
 from robustcert.network.activation import Activation, Slopes

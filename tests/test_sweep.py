@@ -19,7 +19,7 @@ from runs import TINY, WANDB, compose
 
 from robustcert import job
 from robustcert.atomic import remove_leftovers
-from robustcert.command_line import CONFIG_DIR, HYDRA_VERSION, find_mistake, sweep_jobs
+from robustcert.config.command_line import CONFIG_DIR, HYDRA_VERSION, find_mistake, sweep_jobs
 from robustcert.errors import ConfigError, JobError
 from robustcert.job import job_key, run_job
 from robustcert.results import read_row
@@ -180,7 +180,7 @@ def test_a_missing_plugin_is_answered_with_what_to_install(
     typed: str, extra: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert find_mistake("train", ["-m", typed]) is None
-    monkeypatch.setattr("robustcert.command_line._plugin_path", list)
+    monkeypatch.setattr("robustcert.config.command_line._plugin_path", list)
     expected = f"{typed}: is optional: pip install 'robustcert[{extra}]'"
     assert find_mistake("train", ["-m", typed]) == expected
 

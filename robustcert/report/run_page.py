@@ -110,7 +110,7 @@ def _train_split(claim: Claim) -> tuple["Examples | None", list[str], str]:
     numbers = [str(i) for i in range(count)]
     if not claim.config.get("dataset"):
         return None, numbers, "the certificate names no dataset"
-    from robustcert.build import CHECKPOINT_TARGETS, build_dataset
+    from robustcert.config.build import CHECKPOINT_TARGETS, build_dataset
 
     try:
         source = build_dataset(claim.config, CHECKPOINT_TARGETS)

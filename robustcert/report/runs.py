@@ -185,7 +185,7 @@ def _overrides(folder: Path) -> tuple[str, ...]:
 
 def _not_started(sweep: Path, name: str) -> list[Run]:
     # Every job that the sweep's own record stands for; those that began are taken out later.
-    from robustcert.command_line import sweep_jobs
+    from robustcert.config.command_line import sweep_jobs
 
     path = sweep / "multirun.yaml"
     try:

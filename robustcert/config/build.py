@@ -14,9 +14,11 @@ from typing import Any
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 
+from robustcert.certifiers import LipschitzCertifier
+from robustcert.config.moved_targets import current_target
+from robustcert.config.schema import check_call, join_key
 from robustcert.data import DataModule, Dataset
 from robustcert.errors import ConfigError
-from robustcert.signature import check_call, join_key
 from robustcert.training.module import CertifiedClassifier
 
 Config = dict[str, Any]
@@ -83,6 +85,7 @@ def resolve(target: Any, key: str, allowed: Sequence[str]) -> type:
     The path is judged before it is imported, and then the class itself: a module that ours imports
     is not ours, nor is a function a class.
     """
+    target = current_target(target, key) if isinstance(target, str) else target
     module_name, _, name = str(target).rpartition(".")
     # A package on the way to an allowed one is imported with it, as lightning.pytorch is.
     on_the_way = any(package.startswith(module_name + ".") for package in allowed)
@@ -185,3 +188,10 @@ def _construct(value: Any, key: str, allowed: Sequence[str], extra: Config) -> A
 
 def _inside(module: str, allowed: Sequence[str]) -> bool:
     return any(module == package or module.startswith(package + ".") for package in allowed)
+
+
+def build_certifier(node: Config | None) -> LipschitzCertifier:
+    """The certifier that a node names."""
+    if node is None:
+        return LipschitzCertifier()
+    return build(node, "certifier", ("robustcert",), expected=LipschitzCertifier)
