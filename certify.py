@@ -6,7 +6,7 @@ python certify.py checkpoint=outputs/<run>/checkpoints/best.ckpt split=validatio
 python certify.py checkpoint=outputs/<run>/checkpoints/best.ckpt dataset.root=/data/mnist
 """
 
-from robustcert.main import certify
+from robustcert.runs.commands import certify
 
 if __name__ == "__main__":
     certify()

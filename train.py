@@ -7,7 +7,7 @@ python train.py -m activation=relu,maxmin,smooth capacity=tiny,small dataset=dig
 python train.py resume=outputs/<run>/checkpoints/last.ckpt
 """
 
-from robustcert.main import train
+from robustcert.runs.commands import train
 
 if __name__ == "__main__":
     train()

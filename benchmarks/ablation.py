@@ -23,8 +23,8 @@ from results import place
 
 from robustcert.config.build import COMMAND_LINE_TARGETS, build_dataset
 from robustcert.errors import ConfigError, DivergedError, UnsoundNetworkError
-from robustcert.results import read_row
-from robustcert.run import train
+from robustcert.runs.results import read_row
+from robustcert.runs.train import train
 
 AFFINE = "{_target_:robustcert.data.RandomAffine,degrees:8.0,translate:0.05,scale:0.05}"
 CHANGES: dict[str, list[str]] = {

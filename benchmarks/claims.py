@@ -24,11 +24,11 @@ from robustcert.attacks import ddn
 from robustcert.certifiers import CombinedCertifier, LipschitzCertifier
 from robustcert.config.build import COMMAND_LINE_TARGETS, build_data, build_dataset, build_model
 from robustcert.config.command_line import CONFIG_DIR, HYDRA_VERSION
-from robustcert.main import plain, register_resolvers
 from robustcert.metrics.tightness import split_tightness, steepest_slopes
 from robustcert.network.fold import fold_network
 from robustcert.network.network import PlainNetwork
-from robustcert.run import train
+from robustcert.runs.commands import plain, register_resolvers
+from robustcert.runs.train import train
 from robustcert.training.checkpoint import read_checkpoint
 
 # Epochs, widths and further options; the radius is the data set's or an experiment's.

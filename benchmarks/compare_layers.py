@@ -37,7 +37,7 @@ from robustcert.config.build import (
 from robustcert.config.command_line import CONFIG_DIR, HYDRA_VERSION
 from robustcert.data import to_unit
 from robustcert.lipschitz import pairwise_lipschitz_estimate
-from robustcert.main import plain, register_resolvers
+from robustcert.runs.commands import plain, register_resolvers
 from robustcert.training.module import CertifiedClassifier
 
 # Free, linear residual (two ways), rescaled, orthogonal (three ways), nonlinear.

@@ -206,7 +206,7 @@ def _check(folder: Path) -> Result:
 
 
 def _certify_checkpoint(folder: Path, target: Path) -> Result:
-    from robustcert.certification import certify
+    from robustcert.runs.certify import certify
 
     output = target / f"certificate-{os.getpid()}-{time.monotonic_ns()}"
     with contextlib.redirect_stdout(None):

@@ -22,10 +22,10 @@ from typing import Any
 import hydra
 import torch
 
-from robustcert.certification import certify
 from robustcert.config.command_line import CONFIG_DIR, HYDRA_VERSION
-from robustcert.main import plain, register_resolvers
-from robustcert.run import train
+from robustcert.runs.certify import certify
+from robustcert.runs.commands import plain, register_resolvers
+from robustcert.runs.train import train
 
 
 def compose(base: str, share: float, seed: int) -> dict[str, Any]:

@@ -32,10 +32,10 @@ from typing import Any
 import hydra
 import torch
 
-import robustcert.run  # noqa: F401  before the fork, and so once for all runs
+import robustcert.runs.train  # noqa: F401  before the fork, and so once for all runs
 from robustcert.config.command_line import CONFIG_DIR, HYDRA_VERSION
-from robustcert.job import run_job
-from robustcert.main import plain, register_resolvers
+from robustcert.runs.commands import plain, register_resolvers
+from robustcert.runs.job import run_job
 
 # The norms are estimated by power iterations with a state, and images are augmented at random.
 RUN = (

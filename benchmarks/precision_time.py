@@ -20,7 +20,7 @@ from claims import compose
 
 from robustcert.config.build import COMMAND_LINE_TARGETS, build_data, build_dataset, build_module
 from robustcert.lipschitz import pairwise_lipschitz_estimate
-from robustcert.results import processor
+from robustcert.runs.results import processor
 
 PARTS = ("augmentation", "forward", "estimate and loss", "backward", "clipping and optimizer")
 Times = dict[str, list[float]]

@@ -8,8 +8,8 @@ import hydra
 from lightning.pytorch import Callback
 
 from robustcert.config.command_line import CONFIG_DIR, HYDRA_VERSION
-from robustcert.main import plain, register_resolvers
-from robustcert.run import train
+from robustcert.runs.commands import plain, register_resolvers
+from robustcert.runs.train import train
 
 TINY = (
     "capacity=tiny",

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from robustcert.activations import GroupSort
-from robustcert.certification import certify as certify_checkpoint
 from robustcert.certifiers import certify
 from robustcert.errors import UnsoundNetworkError
 from robustcert.layers import LiResConv2d, UnconstrainedLinear
@@ -22,6 +21,7 @@ from robustcert.network.agreement import DisagreementError, compared_rows, requi
 from robustcert.network.fold import fold, fold_children, fold_network
 from robustcert.network.linear import Dense
 from robustcert.network.operation import Operation
+from robustcert.runs.certify import certify as certify_checkpoint
 
 
 def relu() -> Activation:

@@ -19,12 +19,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import robustcert.certificate.claim
-import robustcert.certification
+import robustcert.runs.attack
+import robustcert.runs.certify
 from robustcert.certificate.claim import is_certificate
 from robustcert.certificate.samples import decimal_floor
-from robustcert.certification import certify, default_output
 from robustcert.data import Digits
 from robustcert.errors import ConfigError
+from robustcert.runs.certify import certify, default_output
 from robustcert.training.checkpoint import read_checkpoint
 
 QUICK = {"samples": 0}
@@ -199,7 +200,11 @@ def test_a_failure_leaves_the_certificate_that_was_there(
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    module = robustcert.certificate.claim if place == "save_file" else robustcert.certification
+    module = {
+        "save_file": robustcert.certificate.claim,
+        "draw_vra_curve": robustcert.runs.certify,
+        "pgd_survivors": robustcert.runs.attack,
+    }[place]
     monkeypatch.setattr(module, place, full)
     before = {p.name: p.read_bytes() for p in (folder / "certificate").iterdir()}
     names = {p.name for p in folder.iterdir()}
@@ -219,7 +224,7 @@ def test_a_certificate_that_an_attack_breaks_is_not_written(
     def break_all(_network: Any, x: Tensor, _target: Any, radii: list[float], **_: Any) -> Tensor:
         return torch.zeros(len(radii), len(x), dtype=torch.bool)
 
-    monkeypatch.setattr(robustcert.certification, "pgd_survivors", break_all)
+    monkeypatch.setattr(robustcert.runs.attack, "pgd_survivors", break_all)
     with pytest.raises(RuntimeError, match=r"is broken: PGD changes its prediction"):
         certify(best(folder), attack={"samples": 300})
     assert not (folder / "certificate").exists()

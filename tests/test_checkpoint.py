@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from robustcert.certification import certify
 from robustcert.errors import ConfigError
+from robustcert.runs.certify import certify
 from robustcert.training.checkpoint import CheckpointError, read_checkpoint
 
 
@@ -133,7 +133,7 @@ def test_weights_of_another_architecture_are_refused(tiny_run: Path, tmp_path: P
         "torch.save",
         "torch.optim.Adam",
         "lightning.pytorch.Trainer",
-        "robustcert.run.Path",
+        "robustcert.runs.train.Path",
     ],
 )
 @pytest.mark.parametrize("section", ["dataset", "model"])

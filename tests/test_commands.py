@@ -17,7 +17,7 @@ import torch
 from runs import TINY
 from test_dashboard import METRICS
 
-import robustcert.main
+import robustcert.runs.commands
 from robustcert.config.command_line import find_mistake, ordered
 
 ROOT = Path(__file__).parents[1]
@@ -35,7 +35,7 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
     def call(name: str, *arguments: str) -> str | int | None:
         monkeypatch.setattr(sys, "argv", [f"{name}.py", *arguments, *QUIET])
         try:
-            getattr(robustcert.main, name)()
+            getattr(robustcert.runs.commands, name)()
         except SystemExit as exit:
             return exit.code
         return 0
@@ -75,7 +75,7 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
     ],
 )
 def test_a_typing_error_is_answered_with_what_is_allowed(typed: str, answer: str) -> None:
-    robustcert.main.register_resolvers()
+    robustcert.runs.commands.register_resolvers()
     mistake = find_mistake("train", ordered(shlex.split(typed)))
     assert mistake is not None
     assert answer in mistake
@@ -99,14 +99,14 @@ def test_a_typing_error_is_answered_with_what_is_allowed(typed: str, answer: str
     ],
 )
 def test_nothing_is_wrong_with_a_command_that_works(typed: str) -> None:
-    robustcert.main.register_resolvers()
+    robustcert.runs.commands.register_resolvers()
     started = time.process_time()
     assert find_mistake("train", ordered(shlex.split(typed))) is None
     assert time.process_time() - started < 3
 
 
 def test_certify_names_its_own_keys() -> None:
-    robustcert.main.register_resolvers()
+    robustcert.runs.commands.register_resolvers()
     answer = find_mistake("certify", ["chekpoint=1"])
     assert answer is not None
     assert answer.startswith("chekpoint: no such key; did you mean checkpoint? ")

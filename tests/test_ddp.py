@@ -12,7 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from runs import TINY, compose
 
 from robustcert.config.build import COMMAND_LINE_TARGETS, build_data, build_dataset, build_module
-from robustcert.run import train
+from robustcert.runs.train import train
 from robustcert.training.checkpoint import Checkpoint, read_checkpoint
 
 ROOT = Path(__file__).parents[1]

@@ -26,9 +26,9 @@ from environments import PROCESS, SETTINGS, Runner, plan, sweep
 import robustcert
 from robustcert.arithmetic.settings import UnsoundArithmeticError
 from robustcert.certificate.samples import read_radii
-from robustcert.certification import certify
 from robustcert.errors import UnsoundNetworkError
 from robustcert.network.fold import fold_network
+from robustcert.runs.certify import certify
 
 PROCESSES, CELLS = 24, 520
 

@@ -12,8 +12,8 @@ from runs import compose, run
 
 from robustcert.data import NPZ, DataModule, DatasetError, Digits, Examples, MixedSampler
 from robustcert.data.generated import ChannelsLast, read_generated
-from robustcert.main import resumed
-from robustcert.run import train
+from robustcert.runs.commands import resumed
+from robustcert.runs.train import train
 from robustcert.training.checkpoint import read_checkpoint
 
 

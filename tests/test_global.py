@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robustcert.attacks import largest_changes
-from robustcert.certification import certify
 from robustcert.certifiers import GlobalBounds, GlobalCertifier
 from robustcert.certifiers.global_robustness.linear_program import (
     LinearProgram,
@@ -44,6 +43,7 @@ from robustcert.network.network import PlainNetwork, output_bound, pairwise_boun
 from robustcert.objectives import GlobalRobustness
 from robustcert.relaxations.backward import Linear, steps_of
 from robustcert.relaxations.curves import Curve
+from robustcert.runs.certify import certify
 
 FOLDED = ["relu", "maxmin", "abs", "beta_abs"]
 CURVED = ["smooth", "smooth_abs", "softplus", "tanh", "n_activation"]

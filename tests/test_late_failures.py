@@ -10,11 +10,13 @@ import pytest
 import torch
 from runs import compose, run
 
-from robustcert import certification
-from robustcert.certification import certify
+from robustcert.certifiers.lipschitz import LipschitzCertifier
 from robustcert.errors import BrokenCertificate
 from robustcert.report.__main__ import main as report
-from robustcert.run import train
+from robustcert.runs import attack as attack_module
+from robustcert.runs import certify as certify_module
+from robustcert.runs.certify import certify
+from robustcert.runs.train import train
 from robustcert.training.checkpoint import Checkpoint
 
 FEW: dict[str, Any] = {"samples": 20, "batch_size": 10}
@@ -87,14 +89,14 @@ def test_radii_outlast_a_step_that_fails_after_them(
 ) -> None:
     output = tmp_path / "certificate"
     with monkeypatch.context() as patched:
-        patched.setattr(certification, step, fail)
+        patched.setattr(certify_module, step, fail)
         with pytest.raises(RuntimeError, match="beetles"):
             certified(tiny_run, output)
     assert not output.exists()
     partial = tmp_path / "certificate.partial"
     assert len((partial / "radii.csv").read_text().splitlines()) == FEW["samples"] + 1
     # The next one proves nothing again.
-    monkeypatch.setattr(certification.LipschitzCertifier, "certify", fail)
+    monkeypatch.setattr(LipschitzCertifier, "certify", fail)
     certified(tiny_run, output)
     assert (output / "certificate.json").is_file()
     assert not partial.exists()
@@ -106,7 +108,7 @@ def test_a_broken_certificate_is_kept_as_evidence(
     def accuse(*_arguments: Any, **_options: Any) -> Any:
         raise BrokenCertificate("the certificate of sample 3 is broken")
 
-    monkeypatch.setattr(certification, "cross_check", accuse)
+    monkeypatch.setattr(attack_module, "cross_check", accuse)
     with pytest.raises(BrokenCertificate):
         certified(tiny_run, tmp_path / "certificate")
     assert (tmp_path / "certificate.partial" / "radii.csv").is_file()
@@ -115,7 +117,7 @@ def test_a_broken_certificate_is_kept_as_evidence(
 def test_a_failure_before_the_first_radius_leaves_nothing(
     tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(certification.LipschitzCertifier, "certify", fail)
+    monkeypatch.setattr(LipschitzCertifier, "certify", fail)
     with pytest.raises(RuntimeError, match="beetles"):
         certified(tiny_run, tmp_path / "certificate")
     assert list(tmp_path.iterdir()) == []

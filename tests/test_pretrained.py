@@ -17,7 +17,7 @@ from verdicts import certificate_digest, data_files
 import robustcert
 from robustcert.check import check, prove_network
 from robustcert.check.reader import parse_radii
-from robustcert.results import read_row, write_row
+from robustcert.runs.results import read_row, write_row
 
 ENTRIES: dict[str, Any] = json.loads((PRETRAINED / INDEX).read_text())
 

@@ -28,7 +28,7 @@ from robustcert.report.runs import find_runs
 from robustcert.report.separation import half_distances, largest_overlap
 from robustcert.report.summary import estimate, group_runs
 from robustcert.report.sweep_page import compare
-from robustcert.results import new_row, write_row
+from robustcert.runs.results import new_row, write_row
 
 
 def write_run(folder: Path, *, activation: str = "relu", seed: int = 0, vra: float = 0.5) -> Path:

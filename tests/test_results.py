@@ -10,7 +10,7 @@ import results
 import verdicts
 
 from robustcert.report.runs import read_run
-from robustcert.results import processor, read_row, write_row
+from robustcert.runs.results import processor, read_row, write_row
 
 PAGE = "before\n<!-- digits -->\nold\n<!-- end of digits -->\nafter\n"
 

@@ -11,8 +11,8 @@ from runs import TINY, compose, run
 from torch.optim import Optimizer
 
 from robustcert.errors import ConfigError
-from robustcert.main import resumed
-from robustcert.run import train
+from robustcert.runs.commands import resumed
+from robustcert.runs.train import train
 from robustcert.training.checkpoint import CheckpointError, read_checkpoint
 
 # Power iterations keep buffers, the activation learns, the images are augmented.

@@ -14,7 +14,7 @@ from runs import WANDB, compose, run
 from torch.optim import Optimizer
 
 from robustcert.errors import ConfigError, DivergedError
-from robustcert.run import train
+from robustcert.runs.train import train
 from robustcert.training.checkpoint import read_checkpoint
 
 

@@ -13,7 +13,6 @@ from forgeries import Folder
 from scipy.stats import binom
 
 import robustcert
-from robustcert.certification import certify
 from robustcert.certifiers import SmoothingCertifier
 from robustcert.certifiers.quantiles import clopper_pearson_low
 from robustcert.check import UnreadableError, check
@@ -23,6 +22,7 @@ from robustcert.errors import ReportError, UnsoundNetworkError
 from robustcert.network.linear import Dense
 from robustcert.network.network import PlainNetwork
 from robustcert.report.claim import read_claim
+from robustcert.runs.certify import certify
 
 
 def halves(size: int = 4) -> PlainNetwork:

@@ -11,7 +11,6 @@ from test_resume import Kill, Killed, assert_same_run, resume
 
 from robustcert import load
 from robustcert.certificate.restore import restore_network
-from robustcert.certification import certify
 from robustcert.certifiers import QuadricCertifier
 from robustcert.check import check, prove_network
 from robustcert.data import Digits
@@ -21,7 +20,8 @@ from robustcert.network.fold import fold_network
 from robustcert.network.network import PlainNetwork
 from robustcert.network.quadratics import quadric_distance
 from robustcert.report.claim import read_claim
-from robustcert.run import train
+from robustcert.runs.certify import certify
+from robustcert.runs.train import train
 from robustcert.training.checkpoint import read_checkpoint
 
 COMMON = (

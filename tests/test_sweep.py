@@ -17,13 +17,13 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from runs import TINY, WANDB, compose
 
-from robustcert import job
 from robustcert.atomic import remove_leftovers
 from robustcert.config.command_line import CONFIG_DIR, HYDRA_VERSION, find_mistake, sweep_jobs
 from robustcert.errors import ConfigError, JobError
-from robustcert.job import job_key, run_job
-from robustcert.results import read_row
-from robustcert.sweep import count_jobs, describe
+from robustcert.runs import job
+from robustcert.runs.job import job_key, run_job
+from robustcert.runs.results import read_row
+from robustcert.runs.sweep import count_jobs, describe
 
 ROOT = Path(__file__).parents[1]
 SHORT = (*TINY, "trainer.max_epochs=1", "dataset=moons", "certify=false")
@@ -44,7 +44,9 @@ def test_a_done_job_is_not_done_again(tmp_path: Path, monkeypatch: pytest.Monkey
     assert row
     assert row["status"] == "complete"
     assert row["metrics"]["val/vra"] == score
-    monkeypatch.setattr("robustcert.run.train", lambda *_, **__: pytest.fail("trained again"))
+    monkeypatch.setattr(
+        "robustcert.runs.train.train", lambda *_, **__: pytest.fail("trained again")
+    )
     assert run_job(config, tmp_path) == score
     assert read_row(tmp_path) == row
     with pytest.raises(ConfigError, match="holds a run of another configuration"):
@@ -64,13 +66,15 @@ def test_a_job_that_fails_leaves_a_row_and_is_tried_again(
     assert "diverged in epoch 1" in row["error"]
     assert row["log"] == str(tmp_path / "train.log")
     assert row["config"] == {k: v for k, v in config.items() if k != "resume"}
-    monkeypatch.setattr("robustcert.run.train", lambda *_, **__: pytest.fail("tried again"))
+    monkeypatch.setattr("robustcert.runs.train.train", lambda *_, **__: pytest.fail("tried again"))
     with pytest.raises(pytest.fail.Exception, match="tried again"):
         run_job(config, tmp_path)
 
 
 def test_an_interrupted_job_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("robustcert.run.train", lambda *_, **__: sys.exit("interrupted: why"))
+    monkeypatch.setattr(
+        "robustcert.runs.train.train", lambda *_, **__: sys.exit("interrupted: why")
+    )
     with pytest.raises(SystemExit):
         run_job(compose(*SHORT), tmp_path)
     row = read_row(tmp_path)
@@ -81,7 +85,7 @@ def test_an_interrupted_job_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_a_job_that_is_killed_is_an_error_in_the_worker(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("robustcert.run.train", _die)
+    monkeypatch.setattr("robustcert.runs.train.train", _die)
     with pytest.raises(JobError, match="the process was killed"):
         run_job(compose(*SHORT), tmp_path, own_process=True)
     row = read_row(tmp_path)
@@ -104,7 +108,7 @@ def test_a_job_is_not_run_twice_at_once(tmp_path: Path, monkeypatch: pytest.Monk
         job.write_row(tmp_path, job.new_row(config, tmp_path) | {"status": "complete"})
         return 0.5
 
-    monkeypatch.setattr("robustcert.run.train", train)
+    monkeypatch.setattr("robustcert.runs.train.train", train)
     threads = [threading.Thread(target=run_job, args=(config, tmp_path)) for _ in range(2)]
     threads[0].start()
     assert begun.wait(20)
@@ -188,7 +192,7 @@ def test_a_missing_plugin_is_answered_with_what_to_install(
 @pytest.mark.slow
 def test_each_of_several_jobs_takes_a_gpu_of_its_own() -> None:
     code = (
-        "import os; from robustcert.devices import take_gpu; take_gpu(); "
+        "import os; from robustcert.runs.devices import take_gpu; take_gpu(); "
         "print(os.environ['CUDA_VISIBLE_DEVICES'], flush=True); input()"
     )
     first, second, third = f"test{os.getpid()}-4", f"test{os.getpid()}-7", "unused"

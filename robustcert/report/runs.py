@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from robustcert.errors import ReportError
-from robustcert.job import is_running
+from robustcert.runs.job import is_running
 
 FORMAT = 1
 FINISHED = "finished"

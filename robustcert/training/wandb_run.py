@@ -46,7 +46,7 @@ def log_certificate(logger: WandbLogger, folder: Path, seconds: Mapping[str, flo
 
     Args:
         logger: Lightning's logger.
-        folder: What :func:`robustcert.certification.certify` wrote.
+        folder: What :func:`robustcert.runs.certify.certify` wrote.
         seconds: Of training, certification and attack, for the summary.
     """
     import wandb

@@ -16,8 +16,8 @@ from omegaconf import DictConfig
 
 from robustcert.atomic import complete_file
 from robustcert.config.command_line import sweep_jobs
-from robustcert.job import is_first_rank, is_running
-from robustcert.results import read_row
+from robustcert.runs.job import is_first_rank, is_running
+from robustcert.runs.results import read_row
 
 
 class SweepProgress(Callback):

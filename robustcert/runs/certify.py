@@ -3,23 +3,18 @@
 import hashlib
 import json
 import logging
-import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
-from decimal import ROUND_CEILING, ROUND_FLOOR, Context
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from rich.console import Console
-from rich.table import Table
 
 from robustcert import __version__
 from robustcert.arithmetic.products import untested_products
 from robustcert.atomic import resumable_folder
-from robustcert.attacks import cross_check, pgd_survivors
 from robustcert.certificate.claim import FORMAT, is_certificate, write_claim
 from robustcert.certificate.figures import draw_level_sets, draw_vra_curve
 from robustcert.certificate.samples import CertifiedSplit, SampleFiles, has_radii, positive_status
@@ -32,13 +27,15 @@ from robustcert.config.build import (
     build_dataset,
     build_model,
 )
-from robustcert.config.schema import check_call, check_radii
+from robustcert.config.schema import check_radii
 from robustcert.data import DataModule, Dataset, Examples, Stream, to_unit
-from robustcert.errors import BrokenCertificate, ConfigError
+from robustcert.errors import ConfigError
 from robustcert.metrics.gradient_ratio import gradient_ratio
 from robustcert.network.agreement import compared_rows, require_agreement
 from robustcert.network.fold import fold_network
 from robustcert.network.network import PlainNetwork
+from robustcert.runs.attack import attack_samples, build_attack, in_words
+from robustcert.runs.console import print_global, print_table, verified
 from robustcert.training.checkpoint import Checkpoint, read_checkpoint
 
 log = logging.getLogger(__name__)
@@ -48,28 +45,6 @@ _DIAGNOSED = 200
 _AT_ONCE = 16
 # Points along each side of the unit square, for the picture of a network on the plane.
 _GRID = 81
-
-
-@dataclass(frozen=True)
-class Attack:
-    """How much of a split is attacked, to see from above what is proved from below.
-
-    Args:
-        samples: Samples attacked at every radius, and certificates attacked inside their own
-            radius; 0 for none.
-        steps: Gradient steps of the attack at every radius.
-        seconds: No attack on a certificate begins after so long.
-    """
-
-    samples: int = 256
-    steps: int = 40
-    seconds: float = 60.0
-
-    def __post_init__(self) -> None:
-        if self.samples < 0 or self.steps < 1:
-            raise ConfigError(
-                f"attack: expected samples of at least 0 and steps of at least 1, got {self}"
-            )
 
 
 @contextmanager
@@ -154,9 +129,9 @@ def certify(
         record: dict[str, Any] = {
             "functions": proving.functions,
             "proof": proving.proof(network),
-            "certifier": _in_words(certifier or {}),
+            "certifier": in_words(certifier or {}),
             "checkpoint": {"file": read.path.name, "sha256": read.sha256, "epoch": read.epoch},
-            "config": _in_words(config),
+            "config": in_words(config),
             "dataset": origin,
             "arithmetic": {**arithmetic, "device": str(where), "dtype": str(proving.dtype)},
             "smoothing": proving.smoothing(),
@@ -176,7 +151,7 @@ def certify(
             log.info("%d samples certified in %.1f s", count, seconds)
             batches = (to_unit(result.inputs[part]) for part in _parts(count, batch_size))
             pairs = proving.global_claim(network, batches)
-            attacked = _attack(network, result, thresholds, attacking)
+            attacked = attack_samples(network, result, thresholds, attacking)
             record |= {
                 "attack": {**attacked, "took": round(time.perf_counter() - started - seconds, 3)},
                 "gradient_over_bound": _tightness(network, result, pairwise),
@@ -200,14 +175,14 @@ def certify(
                 samples=count,
                 attacked=attacked["samples"],
                 title=f"{source.name}, {split} split",
-                label=_verified(claim),
+                label=verified(claim),
             )
             if read.input_shape == (2,):
                 _draw_plane(partial / "levels.png", proving, network, source)
-    _print_table(claim, folder)
+    print_table(claim, folder)
     if pairs is None:
         return summarize(claim)
-    _print_global(pairs)
+    print_global(pairs)
     return summarize(claim) | {"global/eps_bar": max(row["eps_bar"] for row in pairs["outputs"])}
 
 
@@ -237,12 +212,6 @@ def default_output(checkpoint: Path, split: str, samples: int | None) -> Path:
     parts += [split] if split != "test" else []
     parts += [str(samples)] if samples is not None else []
     return (folder.parent if folder.name == "checkpoints" else folder) / "-".join(parts)
-
-
-def build_attack(options: Mapping[str, Any]) -> Attack:
-    """The attack's options, checked."""
-    check_call(Attack, options, "attack")
-    return Attack(**options)
 
 
 def _device(name: str) -> torch.device:
@@ -327,56 +296,6 @@ def _certify_all(
     return files.split(inputs)
 
 
-class _Unit:
-    """Rows of inputs, read when they are asked for, as float32 in [0, 1]."""
-
-    def __init__(self, inputs: torch.Tensor | Stream) -> None:
-        self.inputs = inputs
-
-    def __getitem__(self, rows: torch.Tensor, /) -> torch.Tensor:
-        return to_unit(self.inputs[rows])
-
-
-def _attack(
-    network: PlainNetwork, result: CertifiedSplit, radii: Sequence[float], attack: Attack
-) -> dict[str, Any]:
-    generator = torch.Generator().manual_seed(0)
-    order = torch.randperm(len(result.target), generator=generator, dtype=torch.int64, device="cpu")
-    rows = order[: attack.samples]
-    record: dict[str, Any] = {
-        "method": "foolbox L2PGD, one random start, clipped to [0, 1]",
-        **_in_words(asdict(attack)),
-        "samples": len(rows),
-        "radii": list(radii) if len(rows) else [],
-        "accuracy": [],
-        "inside": None,
-    }
-    if len(rows) == 0:
-        return record
-    x = to_unit(result.inputs[rows]).double()
-    survivors = pgd_survivors(network, x, result.target[rows], radii, steps=attack.steps)
-    record["accuracy"] = [float(s.double().mean()) for s in survivors]
-    # The attack may overshoot its radius by its own rounding.
-    reach = torch.tensor(radii, dtype=torch.float64, device="cpu")[:, None] * (1 + 1e-6)
-    certified = result.certificates.radius[rows] > reach
-    broken = certified & result.correct[rows] & ~survivors
-    if broken.any():
-        index = int(result.indices[rows][broken.any(0)][0])
-        raise BrokenCertificate(
-            f"the certificate of sample {index} is broken: PGD changes its prediction inside the "
-            "certified radius"
-        )
-    record["inside"] = cross_check(
-        network,
-        _Unit(result.inputs),
-        result.certificates.prediction,
-        result.certificates.radius,
-        samples=attack.samples,
-        seconds=attack.seconds,
-    )
-    return record
-
-
 def _tightness(
     network: PlainNetwork, result: CertifiedSplit, pairwise: torch.Tensor
 ) -> dict[str, float] | None:
@@ -392,15 +311,6 @@ def _tightness(
     if not len(ratio):
         return None
     return {"median": float(ratio.median()), "max": float(ratio.max()), "samples": len(ratio)}
-
-
-def _in_words(value: Any) -> Any:
-    """Plain values, with what JSON has no number for as text: ``"inf"``, ``"nan"``."""
-    if isinstance(value, Mapping):
-        return {key: _in_words(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_in_words(entry) for entry in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _parts(count: int, size: int) -> Iterator[slice]:
@@ -420,87 +330,4 @@ def _draw_plane(
         found.prediction.view(_GRID, _GRID).numpy(),
         truth=None if distance is None else distance(grid).view(_GRID, _GRID).numpy(),
         title=source.name,
-    )
-
-
-def _verified(claim: Mapping[str, Any]) -> str:
-    """What a share of samples with radii is called."""
-    smoothing = claim["claim"].get("smoothing")
-    return f"with confidence {smoothing['confidence']} each" if smoothing else "verified"
-
-
-def _print_table(claim: Mapping[str, Any], folder: Path) -> None:
-    summary, attack, dataset = claim["summary"], claim["attack"], claim["dataset"]
-    count = summary["samples"]
-    empirical = dict(zip(attack["radii"], attack["accuracy"], strict=True))
-    table = Table(title=f"{dataset['name']}, {dataset['split']} split, {count} samples")
-    table.add_column("radius", justify="right")
-    table.add_column(_verified(claim), justify="right")
-    table.add_column(f"under PGD ({attack['samples']})", justify="right")
-    table.add_row("0", f"{summary['correct'] / count:.4f}", "", end_section=True)
-    if summary["undecided"]:
-        table.caption = f"{summary['undecided']} right predictions are undecided: rounding"
-    for row in summary["certified"]:
-        under = empirical.get(row["decimal"])
-        table.add_row(
-            f"{row['decimal']:.4g}",
-            f"{row['count'] / count:.4f}",
-            "" if under is None else f"{under:.4f}",
-        )
-    console = Console(soft_wrap=True)
-    console.print(table)
-    smoothing = claim["claim"].get("smoothing")
-    if smoothing:
-        console.print(
-            f"not proved: each radius is true with probability {smoothing['confidence']} or more, "
-            f"of the classifier smoothed by noise of {smoothing['sigma']}, "
-            f"from {smoothing['n']} draws",
-            highlight=False,
-        )
-    ratio = claim["gradient_over_bound"]
-    if ratio:
-        console.print(
-            f"gradient over Lipschitz bound: median {ratio['median']:.3f}, largest "
-            f"{ratio['max']:.3f} (1: no global bound can be tighter)",
-            highlight=False,
-        )
-    inside = attack["inside"]
-    if inside and inside["samples"]:
-        least = inside["least_distance_over_radius"]
-        nearest = (
-            "no adversarial input was found at any distance"
-            if least is None
-            else f"nearest adversarial input at {least:.3f} times the radius"
-        )
-        console.print(
-            f"{inside['samples']} certificates attacked inside their radius, "
-            f"{inside['broken']} broken; {nearest}",
-            highlight=False,
-        )
-    for path in sorted(folder.iterdir()):
-        console.print(f"  {path}", highlight=False)
-
-
-def _digits(value: float | None, name: str) -> str:
-    """Five digits, on the safe side: what was seen is rounded down, a bound up."""
-    rounding = ROUND_FLOOR if name == "attacked" else ROUND_CEILING
-    return "" if value is None else f"{Context(5, rounding).create_decimal_from_float(value):g}"
-
-
-def _print_global(pairs: Mapping[str, Any]) -> None:
-    names = list(pairs["rests_on"])
-    table = Table(title=f"largest change of an output within {pairs['delta']} in {pairs['norm']}")
-    for name in ("output", *names):
-        table.add_column(name, justify="right")
-    for row in pairs["outputs"]:
-        table.add_row(str(row["output"]), *(_digits(row[name], name) for name in names))
-    console = Console(soft_wrap=True)
-    console.print(table)
-    for name, basis in pairs["rests_on"].items():
-        console.print(f"  {name}: {basis}", highlight=False)
-    samples = pairs["samples"]
-    console.print(
-        f"{samples['stable']} of the {samples['inside']} samples in the domain keep their "
-        "prediction at every input of it within this distance",
-        highlight=False,
     )

@@ -1,53 +1,39 @@
 """The training run: fit, keep the best checkpoint, certify it."""
 
-import inspect
 import json
 import logging
-import math
 import os
-import sys
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.loggers import Logger, WandbLogger
-from lightning.pytorch.plugins.environments import SLURMEnvironment
-from lightning.pytorch.strategies.launchers import (
-    _MultiProcessingLauncher,
-    _SubprocessScriptLauncher,
-)
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from robustcert.certification import build_attack, certify
 from robustcert.config.build import (
     COMMAND_LINE_TARGETS,
     RESUME_TARGETS,
     Config,
-    build,
     build_certifier,
     build_data,
     build_dataset,
     build_module,
-    resolve,
 )
-from robustcert.config.schema import check_radii, check_value, check_values
+from robustcert.config.schema import check_radii, check_values
 from robustcert.data import DataModule
 from robustcert.errors import ConfigError, DivergedError, UnsoundNetworkError
 from robustcert.models.distance import MeasuresDistances
 from robustcert.network.fold import fold_network
-from robustcert.results import new_row, processor, write_row
+from robustcert.runs.attack import build_attack
+from robustcert.runs.certify import certify
+from robustcert.runs.results import new_row, processor, write_row
+from robustcert.runs.trainer import build_logger, build_trainer, expected_warnings, guard_launch
 from robustcert.training.callbacks import (
-    AtomicCheckpointIO,
     BestCheckpoint,
     CheckRanks,
-    EpochLog,
     LastCheckpoint,
-    OutlastSigterm,
-    ProgressBar,
     RecordRun,
     SeedEpochs,
 )
@@ -121,8 +107,8 @@ def train(
         data.prepare_data()
         data.read_generated()
         recorded["loader"] = {**config["loader"], "generated_sha256": data.generated_sha256}
-    logger = _build_logger(config, run_dir, allowed)
-    trainer = _build_trainer(
+    logger = build_logger(config, run_dir, allowed)
+    trainer = build_trainer(
         config,
         run_dir,
         allowed,
@@ -136,7 +122,7 @@ def train(
             *callbacks,
         ],
     )
-    _guard_launch(trainer, multirun)
+    guard_launch(trainer, multirun)
     _announce(run_dir, module, trainer, before)
     try:
         if logger:
@@ -193,77 +179,6 @@ def _read_resumed(resume: str, module: CertifiedClassifier) -> Checkpoint:
     return checkpoint
 
 
-def _build_logger(config: Config, run_dir: Path, allowed: tuple[str, ...]) -> Logger | None:
-    node = config.get("logger")
-    if not node:
-        return None
-    check_value(node, dict, "logger")
-    parameters = inspect.signature(resolve(node.get("_target_"), "logger", allowed)).parameters
-    takes_folder = "save_dir" in parameters and "save_dir" not in node
-    folder = {"save_dir": str(run_dir)} if takes_folder else {}
-    return build(node, "logger", allowed, expected=Logger, **folder)
-
-
-def _build_trainer(
-    config: Config,
-    run_dir: Path,
-    allowed: tuple[str, ...],
-    logger: Logger | None,
-    callbacks: list[Callback],
-) -> Trainer:
-    node = dict(config["trainer"])
-    cluster: dict[str, Any] = {}
-    for i, own in enumerate(node.pop("callbacks", None) or []):
-        callbacks.append(build(own, f"trainer.callbacks[{i}]", allowed, expected=Callback))
-    bar = node.get("enable_progress_bar", True) and sys.stdout.isatty()
-    callbacks.append(ProgressBar() if bar else EpochLog())
-    if "SLURM_NTASKS" in os.environ and SLURMEnvironment.detect() and "plugins" not in node:
-        # The launcher puts a job back into the queue; Lightning would do so a second time.
-        cluster["plugins"] = SLURMEnvironment(auto_requeue=False)
-        callbacks.append(OutlastSigterm())
-    with _expected_warnings():
-        trainer: Trainer = build(
-            {**node, "enable_progress_bar": bar},
-            "trainer",
-            allowed,
-            expected=Trainer,
-            logger=logger or False,
-            callbacks=callbacks,
-            default_root_dir=str(run_dir),
-            use_distributed_sampler=False,
-            reload_dataloaders_every_n_epochs=1,
-            **cluster,
-        )
-    seldom = (trainer.check_val_every_n_epoch or 1) > (trainer.max_epochs or math.inf)
-    if trainer.limit_val_batches == 0 or seldom:
-        key = "check_val_every_n_epoch" if seldom else "limit_val_batches"
-        raise ConfigError(f"trainer.{key}: {node[key]} leaves nothing to choose best.ckpt by")
-    trainer.strategy.checkpoint_io = AtomicCheckpointIO()
-    return trainer
-
-
-def _guard_launch(trainer: Trainer, multirun: bool) -> None:
-    launcher = trainer.strategy.launcher
-    repeats = (
-        isinstance(launcher, _SubprocessScriptLauncher)
-        and not launcher.cluster_environment.creates_processes_externally
-    )
-    if multirun and trainer.num_devices > 1 and repeats:
-        # Lightning would start each further rank by running this command again: the whole sweep.
-        raise ConfigError(
-            f"trainer.devices={trainer.num_devices}: this strategy starts its ranks by running the "
-            "whole sweep again. In a sweep, let the scheduler start the ranks (Slurm), set "
-            "trainer.strategy=ddp_fork on CPU, or set trainer.devices=1"
-        )
-    if getattr(launcher, "_start_method", None) == "spawn":
-        raise ConfigError(
-            "trainer.strategy: spawned ranks get the network by pickling, which constrained layers "
-            "refuse: use ddp, or ddp_fork on CPU"
-        )
-    if isinstance(launcher, _MultiProcessingLauncher) and isinstance(trainer.logger, WandbLogger):
-        raise ConfigError("logger=wandb does not follow forked ranks: use trainer.strategy=ddp")
-
-
 def _announce(
     run_dir: Path, module: CertifiedClassifier, trainer: Trainer, before: Checkpoint | None
 ) -> None:
@@ -286,7 +201,7 @@ def _fit(
     last = Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt"
     path = str(before.path) if before else None
     try:
-        with _expected_warnings():
+        with expected_warnings():
             trainer.fit(module, data, ckpt_path=path, weights_only=True if before else None)
     except (KeyboardInterrupt, SystemExit) as error:
         # Lightning turns the first into the second, without a word on how to go on.
@@ -299,30 +214,6 @@ def _fit(
         raise DivergedError(trainer.current_epoch, str(error).splitlines()[0]) from error
     except MisconfigurationException as error:
         raise ConfigError(f"trainer: {error}") from error
-
-
-@contextmanager
-def _expected_warnings() -> Iterator[None]:
-    with warnings.catch_warnings():
-        for message in (
-            # The data is in memory: worker processes would only copy it.
-            ".*does not have many workers.*",
-            # A resumed run is in its own folder.
-            ".*Checkpoint directory.*exists and is not empty.*",
-            # Metrics are logged per epoch, whatever the number of steps.
-            ".*smaller than the logging interval.*",
-            # Metrics are counts, added over the ranks already.
-            ".*sync_dist=True.*",
-            # Lightning 2.6 with torch 2.13.
-            ".*LeafSpec.*",
-            ".*isinstance.treespec.*",
-            # Validation may be asked for less often than every epoch.
-            ".*monitor='val/vra'.*could not find the monitored key.*",
-            # Slurm is installed, and this run is not one of its jobs.
-            ".*srun.*",
-        ):
-            warnings.filterwarnings("ignore", message=message)
-        yield
 
 
 def _finish(

@@ -22,7 +22,7 @@ from typing import Any
 from robustcert import __version__
 from robustcert.atomic import remove_leftovers
 from robustcert.errors import ConfigError, JobError
-from robustcert.results import FILE, new_row, read_row, write_row
+from robustcert.runs.results import FILE, new_row, read_row, write_row
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ def run_job(
         ConfigError: the folder belongs to another configuration.
         JobError: the job failed in its own process.
     """
-    from robustcert.run import train
+    from robustcert.runs.train import train
 
     first = is_first_rank()
     with _locked(folder) if first else _nothing():
@@ -156,7 +156,7 @@ def _in_own_process(attempt: Callable[[], float], folder: Path) -> float:
 
 
 def _aside(attempt: Callable[[], float], path: Path) -> float:
-    from robustcert.devices import take_gpu
+    from robustcert.runs.devices import take_gpu
 
     with path.open("ab") as file:
         os.dup2(file.fileno(), 1)

@@ -1,0 +1,103 @@
+"""Attacks on what was certified: what is proved from below, seen from above."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from robustcert.attacks import cross_check, pgd_survivors
+from robustcert.certificate.samples import CertifiedSplit
+from robustcert.config.schema import check_call
+from robustcert.data import Stream, to_unit
+from robustcert.errors import BrokenCertificate, ConfigError
+from robustcert.network.network import PlainNetwork
+
+
+@dataclass(frozen=True)
+class Attack:
+    """How much of a split is attacked, to see from above what is proved from below.
+
+    Args:
+        samples: Samples attacked at every radius, and certificates attacked inside their own
+            radius; 0 for none.
+        steps: Gradient steps of the attack at every radius.
+        seconds: No attack on a certificate begins after so long.
+    """
+
+    samples: int = 256
+    steps: int = 40
+    seconds: float = 60.0
+
+    def __post_init__(self) -> None:
+        if self.samples < 0 or self.steps < 1:
+            raise ConfigError(
+                f"attack: expected samples of at least 0 and steps of at least 1, got {self}"
+            )
+
+
+def build_attack(options: Mapping[str, Any]) -> Attack:
+    """The attack's options, checked."""
+    check_call(Attack, options, "attack")
+    return Attack(**options)
+
+
+class _Unit:
+    """Rows of inputs, read when they are asked for, as float32 in [0, 1]."""
+
+    def __init__(self, inputs: torch.Tensor | Stream) -> None:
+        self.inputs = inputs
+
+    def __getitem__(self, rows: torch.Tensor, /) -> torch.Tensor:
+        return to_unit(self.inputs[rows])
+
+
+def attack_samples(
+    network: PlainNetwork, result: CertifiedSplit, radii: Sequence[float], attack: Attack
+) -> dict[str, Any]:
+    """Attack a split at every radius, and certificates inside their own radius."""
+    generator = torch.Generator().manual_seed(0)
+    order = torch.randperm(len(result.target), generator=generator, dtype=torch.int64, device="cpu")
+    rows = order[: attack.samples]
+    record: dict[str, Any] = {
+        "method": "foolbox L2PGD, one random start, clipped to [0, 1]",
+        **in_words(asdict(attack)),
+        "samples": len(rows),
+        "radii": list(radii) if len(rows) else [],
+        "accuracy": [],
+        "inside": None,
+    }
+    if len(rows) == 0:
+        return record
+    x = to_unit(result.inputs[rows]).double()
+    survivors = pgd_survivors(network, x, result.target[rows], radii, steps=attack.steps)
+    record["accuracy"] = [float(s.double().mean()) for s in survivors]
+    # The attack may overshoot its radius by its own rounding.
+    reach = torch.tensor(radii, dtype=torch.float64, device="cpu")[:, None] * (1 + 1e-6)
+    certified = result.certificates.radius[rows] > reach
+    broken = certified & result.correct[rows] & ~survivors
+    if broken.any():
+        index = int(result.indices[rows][broken.any(0)][0])
+        raise BrokenCertificate(
+            f"the certificate of sample {index} is broken: PGD changes its prediction inside the "
+            "certified radius"
+        )
+    record["inside"] = cross_check(
+        network,
+        _Unit(result.inputs),
+        result.certificates.prediction,
+        result.certificates.radius,
+        samples=attack.samples,
+        seconds=attack.seconds,
+    )
+    return record
+
+
+def in_words(value: Any) -> Any:
+    """Plain values, with what JSON has no number for as text: ``"inf"``, ``"nan"``."""
+    if isinstance(value, Mapping):
+        return {key: in_words(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [in_words(entry) for entry in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,194 @@
+"""The commands ``train.py`` and ``certify.py``: Hydra in front of the two runs.
+
+Everything heavy is imported when a job runs, so that ``--help`` and a typing error answer at once.
+"""
+
+import hashlib
+import logging
+import os
+import re
+import sys
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any, cast
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import CompactHydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from robustcert.config.command_line import CONFIG_DIR, HYDRA_VERSION, find_mistake, ordered
+from robustcert.runs.job import job_key, run_job
+from robustcert.runs.sweep import finish_sweeps
+
+
+def train() -> None:
+    """``python train.py``: compose, train, certify."""
+    _main("train", _train)
+
+
+def certify() -> None:
+    """``python certify.py``: certify a checkpoint."""
+    _main("certify", _certify)
+
+
+def register_resolvers() -> None:
+    """Make the resolvers of ``conf/`` known to OmegaConf."""
+    # Cached: the folder is asked for several times and must not change within a run.
+    OmegaConf.register_new_resolver("run_folder", _run_folder, use_cache=True, replace=True)
+    OmegaConf.register_new_resolver("run_id", _run_id, replace=True)
+    OmegaConf.register_new_resolver("if_new", _if_new, replace=True)
+    OmegaConf.register_new_resolver("job_key", _job_key, replace=True)
+
+
+def plain(config: DictConfig) -> dict[str, Any]:
+    """A composed configuration as plain values; what is missing is ``"???"``."""
+    return cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
+
+
+def _run_folder(resume: str | None) -> str:
+    if resume:
+        return str(Path(resume).resolve().parent.parent)
+    return f"outputs/{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
+
+
+def _if_new(resume: str | None, value: str) -> str | None:
+    return None if resume else value
+
+
+def _job_key(*, _root_: DictConfig) -> str:
+    parts = {}
+    for key in map(str, _root_):
+        if key not in ("hydra", "logger") and not OmegaConf.is_missing(_root_, key):
+            value = _root_[key]
+            node = OmegaConf.is_config(value)
+            parts[key] = OmegaConf.to_container(value, resolve=True) if node else value
+    return job_key(parts)
+
+
+def _run_id(folder: str) -> str:
+    return hashlib.sha256(str(Path(folder).resolve()).encode()).hexdigest()[:16]
+
+
+def _main(name: str, job: Callable[[DictConfig], Any]) -> None:
+    sys.argv[1:] = ordered(sys.argv[1:])
+    mistake = find_mistake(name, sys.argv[1:])
+    if mistake:
+        sys.exit(f"error: {mistake}")
+    failed = 0
+    try:
+        hydra.main(config_path=str(CONFIG_DIR), config_name=name, **HYDRA_VERSION)(
+            _answering(job)
+        )()
+    finally:
+        failed = finish_sweeps()
+    if failed:
+        sys.exit(1)
+
+
+def _answering(job: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
+    """The job, with a user's mistake answered in one line; HYDRA_FULL_ERROR=1 tells where."""
+
+    def answering(config: DictConfig) -> Any:
+        try:
+            return job(config)
+        except (ValueError, OSError, OmegaConfBaseException) as error:
+            if os.environ.get("HYDRA_FULL_ERROR") == "1":
+                raise
+            message = "error: " + " ".join(str(error).split())
+            if HydraConfig.get().mode == RunMode.MULTIRUN:
+                # The other jobs of a sweep go on, and Hydra repeats the first error at the end.
+                logging.getLogger(__name__).error(message)
+                raise CompactHydraException(message) from None
+            sys.exit(message)
+        except KeyboardInterrupt:
+            sys.exit("interrupted")
+
+    return answering
+
+
+def _train(config: DictConfig) -> float:
+    settings = HydraConfig.get()
+    values = plain(config)
+    _admit_working_folder(values["allow_targets"])
+    from robustcert.runs.train import train as run
+
+    _one_voice()
+    typed = list(settings.overrides.task)
+    if values["resume"]:
+        values = resumed(values, typed)
+    choices = {k: v for k, v in settings.runtime.choices.items() if not str(k).startswith("hydra/")}
+    folder = Path(settings.runtime.output_dir)
+    command = {"overrides": typed, "choices": choices}
+    if settings.mode != RunMode.MULTIRUN:
+        return run(values, folder, command=command)
+    # A worker of joblib takes several jobs; elsewhere the process is the job's own, or ours.
+    shared = "joblib" in settings.launcher._target_
+    return run_job(values, folder, command=command, own_process=shared)
+
+
+def _certify(config: DictConfig) -> dict[str, float]:
+    values = plain(config)
+    if values["checkpoint"] == "???":
+        raise ValueError("certify needs a network: set checkpoint=<run>/checkpoints/best.ckpt")
+    _admit_working_folder(values["allow_targets"])
+    from robustcert.config.schema import check_call
+    from robustcert.runs.certify import certify as run
+
+    _one_voice()
+    check_call(run, values, "")
+    return run(**values)
+
+
+def _admit_working_folder(allow_targets: Any) -> None:
+    # As `python -m` does, for a user's own package beside their commands; last, to shadow nothing.
+    if allow_targets:
+        sys.path.append(os.getcwd())
+
+
+def _one_voice() -> None:
+    """Let Hydra's handlers print what Lightning says, once and without its advertisements."""
+    logging.getLogger("lightning").handlers.clear()
+    noise = ("\N{ELECTRIC LIGHT BULB}", "TPU ", "GPU ", "Loading `train_", "`Trainer.fit` stopped")
+    rank_zero = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    rank_zero.addFilter(lambda record: not record.getMessage().startswith(noise))
+
+
+def resumed(values: dict[str, Any], typed: list[str]) -> dict[str, Any]:
+    """The configuration of the run to resume, with what may change on top.
+
+    Args:
+        values: What this command line composes to.
+        typed: Its overrides.
+
+    Raises:
+        ValueError: an override would make it another run.
+    """
+    from robustcert.training.checkpoint import read_checkpoint
+
+    config = OmegaConf.create(read_checkpoint(values["resume"]).config)
+    OmegaConf.set_struct(config, True)
+    for override in OverridesParser.create().parse_overrides(typed):
+        key = override.key_or_group
+        if override.is_delete() or not re.fullmatch(_MAY_CHANGE, key):
+            raise ValueError(
+                f"{override.input_line}: a resumed run stays the same run: only values of trainer, "
+                "logger, certify, certifier, attack and the place of the data can change"
+            )
+        if key not in ("resume", "allow_targets"):
+            OmegaConf.update(config, key, override.value(), force_add=override.is_add())
+    # What a checkpoint's classes may be is for the command line to say.
+    return {**plain(config), "allow_targets": values["allow_targets"], "resume": values["resume"]}
+
+
+_MAY_CHANGE = (
+    r"resume|allow_targets|certify|(trainer|logger|certifier|attack)\..+"
+    r"|dataset\.(root|download|checksum)|loader\.(num_workers|eval_batch_size|generated)"
+)
+
+# At import: a launcher's worker imports this module, and composes its job before it calls anything.
+register_resolvers()

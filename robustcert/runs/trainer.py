@@ -1,0 +1,123 @@
+"""Lightning's trainer for a run: its logger, callbacks and warnings."""
+
+import inspect
+import math
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.pytorch.strategies.launchers import (
+    _MultiProcessingLauncher,
+    _SubprocessScriptLauncher,
+)
+
+from robustcert.config.build import Config, build, resolve
+from robustcert.config.schema import check_value
+from robustcert.errors import ConfigError
+from robustcert.training.callbacks import AtomicCheckpointIO, EpochLog, OutlastSigterm, ProgressBar
+
+
+def build_logger(config: Config, run_dir: Path, allowed: tuple[str, ...]) -> Logger | None:
+    """The logger that the configuration names, writing into the run's folder."""
+    node = config.get("logger")
+    if not node:
+        return None
+    check_value(node, dict, "logger")
+    parameters = inspect.signature(resolve(node.get("_target_"), "logger", allowed)).parameters
+    takes_folder = "save_dir" in parameters and "save_dir" not in node
+    folder = {"save_dir": str(run_dir)} if takes_folder else {}
+    return build(node, "logger", allowed, expected=Logger, **folder)
+
+
+def build_trainer(
+    config: Config,
+    run_dir: Path,
+    allowed: tuple[str, ...],
+    logger: Logger | None,
+    callbacks: list[Callback],
+) -> Trainer:
+    """The trainer with the run's callbacks."""
+    node = dict(config["trainer"])
+    cluster: dict[str, Any] = {}
+    for i, own in enumerate(node.pop("callbacks", None) or []):
+        callbacks.append(build(own, f"trainer.callbacks[{i}]", allowed, expected=Callback))
+    bar = node.get("enable_progress_bar", True) and sys.stdout.isatty()
+    callbacks.append(ProgressBar() if bar else EpochLog())
+    if "SLURM_NTASKS" in os.environ and SLURMEnvironment.detect() and "plugins" not in node:
+        # The launcher puts a job back into the queue; Lightning would do so a second time.
+        cluster["plugins"] = SLURMEnvironment(auto_requeue=False)
+        callbacks.append(OutlastSigterm())
+    with expected_warnings():
+        trainer: Trainer = build(
+            {**node, "enable_progress_bar": bar},
+            "trainer",
+            allowed,
+            expected=Trainer,
+            logger=logger or False,
+            callbacks=callbacks,
+            default_root_dir=str(run_dir),
+            use_distributed_sampler=False,
+            reload_dataloaders_every_n_epochs=1,
+            **cluster,
+        )
+    seldom = (trainer.check_val_every_n_epoch or 1) > (trainer.max_epochs or math.inf)
+    if trainer.limit_val_batches == 0 or seldom:
+        key = "check_val_every_n_epoch" if seldom else "limit_val_batches"
+        raise ConfigError(f"trainer.{key}: {node[key]} leaves nothing to choose best.ckpt by")
+    trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+    return trainer
+
+
+def guard_launch(trainer: Trainer, multirun: bool) -> None:
+    """Refuse strategies that would start a sweep or a network twice."""
+    launcher = trainer.strategy.launcher
+    repeats = (
+        isinstance(launcher, _SubprocessScriptLauncher)
+        and not launcher.cluster_environment.creates_processes_externally
+    )
+    if multirun and trainer.num_devices > 1 and repeats:
+        # Lightning would start each further rank by running this command again: the whole sweep.
+        raise ConfigError(
+            f"trainer.devices={trainer.num_devices}: this strategy starts its ranks by running the "
+            "whole sweep again. In a sweep, let the scheduler start the ranks (Slurm), set "
+            "trainer.strategy=ddp_fork on CPU, or set trainer.devices=1"
+        )
+    if getattr(launcher, "_start_method", None) == "spawn":
+        raise ConfigError(
+            "trainer.strategy: spawned ranks get the network by pickling, which constrained layers "
+            "refuse: use ddp, or ddp_fork on CPU"
+        )
+    if isinstance(launcher, _MultiProcessingLauncher) and isinstance(trainer.logger, WandbLogger):
+        raise ConfigError("logger=wandb does not follow forked ranks: use trainer.strategy=ddp")
+
+
+@contextmanager
+def expected_warnings() -> Iterator[None]:
+    """A context in which warnings that a run provokes are silent."""
+    with warnings.catch_warnings():
+        for message in (
+            # The data is in memory: worker processes would only copy it.
+            ".*does not have many workers.*",
+            # A resumed run is in its own folder.
+            ".*Checkpoint directory.*exists and is not empty.*",
+            # Metrics are logged per epoch, whatever the number of steps.
+            ".*smaller than the logging interval.*",
+            # Metrics are counts, added over the ranks already.
+            ".*sync_dist=True.*",
+            # Lightning 2.6 with torch 2.13.
+            ".*LeafSpec.*",
+            ".*isinstance.treespec.*",
+            # Validation may be asked for less often than every epoch.
+            ".*monitor='val/vra'.*could not find the monitored key.*",
+            # Slurm is installed, and this run is not one of its jobs.
+            ".*srun.*",
+        ):
+            warnings.filterwarnings("ignore", message=message)
+        yield
