@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from robustcert.dashboard import main, workspace
+from robustcert.report.dashboard import main, workspace
 
 WORKSPACE = "wandb_workspaces.workspaces.Workspace"
 METRICS = {

@@ -17,7 +17,7 @@ from robustcert.layers.lot import LOTConv2d, LOTFrequencies
 from robustcert.layers.manifold import ManifoldLinear, ManifoldOrthogonal, ManifoldPatchConv2d
 from robustcert.layers.patch import CholeskyPatchConv2d, OnPatches, PatchConv2d
 from robustcert.layers.pool import InvertibleDownsampling, NormPool2d
-from robustcert.layers.residual import ResidualLayer
+from robustcert.layers.residual_block import ResidualLayer
 from robustcert.layers.sandwich import SandwichLinear
 from robustcert.layers.sll import SLLConv2d, SLLLinear
 from robustcert.layers.soc import SkewFrequencies, SOCConv2d

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from robustcert.layers.residual import ResidualConv2d, ResidualLinear
+from robustcert.layers.residual_block import ResidualConv2d, ResidualLinear
 from robustcert.norms.estimates import gram_iteration
 
 

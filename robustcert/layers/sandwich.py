@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robustcert.layers.cayley import CayleyOrthogonal
-from robustcert.layers.residual import folded_activation
+from robustcert.layers.residual_block import folded_activation
 from robustcert.network.blocks import Sandwich
 from robustcert.network.operation import constant
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robustcert.layers.residual import ResidualConv2d, ResidualLinear
+from robustcert.layers.residual_block import ResidualConv2d, ResidualLinear
 
 
 def diagonal_scale(correlation: Tensor, log_q: Tensor) -> Tensor:
