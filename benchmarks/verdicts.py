@@ -73,7 +73,7 @@ def certificate_digest(folder: Path) -> str:
 
 def checker_digest() -> str:
     """SHA-256 over the checker's sources."""
-    return _digest(sorted(Path(robustcert.check.__file__).parent.glob("*.py")))
+    return _digest(sorted(Path(robustcert.check.__file__).parent.rglob("*.py")))
 
 
 def data_files(record: dict[str, Any]) -> list[Path]:

@@ -43,8 +43,14 @@ from robustcert.certificate.samples import CertifiedSplit
 from robustcert.certifiers import LipschitzCertifier, lipschitz
 from robustcert.check import UnreadableError, check, norms
 from robustcert.check.command import main
-from robustcert.check.digits import add_up, digit_bits, exact_gram, split_floats, split_integers
-from robustcert.check.fixed import to_integers
+from robustcert.check.exact_products import (
+    add_up,
+    digit_bits,
+    exact_gram,
+    split_floats,
+    split_integers,
+)
+from robustcert.check.fixed_point import to_integers
 from robustcert.check.forward import FLOAT64, evaluate, evaluate_exactly
 from robustcert.check.network import Operation, read_network
 from robustcert.check.norms import find, prove

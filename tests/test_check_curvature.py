@@ -20,8 +20,8 @@ from robustcert.certificate.claim import write_certificate
 from robustcert.certificate.samples import CertifiedSplit
 from robustcert.certifiers import Certificates, CombinedCertifier, LipschitzCertifier
 from robustcert.certifiers.second_order.curvature import second_order_distance
-from robustcert.check import UnreadableError, bends, check, curvature
-from robustcert.check.fixed import to_integers
+from robustcert.check import UnreadableError, activation_curvature, check, curvature
+from robustcert.check.fixed_point import to_integers
 from robustcert.check.forward import (
     FLOAT64,
     Exact,
@@ -186,9 +186,9 @@ def test_the_transpose_of_a_convolution(place: int, tmp_path: Path) -> None:
 
 def changed(name: str, **parts: Callable[..., Any]) -> Callable[[pytest.MonkeyPatch], None]:
     def plant(patch: pytest.MonkeyPatch) -> None:
-        bend = bends.BENDS[name]
+        bend = activation_curvature.BENDS[name]
         new = {key: make(getattr(bend, key)) for key, make in parts.items()}
-        patch.setitem(bends.BENDS, name, replace(bend, **new))
+        patch.setitem(activation_curvature.BENDS, name, replace(bend, **new))
 
     return plant
 

@@ -20,10 +20,10 @@ from robustcert.certificate.claim import write_certificate
 from robustcert.certificate.samples import CertifiedSplit
 from robustcert.certifiers import LipschitzCertifier, LipSDPCertifier
 from robustcert.check import UnreadableError, check
+from robustcert.check.constants import _find
 from robustcert.check.forward import FLOAT64, evaluate, evaluate_exactly
 from robustcert.check.network import Operation, read_network
 from robustcert.check.semidefinite import constants, layers
-from robustcert.check.verdict import _find
 from robustcert.data import to_unit
 from robustcert.layers.pool import NormPool2d
 from robustcert.models import CircularShift

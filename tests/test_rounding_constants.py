@@ -17,7 +17,7 @@ from flint import arb
 from torch import Tensor
 
 from robustcert.activations import LinearSpline, NormPair
-from robustcert.check.activations import KINDS
+from robustcert.check.activations.table import KINDS
 from robustcert.errors import UnsoundNetworkError
 from robustcert.layers import NormPool2d
 from robustcert.network.activation import Activation

@@ -6,12 +6,14 @@ runs with ``robustcert-check DIR``. What it does in turn, one file each:
 * ``isolation`` starts Python so that it imports nothing from the current folder, ``supervisor``
   bounds the time of the check and outlives it, ``command`` prints the verdict;
 * ``reader`` reads the folder as untrusted data, ``network`` its operations;
-* ``norms`` proves the claimed norm of every operation, with the exact products of ``digits``;
+* ``norms`` proves the claimed norm of every operation, with those of ``exact_products``;
 * ``semidefinite`` proves pairwise constants below the product of norms from given multipliers;
 * ``activations`` knows every activation's constant, formula and rounding;
-* ``forward`` evaluates the network with proved errors, in float64 and, with ``fixed``, exactly;
-* ``curvature`` bounds how far margins of smooth networks fall, with ``bends`` of activations;
-* ``radii`` checks predictions and radii, ``verdict`` everything else, ``dataset`` the samples.
+* ``forward`` evaluates the network with proved errors, in float64 and, in ``fixed_point``, exactly;
+* ``curvature`` bounds how far margins of smooth networks fall, with ``activation_curvature``;
+* ``radii`` checks predictions and radii, ``dataset`` the inputs;
+* ``statement``, ``constants`` and ``samples`` check the claim's words, bounds and table, which
+  ``verdict`` puts together.
 """
 
 # mypy's own name: typing may not be imported before the start is known to be isolated.

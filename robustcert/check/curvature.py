@@ -9,8 +9,9 @@ the product of Jacobians at a time, the first one first,
     \sum_l J_1(y)^\top \cdots J_{l-1}(y)^\top [J_l(y) - J_l(x)]^\top u_l .
 
 The factors at y have a product of norm at most P_l. Linear operations have no term. An activation
-changes its Jacobian unit by unit (``bends.py``), by at most a chord :math:`c_k` times the change of
-the unit, and the changes of all units together have norm at most :math:`P_l |y - x|`. Hence for
+changes its Jacobian unit by unit (``activation_curvature.py``), by at most a chord :math:`c_k`
+times the change of the unit, and the changes of all units together have norm at most :math:`P_l |y
+- x|`. Hence for
 :math:`|y - x| \le s`
 
 .. math:: |\nabla f(y) - \nabla f(x)| \le s M(s), \quad
@@ -41,9 +42,9 @@ from typing import Any
 
 import numpy as np
 
-from robustcert.check.activations import along
-from robustcert.check.bends import Balls, Bend, Reals, bend_of, constants_of, units
-from robustcert.check.fixed import (
+from robustcert.check.activation_curvature import Balls, Bend, Reals, bend_of, constants_of, units
+from robustcert.check.activations.kind import along
+from robustcert.check.fixed_point import (
     GRID_BITS,
     Floats,
     Integers,

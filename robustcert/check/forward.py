@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from robustcert.check.activations import KINDS
-from robustcert.check.digits import add_up, digit_bits, float_digits, split_integers
-from robustcert.check.fixed import (
+from robustcert.check.activations.table import KINDS
+from robustcert.check.exact_products import add_up, digit_bits, float_digits, split_integers
+from robustcert.check.fixed_point import (
     Floats,
     InexactError,
     Integers,

@@ -9,9 +9,9 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from robustcert.check import norms, quadric, semidefinite
-from robustcert.check.digits import digit_bits
-from robustcert.check.fixed import binary_places
+from robustcert.check import norms, quadratic, semidefinite
+from robustcert.check.exact_products import digit_bits
+from robustcert.check.fixed_point import binary_places
 from robustcert.check.forward import (
     CHUNK,
     EXACT_BYTES,
@@ -79,7 +79,7 @@ def _steps(operations: Sequence[Operation], proof: str) -> Iterator[tuple[int, s
         (reads(op) // op.output_shape[1] for op in every if op.kind == "convolution"), default=0
     )
     windows = 4 * 8 * max(CHUNK, read)
-    pairs = 24 * 8 * quadric.CHUNK if proof == "quadric" else 0
+    pairs = 24 * 8 * quadratic.CHUNK if proof == "quadric" else 0
     plain = max(FLOAT_BYTES, float_bytes(operations, every=smooth))
     yield plain + windows + weights + pairs, "the evaluation in float64"
     exact = max(EXACT_BYTES, exact_bytes(operations, every=smooth))

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from robustcert.check import activations
+from robustcert.check.activations.kind import slopes_of
+from robustcert.check.activations.table import KINDS
 from robustcert.check.reader import (
     Array,
     UnreadableError,
@@ -280,7 +281,7 @@ def _activation(
     options: dict[str, Any], tensors: dict[str, Array], shape: Shape, where: str
 ) -> Shape:
     function = text(options.get("function"), f"{where} function")
-    kind = activations.KINDS.get(function)
+    kind = KINDS.get(function)
     if kind is None:
         raise UnreadableError(f"{where}: unknown activation {show(function)}")
     integers = {key: value for key, value in options.items() if key != "function"}
@@ -307,7 +308,7 @@ def _slope_activation(
     if _activation(inside, constants, hidden, where) != hidden:
         raise UnreadableError(f"{where}: its activation changes the shape")
     wide = {key: array.astype(np.float64) for key, array in constants.items()}
-    slopes = activations.slopes_of(inside["function"], wide)
+    slopes = slopes_of(inside["function"], wide)
     if slopes is None or slopes[0] < 0 or slopes[1] > 1:
         raise UnreadableError(f"{where}: {inside['function']} has other slopes than 0 to 1")
     return {key: array for key, array in tensors.items() if not key.startswith("activation.")}

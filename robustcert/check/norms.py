@@ -4,7 +4,7 @@ Dense. For any matrices A and R with n columns and any t, let E = t I - A'A - R'
 x has :math:`|A x|^2 = t - |R x|^2 - x' E x \le t + \lVert E \rVert_F`. So a guess R, a Cholesky
 factor rounded to integers, proves :math:`\lVert A \rVert \le B` as soon as :math:`t + \lVert E
 \rVert_F \le B^2`. A is rounded to integers too, and the Frobenius norm of what is cut off is taken
-from B. Everything in E is then an integer, and computed exactly (``digits.py``).
+from B. Everything in E is then an integer, and computed exactly (``exact_products.py``).
 
 Convolution. Write the position that output i reads by tap k as :math:`s i + d k - p = s (i + a) +
 \rho` with :math:`0 \le \rho < s`: on the s subsampled signals :math:`x_\rho[q] = x[s q + \rho]`,
@@ -46,8 +46,8 @@ from fractions import Fraction
 import numpy as np
 from numpy.typing import NDArray
 
-from robustcert.check.digits import digit_bits, residual_norm, split_floats
-from robustcert.check.fixed import Floats, flint
+from robustcert.check.exact_products import digit_bits, residual_norm, split_floats
+from robustcert.check.fixed_point import Floats, flint
 from robustcert.check.network import Operation, Window
 from robustcert.check.reader import UnreadableError
 

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robustcert.check import curvature
-from robustcert.check.fixed import Floats, InexactError
+from robustcert.check.fixed_point import Floats, InexactError
 from robustcert.check.forward import (
     EXACT_BYTES,
     FLOAT32,

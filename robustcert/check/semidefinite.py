@@ -29,9 +29,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from robustcert.check.activations import slopes_of
-from robustcert.check.digits import digit_bits, residual_norm, split_floats
-from robustcert.check.fixed import Floats
+from robustcert.check.activations.kind import slopes_of
+from robustcert.check.exact_products import digit_bits, residual_norm, split_floats
+from robustcert.check.fixed_point import Floats
 from robustcert.check.forward import FLOAT64
 from robustcert.check.network import Operation
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from robustcert.check.fixed import Floats, Integers
+from robustcert.check.fixed_point import Floats, Integers
 
 MANTISSA = 53
 

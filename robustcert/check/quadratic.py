@@ -37,7 +37,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from robustcert.check.fixed import Floats, InexactError, Integers, to_integers
+from robustcert.check.fixed_point import Floats, InexactError, Integers, to_integers
 from robustcert.check.forward import (
     FLOAT64,
     Arithmetic,

@@ -30,8 +30,8 @@ from typing import Any
 
 import numpy as np
 
-from robustcert.check.activations import grouped
-from robustcert.check.fixed import Floats, flint
+from robustcert.check.activations.kind import grouped
+from robustcert.check.fixed_point import Floats, flint
 from robustcert.check.network import Operation
 
 Parts = tuple[Any, ...]

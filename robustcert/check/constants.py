@@ -1,0 +1,219 @@
+"""Lipschitz constants: every claimed bound against what is proved of it."""
+
+import math
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from robustcert.check import norms, semidefinite
+from robustcert.check.exact_products import digit_bits, gram_of_digits, split_floats
+from robustcert.check.fixed_point import Floats, InexactError
+from robustcert.check.forward import absolute_norm, scaled, walk
+from robustcert.check.network import Operation
+from robustcert.check.norms import round_up
+from robustcert.check.reader import (
+    MULTIPLIERS,
+    UnreadableError,
+    fail,
+    hex_float,
+    items,
+    keys,
+    parse_safetensors,
+    show,
+)
+from robustcert.check.report import Report
+
+WEIGHTED = ("dense", "convolution", "sandwich", "residual_block", "circular_convolution")
+
+
+def prove_constants(
+    claim: dict[str, Any],
+    content: dict[str, bytes],
+    operations: tuple[Operation, ...],
+    proof: str,
+    report: Report,
+) -> tuple[dict[str, Fraction], list[list[float]]]:
+    """Prove the Lipschitz constant of every operation of a claim."""
+    if proof == "quadric":
+        report.expect(claim["pairwise"] == [], "pairwise: quadratics have none")
+        return _check_bounds(items(claim["bounds"], "bounds"), operations[:-1], report), []
+    proved = _check_bounds(items(claim["bounds"], "bounds"), operations, report)
+    multipliers = _read_multipliers(content, operations, report) if proof == "lipsdp" else []
+    return proved, _check_pairwise(claim["pairwise"], operations, proved, multipliers, report)
+
+
+def _check_bounds(
+    bounds: list[Any], operations: tuple[Operation, ...], report: Report
+) -> dict[str, Fraction]:
+    if len(bounds) != len(operations):
+        raise UnreadableError(f"bounds: {len(bounds)} for {len(operations)} operations")
+    proved: dict[str, Fraction] = {}
+    methods: dict[str, int] = {}
+    for entry, operation in zip(bounds, operations, strict=True):
+        where = f"bound of {operation.label}"
+        keys(entry, where, {"name", "kind", "input_shape", "bound"}, set())
+        bound = hex_float(entry["bound"], where)
+        described = (operation.name, operation.kind, list(operation.input_shape))
+        claimed = (entry["name"], entry["kind"], entry["input_shape"])
+        report.expect(claimed == described, f"{where}: it is listed for {show(claimed)}")
+        _add_parts(operation, proved)
+        method = _prove(operation, bound, proved)
+        report.expect(bool(method), f"{where}: {bound!r} is not proved to be an upper bound")
+        proved[operation.path] = Fraction(bound)
+        methods[method] = methods.get(method, 0) + 1
+    listed = ", ".join(f"{count} by {method}" for method, count in methods.items() if method)
+    report.note("norms", f"{len(operations)} operations: {listed}")
+    return proved
+
+
+def _prove(operation: Operation, bound: float, proved: dict[str, Fraction]) -> str:
+    # The method that proves the bound, or nothing.
+    if operation.kind in WEIGHTED:
+        return norms.prove(operation, bound).method
+    if operation.kind == "affine":
+        least = Fraction(float(abs(operation.wide("scale")).max()))
+        return "largest scale" if least <= bound else ""
+    if operation.kind == "sum":
+        return "sum of branches" if _sum_bound(operation, proved) <= bound else ""
+    return "definition" if bound >= 1 else ""
+
+
+def _add_parts(operation: Operation, proved: dict[str, Fraction]) -> None:
+    # Roughly: these norms carry rounding errors only.
+    for part in walk(operation.parts):
+        proved[part.path] = Fraction(1)
+        if part.kind in ("dense", "convolution"):
+            proved[part.path] = Fraction(absolute_norm(part))
+        elif part.kind == "affine":
+            proved[part.path] = Fraction(float(abs(part.wide("scale")).max()))
+        elif part.kind == "wrap":
+            # An entry is read at most twice in each dimension.
+            proved[part.path] = Fraction(2)
+
+
+def _sum_bound(operation: Operation, proved: dict[str, Fraction]) -> Fraction:
+    # Branches claim nothing themselves: their bounds are found here.
+    total = Fraction(0)
+    for branch in operation.branches:
+        product = Fraction(1)
+        for inner in branch:
+            proved[inner.path] = _find(inner, proved)
+            product = round_up(product * proved[inner.path])
+        total = round_up(total + product)
+    return total
+
+
+def _find(operation: Operation, proved: dict[str, Fraction]) -> Fraction:
+    if operation.kind == "sum":
+        return _sum_bound(operation, proved)
+    if operation.kind == "affine":
+        return Fraction(float(abs(operation.wide("scale")).max()))
+    if operation.kind not in WEIGHTED:
+        return Fraction(1)
+    _add_parts(operation, proved)
+    value = norms.find(operation)
+    if not math.isfinite(value):
+        raise UnreadableError(f"{operation.label}: no bound can be proved here")
+    return Fraction(value)
+
+
+def _read_multipliers(
+    content: dict[str, bytes], operations: tuple[Operation, ...], report: Report
+) -> list[list[Floats]]:
+    try:
+        sizes = [count for _, count in semidefinite.layers(operations)]
+    except semidefinite.NotCoveredError as error:
+        report.uncovered.append(str(error))
+        return []
+    tensors = parse_safetensors(content[MULTIPLIERS], MULTIPLIERS)
+    # Without such activations, the empty list is enough.
+    lists = len(tensors) // len(sizes) if sizes else 1
+    pairs = operations[-1].output_shape[0] ** 2
+    if lists > pairs + 2:
+        raise UnreadableError(f"{MULTIPLIERS}: {lists} lists, more than {pairs + 2}")
+    names = [[f"{i}.{k}" for k in range(len(sizes))] for i in range(lists)]
+    keys(tensors, MULTIPLIERS, {name for row in names for name in row}, set())
+    for row in names:
+        for name, size in zip(row, sizes, strict=True):
+            array = tensors[name]
+            if array.shape != (size,) or array.dtype != np.float64:
+                raise fail(f"{MULTIPLIERS} {name}", f"{size} float64 values", array.shape)
+            if not ((array >= semidefinite.LEAST) & (array <= semidefinite.LARGEST)).all():
+                raise UnreadableError(
+                    f"{MULTIPLIERS} {name}: a value is not positive, or too large"
+                )
+    return [[tensors[name] for name in row] for row in names]
+
+
+def _check_pairwise(
+    claimed: Any,
+    operations: tuple[Operation, ...],
+    proved: dict[str, Fraction],
+    multipliers: list[list[Floats]],
+    report: Report,
+) -> list[list[float]]:
+    classes = operations[-1].output_shape[0]
+    table = [
+        [hex_float(value, "pairwise") for value in items(row, "pairwise")]
+        for row in items(claimed, "pairwise")
+    ]
+    if len(table) != classes or any(len(row) != classes for row in table):
+        raise UnreadableError(f"pairwise: expected a table of {classes} by {classes}")
+    head = operations[-1] if operations[-1].kind == "dense" else None
+    rest = Fraction(1)
+    for op in operations[:-1] if head else operations:
+        rest = round_up(rest * proved[op.path])
+    squares = [[2 * (i != j) for j in range(classes)] for i in range(classes)]
+    scale = rest**2
+    if head is not None:
+        try:
+            rows, places = scaled(head.wide("weight"))
+        except InexactError as error:
+            raise UnreadableError(f"{head.label}: {error}") from None
+        bits = digit_bits(rows.shape[1])
+        lengths = gram_of_digits(split_floats(rows, bits), bits)
+        own = lengths.diagonal()
+        squares = (own[:, None] + own[None, :] - 2 * lengths).tolist()
+        scale = rest**2 / 4**places
+    enough = np.array(
+        [
+            [
+                table[i][j] == 0
+                if i == j
+                else Fraction(table[i][j]) ** 2 >= scale * int(squares[i][j])
+                for j in range(classes)
+            ]
+            for i in range(classes)
+        ]
+    )
+    what = "product of bounds times exact distances of rows" if head else "root 2 times the product"
+    report.note("pairwise", f"{classes} classes, {enough.sum() - classes} by {what}, in rationals")
+    if multipliers and not enough.all():
+        before = int(enough.sum())
+        enough |= _by_multipliers(np.array(table), enough, operations, proved, multipliers)
+        report.note("", f"{enough.sum() - before} by semidefinite bounds, residual exact")
+    if report.uncovered:
+        return table
+    for i, j in np.argwhere(~enough).tolist():
+        report.expect(False, f"pairwise[{i}][{j}]: {table[i][j]!r} is not proved")
+    return table
+
+
+def _by_multipliers(
+    table: Floats,
+    enough: NDArray[np.bool_],
+    operations: tuple[Operation, ...],
+    proved: dict[str, Fraction],
+    multipliers: list[list[Floats]],
+) -> NDArray[np.bool_]:
+    norms = {path: math.nextafter(float(value), math.inf) for path, value in proved.items()}
+    enough = enough | np.eye(len(table), dtype=np.bool_) & (table == 0)
+    for candidate in multipliers:
+        for found in semidefinite.constants(operations, norms, candidate):
+            off = ~np.eye(len(table), dtype=np.bool_)
+            enough |= (found <= table) & off
+            if enough.all():
+                return enough
+    return enough

@@ -1,0 +1,80 @@
+"""The words of a claim: what may be said, and what it is of."""
+
+import math
+from typing import Any
+
+from robustcert.check.forward import FLOAT32, FLOAT64, Arithmetic
+from robustcert.check.reader import fail, keys, whole
+
+FORMAT = 2
+STATEMENT = {
+    "statement": (
+        "For every sample listed as certified with radius r, every input at l2 distance less than r"
+        " from the sample gets the listed prediction, as the unique largest logit."
+    ),
+    "norm": "l2",
+    "units": "input units: distances between inputs with values in [0, 1]",
+    "domain": "all of R^d, no clipping",
+    "inputs": "float32 values; a uint8 pixel p stands for float32(p / 255)",
+}
+FUNCTIONS = {
+    "R": "the real-valued function that the float constants of the network define",
+    "F64": "the network evaluated in IEEE float64, summed in any order",
+    "F32": "the network evaluated in IEEE float32, summed in any order, without TF32",
+}
+# What is claimed without proof, of another function and with other words.
+SMOOTHED = (
+    "Not proved: for every sample listed with radius r, with the confidence stated beside it, "
+    "every input at l2 distance less than r from the sample gets the listed prediction from the "
+    "smoothed classifier."
+)
+SMOOTHED_FUNCTION = (
+    "the classifier that returns the most probable class of the network under Gaussian noise of "
+    "standard deviation sigma, in real arithmetic"
+)
+SMOOTHING = {"sigma", "n0", "n", "alpha", "confidence", "seed"}
+PROOFS = ("lipschitz", "lipsdp", "second-order", "crown", "local-lipschitz", "quadric")
+# Their radii rest on more than the pairwise bounds, and are not proved again here.
+NOT_COVERED = ("crown", "local-lipschitz")
+CLAIMS = {"format", "robustcert", "claim", "network", "bounds", "pairwise", "summary", "files"}
+
+
+def check_statement(claim: Any) -> tuple[list[Arithmetic], str]:
+    """The arithmetics that a claim speaks of, and what it says it rests on."""
+    smoothed = isinstance(claim, dict) and claim.get("proof") == "smoothing"
+    own = {"smoothing"} if smoothed else set()
+    keys(claim, "claim", {*STATEMENT, "functions", *own}, {"proof"})
+    statement = STATEMENT | ({"statement": SMOOTHED} if smoothed else {})
+    for key, known in statement.items():
+        if claim[key] != known:
+            raise fail(f"claim {key}", repr(known), claim[key])
+    if smoothed:
+        functions = keys(claim["functions"], "claim functions", {"smoothed"}, set())
+        if functions["smoothed"] != SMOOTHED_FUNCTION:
+            raise fail("claim functions", repr(SMOOTHED_FUNCTION), functions["smoothed"])
+        return [], "smoothing"
+    functions = keys(claim["functions"], "claim functions", {"R"}, {"F64", "F32"})
+    for key, value in functions.items():
+        if value != FUNCTIONS[key]:
+            raise fail(f"claim functions {key}", repr(FUNCTIONS[key]), value)
+    proof = claim.get("proof", "lipschitz")
+    if not isinstance(proof, str) or proof not in PROOFS:
+        raise fail("claim proof", f"one of {', '.join(PROOFS)}", proof)
+    deployed = {"F64": FLOAT64, "F32": FLOAT32}
+    return [arithmetic for key, arithmetic in deployed.items() if key in functions], proof
+
+
+def status(claim: dict[str, Any], proof: str) -> str:
+    """The word for a row with a positive radius."""
+    # What radii.csv has to call a sample with a radius.
+    if proof != "smoothing":
+        return "certified"
+    said = keys(claim["smoothing"], "claim smoothing", SMOOTHING, set())
+    for key in ("n0", "n", "seed"):
+        whole(said[key], f"claim smoothing {key}")
+    for key, most in (("sigma", math.inf), ("alpha", 1), ("confidence", 1)):
+        if type(said[key]) not in (int, float) or not 0 < said[key] < most:
+            raise fail(f"claim smoothing {key}", f"a number between 0 and {most}", said[key])
+    if said["confidence"] != 1 - said["alpha"]:
+        raise fail("claim smoothing confidence", f"{1 - said['alpha']}", said["confidence"])
+    return f"confidence {said['confidence']}"
