@@ -15,7 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from forgeries import (
+from miniatures import write_idx
+from safetensors.numpy import load_file
+from torch import nn
+
+from benchmarks.soundness.forgeries import (
     EVERYWHERE,
     FLOAT_FILES,
     KINDS,
@@ -33,10 +37,6 @@ from forgeries import (
     refused,
     write,
 )
-from miniatures import write_idx
-from safetensors.numpy import load_file
-from torch import nn
-
 from robustcert import activations
 from robustcert import norms as norms_module
 from robustcert.certificate.samples import CertifiedSplit

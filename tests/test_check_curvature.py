@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from forgeries import Folder, build
 from safetensors.numpy import load_file
 from test_combined import COVERED, NETWORKS, convolutional, gradient, points, steps_from
 from torch import nn
 
+from benchmarks.soundness.forgeries import Folder, build
 from robustcert.certificate.claim import write_certificate
 from robustcert.certificate.samples import CertifiedSplit
 from robustcert.certifiers import Certificates, CombinedCertifier, LipschitzCertifier

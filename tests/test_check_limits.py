@@ -17,11 +17,11 @@ import pytest
 import test_check_curvature
 import test_check_proofs
 import torch
-from forgeries import Folder, build, certify, with_header, write
 from safetensors.numpy import load_file
 from test_combined import NETWORKS
 from torch import nn
 
+from benchmarks.soundness.forgeries import Folder, build, certify, with_header, write
 from robustcert import activations
 from robustcert.certificate.samples import CertifiedSplit
 from robustcert.certifiers import LipschitzCertifier, LipSDPCertifier

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from forgeries import Folder, build
 from safetensors.numpy import load_file, save_file
 from test_lipsdp import network, steepest
 from torch import Tensor
 
+from benchmarks.soundness.forgeries import Folder, build
 from robustcert.activations import Abs, GroupSort, Identity, ReLU, Softplus
 from robustcert.certificate.claim import write_certificate
 from robustcert.certificate.samples import CertifiedSplit

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from forgeries import SAMPLES, Folder, build, certify, write
 
+from benchmarks.soundness.forgeries import SAMPLES, Folder, build, certify, write
 from robustcert.certificate.samples import CertifiedSplit, read_radii
 from robustcert.certifiers import CROWNCertifier, LipschitzCertifier
 from robustcert.check import Report, UnreadableError, check, network, prove_network

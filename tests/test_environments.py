@@ -1,4 +1,4 @@
-"""No environment changes a radius: cells of benchmarks/environments.py, and what they rest on."""
+"""No environment changes a radius: cells of environments.py, and what they rest on."""
 
 import json
 import shutil
@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 import torch
-from dyadic import logits, truth
-from environment_cells import (
+
+import robustcert
+from benchmarks.soundness.dyadic import logits, truth
+from benchmarks.soundness.environment_cells import (
     INEXACT,
     NETWORKS,
     ReducedProducts,
@@ -21,9 +23,7 @@ from environment_cells import (
     is_refusal,
     state,
 )
-from environments import PROCESS, SETTINGS, Runner, plan, sweep
-
-import robustcert
+from benchmarks.soundness.environments import PROCESS, SETTINGS, Runner, plan, sweep
 from robustcert.arithmetic.settings import UnsoundArithmeticError
 from robustcert.certificate.samples import read_radii
 from robustcert.errors import UnsoundNetworkError

@@ -193,7 +193,7 @@ def test_a_run_with_generated_and_mixed_images_resumes_bit_for_bit(tmp_path: Pat
 
 
 def test_a_drawn_image_is_of_its_class_and_repeats_by_seed() -> None:
-    from generated_images import generate
+    from benchmarks.studies.generated_images import generate
 
     # Two classes, dark and bright, in two shapes each.
     level = torch.tensor([40, 200, 40, 200]).repeat(30)

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 from deployed import write_folder
-from forgeries import Folder
 from scipy.optimize import linprog
 from scipy.sparse import csr_array
 from test_relaxation import random_network
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks.soundness.forgeries import Folder
 from robustcert.attacks import largest_changes
 from robustcert.certifiers import GlobalBounds, GlobalCertifier
 from robustcert.certifiers.global_robustness.linear_program import (

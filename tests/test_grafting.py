@@ -7,12 +7,12 @@ from typing import Any, Literal
 import pytest
 import torch
 from deployed import write_folder
-from forgeries import Folder
 from runs import run
 from safetensors.torch import load_file, save_file
 from test_resume import Kill, Killed, assert_same_run, resume
 from torch import nn
 
+from benchmarks.soundness.forgeries import Folder
 from robustcert.activations import Grafted
 from robustcert.check import UnreadableError, check
 from robustcert.errors import ConfigError

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "kill_runs.py"
+SCRIPT = Path(__file__).parents[1] / "benchmarks" / "soundness" / "kill_runs.py"
 
 
 @pytest.mark.slow

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-import release
 import torch
-from release import INDEX, MOST_BYTES, PRETRAINED
 from safetensors.numpy import load_file
-from verdicts import certificate_digest, data_files
 
 import robustcert
+from benchmarks.publish import release
+from benchmarks.publish.release import INDEX, MOST_BYTES, PRETRAINED
+from benchmarks.soundness.verdicts import certificate_digest, data_files
 from robustcert.check import check, prove_network
 from robustcert.check.reader import parse_radii
 from robustcert.runs.results import read_row, write_row

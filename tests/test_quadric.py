@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from forgeries import build, certify, refused
 from torch import Tensor
 
+from benchmarks.soundness.forgeries import build, certify, refused
 from robustcert.activations import SmoothMaxMin
 from robustcert.attacks import cross_check
 from robustcert.certifiers import LipschitzCertifier, QuadricCertifier, quadratic

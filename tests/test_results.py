@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import results
-import verdicts
 
+from benchmarks.publish import results
+from benchmarks.soundness import verdicts
 from robustcert.report.runs import read_run
 from robustcert.runs.results import processor, read_row, write_row
 
@@ -128,7 +128,7 @@ def test_the_page_in_the_repository_is_what_its_numbers_give(tmp_path: Path) -> 
 def test_an_ablation_trains_only_what_is_missing_and_no_change_under_anothers_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import ablation
+    from benchmarks.studies import ablation
 
     page = tmp_path / "page.md"
     page.write_text("<!-- ablation -->\n<!-- end of ablation -->\n")
@@ -156,7 +156,7 @@ def test_an_ablation_trains_only_what_is_missing_and_no_change_under_anothers_na
 
 
 def test_changed_shapes_have_as_many_weights_as_the_base() -> None:
-    import ablation
+    from benchmarks.studies import ablation
 
     def weights(width: int, depth: int) -> int:
         return 784 * width + (depth - 1) * width**2

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 from deployed import write_folder
-from forgeries import Folder
 from scipy.stats import binom
 
 import robustcert
+from benchmarks.soundness.forgeries import Folder
 from robustcert.certifiers import SmoothingCertifier
 from robustcert.certifiers.quantiles import clopper_pearson_low
 from robustcert.check import UnreadableError, check

@@ -1,0 +1,239 @@
+"""Tables of verified results: runs in, docs/results.json and docs/results.md out.
+
+    python -m benchmarks.publish.results multirun outputs/mnist      # add these runs, write the
+    tables python -m benchmarks.publish.results                             # write the tables again
+
+A run counts if it is finished, its certificate is of the whole test split, no attack broke it and
+the independent checker verifies the folder, samples compared with the dataset's files where those
+are there. Everything else is refused, named, and makes the exit status 1. Verified accuracy is
+counted anew from the certificate's radii. Runs that differ by their seed only are one row. What was
+read stays in docs/results.json, so that the runs need not be kept; a run replaces an older one of
+the same command and seed.
+"""
+
+import argparse
+import csv
+import hashlib
+import json
+import math
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from fractions import Fraction
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from benchmarks.soundness.verdicts import data_files, verdict
+from robustcert.check.reader import parse_radii
+from robustcert.report.runs import FINISHED, Run, find_runs
+from robustcert.report.summary import experiment
+
+DOCS = Path(__file__).parents[2] / "docs"
+PUBLISHED = Path(__file__).with_name("published.csv")
+# What is typed and makes no other experiment.
+ASIDE = re.compile(
+    r"(seed|certify|allow_targets|resume)=|(hydra|logger|attack)[./=]|dataset\.(root|download|checks)"
+    r"|loader\.(num_workers|eval_batch_size)=|\+?trainer\.enable_"
+)
+
+Json = dict[str, Any]
+
+
+class Refused(ValueError):
+    """A run that does not count, and why."""
+
+
+def command_of(run: Run) -> str:
+    """What starts this run again, whatever its seed.
+
+    Raises:
+        Refused: the run was started from Python, and nothing was typed.
+    """
+    command = run.results.get("command") or {}
+    typed = run.overrides or command.get("overrides") or ()
+    if not typed and not command:
+        raise Refused("no command is recorded: train it with train.py")
+    kept = [word for word in typed if not ASIDE.match(word)]
+    return " ".join(["python train.py", *sorted(kept, key=lambda w: "experiment" not in w)])
+
+
+def read(run: Run) -> tuple[Json, Json]:
+    """What all seeds of a run's row have in common, and what is its own.
+
+    Raises:
+        Refused: the run does not count.
+    """
+    folder = run.folder / "certificate"
+    if run.state != FINISHED:
+        raise Refused(f"{run.state} {run.detail}".strip())
+    if not (folder / "certificate.json").exists():
+        raise Refused("no certificate")
+    record = json.loads((folder / "certificate.json").read_text())
+    inside = record["attack"]["inside"] or {"samples": 0, "broken": 0}
+    if record["dataset"]["split"] != "test":
+        raise Refused(f"certified on the {record['dataset']['split']} split")
+    if inside["broken"]:
+        raise Refused(f"{inside['broken']} certificates were broken by an attack")
+    found = verdict(folder, data_files(record))
+    if not found.verified:
+        raise Refused(f"the checker did not verify it: {found.said}")
+    count = record["summary"]["samples"]
+    radii = sorted(float(row["decimal"]) for row in record["summary"]["certified"])
+    rows = parse_radii((folder / "radii.csv").read_bytes(), count)
+    config = json.dumps(experiment(run), sort_keys=True)
+    common = {
+        "command": command_of(run),
+        "config": hashlib.sha256(config.encode()).hexdigest(),
+        "dataset": record["dataset"]["name"],
+        "epsilon": float(run.config["epsilon"]),
+        "radii": radii,
+        "parameters": run.results["parameters"],
+        "samples": count,
+    }
+    own = {
+        "seed": run.config["seed"],
+        "certificate": found.certificate,
+        "compared": found.compared,
+        "correct": sum(row.correct for row in rows),
+        "verified": [sum(row.correct and row.radius > radius for row in rows) for radius in radii],
+        "epochs": run.results["epochs"],
+        "best_epoch": run.results["best_epoch"],
+        "seconds": run.seconds["train"],
+        "threads": run.results["threads"],
+        "device": run.results["device"],
+        "processor": run.results.get("processor", "not recorded"),
+        "attacked": inside["samples"],
+        "broken": inside["broken"],
+    }
+    return common, own
+
+
+def merge(rows: list[Json], common: Json, own: Json) -> list[Json]:
+    """The rows with one more run; what another configuration gave for its command is dropped."""
+    rows = [r for r in rows if r["command"] != common["command"] or r["config"] == common["config"]]
+    same = next((row for row in rows if row["command"] == common["command"]), None)
+    runs = [r for r in (same or {}).get("runs", []) if r["seed"] != own["seed"]]
+    row = {**common, "runs": sorted([*runs, own], key=lambda r: r["seed"])}
+    return sorted([r for r in rows if r is not same] + [row], key=_order)
+
+
+def _order(row: Json) -> tuple[Any, ...]:
+    return row["dataset"], row["epsilon"], row["command"]
+
+
+def share(hits: Sequence[int], count: int) -> str:
+    """Mean, standard deviation and least over seeds of a share of ``count`` samples."""
+    values = [hit / count for hit in hits]
+    if len(values) == 1:
+        return f"{values[0]:.4f}"
+    return f"{fmean(values):.4f} ± {stdev(values):.4f} (least {min(values):.4f})"
+
+
+def table(rows: Sequence[Json]) -> str:
+    """The rows of one dataset, and the published figures beside them."""
+    radii = sorted({radius for row in rows for radius in row["radii"]})
+    head = ["command", "accuracy", *(f"at {_name(r)}" for r in radii), "parameters", "epochs"]
+    lines = [_line([*head, "training", "seeds", "certificates", "attacked, broken"])]
+    lines.append(_line(["---"] * (len(head) + 4)))
+    for row in rows:
+        runs, count = row["runs"], row["samples"]
+        cells = [f"`{row['command']}`", share([run["correct"] for run in runs], count)]
+        for radius in radii:
+            if radius not in row["radii"]:
+                cells.append("")
+                continue
+            at = row["radii"].index(radius)
+            text = share([run["verified"][at] for run in runs], count)
+            cells.append(f"**{text}**" if math.isclose(radius, row["epsilon"]) else text)
+        cells += [f"{row['parameters']:,}", _range(run["epochs"] for run in runs), _training(runs)]
+        cells.append(", ".join(str(run["seed"]) for run in runs))
+        cells.append(" ".join(f"`{run['certificate'][:8]}`" for run in runs))
+        attacked, broken = (sum(run[key] for run in runs) for key in ("attacked", "broken"))
+        lines.append(_line([*cells, f"{attacked}, {broken}"]))
+    return "\n".join([*lines, *_published(rows[0]["dataset"])])
+
+
+def _training(runs: Sequence[Json]) -> str:
+    seconds = _range(round(run["seconds"]) for run in runs)
+    threads = _range(run["threads"] for run in runs)
+    where = {r["processor"] if r["device"] == "cpu" else r["device"] for r in runs}
+    plural = "" if threads == "1" else "s"
+    return f"{seconds} s, {threads} thread{plural}, {' and '.join(sorted(where))}"
+
+
+def _published(dataset: str) -> list[str]:
+    with PUBLISHED.open(newline="") as file:
+        known = [row for row in csv.DictReader(file) if row["dataset"] == dataset]
+    if not known:
+        return ["", "Published deterministic figures for these radii: none known."]
+    radii = sorted({row["radius"] for row in known}, key=lambda text: float(Fraction(text)))
+    head = ["published, deterministic", "accuracy", *(f"at {radius}" for radius in radii), "source"]
+    methods: dict[tuple[str, ...], dict[str, str]] = {}
+    for row in known:
+        name = row["method"] + (f", {row['parameters']}" if row["parameters"] else "")
+        key = (name, row["accuracy"], row["source"])
+        methods.setdefault(key, {})[row["radius"]] = row["verified"]
+    lines = ["", _line(head), _line(["---"] * len(head))]
+    for (name, accuracy, source), verified in methods.items():
+        cells = [verified.get(radius, "") for radius in radii]
+        lines.append(_line([name, accuracy, *cells, source]))
+    return lines
+
+
+def _name(radius: float) -> str:
+    pixels = round(255 * radius)
+    in_pixels = round(radius, 4) != radius and math.isclose(255 * radius, pixels)
+    return f"{pixels}/255" if in_pixels else f"{radius:g}"
+
+
+def _range(values: Iterable[float]) -> str:
+    seen = sorted(set(values))
+    return f"{seen[0]}" if len(seen) == 1 else f"{seen[0]} to {seen[-1]}"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def place(page: str, name: str, text: str) -> str:
+    """The page with ``text`` between the markers of ``name``.
+
+    Raises:
+        ValueError: the page has no such markers.
+    """
+    begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
+    before, found, rest = page.partition(begin)
+    _, closed, after = rest.partition(end)
+    if not (found and closed):
+        raise ValueError(f"the page has no place for {name}: expected {begin!r} and {end!r}")
+    return f"{before}{begin}{text}\n{end}{after}"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Read runs, write numbers and tables; 1 if a run was refused."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folders", nargs="*", type=Path, help="runs, or folders of runs")
+    parser.add_argument("--docs", type=Path, default=DOCS, help="holds results.json, results.md")
+    options = parser.parse_args(arguments)
+    numbers, page = options.docs / "results.json", options.docs / "results.md"
+    rows: list[Json] = json.loads(numbers.read_text()) if numbers.exists() else []
+    refused = 0
+    for run in find_runs(options.folders) if options.folders else []:
+        try:
+            rows = merge(rows, *read(run))
+        except Refused as error:
+            refused += 1
+            sys.stderr.write(f"refused {run.name}: {error}\n")
+    numbers.write_text(json.dumps(rows, indent=1) + "\n")
+    text = page.read_text()
+    for dataset in dict.fromkeys(row["dataset"] for row in rows):
+        own = [row for row in rows if row["dataset"] == dataset]
+        text = place(text, dataset, table(own))
+    page.write_text(text)
+    sys.stdout.write(f"{len(rows)} rows, {sum(len(r['runs']) for r in rows)} runs: {page}\n")
+    return 1 if refused else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
