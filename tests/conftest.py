@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from runs import run
+from helpers.runs import run
 
 
 @pytest.fixture(scope="session")

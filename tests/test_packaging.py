@@ -9,7 +9,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from runs import TINY
+from helpers.runs import TINY
 
 import robustcert
 

@@ -1,0 +1,129 @@
+"""Every file under conf/ composes, and every class that it names can be called with its values."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers.runs import WANDB, compose
+from omegaconf import OmegaConf
+
+from robustcert.config.build import COMMAND_LINE_TARGETS, build_module, check
+from robustcert.config.command_line import CONFIG_DIR
+from robustcert.data import Dataset, Examples
+
+GROUPS = sorted(
+    p.name for p in CONFIG_DIR.iterdir() if p.is_dir() and p.name not in ("hydra", "experiment")
+)
+OPTIONS = [(g, p.stem) for g in GROUPS for p in sorted((CONFIG_DIR / g).glob("*.yaml"))]
+EXPERIMENTS = sorted(p.stem for p in (CONFIG_DIR / "experiment").glob("*.yaml"))
+SECTIONS = ("dataset", "model", "objective", "optimizer", "trainer", "logger", "certifier")
+SCHEDULES = ("epsilon_schedule", "lr_schedule")
+# What the program adds to a node.
+PROVIDED = {
+    "model": {"input_shape", "num_classes"},
+    "trainer": {"callbacks", "default_root_dir"},
+    "logger": {"save_dir"},
+}
+# Options that only make sense with others.
+COMPANIONS = {
+    **{key: ["model=convnet"] for key in ("2c2f", "4c3f", "6c2f")},
+    "subspaces": ["~layer", "~capacity", "~activation"],
+    "npz": ["dataset.root=data.npz"],
+    "image_folder": ["dataset.root=images"],
+    "wandb": list(WANDB[1:]),
+}
+
+
+class Shaped(Dataset):
+    """No data, only shapes."""
+
+    name = "shaped"
+    input_shape = (1, 16, 16)
+    num_classes = 3
+
+    def read(self, split: str) -> Examples:
+        raise NotImplementedError
+
+
+def check_sections(config: dict[str, Any]) -> None:
+    for section in (*SECTIONS, *SCHEDULES):
+        provided = frozenset(PROVIDED.get(section, set()) - config[section].keys())
+        check(config[section], section, COMMAND_LINE_TARGETS, provided)
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_every_option_composes_and_fits_its_class(group: str, option: str) -> None:
+    config = compose(f"{group}={option}", *COMPANIONS.get(option, []))
+    check_sections(config)
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_composes_and_fits_its_classes(experiment: str) -> None:
+    config = compose(f"experiment={experiment}")
+    check_sections(config)
+    assert config["epsilon"] in config["radii"]
+
+
+@pytest.mark.parametrize(
+    ("group", "option"),
+    [o for o in OPTIONS if o[0] in ("activation", "layer", "objective", "optimizer")],
+)
+def test_every_part_of_a_network_can_be_built(group: str, option: str) -> None:
+    config = compose(f"{group}={option}", "model.width=8", "model.depth=2")
+    build_module(config, Shaped(), COMMAND_LINE_TARGETS)
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_builds_a_narrow_network(experiment: str) -> None:
+    config = compose(f"experiment={experiment}")
+    narrow = {"width": 16, "depth": 2, "neck_channels": 32, "dense_width": 32, "rank": 2}
+    config["model"] |= {k: v for k, v in narrow.items() if config["model"].get(k)}
+    dataset = Shaped()
+    dataset.input_shape = (len(config["normalization"]["mean"]), 16, 16)
+    module = build_module(config, dataset, COMMAND_LINE_TARGETS)
+    target = torch.tensor([0, 2])
+    logits, pairwise = module.scores(torch.rand(2, *dataset.input_shape))(target)
+    loss = module.objective(logits, target, pairwise, module.epsilon)
+    loss.backward()
+    assert loss.isfinite()
+
+
+def test_every_option_of_certify_composes() -> None:
+    for path in (CONFIG_DIR / "certifier").glob("*.yaml"):
+        config = compose(f"certifier={path.stem}", name="certify")
+        check(config["certifier"], "certifier", COMMAND_LINE_TARGETS)
+
+
+def test_capacities_set_only_what_the_command_line_can_override() -> None:
+    for path in (CONFIG_DIR / "capacity").glob("*.yaml"):
+        assert {"width", "depth"} <= set(OmegaConf.load(path))
+        companions = COMPANIONS.get(path.stem, [])
+        config = compose(f"capacity={path.stem}", "model.width=1024", *companions)
+        assert config["model"]["width"] == 1024
+
+
+def test_radii_contain_the_radius_that_is_trained_for() -> None:
+    for path in (CONFIG_DIR / "dataset").glob("*.yaml"):
+        values = OmegaConf.load(path)
+        assert values.epsilon in values.radii, path
+        assert sorted(values.radii) == list(values.radii), path
+
+
+def test_every_group_says_where_it_belongs_and_is_named_in_the_help() -> None:
+    for path in CONFIG_DIR.glob("*/*.yaml"):
+        if path.parent.name != "hydra":
+            assert path.read_text().startswith("# @package "), path
+
+
+def test_examples_in_the_help_compose() -> None:
+    for name in ("train", "certify"):
+        suffix = "" if name == "train" else "_certify"
+        text = (CONFIG_DIR / "hydra" / "help" / f"robustcert{suffix}.yaml").read_text()
+        script = (Path(__file__).parents[2] / f"{name}.py").read_text()
+        examples = [line.split() for line in text.splitlines() if f"python {name}.py" in line]
+        assert len(examples) == 5
+        for _, _, *typed in examples:
+            typed = [t for t in typed if "<run>" not in t and "," not in t and t != "-m"]
+            compose(*typed, name=name)
+        assert f"python {name}.py" in script
