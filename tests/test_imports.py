@@ -1,10 +1,15 @@
-"""Who imports whom: mathematics is a library, Lightning and Hydra are two skins over it."""
+"""Who imports whom: rooms, the floors that they stand on, and the arrows between them.
+
+A room is a folder of the package, or a file at its root; a floor is the longest way down from a
+room; an arrow says that a room imports another, wherever in its files.
+"""
 
 import ast
 import doctest
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from graphlib import TopologicalSorter
 from importlib import import_module
 from pathlib import Path
@@ -12,129 +17,166 @@ from pathlib import Path
 import pytest
 import torch
 
-PACKAGE = Path(__file__).parents[1] / "robustcert"
-UNITS = sorted({path.stem for path in PACKAGE.iterdir() if path.suffix in ("", ".py")})
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "robustcert"
+MAX_ROOMS, MAX_FLOORS, MAX_ARROWS = 30, 10, 105
+MAX_ROOT_FILES, MAX_SHIM_LINES = 8, 10
 
-# What each part of the library may import of the package. Siblings don't import one another.
-LIBRARY: dict[str, set[str]] = {
-    "residual": set(),
-    "convolution": {"residual"},
-    "spectral": {"convolution", "residual"},
-    "semidefinite": {"residual", "spectral"},
-    "margins": set(),
-    "units": set(),
-    "quantiles": set(),
-    "schedules": set(),
-    "settings": set(),
-    "known_products": set(),
-    "products": {"known_products", "settings"},
-    "plain": {"products", "residual", "spectral"},
-    "quadric": {"plain", "products"},
-    "overrides": set(),
-    "lipschitz": {"margins", "overrides", "plain"},
-    "agreement": {"lipschitz", "plain", "units"},
-    "rounding": {"plain"},
-    "activations": {"plain"},
-    "layers": {"plain", "lipschitz", "spectral"},
-    "models": {"plain", "lipschitz", "margins", "quadric"},
-    "objectives": set(),
-    "metrics": {"plain", "margins"},
-    "attacks": {"plain", "units"},
-    "curvature": {"activations", "plain", "rounding", "spectral"},
-    "curves": {"activations", "plain"},
-    "relaxation": {"activations", "curves", "plain"},
-    "twin": {"curves", "plain", "relaxation"},
-    "linear_program": {"plain"},
-    "interleaved": {"curves", "linear_program", "plain", "relaxation", "twin"},
-    "ellipsoids": {"curves", "plain", "relaxation", "residual", "semidefinite"},
-    "branch_and_bound": {"attacks", "curves", "plain", "relaxation"},
-    "certifiers": {
-        "agreement",
-        "attacks",
-        "interleaved",
-        "plain",
-        "lipschitz",
-        "margins",
-        "products",
-        "rounding",
-        "residual",
-        "semidefinite",
-        "curvature",
-        "ellipsoids",
-        "relaxation",
-        "quadric",
-        "quantiles",
-        "settings",
-        "spectral",
-        "twin",
-        "units",
-    },
-    "data": {"units"},
+# Old public paths, which only import again: no rooms.
+SHIMS = {"dashboard", "main", "spectral"}
+# What each room may import of the others.
+ROOMS: dict[str, set[str]] = {
+    "__init__": set(),
+    "arithmetic": set(),
+    "atomic": set(),
     "check": set(),
-}
-# The only parts that may import them.
-SKINS = {
-    "hydra": {"build", "command_line", "main", "sweep"},
-    "omegaconf": {"build", "command_line", "main", "sweep"},
-    "lightning": {
-        *("build", "callbacks", "checkpoint", "data", "metrics_file", "module", "run", "wandb_run")
+    "errors": set(),
+    "margins": set(),
+    "objectives": set(),
+    "norms": {"errors"},
+    "network": {"arithmetic", "errors", "norms"},
+    "activations": {"network"},
+    "attacks": {"errors", "network"},
+    "data": {"network"},
+    "layers": {"network", "norms"},
+    "lipschitz": {"errors", "margins", "network"},
+    "metrics": {"margins", "network"},
+    "models": {"lipschitz", "margins", "network"},
+    "relaxations": {"activations", "errors", "network"},
+    "certifiers": {
+        *("activations", "arithmetic", "attacks", "errors", "margins", "network", "norms"),
+        "relaxations",
     },
+    "ground_truth": {"attacks", "errors", "network", "relaxations"},
+    "certificate": {
+        *("activations", "arithmetic", "certifiers", "check", "data", "errors", "layers"),
+        "network",
+    },
+    "training": {
+        *("activations", "atomic", "attacks", "certifiers", "data", "errors", "lipschitz"),
+        *("margins", "metrics", "models", "network"),
+    },
+    "config": {"certifiers", "data", "errors", "training"},
+    "export": {"arithmetic", "atomic", "certificate", "errors", "network"},
+    "runs": {
+        *("atomic", "attacks", "certificate", "certifiers", "config", "data", "errors"),
+        *("metrics", "models", "network", "training"),
+    },
+    "report": {"atomic", "check", "config", "data", "errors", "runs"},
+}
+# The mathematics: rooms that load no framework.
+LIBRARY = (
+    *("activations", "arithmetic", "attacks", "certifiers", "errors", "ground_truth", "layers"),
+    *("lipschitz", "margins", "metrics", "models", "network", "norms", "objectives"),
+    "relaxations",
+)
+# The only rooms that may import them.
+SKINS = {
+    "hydra": {"config", "runs"},
+    "omegaconf": {"config", "runs"},
+    "lightning": {"config", "data", "runs", "training"},
     "pytorch_lightning": set(),
-    "wandb": {"wandb_run"},
+    "wandb": {"training"},
 }
 
 
-def files(unit: str) -> list[Path]:
-    path = PACKAGE / f"{unit}.py"
-    return [path] if path.is_file() else sorted((PACKAGE / unit).rglob("*.py"))
+def files(room: str) -> list[Path]:
+    path = PACKAGE / f"{room}.py"
+    return [path] if path.is_file() else sorted((PACKAGE / room).rglob("*.py"))
 
 
-def imported(unit: str) -> Iterator[str]:
-    """Dotted names that a part imports, wherever in its files."""
-    for path in files(unit):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Import):
-                yield from (alias.name for alias in node.names)
-            elif isinstance(node, ast.ImportFrom):
-                assert node.level == 0, f"{path}: a relative import"
-                # `from robustcert import plain` names a module, not an attribute.
-                yield from (
-                    f"{node.module}.{alias.name}" if node.module == "robustcert" else node.module
-                    for alias in node.names
-                    if node.module
-                )
+def imported(path: Path) -> Iterator[str]:
+    """Dotted names that a file imports, wherever in it."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import"
+            # `from robustcert import norms` names a module, not an attribute.
+            yield from (
+                f"{node.module}.{alias.name}" if node.module == "robustcert" else node.module
+                for alias in node.names
+                if node.module
+            )
 
 
-def parts(unit: str) -> set[str]:
-    """Other parts of the package that a part imports."""
-    names = {name.split(".")[1] for name in imported(unit) if name.startswith("robustcert.")}
-    return names & set(UNITS) - {unit}
+@cache
+def names(room: str) -> frozenset[str]:
+    return frozenset(name for path in files(room) for name in imported(path))
 
 
-def test_imports_form_no_cycle() -> None:
-    assert set(UNITS) >= set(LIBRARY)
-    TopologicalSorter({unit: parts(unit) for unit in UNITS}).prepare()
+def arrows(room: str) -> set[str]:
+    """Other rooms that a room imports."""
+    found = {name.split(".")[1] for name in names(room) if name.startswith("robustcert.")}
+    return found & set(ROOMS) - {room}
 
 
-@pytest.mark.parametrize("unit", LIBRARY)
-def test_the_library_imports_what_is_below_it(unit: str) -> None:
-    assert parts(unit) <= LIBRARY[unit]
+def floor(room: str) -> int:
+    return 1 + max(map(floor, arrows(room)), default=0)
+
+
+def test_every_room_is_named() -> None:
+    folders = {path.parent.name for path in PACKAGE.glob("*/*.py")}
+    root = {path.stem for path in PACKAGE.glob("*.py")}
+    assert folders | root == {*ROOMS, *SHIMS}
+    assert len(root) <= MAX_ROOT_FILES
+
+
+def test_imports_form_no_circle() -> None:
+    TopologicalSorter({room: arrows(room) for room in ROOMS}).prepare()
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_imports_what_is_below_it(room: str) -> None:
+    assert arrows(room) <= ROOMS[room]
+    assert not {name for name in names(room) if name.split(".")[-1] in SHIMS - {"dashboard"}}
+
+
+def test_the_house_stays_small() -> None:
+    assert len(ROOMS) <= MAX_ROOMS
+    assert max(map(floor, ROOMS)) <= MAX_FLOORS
+    assert sum(len(arrows(room)) for room in ROOMS) <= MAX_ARROWS
+
+
+@pytest.mark.parametrize("shim", sorted(SHIMS))
+def test_an_old_path_only_imports_again(shim: str) -> None:
+    text = (PACKAGE / f"{shim}.py").read_text()
+    assert len(text.splitlines()) <= MAX_SHIM_LINES
+    assert not [
+        n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.FunctionDef | ast.ClassDef)
+    ]
+    assert import_module(f"robustcert.{shim}")
+
+
+def test_public_names_are_where_they_were() -> None:
+    import robustcert
+
+    assert robustcert.certify
+    assert robustcert.load
+    for module, public in {
+        "spectral": ("conv_norm_bound", "dense_norm_bound"),
+        "main": ("certify", "train"),
+        "dashboard": ("main",),
+        "lipschitz": ("fold", "fold_children", "fold_network", "lipschitz_bound"),
+        "activations": ("ReLU", "GroupSort"),
+        "layers": ("AOLLinear",),
+        "models": ("MLP",),
+        "objectives": ("CrossEntropy",),
+    }.items():
+        for name in public:
+            assert getattr(import_module(f"robustcert.{module}"), name)
 
 
 @pytest.mark.parametrize("skin", SKINS)
 def test_frameworks_stay_in_their_skins(skin: str) -> None:
-    users = {u for u in UNITS if any(name.split(".")[0] == skin for name in imported(u))}
+    users = {room for room in ROOMS if any(n.split(".")[0] == skin for n in names(room))}
     assert users <= SKINS[skin]
 
 
 def test_the_checker_shares_no_code() -> None:
-    names = {name.split(".")[0] for name in imported("check")}
-    assert not names & {"torch", *SKINS}
-    assert all(
-        name.startswith("robustcert.check")
-        for name in imported("check")
-        if name.startswith("robustcert")
-    )
+    assert not {name.split(".")[0] for name in names("check")} & {"torch", *SKINS}
+    own = [name for name in names("check") if name.startswith("robustcert")]
+    assert all(name.startswith("robustcert.check") for name in own)
 
 
 def loaded_by(*modules: str) -> set[str]:
@@ -158,8 +200,19 @@ def test_the_checker_loads_nothing_but_itself() -> None:
 
 
 def test_the_library_loads_no_framework() -> None:
-    units = [f"robustcert.{unit}" for unit in LIBRARY if unit != "data"]
-    assert not loaded_by(*units) & {"foolbox", *SKINS}
+    modules = [module(path) for room in LIBRARY for path in files(room)]
+    assert not loaded_by(*modules) & {"foolbox", *SKINS}
+
+
+def module(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def test_no_test_module_imports_another() -> None:
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        taken = {name.split(".")[-1] for name in imported(path)}
+        assert not {name for name in taken if name.startswith("test_")}, path
 
 
 @pytest.mark.parametrize(
@@ -168,7 +221,6 @@ def test_the_library_loads_no_framework() -> None:
     ids=lambda path: path.stem,
 )
 def test_examples_in_docstrings_run(path: Path) -> None:
-    name = ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
-    tried = doctest.testmod(import_module(name), extraglobs={"torch": torch})
+    tried = doctest.testmod(import_module(module(path)), extraglobs={"torch": torch})
     assert tried.attempted
     assert not tried.failed
