@@ -27,9 +27,9 @@ from robustcert.report.runs import read_run
 
 PRETRAINED = Path(__file__).parents[2] / "docs" / "pretrained"
 INDEX = "index.json"
-MOST_BYTES = 5_000_000
+MAX_BYTES = 5_000_000
 # Samples of more bytes become digests.
-MOST_SAMPLE_BYTES = 200_000
+MAX_SAMPLE_BYTES = 200_000
 
 
 class NotReleasedError(ValueError):
@@ -41,7 +41,7 @@ def release(run_folder: Path, name: str, out: Path = PRETRAINED) -> Path:
 
     Raises:
         NotReleasedError: the checker does not verify it, no command is recorded, it names a place
-            on this machine, or all of ``out`` would be larger than ``MOST_BYTES``.
+            on this machine, or all of ``out`` would be larger than ``MAX_BYTES``.
     """
     source = run_folder / "certificate"
     record = json.loads((source / "certificate.json").read_text())
@@ -68,8 +68,8 @@ def release(run_folder: Path, name: str, out: Path = PRETRAINED) -> Path:
         _demand(copy, data)
         others = [p for p in out.rglob("*") if p.is_file() and p.parent.name != name]
         size = sum(p.stat().st_size for p in [*others, *copy.iterdir()])
-        if size > MOST_BYTES:
-            raise NotReleasedError(f"{size:,} bytes with it, more than {MOST_BYTES:,}")
+        if size > MAX_BYTES:
+            raise NotReleasedError(f"{size:,} bytes with it, more than {MAX_BYTES:,}")
         shutil.rmtree(out / name, ignore_errors=True)
         shutil.copytree(copy, out / name)
     _enter(out / INDEX, name, command, record, certificate_digest(out / name))
@@ -85,7 +85,7 @@ def _demand(folder: Path, data: Sequence[Path]) -> None:
 def _copy_samples(source: Path, target: Path, from_files: bool) -> None:
     tensors = load_file(source)
     inputs = tensors.get("inputs")
-    if from_files and inputs is not None and inputs.nbytes > MOST_SAMPLE_BYTES:
+    if from_files and inputs is not None and inputs.nbytes > MAX_SAMPLE_BYTES:
         digests = [hashlib.sha256(x.tobytes()).digest() for x in tensors.pop("inputs")]
         tensors["digests"] = np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 32)
     save_file(tensors, target)

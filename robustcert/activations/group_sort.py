@@ -10,14 +10,14 @@ from robustcert.activations.features import PerSample, sort_pairs
 from robustcert.network.activation import Activation, Slopes
 
 # Up to this size a network of comparators, each of which takes whole maps, is faster than `sort`.
-LARGEST_NETWORK = 8
+MAX_NETWORK = 8
 
 
 def group_sort(x: Tensor, group_size: int) -> Tensor:
     """Every group of ``group_size`` neighbouring features in increasing order."""
     if group_size == 2:
         return sort_pairs(x)
-    if x.dim() > 2 and group_size <= LARGEST_NETWORK:
+    if x.dim() > 2 and group_size <= MAX_NETWORK:
         return _SortGroups.apply(x, group_size)[0]
     return x.unflatten(1, (-1, group_size)).sort(dim=2).values.flatten(1, 2)
 

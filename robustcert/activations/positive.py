@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-SMALLEST, LARGEST = 1e-6, 1e6
+MIN_VALUE, MAX_VALUE = 1e-6, 1e6
 
 
 class Positive(nn.Module):
@@ -28,9 +28,9 @@ class Positive(nn.Module):
         self, owner: str, option: str, value: float, learnable: bool, size: int | None = None
     ) -> None:
         super().__init__()
-        if not SMALLEST <= value <= LARGEST:
+        if not MIN_VALUE <= value <= MAX_VALUE:
             raise ValueError(
-                f"{owner}({option}={value}) must lie between {SMALLEST:g} and {LARGEST:g}: "
+                f"{owner}({option}={value}) must lie between {MIN_VALUE:g} and {MAX_VALUE:g}: "
                 f"set model.activation.{option}"
             )
         log = torch.full(() if size is None else (size,), math.log(value))
@@ -41,7 +41,7 @@ class Positive(nn.Module):
 
     def forward(self) -> Tensor:
         """The value."""
-        return self.log.clamp(math.log(SMALLEST), math.log(LARGEST)).exp()
+        return self.log.clamp(math.log(MIN_VALUE), math.log(MAX_VALUE)).exp()
 
 
 def over_least(factor: float, value: Tensor) -> float:

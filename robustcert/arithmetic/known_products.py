@@ -34,7 +34,7 @@ from torch.nn import functional as F
 
 # Bits of a significand, the exponent of the least number above 0, and exponents of neighbours.
 BITS = {torch.float32: 24, torch.float64: 53}
-LEAST = {torch.float32: -149, torch.float64: -1074}
+MIN_EXPONENT = {torch.float32: -149, torch.float64: -1074}
 WIDE = {torch.float32: (55, -55, 0, -31, 31), torch.float64: (480, -480, 0, -301, 301)}
 NARROW = (0, -20, -7, -13, -2)
 KINDS = 4
@@ -169,7 +169,7 @@ class _Known:
             weight[output, tap] = 1
         scaled = weight[self.outputs[1]]
         _fill(scaled)
-        scaled[self.tiny, 0] = 3 * 2.0 ** LEAST[self.dtype]
+        scaled[self.tiny, 0] = 3 * 2.0 ** MIN_EXPONENT[self.dtype]
         sums = weight[self.outputs[2]]
         sums[:] = self.d
         sums[:, 0] += self.e
@@ -191,7 +191,9 @@ class _Known:
         _fill(flat[dense])
         if self.selections:
             place = self._place(*self.selections[0])
-            x[dense][self.tiny][:, place[0], place[1], place[2]] = 3 * 2.0 ** LEAST[self.dtype]
+            x[dense][self.tiny][:, place[0], place[1], place[2]] = (
+                3 * 2.0 ** MIN_EXPONENT[self.dtype]
+            )
         scaling = _some(scaling, MAX_SCALINGS)
         taps = _spread(len(scaling), self.geometry.taps)
         self.scalings = [(n, self._place(0, tap)) for n, tap in zip(scaling, taps, strict=True)]

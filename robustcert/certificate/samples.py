@@ -24,7 +24,7 @@ RADII = "radii.csv"
 SAMPLES = "samples.safetensors"
 COLUMNS = ("index", "label", "prediction", "correct", "status", "radius", "radius_hex", "margin")
 # Inputs of more bytes stay where they are, and the certificate holds their digests.
-MOST_INPUT_BYTES = 2**31
+MAX_INPUT_BYTES = 2**31
 DTYPES = {torch.uint8: "U8", torch.float32: "F32", torch.int64: "I64"}
 
 
@@ -149,7 +149,7 @@ class SampleFiles:
         self.dtype = dtype
         self.positive = positive
         size = math.prod(shape) * dtype.itemsize
-        self.by_digest = len(labels) * size > MOST_INPUT_BYTES
+        self.by_digest = len(labels) * size > MAX_INPUT_BYTES
         self._row_bytes = 32 if self.by_digest else size
         self._head = self._header() + b"".join(_to_bytes(t) for t in (indices, labels))
         self.done = self._resume(batch_size)

@@ -140,7 +140,9 @@ def _read_multipliers(
             array = tensors[name]
             if array.shape != (size,) or array.dtype != np.float64:
                 raise fail(f"{MULTIPLIERS} {name}", f"{size} float64 values", array.shape)
-            if not ((array >= semidefinite.LEAST) & (array <= semidefinite.LARGEST)).all():
+            if not (
+                (array >= semidefinite.MIN_MULTIPLIER) & (array <= semidefinite.MAX_MULTIPLIER)
+            ).all():
                 raise UnreadableError(
                     f"{MULTIPLIERS} {name}: a value is not positive, or too large"
                 )

@@ -70,7 +70,7 @@ from robustcert.check.network import Operation
 TINY = 2.0**-500
 # Where pieces end, in multiples of what the constants alone prove. Any choice is sound.
 PIECES = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0)
-LARGEST_GROUP = 16
+MAX_GROUP = 16
 LINEAR = ("dense", "convolution", "affine", "flatten")
 
 
@@ -90,7 +90,7 @@ class Gradient:
 def uncovered(operations: Sequence[Operation]) -> Operation | None:
     """An operation that gradients are not bounded through, or None."""
     for operation in operations:
-        large = operation.options.get("group_size", 1) > LARGEST_GROUP
+        large = operation.options.get("group_size", 1) > MAX_GROUP
         if operation.kind not in LINEAR and (bend_of(operation) is None or large):
             return operation
     return None

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from robustcert.check.reader import Array, UnreadableError, show
 
-LARGEST_FILE = 2**32
+MAX_FILE = 2**32
 MAX_CLASSES = 2**31
 SIDES = (3, 32, 32)
 IMAGE = math.prod(SIDES)
@@ -153,10 +153,10 @@ def _read(names: list[str]) -> tuple[Array, Array]:
 
 def _content(name: str) -> bytes:
     with Path(name).open("rb") as file:
-        content = file.read(LARGEST_FILE)
+        content = file.read(MAX_FILE)
     if name.endswith(".gz"):
         with gzip.GzipFile(fileobj=io.BytesIO(content)) as packed:
-            content = packed.read(LARGEST_FILE)
+            content = packed.read(MAX_FILE)
     return content
 
 

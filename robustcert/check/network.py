@@ -30,9 +30,9 @@ MAX_OPERATIONS = 5000
 MAX_VALUES = 2**28
 MAX_PIECES = 2**14
 MAX_DEPTH = 20
-LARGEST_SIDE = 2**15
-LARGEST_VALUE = 2**24
-MOST_READS = 2**27
+MAX_SIDE = 2**15
+MAX_VALUE = 2**24
+MAX_READS = 2**27
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,7 +127,7 @@ class _Reader:
         if rule is None:
             raise UnreadableError(f"{where}: unknown operation {show(kind)}")
         outputs = rule(options, tensors, shape, where)
-        if any(n < 1 for n in outputs) or math.prod(outputs) > LARGEST_VALUE:
+        if any(n < 1 for n in outputs) or math.prod(outputs) > MAX_VALUE:
             raise UnreadableError(f"{where}: output shape {outputs} is empty or too large")
         self.values += math.prod(outputs)
         if self.values > MAX_VALUES:
@@ -167,9 +167,9 @@ def read_network(described: Any, tensors: dict[str, Array]) -> tuple[Operation, 
     sizes = items(described["input_shape"], "network input_shape")
     if not 1 <= len(sizes) <= 4:
         raise fail("network input_shape", "1 to 4 sizes", sizes)
-    shape = tuple(whole(n, "network input_shape", 1, LARGEST_VALUE) for n in sizes)
-    if math.prod(shape) > LARGEST_VALUE:
-        raise fail("network input_shape", f"at most {LARGEST_VALUE} values", sizes)
+    shape = tuple(whole(n, "network input_shape", 1, MAX_VALUE) for n in sizes)
+    if math.prod(shape) > MAX_VALUE:
+        raise fail("network input_shape", f"at most {MAX_VALUE} values", sizes)
     reader = _Reader(tensors)
     operations, outputs = reader.sequence(described["operations"], "", shape, 0)
     unused = sorted(tensors.keys() - reader.used)
@@ -232,8 +232,8 @@ def _convolution(
         if len(items(options[key], f"{where} {key}")) != 2:
             raise fail(f"{where} {key}", "two integers", options[key])
         for value in options[key]:
-            whole(value, f"{where} {key}", least, LARGEST_SIDE)
-    groups = whole(options["groups"], f"{where} groups", 1, LARGEST_SIDE)
+            whole(value, f"{where} {key}", least, MAX_SIDE)
+    groups = whole(options["groups"], f"{where} groups", 1, MAX_SIDE)
     weight = tensors["weight"]
     if (
         len(shape) != 3
@@ -251,14 +251,14 @@ def _convolution(
         stride, padding, dilation = (options[key][axis] for key in geometry)
         reach = dilation * (weight.shape[2 + axis] - 1) + 1
         padded = shape[1 + axis] + 2 * padding
-        if padded > LARGEST_SIDE or reach > padded:
+        if padded > MAX_SIDE or reach > padded:
             raise UnreadableError(f"{where}: a window of {reach} in a padded side of {padded}")
         sides.append((padded - reach) // stride + 1)
     if shape[0] * math.prod(
         n + 2 * p for n, p in zip(shape[1:], options["padding"], strict=True)
-    ) > (LARGEST_VALUE):
+    ) > (MAX_VALUE):
         raise UnreadableError(f"{where}: the padded input is too large")
-    if math.prod(sides) * math.prod(weight.shape[2:]) * shape[0] > MOST_READS:
+    if math.prod(sides) * math.prod(weight.shape[2:]) * shape[0] > MAX_READS:
         raise UnreadableError(f"{where}: its windows read too many values")
     return (weight.shape[0], sides[0], sides[1])
 
@@ -288,7 +288,7 @@ def _activation(
     keys(integers, f"{where} options", set(kind.integers), set())
     keys(tensors, f"{where} tensors", set(kind.tensors), set())
     for key, value in integers.items():
-        whole(value, f"{where} {key}", 0, LARGEST_VALUE)
+        whole(value, f"{where} {key}", 0, MAX_VALUE)
     constants = {key: array.astype(np.float64) for key, array in tensors.items()}
     try:
         features = kind.features(shape[0], integers, constants)
@@ -342,7 +342,7 @@ def _residual_block(
     options: dict[str, Any], tensors: dict[str, Array], shape: Shape, where: str
 ) -> Shape:
     keys(options, f"{where} options", {"activation", "padding"}, set())
-    padding = whole(options["padding"], f"{where} padding", 0, LARGEST_SIDE)
+    padding = whole(options["padding"], f"{where} padding", 0, MAX_SIDE)
     weight, scale = tensors.get("weight"), tensors.get("scale")
     if weight is None or scale is None or weight.ndim not in (2, 4):
         raise UnreadableError(f"{where}: no weight and scale")
@@ -376,14 +376,14 @@ def _circular(
         if len(items(options[key], f"{where} {key}")) != 2:
             raise fail(f"{where} {key}", "two integers", options[key])
         for value in options[key]:
-            whole(value, f"{where} {key}", least[key], LARGEST_SIDE)
+            whole(value, f"{where} {key}", least[key], MAX_SIDE)
     weight = tensors["weight"]
     sizes = tuple(options["input_size"])
     if weight.ndim != 4 or 0 in weight.shape or shape != (weight.shape[1], *sizes):
         raise UnreadableError(f"{where}: a weight {weight.shape} does not fit inputs {shape}")
     for axis in (0, 1):
         period, stride = weight.shape[2 + axis], options["stride"][axis]
-        fits = period % stride == 0 and sizes[axis] <= period <= LARGEST_SIDE
+        fits = period % stride == 0 and sizes[axis] <= period <= MAX_SIDE
         if not fits or options["output_size"][axis] > period // stride:
             raise UnreadableError(f"{where}: period {period}, stride {stride} and sizes do not fit")
     _check_bias(tensors, weight.shape[0], where)
@@ -394,7 +394,7 @@ def _quadratics(
     options: dict[str, Any], tensors: dict[str, Array], shape: Shape, where: str
 ) -> Shape:
     _names(options, tensors, where, ({"classes"}, {"frame", "offset", "slope", "shift"}))
-    classes = whole(options["classes"], f"{where} classes", 2, LARGEST_SIDE)
+    classes = whole(options["classes"], f"{where} classes", 2, MAX_SIDE)
     frame = tensors["frame"]
     count, rank, width = frame.shape if frame.ndim == 3 else (0, 0, 0)
     if count < 1 or rank < 1 or count % classes or (width,) != shape:
@@ -472,7 +472,7 @@ def _circular_parts(operation: Operation, where: str) -> tuple[Operation, ...]:
         "wrap", operation.name, path, {"places": places}, {}, operation.input_shape, shape
     )
     sliding = {"stride": options["stride"], "padding": [0, 0], "dilation": [1, 1], "groups": 1}
-    if math.prod(shape) > LARGEST_VALUE:
+    if math.prod(shape) > MAX_VALUE:
         raise UnreadableError(f"{where}: the wrapped input is too large")
     outputs = RULES["convolution"](sliding, operation.tensors, shape, where)
     path, tensors = f"{operation.path}/1", operation.tensors

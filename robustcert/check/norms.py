@@ -55,16 +55,16 @@ Indices = NDArray[np.int64]
 
 UNIT = Fraction(1, 2**53)
 UNDERFLOW = Fraction(1, 2**900)
-LARGEST_SIZE = 4096
-LARGEST_MATRIX = 2**26
+MAX_FACTOR_SIDE = 4096
+MAX_MATRIX = 2**26
 # Of a map as one matrix: its entries, its shorter side, and how many groups have one.
 MAX_OPERATOR, MAX_SIDE, MAX_GROUPS = 2**22, 1024, 8
 FULL_GRID = 256
-MOST_WORK = 2.0**42
-MOST_MIXED_WORK = 2.0**39
-LARGEST_MIXED = 2**25
-LONGEST_MIXED = 8
-MOST_POINTS, MOST_TAPS = 2**20, 2**14
+MAX_WORK = 2.0**42
+MAX_MIXED_WORK = 2.0**39
+MAX_MIXED = 2**25
+MAX_MIXED_LENGTH = 8
+MAX_POINTS, MAX_TAPS = 2**20, 2**14
 CHUNK = 2**19
 # Arrays as large as the matrices, at most, that a proof keeps at the same time.
 ARRAYS = 32
@@ -236,7 +236,7 @@ def _first_proved(guess: float, attempt: Callable[[Fraction], Proof]) -> float:
 
 
 def _prove_dense(weight: Floats, bound: Fraction) -> Proof:
-    if min(weight.shape) > LARGEST_SIZE or weight.size > LARGEST_MATRIX:
+    if min(weight.shape) > MAX_FACTOR_SIDE or weight.size > MAX_MATRIX:
         # Too large for a factorisation here: only a bound that is obviously high is proved.
         return Proof("Frobenius norm" if frobenius(weight) <= bound else "")
     return Proof("exact residual" if proved(weight[None], bound) else "")
@@ -378,7 +378,7 @@ def _circles(operation: Operation) -> tuple[Axis, Axis]:
 
 def _prove_symbols(operation: Operation, bound: Fraction, rows: Axis, columns: Axis) -> Proof:
     weight = operation.wide("weight")
-    if symbol_work(operation, rows, columns) <= MOST_WORK:
+    if symbol_work(operation, rows, columns) <= MAX_WORK:
         loss = symbol_error(operation, rows, columns)
         # The norm of symbols on the grid that proves the bound everywhere.
         limit = bound * root_down(rows.inverse_loss * columns.inverse_loss)
@@ -394,7 +394,7 @@ def symbol_estimate(operation: Operation) -> float:
 
 
 def _estimate_symbols(operation: Operation, rows: Axis, columns: Axis) -> float:
-    if symbol_work(operation, rows, columns) > MOST_WORK:
+    if symbol_work(operation, rows, columns) > MAX_WORK:
         return math.inf
     batches = symbols(operation.wide("weight"), operation, rows, columns)
     return max(estimate(batch) for batch in batches) / math.sqrt(
@@ -404,7 +404,7 @@ def _estimate_symbols(operation: Operation, rows: Axis, columns: Axis) -> float:
 
 def symbol_work(operation: Operation, rows: Axis, columns: Axis) -> float:
     """Roughly how many operations the proof by symbols takes; infinite if it is out of reach."""
-    if rows.points * columns.points > MOST_POINTS or len(rows.taps) * len(columns.taps) > MOST_TAPS:
+    if rows.points * columns.points > MAX_POINTS or len(rows.taps) * len(columns.taps) > MAX_TAPS:
         return math.inf
     out, inner = operation.tensors["weight"].shape[:2]
     groups = operation.options.get("groups", 1)
@@ -488,7 +488,7 @@ def workspace(operation: Operation) -> int:
         return workspace(inside) + 16 * size
     copies = 8 * 8 * size
     if operation.kind == "dense":
-        large = min(operation.tensors["weight"].shape) > LARGEST_SIZE or size > LARGEST_MATRIX
+        large = min(operation.tensors["weight"].shape) > MAX_FACTOR_SIDE or size > MAX_MATRIX
         return copies if large else copies + ARRAYS * 8 * size
     if operation.kind == "circular_convolution":
         return copies + _symbol_bytes(operation.tensors["weight"].shape, *_circles(operation))
@@ -498,7 +498,7 @@ def workspace(operation: Operation) -> int:
     found = _symbol_bytes(shape, *axes)
     for d in (0, 1):
         mixed = _mixed_shape(shape, axes[d], d)
-        if math.prod(mixed) <= LARGEST_MIXED:
+        if math.prod(mixed) <= MAX_MIXED:
             rest = (SINGLE, axes[1]) if d == 0 else (axes[0], SINGLE)
             found = max(found, 8 * 8 * math.prod(mixed) + _symbol_bytes(mixed, *rest))
     outputs = shape[0] * axes[0].outputs * axes[1].outputs
@@ -520,13 +520,13 @@ def _mixed(operation: Operation) -> Iterator[tuple[Operation, Axis, Axis]]:
     for d in (0, 1):
         axis = axes[d]
         shifts = [a for _, a, _ in axis.taps] or [0]
-        if axis.points > LONGEST_MIXED * (max(shifts) - min(shifts)):
+        if axis.points > MAX_MIXED_LENGTH * (max(shifts) - min(shifts)):
             continue
-        if math.prod(_mixed_shape(weight.shape, axis, d)) > LARGEST_MIXED:
+        if math.prod(_mixed_shape(weight.shape, axis, d)) > MAX_MIXED:
             continue
         mixed = replace(operation, tensors={"weight": _as_channels(operation, weight, axis, d)})
         rows, columns = (SINGLE, axes[1]) if d == 0 else (axes[0], SINGLE)
-        if symbol_work(mixed, rows, columns) <= MOST_MIXED_WORK:
+        if symbol_work(mixed, rows, columns) <= MAX_MIXED_WORK:
             yield mixed, rows, columns
 
 

@@ -46,7 +46,7 @@ from robustcert.check.report import Report
 
 ROOT2 = math.sqrt(2)  # 1.41421356237309514..., above the root
 # Beyond these, exact arithmetic is not asked for more.
-MOST_MISMATCHES = 40
+MAX_MISMATCHES = 40
 # More than the roundings of a comparison here, about ten.
 SLACK = 2.0**-48
 
@@ -187,7 +187,7 @@ def check_radii(
     each = exact_bytes(network.operations, every=network.smooth)
     for part in batches(len(todo), each, EXACT_BYTES):
         network.check_exactly(rows, todo[part], values(todo[part]), errors, report)
-        if len(report.mismatches) > MOST_MISMATCHES:
+        if len(report.mismatches) > MAX_MISMATCHES:
             break
     names = ["R", *("F32" if a is FLOAT32 else "F64" for a in network.deployed)]
     certified = sum(row.certified for row in rows)

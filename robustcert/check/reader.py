@@ -21,7 +21,7 @@ Array = NDArray[Any]
 
 FILES = ("certificate.json", "network.safetensors", "samples.safetensors", "radii.csv")
 MULTIPLIERS = "multipliers.safetensors"
-LARGEST_FILE = {
+MAX_FILE = {
     "certificate.json": 2**26,
     "network.safetensors": 2**32,
     "samples.safetensors": 2**33,
@@ -67,7 +67,7 @@ def read_bytes(folder: Path, name: str) -> bytes:
     path = folder / name
     # Opened without following a link and without waiting for a pipe.
     flags = (getattr(os, flag, 0) for flag in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"))
-    limit = LARGEST_FILE[name]
+    limit = MAX_FILE[name]
     try:
         if path.is_symlink() or not path.is_file():
             raise UnreadableError(f"{name}: not a regular file in the folder")

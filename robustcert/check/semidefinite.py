@@ -38,9 +38,9 @@ from robustcert.check.network import Operation
 UNIT = 2.0**-53
 # Above every product that underflows, and every rounding of sums of nonnegative terms.
 TINY, SLACK = 2.0**-700, 1 + 2.0**-26
-LARGEST_FORM = 4096
+MAX_FORM = 4096
 # Multipliers.
-LEAST, LARGEST = 2.0**-200, 2.0**200
+MIN_MULTIPLIER, MAX_MULTIPLIER = 2.0**-200, 2.0**200
 
 # Slopes of activations that keep the sum of two neighbours, on their difference.
 PAIRS = {"group_sort": (-1.0, 1.0), "smooth_maxmin": (-1.0, 1.0)}
@@ -75,10 +75,8 @@ def layers(operations: Sequence[Operation]) -> list[tuple[Operation, int]]:
                 continue
         raise NotCoveredError(f"semidefinite bounds through {operation.label}")
     total = math.prod(operations[0].input_shape) + sum(count for _, count in found)
-    if total > LARGEST_FORM:
-        raise NotCoveredError(
-            f"semidefinite bounds with {total} variables, more than {LARGEST_FORM}"
-        )
+    if total > MAX_FORM:
+        raise NotCoveredError(f"semidefinite bounds with {total} variables, more than {MAX_FORM}")
     return found
 
 

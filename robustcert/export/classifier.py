@@ -17,7 +17,7 @@ from robustcert.network.forward_error import forward_steps
 from robustcert.network.units import INPUTS
 
 # A model is one protobuf message, which holds at most 2 GiB.
-LARGEST = 2**31 - 2**24
+MAX_BYTES = 2**31 - 2**24
 
 
 def to_onnx(predictor: Predictor, path: str | Path) -> dict[str, str]:
@@ -56,7 +56,7 @@ def to_onnx(predictor: Predictor, path: str | Path) -> dict[str, str]:
         "robustcert.digest": predictor.digest,
     }
     model = _model(graph, predictor, metadata)
-    if model.ByteSize() > LARGEST:
+    if model.ByteSize() > MAX_BYTES:
         raise UnsoundNetworkError(f"the model has {model.ByteSize()} bytes: ONNX holds 2 GiB")
     graph.onnx.checker.check_model(model, full_check=True)
     with complete_file(Path(path)) as temporary:

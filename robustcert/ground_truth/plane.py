@@ -16,7 +16,7 @@ from robustcert.network.linear import Affine, Dense, Flatten
 from robustcert.network.network import PlainNetwork
 
 # Polygons of a smaller area have no inside that could be told from rounding.
-LEAST_AREA = 1e-13
+MIN_AREA = 1e-13
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def cut(corners: Tensor, value: Tensor) -> Iterator[Tensor]:
             if inside[i] != inside[(i + 1) % len(corners)]:
                 share = value[i] / (value[i] - after[i])
                 kept.append(corners[i] + share * (next_corners[i] - corners[i]))
-        if len(kept) > 2 and area(torch.stack(kept)) > LEAST_AREA:
+        if len(kept) > 2 and area(torch.stack(kept)) > MIN_AREA:
             yield torch.stack(kept)
 
 

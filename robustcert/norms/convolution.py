@@ -58,8 +58,8 @@ from robustcert.norms.scalars import exact, gamma, root_up
 TWIDDLE_ERROR = Fraction(1, 2**48)
 POINTS_PER_DEGREE = 32
 POINTS_PER_EXCESS = 6
-MOST_WORK = 2**31
-MOST_TAPS = 2**25
+MAX_WORK = 2**31
+MAX_TAPS = 2**25
 CHUNK_BYTES = 2**28
 PI = Fraction(355, 113)  # above pi
 
@@ -263,7 +263,7 @@ def mixed_norm_bound(weight: Array, axes: tuple[Axis, Axis]) -> Fraction | None:
         taps = weight.size * axis.outputs * axis.inputs // weight.shape[dimension]
         # On longer axes the symbols are close already.
         short = axis.points <= POINTS_PER_EXCESS * axis.degree
-        if short and work <= MOST_WORK and taps <= MOST_TAPS:
+        if short and work <= MAX_WORK and taps <= MAX_TAPS:
             pair = (PIXEL, other) if dimension == 3 else (other, PIXEL)
             bounds.append(symbol_norm_bound(unrolled(weight, axis, dimension), pair))
     return min(bounds, default=None)

@@ -26,7 +26,7 @@ STATES = (
     "duplicate",
     "missing",
 )
-LONGEST = 200
+MAX_LENGTH = 200
 
 
 @dataclass(frozen=True)
@@ -255,4 +255,4 @@ def _order(run: Run) -> list[tuple[int, int, str]]:
 
 def _short(text: str) -> str:
     text = " ".join(text.split())
-    return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
+    return text if len(text) <= MAX_LENGTH else f"{text[: MAX_LENGTH - 3]}..."

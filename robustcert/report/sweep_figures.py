@@ -7,7 +7,7 @@ from typing import Any
 from robustcert.report.pictures import COLOURS, MARKERS, Picture, render
 from robustcert.report.summary import Estimate, Group
 
-MOST_PANELS = 4
+MAX_PANELS = 4
 
 
 def draw_capacity(name: str, groups: Sequence[Group], radii: dict[float, str]) -> Picture:
@@ -18,7 +18,7 @@ def draw_capacity(name: str, groups: Sequence[Group], radii: dict[float, str]) -
         groups: Configurations of one task.
         radii: Metric by radius.
     """
-    chosen = list(radii.items())[:MOST_PANELS]
+    chosen = list(radii.items())[:MAX_PANELS]
     series = _series(groups)
     sizes = sorted({e.mean for g in groups if (e := g.estimate("parameters"))})
 

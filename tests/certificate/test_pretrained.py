@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 
 import robustcert
 from benchmarks.publish import release
-from benchmarks.publish.release import INDEX, MOST_BYTES, PRETRAINED
+from benchmarks.publish.release import INDEX, MAX_BYTES, PRETRAINED
 from benchmarks.soundness.verdicts import certificate_digest, data_files
 from robustcert.check import check, prove_network
 from robustcert.check.reader import parse_radii
@@ -25,7 +25,7 @@ ENTRIES: dict[str, Any] = json.loads((PRETRAINED / INDEX).read_text())
 def test_the_folders_are_those_of_the_index_and_small() -> None:
     assert {path.name for path in PRETRAINED.iterdir() if path.is_dir()} == set(ENTRIES)
     files = [path for path in PRETRAINED.rglob("*") if path.is_file()]
-    assert sum(path.stat().st_size for path in files) < MOST_BYTES
+    assert sum(path.stat().st_size for path in files) < MAX_BYTES
 
 
 @pytest.mark.parametrize("name", ENTRIES)
@@ -82,7 +82,7 @@ def test_a_released_copy_is_verified_with_digests_and_says_nothing_of_the_machin
     x[samples["indices"]], y[samples["indices"]] = samples["inputs"], samples["labels"]
     np.savez(file, x_test=x, y_test=y)
     monkeypatch.setattr(release, "data_files", lambda _: [file])
-    monkeypatch.setattr(release, "MOST_SAMPLE_BYTES", 1000)
+    monkeypatch.setattr(release, "MAX_SAMPLE_BYTES", 1000)
     path = run / "certificate" / "certificate.json"
     record = json.loads(path.read_text())
     record["config"]["dataset"]["root"] = str(tmp_path)

@@ -258,7 +258,7 @@ def test_many_large_inputs_are_named_by_their_digests(
 ) -> None:
     few: dict[str, Any] = {"attack": QUICK, "samples": 30}
     certify(best(folder), **few, output=str(tmp_path / "whole"))
-    monkeypatch.setattr(robustcert.certificate.samples, "MOST_INPUT_BYTES", 1000)
+    monkeypatch.setattr(robustcert.certificate.samples, "MAX_INPUT_BYTES", 1000)
     certify(best(folder), **few, output=str(tmp_path / "short"))
     whole, short = content(tmp_path / "whole"), content(tmp_path / "short")
     assert whole["radii.csv"] == short["radii.csv"]

@@ -13,7 +13,7 @@ from robustcert.check.fixed_point import Floats, Integers, balls, to_integers
 Constants = dict[str, Floats]
 Options = dict[str, int]
 Exact = tuple[Integers, int, float]
-SMALLEST, LARGEST = 2.0**-24, 2.0**24
+MIN_VALUE, MAX_VALUE = 2.0**-24, 2.0**24
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def same_features(count: int, options: Options, constants: Constants) -> int:
 def require_positive(value: Floats, count: int, name: str) -> None:
     """Refuse constants that are not one or ``count`` numbers from 2^-24 to 2^24."""
     require(value.shape in ((), (count,)), f"{name} of shape {value.shape} for {count} values")
-    inside = (value >= SMALLEST) & (value <= LARGEST)
+    inside = (value >= MIN_VALUE) & (value <= MAX_VALUE)
     require(bool(inside.all()), f"{name} is not between 2^-24 and 2^24")
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from robustcert.activations.positive import LARGEST, SMALLEST, Positive
+from robustcert.activations.positive import MAX_VALUE, MIN_VALUE, Positive
 from robustcert.errors import ConfigError
 
 
@@ -23,10 +23,10 @@ class TemperatureAnnealing(Callback):
 
     def __init__(self, start: float, end: float) -> None:
         for key, value in (("start", start), ("end", end)):
-            if not SMALLEST <= value <= LARGEST:
+            if not MIN_VALUE <= value <= MAX_VALUE:
                 raise ValueError(
-                    f"TemperatureAnnealing: expected {key} between {SMALLEST:g} and {LARGEST:g}, "
-                    f"got {value}"
+                    f"TemperatureAnnealing: expected {key} between {MIN_VALUE:g} and "
+                    f"{MAX_VALUE:g}, got {value}"
                 )
         self.start = start
         self.end = end
