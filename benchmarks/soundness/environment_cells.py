@@ -407,13 +407,13 @@ REASONS = {
 
 def is_refusal(error: BaseException, active: set[str]) -> bool:
     """Whether an exception says which of the active settings nothing is certified under."""
+    said = f"{type(error).__name__}: {error}"
     own = type(error).__module__.startswith("robustcert")
     if "read_only" in active and isinstance(error, PermissionError):
         own = True
     # Python's and torch's own words for too little memory say what is wrong.
     if "memory" in active and isinstance(error, MemoryError | RuntimeError | ImportError):
-        own = own or bool(re.search(REASONS["memory"], f"{type(error).__name__} {error}"))
-    said = f"{type(error).__name__}: {error}"
+        own = own or bool(re.search(REASONS["memory"], said, re.IGNORECASE))
     return own and any(re.search(REASONS[key], said, re.IGNORECASE) for key in active & {*REASONS})
 
 
