@@ -25,7 +25,7 @@ from robustcert.network.operation import Operation, Shape
 
 UNBOUNDED = (
     "the slope of a quadratic has no bound, and so there is no Lipschitz certificate: set "
-    "certifier=quadric"
+    "certifier=quadratic"
 )
 
 
