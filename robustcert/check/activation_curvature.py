@@ -32,7 +32,7 @@ import numpy as np
 
 from robustcert.check.activations.kind import grouped
 from robustcert.check.fixed_point import Floats, flint
-from robustcert.check.network import Operation
+from robustcert.check.network.operation import Operation
 
 Parts = tuple[Any, ...]
 

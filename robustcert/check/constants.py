@@ -7,12 +7,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from robustcert.check import norms, semidefinite
+from robustcert.check import semidefinite
 from robustcert.check.exact_products import digit_bits, gram_of_digits, split_floats
 from robustcert.check.fixed_point import Floats, InexactError
-from robustcert.check.forward import absolute_norm, scaled, walk
-from robustcert.check.network import Operation
-from robustcert.check.norms import round_up
+from robustcert.check.forward.exact import scaled
+from robustcert.check.forward.linear import absolute_norm
+from robustcert.check.network.operation import Operation, walk
+from robustcert.check.norms.operation import find, prove
+from robustcert.check.norms.scalars import round_up
 from robustcert.check.reader import (
     MULTIPLIERS,
     UnreadableError,
@@ -71,7 +73,7 @@ def _check_bounds(
 def _prove(operation: Operation, bound: float, proved: dict[str, Fraction]) -> str:
     # The method that proves the bound, or nothing.
     if operation.kind in WEIGHTED:
-        return norms.prove(operation, bound).method
+        return prove(operation, bound).method
     if operation.kind == "affine":
         least = Fraction(float(abs(operation.wide("scale")).max()))
         return "largest scale" if least <= bound else ""
@@ -113,7 +115,7 @@ def _find(operation: Operation, proved: dict[str, Fraction]) -> Fraction:
     if operation.kind not in WEIGHTED:
         return Fraction(1)
     _add_parts(operation, proved)
-    value = norms.find(operation)
+    value = find(operation)
     if not math.isfinite(value):
         raise UnreadableError(f"{operation.label}: no bound can be proved here")
     return Fraction(value)

@@ -44,6 +44,7 @@ import numpy as np
 
 from robustcert.check.activation_curvature import Balls, Bend, Reals, bend_of, constants_of, units
 from robustcert.check.activations.kind import along
+from robustcert.check.arithmetic import FLOAT64, SLACK, norm
 from robustcert.check.fixed_point import (
     GRID_BITS,
     Floats,
@@ -54,18 +55,10 @@ from robustcert.check.fixed_point import (
     flint,
     to_integers,
 )
-from robustcert.check.forward import (
-    FLOAT64,
-    SLACK,
-    Evaluation,
-    Exact,
-    absolute_norm,
-    adjoint,
-    adjoint_exactly,
-    norm,
-    shortened,
-)
-from robustcert.check.network import Operation
+from robustcert.check.forward.exact import Exact, adjoint_exactly, shortened
+from robustcert.check.forward.floating import Evaluation
+from robustcert.check.forward.linear import absolute_norm, adjoint
+from robustcert.check.network.operation import Operation
 
 TINY = 2.0**-500
 # Where pieces end, in multiples of what the constants alone prove. Any choice is sound.

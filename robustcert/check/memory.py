@@ -9,19 +9,14 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from robustcert.check import norms, quadratic, semidefinite
+from robustcert.check import semidefinite
 from robustcert.check.exact_products import digit_bits
 from robustcert.check.fixed_point import binary_places
-from robustcert.check.forward import (
-    CHUNK,
-    EXACT_BYTES,
-    FLOAT_BYTES,
-    exact_bytes,
-    float_bytes,
-    reads,
-    walk,
-)
-from robustcert.check.network import Operation
+from robustcert.check.forward.batches import EXACT_BYTES, FLOAT_BYTES, exact_bytes, float_bytes
+from robustcert.check.forward.linear import CHUNK, reads
+from robustcert.check.network.operation import Operation, walk
+from robustcert.check.norms.operation import workspace
+from robustcert.check.quadratic.dual import CHUNK as PAIR_CHUNK
 
 FACTOR, FIXED = 4, 500 * 10**6
 MEGABYTE = 10**6
@@ -79,13 +74,13 @@ def _steps(operations: Sequence[Operation], proof: str) -> Iterator[tuple[int, s
         (reads(op) // op.output_shape[1] for op in every if op.kind == "convolution"), default=0
     )
     windows = 4 * 8 * max(CHUNK, read)
-    pairs = 24 * 8 * quadratic.CHUNK if proof == "quadric" else 0
+    pairs = 24 * 8 * PAIR_CHUNK if proof == "quadric" else 0
     plain = max(FLOAT_BYTES, float_bytes(operations, every=smooth))
     yield plain + windows + weights + pairs, "the evaluation in float64"
     exact = max(EXACT_BYTES, exact_bytes(operations, every=smooth))
     yield exact + windows + weights, "the evaluation in integers"
     for operation in every:
-        yield norms.workspace(operation), f"the bound of {operation.label}"
+        yield workspace(operation), f"the bound of {operation.label}"
     yield _of_pairs(operations[-1]), "the constants of pairs of classes"
     if proof == "lipsdp":
         yield _of_form(operations), "the semidefinite bounds"

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from robustcert.check import dataset
 from robustcert.check.fixed_point import Floats
-from robustcert.check.network import Operation
+from robustcert.check.network.operation import Operation
 from robustcert.check.reader import (
     Array,
     Row,

@@ -30,10 +30,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from robustcert.check.activations.kind import slopes_of
+from robustcert.check.arithmetic import FLOAT64
 from robustcert.check.exact_products import digit_bits, residual_norm, split_floats
 from robustcert.check.fixed_point import Floats
-from robustcert.check.forward import FLOAT64
-from robustcert.check.network import Operation
+from robustcert.check.network.operation import Operation
 
 UNIT = 2.0**-53
 # Above every product that underflows, and every rounding of sums of nonnegative terms.

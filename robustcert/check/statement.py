@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from robustcert.check.forward import FLOAT32, FLOAT64, Arithmetic
+from robustcert.check.arithmetic import FLOAT32, FLOAT64, Arithmetic
 from robustcert.check.reader import fail, keys, whole
 
 FORMAT = 2

@@ -11,12 +11,15 @@ from typing import Any
 import numpy as np
 
 from robustcert.check import curvature, dataset, memory
+from robustcert.check.arithmetic import FLOAT32
 from robustcert.check.constants import prove_constants
 from robustcert.check.fixed_point import Floats
-from robustcert.check.forward import FLOAT32
-from robustcert.check.network import Operation, digest, read_network
-from robustcert.check.quadratic import QuadricNetwork, covers
-from robustcert.check.radii import Network, Proving, check_radii
+from robustcert.check.margins import Network
+from robustcert.check.network.digest import digest
+from robustcert.check.network.operation import Operation
+from robustcert.check.network.reading import read_network
+from robustcert.check.quadratic.network import QuadricNetwork, covers
+from robustcert.check.radii import Proving, verify_radii
 from robustcert.check.reader import (
     FILES,
     MULTIPLIERS,
@@ -105,7 +108,7 @@ def check(
         if report.uncovered:
             # Without a proof of the radii, predictions still have one.
             rows = [replace(row, certified=False, radius=0.0) for row in rows]
-        check_radii(rows, samples.values, network, exact, seed, report)
+        verify_radii(rows, samples.values, network, exact, seed, report)
     if GLOBAL in claim["files"] or (folder / GLOBAL).exists():
         report.uncovered.append(f"{GLOBAL}: what it says of all pairs of inputs is not re-proved")
     if data:

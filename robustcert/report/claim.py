@@ -11,8 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from robustcert.check.forward import FLOAT64, FLOAT_BYTES, batches, evaluate, float_bytes, walk
-from robustcert.check.network import read_network
+from robustcert.check.arithmetic import FLOAT64
+from robustcert.check.forward.batches import FLOAT_BYTES, batches, float_bytes
+from robustcert.check.forward.floating import evaluate
+from robustcert.check.network.operation import walk
+from robustcert.check.network.reading import read_network
 from robustcert.check.reader import (
     FILES,
     UnreadableError,

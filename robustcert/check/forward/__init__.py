@@ -1,0 +1,1 @@
+"""Logits of a network with proved errors."""

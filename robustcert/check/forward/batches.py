@@ -1,0 +1,53 @@
+"""Batches of samples whose evaluation fits into a budget of memory."""
+
+import math
+from collections.abc import Iterator, Sequence
+
+from robustcert.check.network.operation import Operation
+
+# Bytes of a batch in float64 and in integers, but for a single sample that needs more.
+FLOAT_BYTES, EXACT_BYTES = 2**28, 2**28
+# Values as large as an operation's input or output that exist at the same time, at most, and the
+# bytes of one as an integer with what is computed on the way.
+LIVE, LIVE_SMOOTH, INTEGER_BYTES = 16, 48, 3072
+# Bytes of an integer of at most MAX_PLACES places that is kept.
+KEPT_BYTES = 256
+
+
+def float_bytes(operations: Sequence[Operation], *, every: bool = False) -> int:
+    """Bytes that :func:`trace` takes for each sample, in float64.
+
+    With ``every`` state kept, gradients follow, and what they take is included.
+    """
+    live = 8 * (LIVE_SMOOTH if every else LIVE)
+    kept = sum(math.prod(op.output_shape) for op in operations) if every else 0
+    return 8 * kept + max(live * _largest(op) for op in operations)
+
+
+def exact_bytes(operations: Sequence[Operation], *, every: bool = False) -> int:
+    """Bytes that :func:`trace_exactly` takes for each sample; see :func:`float_bytes`."""
+    kept = sum(math.prod(op.output_shape) for op in operations) if every else 0
+    return KEPT_BYTES * kept + max(INTEGER_BYTES * _largest(op) for op in operations)
+
+
+def _largest(operation: Operation) -> int:
+    # Values of the largest input or output on the way, padding included. A sum keeps its input and
+    # its total besides what its branches need.
+    inside = [*operation.parts, *(op for branch in operation.branches for op in branch)]
+    found = max(math.prod(operation.input_shape), math.prod(operation.output_shape))
+    if operation.kind == "convolution":
+        height, width = (
+            n + 2 * p
+            for n, p in zip(operation.input_shape[1:], operation.options["padding"], strict=True)
+        )
+        found = max(found, operation.input_shape[0] * height * width)
+    if operation.kind == "quadratics":
+        found = max(found, *(operation.tensors[key].size for key in ("slope", "offset")))
+    return max([found, *(found // 2 + _largest(op) for op in inside)])
+
+
+def batches(count: int, each: int, budget: int) -> Iterator[slice]:
+    """Slices of samples that take ``each`` bytes: at least one, and ``budget`` bytes otherwise."""
+    step = max(1, budget // each)
+    for start in range(0, count, step):
+        yield slice(start, start + step)

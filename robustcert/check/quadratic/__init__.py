@@ -1,0 +1,1 @@
+"""Radii of networks that end in quadratics."""

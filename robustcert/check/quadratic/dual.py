@@ -1,0 +1,132 @@
+r"""Radii of quadratic logits, by the dual of the distance to where another class is as large.
+
+The logit of a class is the largest of its pieces :math:`u_p(y) = |W_p y - o_p|^2 + a_p y + b_p`.
+Let i be a piece of the predicted class and j one of another. With any multiplier :math:`0 \le
+\lambda < 1 / K_j^2`, where :math:`K_j \ge \lVert W_j \rVert`, and any point z, the function
+:math:`\varphi(y) = |y - x|^2 + \lambda (u_i(y) - u_j(y) - e)` has Hessians of at least :math:`2 \mu
+= 2 (1 - \lambda K_j^2)`, hence
+
+.. math:: \varphi(y) \ge \varphi(z) - |\nabla \varphi(z)|^2 / 4 \mu .
+
+Where j is within e of i or ahead of it, :math:`\varphi(y) \le |y - x|^2`: so no such y is nearer
+than the root of the right-hand side. A radius is proved if this holds for all j, e being what
+rounding can take off the difference of two deployed logits at any point within the radius.
+
+Multipliers and points are found here, in float64, and need not be the best ones. Most pairs need
+none: with g the gradient of :math:`u_i - u_j` at x, the difference falls by at most :math:`|g| s +
+K_j^2 s^2` within s.
+
+A piece evaluated at a point of norm s, in any order, has the error :math:`\gamma T(s)` at most, T
+being the sum of the sizes of its terms, each of which is rounded :math:`2 D + m + 5` times at most;
+its gradient has :math:`\gamma N(s)`.
+
+Before the quadratics there may be a network of features, with constant L and the errors of
+``forward.py``. All of this then speaks of the features computed here in place of x, and of
+
+.. math:: \rho = (L + \beta) r + D_0 + D
+
+in place of r: the features of any input within r, real or deployed, are within that.
+"""
+
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+from numpy.typing import NDArray
+
+from robustcert.check.arithmetic import SLACK, norm
+from robustcert.check.fixed_point import Floats, to_integers
+from robustcert.check.quadratic.pieces import COMPARED, TINY, Pieces, exactly
+
+CHUNK = 2**20
+HALVINGS = 60
+# Points are on this grid, so that exact arithmetic has not too many places.
+GRID = 2.0**48
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Pairs of pieces at samples: K of them, with a guess of what proves each."""
+
+    x: Floats  # (K, D)
+    own: NDArray[np.int64]
+    other: NDArray[np.int64]
+    drift: Floats
+    multiplier: Floats
+    point: Floats  # (K, D)
+
+
+def guess(
+    pieces: Pieces,
+    x: Floats,
+    own: NDArray[np.int64],
+    other: NDArray[np.int64],
+    drift: Floats,
+    ahead: Floats,
+    turn: Floats,
+) -> Pair:
+    """Pairs with the multiplier at which the dual is largest, by bisection of its slope."""
+    pairs, place = np.unique(np.stack([own, other]), axis=1, return_inverse=True)
+    vectors, values = (part[place.ravel()] for part in pieces.hessians(*pairs))
+    frames = np.concatenate([pieces.frame[own], pieces.frame[other]], axis=1)
+    along = np.matmul(vectors, np.matmul(frames, turn[..., None]))[..., 0]
+    across = np.maximum((turn**2).sum(1) - (along**2).sum(1), 0)
+    low, high = np.zeros(len(x)), (1 - 1e-6) / (pieces.bound[other] ** 2 + TINY)
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        move = -middle[:, None] / 2 * along / (1 + middle[:, None] * values)
+        rising = ahead + (along * move + values * move**2).sum(1) > middle / 2 * across
+        low, high = np.where(rising, middle, low), np.where(rising, high, middle)
+    bent = low[:, None] * values
+    back = np.matmul(vectors.swapaxes(1, 2), (along * bent / (1 + bent))[..., None])
+    step = turn - np.matmul(back.swapaxes(1, 2), frames)[:, 0]
+    point = np.rint((x - low[:, None] / 2 * step) * GRID) / GRID
+    return Pair(x, own, other, drift, low, point)
+
+
+def dual(pieces: Pieces, pair: Pair) -> Floats:
+    """Proved squares of distances ``(K,)``, in float64; minus infinity without a proof."""
+    z, multiplier = pair.point, pair.multiplier
+    delta, size = z - pair.x, norm(z)
+    gamma, values, slopes = pieces.gamma, [], []
+    for piece in (pair.own, pair.other):
+        frame = pieces.frame[piece]
+        within = np.matmul(frame, z[..., None])[..., 0] - pieces.offset[piece]
+        linear = (pieces.slope[piece] * z).sum(1) + pieces.shift[piece]
+        values.append((within**2).sum(1) + linear)
+        back = np.matmul(within[:, None], frame)[:, 0]
+        slopes.append(2 * back + pieces.slope[piece])
+    lost = pieces.error(size, pair.own) + pieces.error(size, pair.other) + pair.drift
+    steep = np.sqrt(((2 * delta + multiplier[:, None] * (slopes[0] - slopes[1])) ** 2).sum(1))
+    grown = pieces.slopes(size, pair.own) + pieces.slopes(size, pair.other)
+    steep = steep * SLACK + 2 * gamma * (2 * norm(delta) + multiplier * grown) + TINY
+    convexity = 1 - multiplier * pieces.bound[pair.other] ** 2 * SLACK
+    charge = steep**2 / (4 * convexity) * SLACK
+    square = (delta**2).sum(1)
+    value = square + multiplier * (values[0] - values[1] - lost) - charge
+    sizes = square + multiplier * (abs(values[0]) + abs(values[1]) + lost) + charge
+    value = value - COMPARED * sizes - 4 * gamma * square - TINY
+    return np.where((multiplier >= 0) & (convexity > 1e-9), value, -math.inf)
+
+
+def exact_dual(pieces: Pieces, pair: Pair, k: int) -> Fraction:
+    """A proved square of a distance, in rationals, for pair k; -1 without a proof."""
+    if not (math.isfinite(pair.drift[k]) and np.isfinite(pair.point[k]).all()):
+        return Fraction(-1)
+    multiplier = Fraction(float(pair.multiplier[k]))
+    convexity = 1 - multiplier * Fraction(float(pieces.bound[pair.other[k]])) ** 2
+    if multiplier < 0 or convexity <= 0:
+        return Fraction(-1)
+    z = pair.point[k]
+    first, mine, fine = exactly(pieces, int(pair.own[k]), z)
+    second, theirs, finer = exactly(pieces, int(pair.other[k]), z)
+    both, places = to_integers(np.stack([z, pair.x[k]]))
+    delta, most = both[0] - both[1], max(places, fine, finer)
+    turn = (mine << (most - fine)) - (theirs << (most - finer))
+    over, under = multiplier.numerator, multiplier.denominator
+    steep = (2 * under * delta << (most - places)) + over * turn
+    square = Fraction(int(delta @ delta), 1 << 2 * places)
+    charge = Fraction(int(steep @ steep), under**2 << 2 * most) / (4 * convexity)
+    ahead = first - second - Fraction(float(pair.drift[k]))
+    return square + multiplier * ahead - charge
