@@ -95,27 +95,54 @@ def verify_radii(
         seed: Of their choice; from the operating system by default.
         report: Where to note the outcome.
     """
+    errors, slack, undecided = _verify_in_float64(rows, values, network, report)
+    if report.mismatches:
+        return
+    seed = random.SystemRandom().getrandbits(32) if seed is None else seed
+    doubtful = np.flatnonzero(np.isnan(slack)).tolist()
+    void = {position for position, row in enumerate(rows) if row.void}
+    chosen = np.array(sorted({*doubtful, *_choose(slack, exact, seed)} - void), np.int64)
+    _verify_in_integers(rows, chosen, values, network, errors, report)
+    _note(rows, network, undecided, report)
+    report.note(
+        "exact",
+        f"{len(chosen)} samples in exact arithmetic: {exact} asked for (seed {seed}), "
+        f"{len(doubtful)} that float64 leaves open",
+    )
+
+
+def _verify_in_float64(
+    rows: list[Row], values: Values, network: Proving, report: Report
+) -> tuple[Errors, Floats, int]:
+    # Of all rows what `_check_in_float64` returns for some of them, batch by batch.
     each = float_bytes(network.operations, every=network.smooth)
     parts = [
         _check_in_float64(rows, part, values(part), network, report)
         for part in batches(len(rows), each, FLOAT_BYTES)
     ]
-    if report.mismatches:
-        return
     centre = np.concatenate([found.centre for found, _, _ in parts], axis=1)
-    errors = Errors(centre, parts[0][0].growth)
-    left = np.concatenate([slack for _, slack, _ in parts])
-    undecided = sum(count for _, _, count in parts)
-    doubtful = np.flatnonzero(np.isnan(left)).tolist()
-    seed = random.SystemRandom().getrandbits(32) if seed is None else seed
-    chosen = _choose(left, exact, seed)
-    void = {position for position, row in enumerate(rows) if row.void}
-    todo = np.array(sorted({*doubtful, *chosen} - void), np.int64)
+    slack = np.concatenate([slack for _, slack, _ in parts])
+    return Errors(centre, parts[0][0].growth), slack, sum(count for _, _, count in parts)
+
+
+def _verify_in_integers(
+    rows: list[Row],
+    chosen: NDArray[np.int64],
+    values: Values,
+    network: Proving,
+    errors: Errors,
+    report: Report,
+) -> None:
+    # Check the chosen rows batch by batch, until there are enough mismatches.
     each = exact_bytes(network.operations, every=network.smooth)
-    for part in batches(len(todo), each, EXACT_BYTES):
-        network.check_exactly(rows, todo[part], values(todo[part]), errors, report)
+    for part in batches(len(chosen), each, EXACT_BYTES):
+        network.check_exactly(rows, chosen[part], values(chosen[part]), errors, report)
         if len(report.mismatches) > MAX_MISMATCHES:
             break
+
+
+def _note(rows: list[Row], network: Proving, undecided: int, report: Report) -> None:
+    # What was proved of the rows, and what is taken as said.
     names = ["R", *("F32" if a is FLOAT32 else "F64" for a in network.deployed)]
     certified = sum(row.certified for row in rows)
     correct = sum(row.correct for row in rows)
@@ -131,15 +158,9 @@ def verify_radii(
         f"the predictions of the {others} samples that are neither correct nor certified, and all "
         "margins: compared with those found here up to the rounding of every function claimed"
     )
+    void = sum(row.void for row in rows)
     if void:
-        report.note(
-            "void", f"{len(void)} samples without finite logits, neither correct nor certified"
-        )
-    report.note(
-        "exact",
-        f"{len(todo)} samples in exact arithmetic: {exact} asked for (seed {seed}), "
-        f"{len(doubtful)} that float64 leaves open",
-    )
+        report.note("void", f"{void} samples without finite logits, neither correct nor certified")
 
 
 def _choose(slack: Floats, exact: int, seed: int) -> list[int]:
