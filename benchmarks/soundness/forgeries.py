@@ -25,11 +25,7 @@ from robustcert import activations
 from robustcert.certificate.claim import write_certificate
 from robustcert.certificate.samples import CertifiedSplit
 from robustcert.certifiers import LipschitzCertifier, QuadricCertifier
-from robustcert.check import UnreadableError, check
-from robustcert.check.arithmetic import FLOAT64
-from robustcert.check.forward.floating import evaluate
-from robustcert.check.network.operation import walk
-from robustcert.check.network.reading import read_network
+from robustcert.check import FLOAT64, UnreadableError, check, evaluate, read_network, walk
 from robustcert.data import to_unit
 from robustcert.models import MLP, ConvNet, DeepSubspaces, LayerFamily, Subspaces
 from robustcert.network.fold import fold_network

@@ -19,7 +19,7 @@ from robustcert.check.margins import Network
 from robustcert.check.network.digest import digest
 from robustcert.check.network.operation import Operation
 from robustcert.check.network.reading import read_network
-from robustcert.check.quadratic.network import QuadricNetwork, covers
+from robustcert.check.quadratic.network import QuadraticNetwork, covers
 from robustcert.check.radii import Proving, verify_radii
 from robustcert.check.reader import (
     FILES,
@@ -171,7 +171,7 @@ def _verify_rows(
     smooth = read.proof == "second-order"
     network: Proving = Network(operations, upper, np.array(pairwise), deployed, smooth)
     if read.proof == "quadric":
-        network = QuadricNetwork(operations, upper, deployed)
+        network = QuadraticNetwork(operations, upper, deployed)
     if report.uncovered:
         # Without a proof of the radii, predictions still have one.
         rows = [replace(row, certified=False, radius=0.0) for row in rows]

@@ -11,19 +11,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from robustcert.check.arithmetic import FLOAT64
-from robustcert.check.forward.batches import FLOAT_BYTES, batches, float_bytes
-from robustcert.check.forward.floating import evaluate
-from robustcert.check.network.operation import walk
-from robustcert.check.network.reading import read_network
-from robustcert.check.reader import (
+from robustcert.check import (
     FILES,
+    FLOAT64,
+    FLOAT_BYTES,
     UnreadableError,
+    batches,
+    evaluate,
+    float_bytes,
     parse_json,
     parse_radii,
     parse_safetensors,
     read_bytes,
+    read_network,
     sha256,
+    walk,
 )
 from robustcert.errors import ReportError
 

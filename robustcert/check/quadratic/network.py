@@ -22,7 +22,7 @@ from robustcert.check.report import Report
 
 
 @dataclass(frozen=True, eq=False)
-class QuadricNetwork:
+class QuadraticNetwork:
     """A network that ends in quadratic pieces, whose radii the dual proves; see the module.
 
     Attributes:
