@@ -238,6 +238,7 @@ def _inverse(*constants: Any) -> Any:
     return 1 / constants[-1]
 
 
+# The curvature of every smooth activation.
 BENDS: Mapping[str, Bend] = {
     "norm_pair": Bend(_norm_pull, _own, _norm_chord, _inverse, inputs=0),
     "smooth_abs": Bend(

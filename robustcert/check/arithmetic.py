@@ -7,8 +7,12 @@ import numpy as np
 
 from robustcert.check.fixed_point import Floats
 
-# Covers the rounding of every sum of nonnegative terms here.
+# Unit roundoff of float64.
+UNIT = 2.0**-53
+# Safety factor for the rounding of sums and products of nonnegative float64 numbers.
 SLACK = 1 + 2.0**-26
+# Allowance for underflow in an l2 norm: squares of smaller entries may be lost.
+TINY = 2.0**-500
 
 
 @dataclass(frozen=True)
@@ -25,12 +29,12 @@ class Arithmetic:
         return product / (1 - product) * SLACK if product < 0.5 else math.inf
 
 
-FLOAT64 = Arithmetic(2.0**-53, 2.0**-1022, 2.0**990)
+# The formats that a deployed network may be evaluated in.
+FLOAT64 = Arithmetic(UNIT, 2.0**-1022, 2.0**990)
 FLOAT32 = Arithmetic(2.0**-24, 2.0**-126, 2.0**96)
 
 
 def norm(values: Floats) -> Floats:
     """Upper bounds of the l2 norms of the rows."""
     flat = values.reshape(len(values), -1)
-    # Squares below 2^-1022 may be lost.
-    return np.sqrt(np.einsum("ni,ni->n", flat, flat)) * SLACK + 2.0**-500 * flat.shape[1]
+    return np.sqrt(np.einsum("ni,ni->n", flat, flat)) * SLACK + TINY * flat.shape[1]

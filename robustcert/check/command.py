@@ -7,7 +7,9 @@ from collections.abc import Sequence
 
 from robustcert.check.report import Report
 
+# Maximum number of mismatches that are printed.
 MAX_LINES = 40
+# Time after which a check is ended, by default.
 SECONDS = 3600.0
 
 

@@ -27,6 +27,7 @@ from robustcert.check.reader import (
 )
 from robustcert.check.report import Report
 
+# Kinds of operations whose norm takes a proof by the module `norms`.
 WEIGHTED = ("dense", "convolution", "sandwich", "residual_block", "circular_convolution")
 
 

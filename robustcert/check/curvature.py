@@ -44,7 +44,7 @@ import numpy as np
 
 from robustcert.check.activation_curvature import Balls, Bend, Reals, bend_of, constants_of, units
 from robustcert.check.activations.kind import along
-from robustcert.check.arithmetic import FLOAT64, SLACK, norm
+from robustcert.check.arithmetic import FLOAT64, SLACK, TINY, norm
 from robustcert.check.fixed_point import (
     GRID_BITS,
     Floats,
@@ -60,10 +60,12 @@ from robustcert.check.forward.floating import Evaluation
 from robustcert.check.forward.linear import absolute_norm, adjoint
 from robustcert.check.network.operation import Operation
 
-TINY = 2.0**-500
-# Where pieces end, in multiples of what the constants alone prove. Any choice is sound.
-PIECES = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0)
-MAX_GROUP = 16
+# Ends of the pieces of [0, r], in multiples of the radius that the constants alone prove. Every
+# choice is sound.
+PIECE_ENDS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0)
+# Maximum number of features that one unit of an activation may read.
+MAX_UNIT_SIZE = 16
+# Kinds of operations whose Jacobian is the same everywhere.
 LINEAR = ("dense", "convolution", "affine", "flatten")
 
 
@@ -83,7 +85,7 @@ class Gradient:
 def uncovered(operations: Sequence[Operation]) -> Operation | None:
     """An operation that gradients are not bounded through, or None."""
     for operation in operations:
-        large = operation.options.get("group_size", 1) > MAX_GROUP
+        large = operation.options.get("group_size", 1) > MAX_UNIT_SIZE
         if operation.kind not in LINEAR and (bend_of(operation) is None or large):
             return operation
     return None
@@ -91,7 +93,7 @@ def uncovered(operations: Sequence[Operation]) -> Operation | None:
 
 def pieces(first: Floats, radius: Floats) -> Floats:
     """Ends of pieces of [0, radius], ``(S, P)``, for radii that the constants prove ``first``."""
-    ends = [np.nan_to_num(factor * first).clip(0.0) for factor in PIECES]
+    ends = [np.nan_to_num(factor * first).clip(0.0) for factor in PIECE_ENDS]
     return np.stack([*(np.minimum(end, radius) for end in ends if (end < radius).any()), radius])
 
 

@@ -14,8 +14,11 @@ from numpy.typing import NDArray
 
 from robustcert.check.reader import Array, UnreadableError, show
 
-MAX_FILE = 2**32
+# Maximum number of bytes of a file of the dataset, unpacked.
+MAX_DATA_BYTES = 2**32
+# Maximum number of classes.
 MAX_CLASSES = 2**31
+# Shape of a CIFAR image, and its number of bytes.
 SIDES = (3, 32, 32)
 IMAGE = math.prod(SIDES)
 
@@ -153,10 +156,10 @@ def _read(names: list[str]) -> tuple[Array, Array]:
 
 def _content(name: str) -> bytes:
     with Path(name).open("rb") as file:
-        content = file.read(MAX_FILE)
+        content = file.read(MAX_DATA_BYTES)
     if name.endswith(".gz"):
         with gzip.GzipFile(fileobj=io.BytesIO(content)) as packed:
-            content = packed.read(MAX_FILE)
+            content = packed.read(MAX_DATA_BYTES)
     return content
 
 

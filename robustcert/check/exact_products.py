@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from robustcert.check.fixed_point import Floats, Integers
 
+# Number of binary digits that float64 holds exactly.
 MANTISSA = 53
 
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 Integers = NDArray[np.object_]
 
-# Irrational values are put on this grid, or on a finer one that the input already has.
+# Number of binary places that irrational values are rounded to, unless the input has more.
 GRID_BITS = 256
 
 

@@ -11,11 +11,13 @@ the way: they are in memory before any folder is looked at.
 import os
 import sys
 
+# The folder of the package, and the one that holds it.
 PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 ROOT = os.path.dirname(PACKAGE)
-# What a module may be imported from.
+# Ends of the names of files that a module may be imported from.
 SUFFIXES = (".py", ".pyc", ".pyw", ".pyd", ".so", ".zip")
-# This package's folder comes after the places of isolated mode, whose modules it must not hide.
+# Program of the isolated process. The folder of this package comes after the places of isolated
+# mode, whose modules it must not hide.
 START = """
 import sys
 sys.path.append(sys.argv.pop(1))

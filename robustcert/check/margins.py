@@ -32,9 +32,10 @@ from robustcert.check.radii import Comparison, Errors, where_of
 from robustcert.check.reader import Row
 from robustcert.check.report import Report
 
-ROOT2 = math.sqrt(2)  # 1.41421356237309514..., above the root
-# More than the roundings of a comparison here, about ten.
-SLACK = 2.0**-48
+# Upper bound of the square root of 2: as float64 it is 1.41421356237309514..., above the root.
+ROOT2 = math.sqrt(2)
+# Relative allowance for the rounding of a comparison of margins, which is about ten roundings.
+MARGIN_ROUNDING = 2.0**-48
 
 
 @dataclass(frozen=True)
@@ -93,12 +94,16 @@ def _compare(chosen: list[Row], states: list[Evaluation], network: Network) -> C
     used = [network.arithmetics.index(a) for a in network.deployed]
     with np.errstate(all="ignore"):
         margin = logits[np.arange(len(chosen)), prediction][:, None] - logits
-        own = ROOT2 * found.centre[0][:, None] * (1 + SLACK) + abs(margin) * SLACK
-        centre = ROOT2 * found.centre[used].max(axis=0, initial=0.0)[:, None] * (1 + SLACK)
+        own = (
+            ROOT2 * found.centre[0][:, None] * (1 + MARGIN_ROUNDING) + abs(margin) * MARGIN_ROUNDING
+        )
+        centre = (
+            ROOT2 * found.centre[used].max(axis=0, initial=0.0)[:, None] * (1 + MARGIN_ROUNDING)
+        )
         growth = ROOT2 * found.growth[used].max(initial=0.0)
         constants = network.pairwise[prediction]
-        fall = _times(constants + growth, radius) * (1 + SLACK)
-        lost = _times(constants, radius) * (1 - SLACK)
+        fall = _times(constants + growth, radius) * (1 + MARGIN_ROUNDING)
+        lost = _times(constants, radius) * (1 - MARGIN_ROUNDING)
         if network.smooth:
             open_ = rivals & ~(own + centre + fall < margin) & (radius > 0)[:, None]
             first = (margin - own - centre) / (constants + growth)

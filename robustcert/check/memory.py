@@ -13,14 +13,18 @@ from robustcert.check import semidefinite
 from robustcert.check.exact_products import digit_bits
 from robustcert.check.fixed_point import binary_places
 from robustcert.check.forward.batches import EXACT_BYTES, FLOAT_BYTES, exact_bytes, float_bytes
-from robustcert.check.forward.linear import CHUNK, reads
+from robustcert.check.forward.linear import MAX_WINDOW_VALUES, reads
 from robustcert.check.network.operation import Operation, walk
 from robustcert.check.norms.operation import workspace
-from robustcert.check.quadratic.dual import CHUNK as PAIR_CHUNK
+from robustcert.check.quadratic.dual import MAX_PAIR_VALUES
 
-FACTOR, FIXED = 4, 500 * 10**6
+# Memory for each byte of the files that are read.
+FACTOR = 4
+# Bytes for the interpreter and its libraries.
+FIXED = 500 * 10**6
+# Unit of the figures that are printed, in bytes.
 MEGABYTE = 10**6
-# Bytes of a pair of classes: the claimed constant, its exact least value and their comparison.
+# Bytes for each pair of classes: the claimed constant, its exact least value and their comparison.
 PAIR_BYTES = 512
 
 
@@ -73,8 +77,8 @@ def _steps(operations: Sequence[Operation], proof: str) -> Iterator[tuple[int, s
     read = max(
         (reads(op) // op.output_shape[1] for op in every if op.kind == "convolution"), default=0
     )
-    windows = 4 * 8 * max(CHUNK, read)
-    pairs = 24 * 8 * PAIR_CHUNK if proof == "quadric" else 0
+    windows = 4 * 8 * max(MAX_WINDOW_VALUES, read)
+    pairs = 24 * 8 * MAX_PAIR_VALUES if proof == "quadric" else 0
     plain = max(FLOAT_BYTES, float_bytes(operations, every=smooth))
     yield plain + windows + weights + pairs, "the evaluation in float64"
     exact = max(EXACT_BYTES, exact_bytes(operations, every=smooth))

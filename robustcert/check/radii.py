@@ -22,8 +22,10 @@ from robustcert.check.network.operation import Operation
 from robustcert.check.reader import Row
 from robustcert.check.report import Report
 
-# Beyond these, exact arithmetic is not asked for more.
-MAX_MISMATCHES = 40
+# Maximum number of mismatches after which no further rows are checked in integers.
+MAX_EXACT_MISMATCHES = 40
+
+# Inputs of a selection of rows, as float64.
 Values = Callable[[slice | NDArray[np.int64]], Floats]
 
 
@@ -137,7 +139,7 @@ def _verify_in_integers(
     each = exact_bytes(network.operations, every=network.smooth)
     for part in batches(len(chosen), each, EXACT_BYTES):
         network.check_exactly(rows, chosen[part], values(chosen[part]), errors, report)
-        if len(report.mismatches) > MAX_MISMATCHES:
+        if len(report.mismatches) > MAX_EXACT_MISMATCHES:
             break
 
 

@@ -19,8 +19,11 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 
+# Files of every certificate folder.
 FILES = ("certificate.json", "network.safetensors", "samples.safetensors", "radii.csv")
+# File of the multipliers of semidefinite bounds, in folders that claim these.
 MULTIPLIERS = "multipliers.safetensors"
+# Maximum number of bytes of each file.
 MAX_FILE = {
     "certificate.json": 2**26,
     "network.safetensors": 2**32,
@@ -29,13 +32,19 @@ MAX_FILE = {
     MULTIPLIERS: 2**28,
     "global.json": 2**26,
 }
+# Maximum number of bytes of the header of a safetensors file.
 MAX_HEADER = 2**24
+# Maximum number of values in JSON.
 MAX_JSON_VALUES = 4_000_000
-MAX_TENSORS = 20_000
-MAX_ENTRIES = 2**33
+# Maximum number of tensors of a file, and of entries of a tensor.
+MAX_TENSORS, MAX_ENTRIES = 20_000, 2**33
+# Maximum number of characters of a line of radii.csv.
 MAX_ROW = 500
+# NumPy's dtype for each dtype that tensors may have.
 DTYPES = {"F32": "<f4", "F64": "<f8", "U8": "|u1", "I64": "<i8"}
+# Header of radii.csv.
 COLUMNS = "index,label,prediction,correct,status,radius,radius_hex,margin"
+# Forms of an integer, of a margin and of a hexadecimal float.
 INTEGER = re.compile(r"0|[1-9][0-9]{0,17}")
 MARGIN = re.compile(r"-?[0-9]{1,20}(\.[0-9]{1,20})?(e[+-][0-9]{1,3})?|-?inf|nan")
 HEX = re.compile(r"0x[01]\.[0-9a-f]{1,13}p[+-][0-9]{1,4}")
@@ -45,6 +54,7 @@ class UnreadableError(ValueError):
     """The folder is no certificate of a kind that this checker knows: nothing was checked."""
 
 
+# How values from a folder are written in messages: cut where they are long.
 SHORT = reprlib.Repr()
 SHORT.maxstring = SHORT.maxother = SHORT.maxlong = 100
 SHORT.maxlist = SHORT.maxtuple = SHORT.maxdict = 20

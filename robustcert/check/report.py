@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+# Maximum number of mismatches that are recorded in words; further ones are counted.
 MAX_MISMATCHES = 10_000
 
 

@@ -30,20 +30,21 @@ from dataclasses import dataclass
 import numpy as np
 
 from robustcert.check.activations.kind import slopes_of
-from robustcert.check.arithmetic import FLOAT64
+from robustcert.check.arithmetic import FLOAT64, SLACK, UNIT
 from robustcert.check.exact_products import digit_bits, residual_norm, split_floats
 from robustcert.check.fixed_point import Floats
 from robustcert.check.network.operation import Operation
 
-UNIT = 2.0**-53
-# Above every product that underflows, and every rounding of sums of nonnegative terms.
-TINY, SLACK = 2.0**-700, 1 + 2.0**-26
+# Allowance for the products in a row that underflow.
+ROW_UNDERFLOW = 2.0**-700
+# Maximum number of variables of the quadratic form: inputs and activation entries together.
 MAX_FORM = 4096
-# Multipliers.
+# Range of the multipliers of a folder.
 MIN_MULTIPLIER, MAX_MULTIPLIER = 2.0**-200, 2.0**200
 
-# Slopes of activations that keep the sum of two neighbours, on their difference.
-PAIRS = {"group_sort": (-1.0, 1.0), "smooth_maxmin": (-1.0, 1.0)}
+# Least and largest slope of activations that act on the difference of two neighbours and keep their
+# sum.
+PAIR_SLOPES = {"group_sort": (-1.0, 1.0), "smooth_maxmin": (-1.0, 1.0)}
 
 
 class NotCoveredError(ValueError):
@@ -82,7 +83,7 @@ def layers(operations: Sequence[Operation]) -> list[tuple[Operation, int]]:
 
 def _in_pairs(operation: Operation) -> bool:
     function = operation.options["function"]
-    return function in PAIRS and operation.options.get("group_size", 2) == 2
+    return function in PAIR_SLOPES and operation.options.get("group_size", 2) == 2
 
 
 def _slopes(operation: Operation) -> tuple[float, float]:
@@ -110,21 +111,21 @@ class _Rows:
         """Rows times factors."""
         big = abs(factor)
         matrix = self.matrix * factor[:, None]
-        error = (big * (self.error + UNIT * self.length) + TINY) * SLACK
+        error = (big * (self.error + UNIT * self.length) + ROW_UNDERFLOW) * SLACK
         return _Rows(matrix, error, big * self.each * SLACK, float(big.max()) * self.size * SLACK)
 
     def through(self, weight: Floats, norm: float) -> "_Rows":
         """A dense map of the rows."""
         big = abs(weight)
         gamma = FLOAT64.gamma(weight.shape[1] + 1)
-        error = (big @ (self.error + gamma * self.length) + TINY) * SLACK
+        error = (big @ (self.error + gamma * self.length) + ROW_UNDERFLOW) * SLACK
         size = norm * self.size * SLACK
         each = np.minimum(_lengths(weight) * self.size, big @ self.each) * SLACK
         return _Rows(weight @ self.matrix, error, each, size)
 
 
 def _lengths(matrix: Floats) -> Floats:
-    return np.sqrt(np.einsum("ij,ij->i", matrix, matrix)) * SLACK + TINY
+    return np.sqrt(np.einsum("ij,ij->i", matrix, matrix)) * SLACK + ROW_UNDERFLOW
 
 
 def constants(
@@ -173,7 +174,7 @@ def _unroll(
             now = now.times(scale.repeat(len(now.matrix) // len(scale)))
         elif operation.kind == "activation":
             pairs = _in_pairs(operation)
-            low, high = PAIRS[operation.options["function"]] if pairs else _slopes(operation)
+            low, high = PAIR_SLOPES[operation.options["function"]] if pairs else _slopes(operation)
             if low == high:
                 continue
             size = now.size * norm * SLACK
@@ -209,7 +210,7 @@ def _sums(now: _Rows, sign: int) -> _Rows:
     # Sums, or second entry less first, of neighbours.
     first, second = now.matrix[::2], now.matrix[1::2]
     matrix = second + sign * first
-    error = (now.error[::2] + now.error[1::2] + UNIT * _lengths(matrix)) * SLACK + TINY
+    error = (now.error[::2] + now.error[1::2] + UNIT * _lengths(matrix)) * SLACK + ROW_UNDERFLOW
     each = (now.each[::2] + now.each[1::2]) * SLACK
     return _Rows(matrix, error, each, now.size * 1.4142135623731 * SLACK)
 
@@ -218,7 +219,7 @@ def _pairs(sums: _Rows, differences: _Rows) -> _Rows:
     matrix = np.stack((sums.matrix - differences.matrix, sums.matrix + differences.matrix), 1)
     matrix = matrix.reshape(-1, matrix.shape[2]) / 2
     error = ((sums.error + differences.error) / 2).repeat(2)
-    error = (error + UNIT * _lengths(matrix)) * SLACK + TINY
+    error = (error + UNIT * _lengths(matrix)) * SLACK + ROW_UNDERFLOW
     each = ((sums.each + differences.each) / 2).repeat(2) * SLACK
     return _Rows(matrix, error, each, (sums.size + differences.size) * SLACK)
 

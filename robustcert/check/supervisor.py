@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 from robustcert.check.isolation import command
 
-SECONDS = 3600.0
-# What every complete answer ends with, by exit status; a usage message ends otherwise.
+# First words of the last line of every complete answer, by exit status; a usage message ends with
+# another line.
 VERDICTS = {0: ("VERIFIED",), 1: ("REFUSED", "UNPROVED"), 2: ("UNREADABLE",)}
 
 

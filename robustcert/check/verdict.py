@@ -39,12 +39,13 @@ from robustcert.check.report import Report
 from robustcert.check.samples import Samples, check_summary, check_table, read_samples
 from robustcert.check.statement import CLAIMS, FORMAT, NOT_COVERED, check_statement, status
 
-# Top-level keys of certificate.json that nothing reads, all of which are listed.
-MAX_UNREAD_KEYS = 64
-MAX_KEY_LENGTH = 64
+# Maximum number and length of the keys of certificate.json that nothing reads: all are listed.
+MAX_UNREAD_KEYS, MAX_KEY_LENGTH = 64, 64
+# Maximum number of files of the folder that nothing reads: all are listed.
 MAX_UNREAD_FILES = 64
+# File of the network's constants.
 NETWORK = "network.safetensors"
-# Claims of all pairs of near inputs: only its digest is checked.
+# File of the claims about all pairs of near inputs, of which only the digest is checked.
 GLOBAL = "global.json"
 
 

@@ -147,7 +147,7 @@ def test_windows_in_pieces_are_the_whole(stride: int, monkeypatch: pytest.Monkey
     whole = linear.linear(operation, x, weight), linear.adjoint(operation, u, weight)
     assert whole[0].ravel() @ u.ravel() == x.ravel() @ whole[1].ravel()
     for chunk in (1, 100, 3000):
-        monkeypatch.setattr(linear, "CHUNK", chunk)
+        monkeypatch.setattr(linear, "MAX_WINDOW_VALUES", chunk)
         assert (linear.linear(operation, x, weight) == whole[0]).all()
         assert (linear.adjoint(operation, u, weight) == whole[1]).all()
 

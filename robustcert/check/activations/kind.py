@@ -13,7 +13,9 @@ from robustcert.check.fixed_point import Floats, Integers, balls, to_integers
 Constants = dict[str, Floats]
 Options = dict[str, int]
 Exact = tuple[Integers, int, float]
-MIN_VALUE, MAX_VALUE = 2.0**-24, 2.0**24
+
+# Range of temperatures, frequencies and steps.
+MIN_CONSTANT, MAX_CONSTANT = 2.0**-24, 2.0**24
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Kind:
     squares: bool = False
 
 
-# Slopes of those that act on each entry.
+# Least and largest slope of activations that act on each entry.
 SLOPES = {
     "relu": (0.0, 1.0),
     "softplus": (0.0, 1.0),
@@ -85,7 +87,7 @@ def same_features(count: int, options: Options, constants: Constants) -> int:
 def require_positive(value: Floats, count: int, name: str) -> None:
     """Refuse constants that are not one or ``count`` numbers from 2^-24 to 2^24."""
     require(value.shape in ((), (count,)), f"{name} of shape {value.shape} for {count} values")
-    inside = (value >= MIN_VALUE) & (value <= MAX_VALUE)
+    inside = (value >= MIN_CONSTANT) & (value <= MAX_CONSTANT)
     require(bool(inside.all()), f"{name} is not between 2^-24 and 2^24")
 
 
@@ -232,4 +234,5 @@ def selecting(function: Callable[..., Any]) -> dict[str, Any]:
     return {"apply": function, "exact": exact, "rounding": lambda **_: (0.0, 0.0)}
 
 
+# Names of the constants of an activation that has a temperature only.
 TAU = ("temperature",)

@@ -198,6 +198,7 @@ def _grafted_exact(
     )
 
 
+# Every activation of this file by its name.
 PIECEWISE_LINEAR: Mapping[str, Kind] = {
     "relu": Kind(same_features, **selecting(lambda x: np.maximum(x, 0))),
     "absolute": Kind(same_features, **selecting(abs)),

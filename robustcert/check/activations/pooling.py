@@ -66,6 +66,7 @@ def _circular_shift(x: NDArray[Any], moved: int) -> NDArray[Any]:
     return x
 
 
+# Every function of this file by its name.
 POOLING: Mapping[str, Kind] = {
     "circular_shift": Kind(
         _shifted, **selecting(_circular_shift), integers=("moved",), shape=_on_maps

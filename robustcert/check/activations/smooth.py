@@ -184,6 +184,7 @@ def _sin_cos_rounding(frequency: Floats) -> tuple[float, float]:
     return counted(1.0, 6.4 / float(frequency.min()))
 
 
+# Every activation of this file by its name.
 SMOOTH: Mapping[str, Kind] = {
     "norm_pair": Kind(
         each_group, _norm_pair, _norm_pair_exact, _norm_pair_rounding, TAU, ("group_size",)

@@ -57,16 +57,5 @@ from robustcert.check.activations.piecewise_linear import PIECEWISE_LINEAR
 from robustcert.check.activations.pooling import POOLING
 from robustcert.check.activations.smooth import SMOOTH
 
-# Conditions on the constants.
-
-
-# Layout: features lie along dimension 1.
-
-
-# Piecewise linear and piecewise isometric ones.
-
-
-# Smooth ones, with exact values from square roots of integers or from balls.
-
-
+# Every activation that the checker knows, by its name.
 KINDS: Mapping[str, Kind] = {**PIECEWISE_LINEAR, **SMOOTH, **POOLING}

@@ -5,12 +5,14 @@ from collections.abc import Iterator, Sequence
 
 from robustcert.check.network.operation import Operation
 
-# Bytes of a batch in float64 and in integers, but for a single sample that needs more.
+# Bytes that a batch may take, in float64 and in integers; a single sample may take more.
 FLOAT_BYTES, EXACT_BYTES = 2**28, 2**28
-# Values as large as an operation's input or output that exist at the same time, at most, and the
-# bytes of one as an integer with what is computed on the way.
-LIVE, LIVE_SMOOTH, INTEGER_BYTES = 16, 48, 3072
-# Bytes of an integer of at most MAX_PLACES places that is kept.
+# Maximum number of arrays as large as an operation's input or output that exist at the same time,
+# without gradients and with them.
+MAX_VALUE_ARRAYS, MAX_GRADIENT_ARRAYS = 16, 48
+# Bytes of one value as an integer, with what is computed on the way.
+INTEGER_BYTES = 3072
+# Bytes of one value as an integer that is kept, which has MAX_PLACES places at most.
 KEPT_BYTES = 256
 
 
@@ -19,7 +21,7 @@ def float_bytes(operations: Sequence[Operation], *, every: bool = False) -> int:
 
     With ``every`` state kept, gradients follow, and what they take is included.
     """
-    live = 8 * (LIVE_SMOOTH if every else LIVE)
+    live = 8 * (MAX_GRADIENT_ARRAYS if every else MAX_VALUE_ARRAYS)
     kept = sum(math.prod(op.output_shape) for op in operations) if every else 0
     return 8 * kept + max(live * _largest(op) for op in operations)
 

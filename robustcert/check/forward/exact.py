@@ -26,8 +26,9 @@ from robustcert.check.forward.floating import activation_of
 from robustcert.check.forward.linear import adjoint, linear, spread, spread_bias, wrap
 from robustcert.check.network.operation import Operation
 
+# Maximum number of binary places of a value, and the number that is kept where there are more.
 MAX_PLACES, KEPT_PLACES = 900, 640
-# Magnitude, in bits, of integers that are worked with.
+# Maximum binary exponent of a value.
 MAX_BITS = 4096
 
 

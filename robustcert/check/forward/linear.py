@@ -11,8 +11,8 @@ from robustcert.check.arithmetic import SLACK
 from robustcert.check.fixed_point import Floats
 from robustcert.check.network.operation import Operation, Window
 
-# Values that a convolution copies at once to multiply them.
-CHUNK = 2**21
+# Maximum number of values that a convolution copies at once to multiply them.
+MAX_WINDOW_VALUES = 2**21
 
 
 def linear(operation: Operation, x: Floats, weight: Floats) -> Floats:
@@ -59,10 +59,13 @@ def adjoint(operation: Operation, u: Floats, weight: Floats) -> Floats:
 
 
 def _chunks(operation: Operation, count: int) -> Iterator[tuple[slice, slice]]:
-    # Samples, and lines of the output map, whose windows read about CHUNK values.
+    # Samples, and lines of the output map, whose windows read about MAX_WINDOW_VALUES values.
     height = operation.output_shape[1]
     line = max(1, reads(operation) // height)
-    lines, step = min(height, max(1, CHUNK // line)), max(1, CHUNK // (line * height))
+    lines, step = (
+        min(height, max(1, MAX_WINDOW_VALUES // line)),
+        max(1, MAX_WINDOW_VALUES // (line * height)),
+    )
     for start in range(0, count, step):
         for top in range(0, height, lines):
             yield slice(start, start + step), slice(top, top + lines)

@@ -9,8 +9,10 @@ import numpy as np
 from robustcert.check.reader import Array, show
 
 Shape = tuple[int, ...]
+# Maximum side of a map, and maximum of every size in options.
 MAX_SIDE = 2**15
-MAX_VALUE = 2**24
+# Maximum number of values that one operation reads or makes of one sample.
+MAX_SIZE = 2**24
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from robustcert.check.network.operation import MAX_VALUE, Operation
+from robustcert.check.network.operation import MAX_SIZE, Operation
 from robustcert.check.network.rules import RULES, inner_constants, linear_of
 from robustcert.check.reader import UnreadableError
 
@@ -70,13 +70,14 @@ def _circular_parts(operation: Operation, where: str) -> tuple[Operation, ...]:
         "wrap", operation.name, path, {"places": places}, {}, operation.input_shape, shape
     )
     sliding = {"stride": options["stride"], "padding": [0, 0], "dilation": [1, 1], "groups": 1}
-    if math.prod(shape) > MAX_VALUE:
+    if math.prod(shape) > MAX_SIZE:
         raise UnreadableError(f"{where}: the wrapped input is too large")
     outputs = RULES["convolution"](sliding, operation.tensors, shape, where)
     path, tensors = f"{operation.path}/1", operation.tensors
     return wrap, Operation("convolution", operation.name, path, sliding, tensors, shape, outputs)
 
 
+# The kinds that have such parts.
 PARTS: Mapping[str, Callable[[Operation, str], tuple[Operation, ...]]] = {
     "sandwich": _sandwich_parts,
     "residual_block": _residual_parts,

@@ -6,15 +6,16 @@ from typing import Any
 
 import numpy as np
 
-from robustcert.check.network.operation import MAX_VALUE, Operation, Shape
+from robustcert.check.network.operation import MAX_SIZE, Operation, Shape
 from robustcert.check.network.parts import PARTS
 from robustcert.check.network.rules import RULES
 from robustcert.check.reader import Array, UnreadableError, fail, items, keys, show, text, whole
 
-# Operations and branches of sums, which all cost a step for every batch of samples.
+# Maximum number of operations and branches of sums: each costs a step for every batch of samples.
 MAX_OPERATIONS = 5000
-# Values of one sample after all operations together.
-MAX_VALUES = 2**28
+# Maximum number of values that all operations together make of one sample.
+MAX_TOTAL_SIZE = 2**28
+# Maximum number of sums inside of each other.
 MAX_DEPTH = 20
 
 
@@ -64,11 +65,11 @@ class _Reader:
         if rule is None:
             raise UnreadableError(f"{where}: unknown operation {show(kind)}")
         outputs = rule(options, tensors, shape, where)
-        if any(n < 1 for n in outputs) or math.prod(outputs) > MAX_VALUE:
+        if any(n < 1 for n in outputs) or math.prod(outputs) > MAX_SIZE:
             raise UnreadableError(f"{where}: output shape {outputs} is empty or too large")
         self.values += math.prod(outputs)
-        if self.values > MAX_VALUES:
-            raise UnreadableError(f"{where}: more than {MAX_VALUES} values of a sample so far")
+        if self.values > MAX_TOTAL_SIZE:
+            raise UnreadableError(f"{where}: more than {MAX_TOTAL_SIZE} values of a sample so far")
         found = Operation(kind, name, path, options, tensors, shape, outputs)
         if kind not in PARTS:
             return found
@@ -104,9 +105,9 @@ def read_network(described: Any, tensors: dict[str, Array]) -> tuple[Operation, 
     sizes = items(described["input_shape"], "network input_shape")
     if not 1 <= len(sizes) <= 4:
         raise fail("network input_shape", "1 to 4 sizes", sizes)
-    shape = tuple(whole(n, "network input_shape", 1, MAX_VALUE) for n in sizes)
-    if math.prod(shape) > MAX_VALUE:
-        raise fail("network input_shape", f"at most {MAX_VALUE} values", sizes)
+    shape = tuple(whole(n, "network input_shape", 1, MAX_SIZE) for n in sizes)
+    if math.prod(shape) > MAX_SIZE:
+        raise fail("network input_shape", f"at most {MAX_SIZE} values", sizes)
     reader = _Reader(tensors)
     operations, outputs = reader.sequence(described["operations"], "", shape, 0)
     unused = sorted(tensors.keys() - reader.used)

@@ -7,7 +7,7 @@ import numpy as np
 
 from robustcert.check.activations.kind import slopes_of
 from robustcert.check.activations.table import KINDS
-from robustcert.check.network.operation import MAX_SIDE, MAX_VALUE, Shape
+from robustcert.check.network.operation import MAX_SIDE, MAX_SIZE, Shape
 from robustcert.check.reader import (
     Array,
     UnreadableError,
@@ -19,7 +19,9 @@ from robustcert.check.reader import (
     whole,
 )
 
+# Maximum number of quadratics of all classes together.
 MAX_PIECES = 2**14
+# Maximum number of values that the windows of a convolution read of one sample.
 MAX_READS = 2**27
 
 
@@ -77,7 +79,7 @@ def _convolution(
         sides.append((padded - reach) // stride + 1)
     if shape[0] * math.prod(
         n + 2 * p for n, p in zip(shape[1:], options["padding"], strict=True)
-    ) > (MAX_VALUE):
+    ) > (MAX_SIZE):
         raise UnreadableError(f"{where}: the padded input is too large")
     if math.prod(sides) * math.prod(weight.shape[2:]) * shape[0] > MAX_READS:
         raise UnreadableError(f"{where}: its windows read too many values")
@@ -109,7 +111,7 @@ def _activation(
     keys(integers, f"{where} options", set(kind.integers), set())
     keys(tensors, f"{where} tensors", set(kind.tensors), set())
     for key, value in integers.items():
-        whole(value, f"{where} {key}", 0, MAX_VALUE)
+        whole(value, f"{where} {key}", 0, MAX_SIZE)
     constants = {key: array.astype(np.float64) for key, array in tensors.items()}
     try:
         features = kind.features(shape[0], integers, constants)
@@ -232,6 +234,7 @@ def _quadratics(
     return (classes,)
 
 
+# The rule of every kind but sums: from options, tensors and input shape to the output shape.
 RULES = {
     "dense": _dense,
     "convolution": _convolution,

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from robustcert.check.fixed_point import Floats
 from robustcert.check.network.operation import Operation, Window
-from robustcert.check.norms.dense import ARRAYS, Proof, estimate, proved
+from robustcert.check.norms.dense import MAX_ARRAYS, Proof, estimate, proved
 from robustcert.check.norms.symbols import (
     SINGLE,
     Axis,
@@ -29,11 +29,13 @@ from robustcert.check.norms.symbols import (
 )
 
 Indices = NDArray[np.int64]
-# Of a map as one matrix: its entries, its shorter side, and how many groups have one.
-MAX_OPERATOR, MAX_SIDE, MAX_GROUPS = 2**22, 1024, 8
-MAX_MIXED_WORK = 2.0**39
-MAX_MIXED = 2**25
-MAX_MIXED_LENGTH = 8
+
+# A map is tried as one matrix for each group up to these limits: entries of a matrix, its shorter
+# side, number of groups.
+MAX_MATRIX_ENTRIES, MAX_MATRIX_SIDE, MAX_MATRIX_GROUPS = 2**22, 1024, 8
+# One dimension of a map is moved into its channels up to these limits: operations of the proof,
+# entries of the weight, frequencies for each difference of shifts.
+MAX_MIXED_WORK, MAX_MIXED_ENTRIES, MAX_MIXED_LENGTH = 2.0**39, 2**25, 8
 
 
 def prove_convolution(operation: Operation, bound: Fraction) -> Proof:
@@ -74,12 +76,12 @@ def convolution_bytes(operation: Operation) -> int:
     found = symbol_bytes(shape, *axes)
     for d in (0, 1):
         mixed = _mixed_shape(shape, axes[d], d)
-        if math.prod(mixed) <= MAX_MIXED:
+        if math.prod(mixed) <= MAX_MIXED_ENTRIES:
             rest = (SINGLE, axes[1]) if d == 0 else (axes[0], SINGLE)
             found = max(found, 8 * 8 * math.prod(mixed) + symbol_bytes(mixed, *rest))
     outputs = shape[0] * axes[0].outputs * axes[1].outputs
     whole = outputs * shape[1] * axes[0].inputs * axes[1].inputs
-    return max(found, ARRAYS * 8 * whole if whole <= MAX_OPERATOR else 0)
+    return max(found, MAX_ARRAYS * 8 * whole if whole <= MAX_MATRIX_ENTRIES else 0)
 
 
 def _mixed(operation: Operation) -> Iterator[tuple[Operation, Axis, Axis]]:
@@ -90,7 +92,7 @@ def _mixed(operation: Operation) -> Iterator[tuple[Operation, Axis, Axis]]:
         shifts = [a for _, a, _ in axis.taps] or [0]
         if axis.points > MAX_MIXED_LENGTH * (max(shifts) - min(shifts)):
             continue
-        if math.prod(_mixed_shape(weight.shape, axis, d)) > MAX_MIXED:
+        if math.prod(_mixed_shape(weight.shape, axis, d)) > MAX_MIXED_ENTRIES:
             continue
         mixed = replace(operation, tensors={"weight": _as_channels(operation, weight, axis, d)})
         rows, columns = (SINGLE, axes[1]) if d == 0 else (axes[0], SINGLE)
@@ -127,7 +129,11 @@ def _whole_matrices(operation: Operation) -> Iterator[Floats]:
     out, inner = weight.shape[0] // groups, weight.shape[1]
     shape = (out, rows.outputs, columns.outputs, inner, rows.inputs, columns.inputs)
     outputs, inputs = math.prod(shape[:3]), math.prod(shape[3:])
-    if outputs * inputs > MAX_OPERATOR or min(outputs, inputs) > MAX_SIDE or groups > MAX_GROUPS:
+    if (
+        outputs * inputs > MAX_MATRIX_ENTRIES
+        or min(outputs, inputs) > MAX_MATRIX_SIDE
+        or groups > MAX_MATRIX_GROUPS
+    ):
         return
     (y, v, i), (x, h, j) = _pairs(operation, rows, 0), _pairs(operation, columns, 1)
     for part in weight.reshape(groups, out, *weight.shape[1:]):

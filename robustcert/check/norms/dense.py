@@ -17,10 +17,10 @@ from robustcert.check.exact_products import digit_bits, residual_norm, split_flo
 from robustcert.check.fixed_point import Floats
 from robustcert.check.norms.scalars import ceil_log2
 
-MAX_FACTOR_SIDE = 4096
-MAX_MATRIX = 2**26
-# Arrays as large as the matrices, at most, that a proof keeps at the same time.
-ARRAYS = 32
+# Maximum shorter side and maximum number of entries of a matrix that is factorised.
+MAX_FACTOR_SIDE, MAX_FACTOR_ENTRIES = 4096, 2**26
+# Maximum number of arrays as large as the matrices that a proof keeps at the same time.
+MAX_ARRAYS = 32
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Proof:
 
 def prove_dense(weight: Floats, bound: Fraction) -> Proof:
     """Prove a bound on the norm of a matrix."""
-    if min(weight.shape) > MAX_FACTOR_SIDE or weight.size > MAX_MATRIX:
+    if min(weight.shape) > MAX_FACTOR_SIDE or weight.size > MAX_FACTOR_ENTRIES:
         # Too large for a factorisation here: only a bound that is obviously high is proved.
         return Proof("Frobenius norm" if frobenius(weight) <= bound else "")
     return Proof("exact residual" if proved(weight[None], bound) else "")

@@ -11,6 +11,7 @@ from fractions import Fraction
 
 import numpy as np
 
+from robustcert.check.arithmetic import UNIT
 from robustcert.check.network.operation import Operation
 from robustcert.check.norms.convolution import (
     convolution_bytes,
@@ -18,15 +19,15 @@ from robustcert.check.norms.convolution import (
     prove_convolution,
 )
 from robustcert.check.norms.dense import (
-    ARRAYS,
+    MAX_ARRAYS,
+    MAX_FACTOR_ENTRIES,
     MAX_FACTOR_SIDE,
-    MAX_MATRIX,
     Proof,
     estimate,
     frobenius,
     prove_dense,
 )
-from robustcert.check.norms.scalars import UNDERFLOW, UNIT, root_down
+from robustcert.check.norms.scalars import UNDERFLOW, root_down
 from robustcert.check.norms.symbols import circles_of, estimate_symbols, prove_symbols, symbol_bytes
 
 
@@ -91,14 +92,14 @@ def _between_activations(operation: Operation) -> tuple[Operation, Fraction]:
         both = [operation.wide("outer") / psi, operation.wide("inner") * psi]
         product = np.concatenate(both, axis=1)
         inside = Operation("dense", "", operation.path, {}, {"weight": product}, (), ())
-        return inside, frobenius(product) * UNIT + UNDERFLOW
+        return inside, frobenius(product) * Fraction(UNIT) + UNDERFLOW
     first = operation.parts[0].branches[1][0]
     weight = first.wide("weight")
     product = weight * operation.wide("scale").reshape(-1, *(1,) * (weight.ndim - 1))
     # No input is read by a tap twice, and every tap is wrong by a unit of itself.
     taps = math.isqrt(math.prod(weight.shape[2:])) + 1
     inside = replace(first, tensors={"weight": product})
-    return inside, frobenius(product) * UNIT * taps + UNDERFLOW
+    return inside, frobenius(product) * Fraction(UNIT) * taps + UNDERFLOW
 
 
 def _estimate_linear(operation: Operation) -> float:
@@ -116,8 +117,10 @@ def workspace(operation: Operation) -> int:
         return workspace(inside) + 16 * size
     copies = 8 * 8 * size
     if operation.kind == "dense":
-        large = min(operation.tensors["weight"].shape) > MAX_FACTOR_SIDE or size > MAX_MATRIX
-        return copies if large else copies + ARRAYS * 8 * size
+        large = (
+            min(operation.tensors["weight"].shape) > MAX_FACTOR_SIDE or size > MAX_FACTOR_ENTRIES
+        )
+        return copies if large else copies + MAX_ARRAYS * 8 * size
     if operation.kind == "circular_convolution":
         return copies + symbol_bytes(operation.tensors["weight"].shape, *circles_of(operation))
     if operation.kind != "convolution":

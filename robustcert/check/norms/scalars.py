@@ -5,7 +5,7 @@ from fractions import Fraction
 
 from robustcert.check.reader import UnreadableError
 
-UNIT = Fraction(1, 2**53)
+# Allowance for products that underflow, in norms.
 UNDERFLOW = Fraction(1, 2**900)
 
 

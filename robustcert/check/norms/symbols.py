@@ -32,15 +32,20 @@ from fractions import Fraction
 
 import numpy as np
 
+from robustcert.check.arithmetic import UNIT
 from robustcert.check.fixed_point import Floats, flint
 from robustcert.check.network.operation import Operation, Window
-from robustcert.check.norms.dense import ARRAYS, Proof, estimate, frobenius, proved
-from robustcert.check.norms.scalars import UNDERFLOW, UNIT, root_down, root_up
+from robustcert.check.norms.dense import MAX_ARRAYS, Proof, estimate, frobenius, proved
+from robustcert.check.norms.scalars import UNDERFLOW, root_down, root_up
 
-FULL_GRID = 256
+# Maximum length of a circle on which every frequency is evaluated; longer ones get a coarser grid.
+MAX_FULL_GRID = 256
+# Maximum number of operations of a proof, roughly.
 MAX_WORK = 2.0**42
+# Maximum numbers of frequencies, and of taps that read the input.
 MAX_POINTS, MAX_TAPS = 2**20, 2**14
-CHUNK = 2**19
+# Maximum number of values of the symbols that are computed at once.
+MAX_SYMBOL_VALUES = 2**19
 
 
 @dataclass(frozen=True)
@@ -71,12 +76,13 @@ class Axis:
         if degree == 0:
             return Axis(taps, size, outputs, 1, Fraction(1))
         coarse = 32 * degree
-        if circle <= max(FULL_GRID, coarse):
+        if circle <= max(MAX_FULL_GRID, coarse):
             return Axis(taps, size, outputs, circle, Fraction(1))
         angle = Fraction(355, 113) / 64  # above pi D / 2 N
         return Axis(taps, size, outputs, coarse, (1 - angle**2 / 2) ** 2)
 
 
+# A dimension of a single position.
 SINGLE = Axis([(0, 0, 0)], 1, 1, 1, Fraction(1))
 
 
@@ -160,7 +166,7 @@ def symbol_error(operation: Operation, rows: Axis, columns: Axis) -> Fraction:
             sums[r, s] = sums.get((r, s), np.zeros((out, inner))) + weight[:, :, i, j]
     energy = sum((frobenius(part) ** 2 for part in sums.values()), Fraction(0))
     # The last term is for products that underflow.
-    return root_up(2 * energy) * (11 + taps) * UNIT * (1 + Fraction(1, 2**10)) + UNDERFLOW
+    return root_up(2 * energy) * (11 + taps) * Fraction(UNIT) * (1 + Fraction(1, 2**10)) + UNDERFLOW
 
 
 def symbols(weight: Floats, operation: Operation, rows: Axis, columns: Axis) -> Iterator[Floats]:
@@ -184,7 +190,7 @@ def symbols(weight: Floats, operation: Operation, rows: Axis, columns: Axis) -> 
         if (f, g) <= (-f % height, -g % width)
     ]
     taps_at_most = max(map(len, residues.values()))
-    step = max(1, CHUNK // (taps_at_most + groups * 4 * out * inner * len(residues)))
+    step = max(1, MAX_SYMBOL_VALUES // (taps_at_most + groups * 4 * out * inner * len(residues)))
     for start in range(0, len(points), step):
         f, g = np.array(points[start : start + step]).T
         real, imag = [], []
@@ -216,4 +222,4 @@ def symbol_bytes(shape: tuple[int, ...], rows: Axis, columns: Axis) -> int:
     at_one = len(rows.taps) * len(columns.taps) + 4 * shape[0] * shape[1] * _residues(
         rows
     ) * _residues(columns)
-    return ARRAYS * 8 * max(CHUNK, at_one)
+    return MAX_ARRAYS * 8 * max(MAX_SYMBOL_VALUES, at_one)

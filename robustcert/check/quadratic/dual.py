@@ -35,14 +35,16 @@ from fractions import Fraction
 import numpy as np
 from numpy.typing import NDArray
 
-from robustcert.check.arithmetic import SLACK, norm
+from robustcert.check.arithmetic import SLACK, TINY, norm
 from robustcert.check.fixed_point import Floats, to_integers
-from robustcert.check.quadratic.pieces import COMPARED, TINY, Pieces, exactly
+from robustcert.check.quadratic.pieces import PIECE_ROUNDING, Pieces, exactly
 
-CHUNK = 2**20
+# Maximum number of entries of the frames of the pairs that are worked with at once.
+MAX_PAIR_VALUES = 2**20
+# Number of halvings of the interval of multipliers.
 HALVINGS = 60
-# Points are on this grid, so that exact arithmetic has not too many places.
-GRID = 2.0**48
+# Points are multiples of its inverse, so that exact arithmetic does not have too many places.
+POINT_GRID = 2.0**48
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ def guess(
     bent = low[:, None] * values
     back = np.matmul(vectors.swapaxes(1, 2), (along * bent / (1 + bent))[..., None])
     step = turn - np.matmul(back.swapaxes(1, 2), frames)[:, 0]
-    point = np.rint((x - low[:, None] / 2 * step) * GRID) / GRID
+    point = np.rint((x - low[:, None] / 2 * step) * POINT_GRID) / POINT_GRID
     return Pair(x, own, other, drift, low, point)
 
 
@@ -106,7 +108,7 @@ def dual(pieces: Pieces, pair: Pair) -> Floats:
     square = (delta**2).sum(1)
     value = square + multiplier * (values[0] - values[1] - lost) - charge
     sizes = square + multiplier * (abs(values[0]) + abs(values[1]) + lost) + charge
-    value = value - COMPARED * sizes - 4 * gamma * square - TINY
+    value = value - PIECE_ROUNDING * sizes - 4 * gamma * square - TINY
     return np.where((multiplier >= 0) & (convexity > 1e-9), value, -math.inf)
 
 

@@ -9,13 +9,13 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from robustcert.check.arithmetic import FLOAT64, SLACK, Arithmetic, norm
+from robustcert.check.arithmetic import FLOAT64, SLACK, TINY, Arithmetic, norm
 from robustcert.check.fixed_point import Floats, InexactError
 from robustcert.check.forward.exact import evaluate_exactly
 from robustcert.check.forward.floating import evaluate
 from robustcert.check.network.operation import Operation, walk
-from robustcert.check.quadratic.dual import CHUNK, Pair, dual, exact_dual, guess
-from robustcert.check.quadratic.pieces import COMPARED, TINY, Pieces, exactly
+from robustcert.check.quadratic.dual import MAX_PAIR_VALUES, Pair, dual, exact_dual, guess
+from robustcert.check.quadratic.pieces import PIECE_ROUNDING, Pieces, exactly
 from robustcert.check.radii import Comparison, Errors, where_of
 from robustcert.check.reader import Row
 from robustcert.check.report import Report
@@ -64,7 +64,7 @@ class QuadraticNetwork:
             blur = blur + 4 * moved
             # Of the real network alone.
             off = pieces.slopes((norm(x) + found.centre[0])[:, None], slice(None)).max(1)
-            open_ = 4 * (error.max(1) + off * found.centre[0]) * SLACK + abs(least) * COMPARED
+            open_ = 4 * (error.max(1) + off * found.centre[0]) * SLACK + abs(least) * PIECE_ROUNDING
             proved, slack = self._prove(x, value, within, error, prediction, radius)
             nothing = np.zeros(len(x), np.bool_)
             known = Comparison(
@@ -95,7 +95,7 @@ class QuadraticNetwork:
         more = square / radius[rows] ** 2 - 1
         slack = excess.copy()
         np.minimum.at(slack, rows, np.where(np.isnan(more), -math.inf, more))
-        return (radius == 0) | (slack > COMPARED), slack
+        return (radius == 0) | (slack > PIECE_ROUNDING), slack
 
     def _open(
         self,
@@ -119,12 +119,12 @@ class QuadraticNetwork:
         doubt = pieces.gamma * (sizes + sizes[every, own][:, None])
         steep = np.sqrt((turn**2).sum(2)) * SLACK + doubt
         ahead = value[every, own][:, None] - value
-        ahead = ahead - abs(ahead) * COMPARED - error - error[every, own][:, None] - drift
+        ahead = ahead - abs(ahead) * PIECE_ROUNDING - error - error[every, own][:, None] - drift
         reach = radius[:, None]
         excess = 1 - (steep * reach + (pieces.bound * reach) ** 2) * SLACK / ahead
-        decided = same | ((ahead > 0) & (excess > COMPARED))
+        decided = same | ((ahead > 0) & (excess > PIECE_ROUNDING))
         rows, others = np.nonzero(~decided & (radius > 0)[:, None])
-        step = max(1, CHUNK // pieces.frame[0].size)
+        step = max(1, MAX_PAIR_VALUES // pieces.frame[0].size)
         chunks = [slice(k, k + step) for k in range(0, len(rows), step)]
         pairs = [
             guess(

@@ -15,9 +15,8 @@ from robustcert.check.network.operation import Operation
 from robustcert.check.norms.operation import find
 from robustcert.check.reader import UnreadableError
 
-# Covers the rounding of sums of nonnegative terms, and that of a comparison.
-COMPARED = 2.0**-45
-TINY = 2.0**-500
+# Relative allowance for the rounding of a comparison of quadratics.
+PIECE_ROUNDING = 2.0**-45
 
 
 @dataclass(frozen=True, eq=False)
