@@ -1,4 +1,4 @@
-"""Floating-point formats, and what covers rounding in the checker's own float64."""
+"""Floating-point formats, and allowances for rounding in the checker's own float64."""
 
 import math
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ class Arithmetic:
     safe: float
 
     def gamma(self, terms: int) -> float:
-        """Relative error of a sum of products; infinite where the theory says nothing."""
+        """Relative error of a sum of ``terms`` products; infinite where the bound does not hold."""
         product = terms * self.unit
         return product / (1 - product) * SLACK if product < 0.5 else math.inf
 

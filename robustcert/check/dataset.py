@@ -1,4 +1,4 @@
-"""Samples against files of the dataset: idx, CIFAR binary and NumPy archives."""
+"""Comparison of samples with files of the dataset: idx, CIFAR binary and NumPy archives."""
 
 import gzip
 import hashlib
@@ -80,7 +80,7 @@ def by_digest(
         files: As for :func:`compare`.
         digests: SHA-256 of every input, as bytes or as float32 in [0, 1]; shape ``(N, 32)``.
         indices: Rows of the split, in file order.
-        shape: Of one input.
+        shape: Shape of one input.
 
     Raises:
         UnreadableError: a file cannot be read, or a row is not what the digest stands for.
@@ -101,7 +101,7 @@ def by_digest(
 
 
 def unit(values: Array) -> NDArray[np.float32]:
-    """What a network takes: of a byte p the float32 nearest to p / 255, of a float the nearest."""
+    """Inputs of a network: for a byte p the float32 nearest to p / 255, for a float the nearest."""
     if values.dtype == np.uint8:
         return values.astype(np.float32) / np.float32(255)
     with np.errstate(over="ignore"):
@@ -134,7 +134,7 @@ def _load(files: Sequence[str | Path]) -> tuple[Array, NDArray[np.int64]]:
 
 
 def _shape(images: Array) -> tuple[int, ...]:
-    # Of one input: grey images may be without their channel.
+    # Shape of one input. Grey images may come without the dimension of channels.
     shape = images.shape[1:]
     return (1, *shape) if len(shape) == 2 else shape
 

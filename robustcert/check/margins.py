@@ -1,17 +1,17 @@
-r"""Predictions and radii against proved margins.
+r"""Predictions and radii of rows, proved from margins of logits and constants of their differences.
 
 Let m be the real margin of class c over class j at a sample, K the proved constant of the
 difference of the two logits, and :math:`D + \beta r` the error of the deployed network within r.
-Two logits that are each a coordinate of a vector with error D differ by at most :math:`\sqrt 2 D`
-more or less, so that within r the deployed margin is positive if
+The difference of two coordinates of a vector with error D has an error of at most
+:math:`\sqrt 2 D`. So within r the deployed margin is positive if
 
 .. math:: K r + \sqrt 2 (D + \beta r) < m,
 
-and the real one is if K r < m. In float64 m is known up to :math:`\sqrt 2 D_0`; in exact arithmetic
-it is known. A prediction that is called correct is proved likewise, with r = 0 and for the real
-network alone; others, without a radius, are compared up to the rounding of all networks. Where the
-claim rests on gradients and that does not suffice, what the margin can fall by within r is bounded
-by its curvature instead (``curvature.py``).
+and the real margin is positive if K r < m. In float64, m is known up to :math:`\sqrt 2 D_0`; in
+exact arithmetic, it is known. A prediction that is called correct is proved in the same way, with r
+= 0 and for the real network alone. Other predictions without a radius are compared up to the
+rounding of all networks. Where the claim rests on gradients and the constants do not prove a
+radius, the fall of the margin within r is bounded by its gradient and curvature (``curvature.py``).
 """
 
 import math
@@ -40,13 +40,13 @@ MARGIN_ROUNDING = 2.0**-48
 
 @dataclass(frozen=True)
 class Network:
-    """A network whose radii follow from margins and norms, or gradients.
+    """A network with what proves its radii: norms and pairwise constants, or gradients.
 
     Attributes:
-        operations: Applied in turn.
+        operations: Operations, applied in turn.
         norms: Proved norms by path, as floats that are not below them.
         pairwise: Claimed constants that have been proved, ``(C, C)``.
-        deployed: Arithmetics of the deployed networks that are spoken of.
+        deployed: Arithmetics of the deployed networks that the claim is about.
         smooth: Whether radii may rest on gradients.
     """
 
@@ -119,7 +119,7 @@ def _compare(chosen: list[Row], states: list[Evaluation], network: Network) -> C
             (~rivals | (own < margin)).all(axis=1),
             found.reach[used].min(axis=0, initial=math.inf),
             least,
-            # Nine digits are written.
+            # Margins are written with nine digits.
             own.max(axis=1) + centre[:, 0] + 6e-9 * abs(least),
             np.where(rivals, (margin - fall) / margin, math.inf).min(axis=1),
         )
@@ -135,7 +135,7 @@ def _curved(
     states: list[Evaluation],
     network: Network,
 ) -> Floats:
-    # How far margins fall, where the curvature says that it is less.
+    # Bounds on the fall of margins, lowered for the given pairs where their curvature allows it.
     rows, others = np.nonzero(pairs)
     fall, unit = fall.copy(), np.eye(fall.shape[1])
     for start in range(0, len(rows), len(radius)):
@@ -150,7 +150,7 @@ def _curved(
 
 
 def _times(constants: Floats, radius: Floats) -> Floats:
-    # An infinite radius is no loss where the margin never changes.
+    # Where the margin never changes, it loses nothing, even within an infinite radius.
     return np.where(constants == 0, 0.0, constants * radius[:, None])
 
 
@@ -169,7 +169,7 @@ def _check_exactly(
     for j, logit in enumerate(logits):
         if j == row.prediction:
             continue
-        # Of the real logits at the sample, rounded down.
+        # Lower bound of the margin of the real logits at the sample.
         margin = logits[row.prediction] - logit - own
         if not row.certified:
             blur = 2 * Fraction(ROOT2) * Fraction(float(errors.centre[:, position].max()))
@@ -198,7 +198,7 @@ def _proves(
 
 
 def _deployed(position: int, errors: Errors, network: Network) -> list[tuple[Fraction, Fraction]]:
-    # What rounding takes off margins, at the sample and per unit of distance.
+    # Errors of deployed margins at the sample, and what they gain per unit of distance.
     root, places = Fraction(ROOT2), [network.arithmetics.index(a) for a in network.deployed]
     return [
         (
@@ -241,7 +241,7 @@ def _proves_smoothly(
 
 
 def _fall(constant: float, growth: Fraction, radius: float) -> Fraction | None:
-    # None: without bound.
+    # The fall of a margin within a radius; None if it has no bound.
     slope = Fraction(constant) + growth
     if slope == 0:
         return Fraction(0)

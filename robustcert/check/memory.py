@@ -1,8 +1,8 @@
-"""Memory that a check takes at most, known from the shapes of a network before any is taken.
+"""Upper bound on the memory of a check, known from the shapes of a network before it starts.
 
-The files and the tables made of them take ``FACTOR`` times the folder's bytes, the interpreter and
-its libraries ``FIXED`` bytes, for one thread of linear algebra. To that comes the workspace of the
-largest single step, all of whose arrays are given back before the next one begins.
+It has three parts: ``FACTOR`` times the bytes of the folder, for the files and the tables made of
+them; ``FIXED`` bytes for the interpreter and its libraries, with one thread of linear algebra; and
+the workspace of the largest single step, whose arrays are freed before the next step begins.
 """
 
 import math
@@ -24,7 +24,7 @@ FACTOR = 4
 FIXED = 500 * 10**6
 # Unit of the figures that are printed, in bytes.
 MEGABYTE = 10**6
-# Bytes for each pair of classes: the claimed constant, its exact least value and their comparison.
+# Bytes for each pair of classes: the claimed constant, its exact lower bound, their comparison.
 PAIR_BYTES = 512
 
 
@@ -34,8 +34,8 @@ class Need:
 
     Attributes:
         folder: Size of the files that are read.
-        workspace: Of the largest step.
-        step: Which one that is.
+        workspace: Bytes of the arrays of the largest step.
+        step: Name of that step.
     """
 
     folder: int
@@ -44,7 +44,7 @@ class Need:
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """The sum of all parts."""
         return FACTOR * self.folder + FIXED + self.workspace
 
     def __str__(self) -> str:
@@ -58,12 +58,12 @@ class Need:
 
 
 def need(folder: int, operations: Sequence[Operation], proof: str) -> Need:
-    """Memory of a check.
+    """The memory that a check needs.
 
     Args:
         folder: Size of the files that are read.
-        operations: Of the network.
-        proof: What the radii rest on, as the claim calls it.
+        operations: Operations of the network.
+        proof: Name of the proof in the claim.
     """
     workspace, step = max(_steps(operations, proof))
     return Need(folder, workspace, step)

@@ -1,4 +1,4 @@
-"""Every row of radii.csv: in float64, and in integers where float64 does not decide."""
+"""Verification of every row of radii.csv: in float64 and, where that is not enough, in integers."""
 
 import math
 import random
@@ -31,7 +31,12 @@ Values = Callable[[slice | NDArray[np.int64]], Floats]
 
 @dataclass(frozen=True)
 class Errors:
-    """Of every sample: errors ``(A, N)``; of all: what they gain per unit of distance ``(A,)``."""
+    """Bounds on the errors of logits, for A arithmetics and N samples.
+
+    Attributes:
+        centre: Bounds at the samples, ``(A, N)``.
+        growth: What they gain per unit of distance from the sample, ``(A,)``.
+    """
 
     centre: Floats
     growth: Floats
@@ -39,17 +44,29 @@ class Errors:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What float64 knows of every row."""
+    """What float64 proves of N rows, as arrays ``(N,)``.
 
-    finite: NDArray[np.bool_]  # logits and error bounds
-    proved: NDArray[np.bool_]  # the radius
-    refuted: NDArray[np.bool_]  # the radius
-    largest: NDArray[np.bool_]  # the prediction's logit, up to rounding
-    decided: NDArray[np.bool_]  # the prediction's real logit is proved to be the unique largest
+    Attributes:
+        finite: Whether logits and bounds on their errors are finite.
+        proved: Whether the radius is proved.
+        refuted: Whether the radius is proved to be more than the margin allows.
+        largest: Whether the logit of the prediction is the largest, up to rounding.
+        decided: Whether the real logit of the prediction is proved to be the unique largest.
+        reach: Distance within which nothing overflows.
+        least: Least margin over other classes.
+        tolerance: Difference from ``least`` that is allowed to the margin in the table.
+        slack: Relative distance between the radius and what is proved.
+    """
+
+    finite: NDArray[np.bool_]
+    proved: NDArray[np.bool_]
+    refuted: NDArray[np.bool_]
+    largest: NDArray[np.bool_]
+    decided: NDArray[np.bool_]
     reach: Floats
-    least: Floats  # margin
-    tolerance: Floats  # of that margin, as written
-    slack: Floats  # relative, of the radius
+    least: Floats
+    tolerance: Floats
+    slack: Floats
 
 
 class Proving(Protocol):
@@ -57,18 +74,18 @@ class Proving(Protocol):
 
     @property
     def operations(self) -> Sequence[Operation]:
-        """Applied in turn."""
+        """Operations, applied in turn."""
 
     @property
     def deployed(self) -> Sequence[Arithmetic]:
-        """Arithmetics of the deployed networks that are spoken of."""
+        """Arithmetics of the deployed networks that the claim is about."""
 
     @property
     def smooth(self) -> bool:
         """Whether radii may rest on gradients."""
 
     def compare(self, rows: list[Row], samples: Floats) -> tuple[Comparison, Errors]:
-        """What float64 knows of rows, and the errors that exact arithmetic starts from."""
+        """What float64 proves of rows, and bounds on the errors of their logits."""
 
     def check_exactly(
         self,
@@ -78,23 +95,23 @@ class Proving(Protocol):
         errors: Errors,
         report: Report,
     ) -> None:
-        """Check rows at some positions in integers; ``errors`` are of all rows."""
+        """Check the rows at given positions in integers; ``errors`` are those of all rows."""
 
 
 def verify_radii(
     rows: list[Row], values: Values, network: Proving, exact: int, seed: int | None, report: Report
 ) -> None:
-    """Check every row of radii.csv, in float64 and, where that is not enough, in integers.
+    """Verify every row of radii.csv, in float64 and, where that is not enough, in integers.
 
-    Radii of rows that are certified and predictions of rows that are correct must be proved. Of the
-    others, predictions are compared up to rounding.
+    Radii of rows that are certified and predictions of rows that are correct must be proved.
+    Predictions of other rows are compared up to rounding.
 
     Args:
         rows: The rows.
         values: Inputs of a selection of rows.
         network: The network.
-        exact: How many rows are checked in integers in any case.
-        seed: Of their choice; from the operating system by default.
+        exact: Number of rows that are checked in integers even if float64 proves them.
+        seed: Seed of the choice of these rows; from the operating system by default.
         report: Where to note the outcome.
     """
     errors, slack, undecided = _verify_in_float64(rows, values, network, report)
@@ -116,7 +133,7 @@ def verify_radii(
 def _verify_in_float64(
     rows: list[Row], values: Values, network: Proving, report: Report
 ) -> tuple[Errors, Floats, int]:
-    # Of all rows what `_check_in_float64` returns for some of them, batch by batch.
+    # What `_check_in_float64` returns, for all rows.
     each = float_bytes(network.operations, every=network.smooth)
     parts = [
         _check_in_float64(rows, part, values(part), network, report)
@@ -135,7 +152,7 @@ def _verify_in_integers(
     errors: Errors,
     report: Report,
 ) -> None:
-    # Check the chosen rows batch by batch, until there are enough mismatches.
+    # Check the chosen rows, batch by batch, until there are more than MAX_EXACT_MISMATCHES.
     each = exact_bytes(network.operations, every=network.smooth)
     for part in batches(len(chosen), each, EXACT_BYTES):
         network.check_exactly(rows, chosen[part], values(chosen[part]), errors, report)
@@ -166,7 +183,7 @@ def _note(rows: list[Row], network: Proving, undecided: int, report: Report) -> 
 
 
 def _choose(slack: Floats, exact: int, seed: int) -> list[int]:
-    # Half of them at random, half of them those with the least slack.
+    # Positions of rows: half of them at random, half of them those with the least slack.
     count = min(exact, len(slack))
     at_random = random.Random(seed).sample(range(len(slack)), (count + 1) // 2)
     rest = np.setdiff1d(np.arange(len(slack)), at_random)
@@ -175,15 +192,15 @@ def _choose(slack: Floats, exact: int, seed: int) -> list[int]:
 
 
 def where_of(position: int) -> str:
-    """How messages call a row."""
+    """The name of a row in messages."""
     return f"radii.csv line {position + 2}"
 
 
 def _check_in_float64(
     rows: list[Row], part: slice, samples: Floats, network: Proving, report: Report
 ) -> tuple[Errors, Floats, int]:
-    # Errors; relative slack, NaN where a row is neither proved nor refuted; number of predictions
-    # about which the table claims nothing and that are not decided.
+    # Errors; relative slack, NaN where a row is neither proved nor refuted; number of undecided
+    # predictions about which the table claims nothing.
     chosen = rows[part]
     known, errors = network.compare(chosen, samples)
     slack, undecided = known.slack.copy(), 0

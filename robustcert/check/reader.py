@@ -1,4 +1,4 @@
-"""Read a certificate folder as untrusted data: fixed names, bounded sizes, strict formats."""
+"""Readers of a certificate folder as untrusted data: fixed names, bounded sizes, strict formats."""
 
 import functools
 import hashlib
@@ -62,18 +62,18 @@ SHORT.maxlevel = 3
 
 
 def show(value: object) -> str:
-    """Text from a folder for a message: one line, ASCII, short."""
+    """A value from a folder as text for a message: one short line of ASCII."""
     text = SHORT.repr(value).encode("ascii", "backslashreplace").decode()
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def fail(where: str, expected: str, got: object) -> UnreadableError:
-    """An error in the form: where, what was expected, what there is."""
+    """An error that says where, what was expected and what came."""
     return UnreadableError(f"{where}: expected {expected}, got {show(got)}")
 
 
 def read_bytes(folder: Path, name: str) -> bytes:
-    """A regular file of the folder, no link and of bounded size."""
+    """Content of a regular file of the folder, which must be no link and of bounded size."""
     path = folder / name
     # Opened without following a link and without waiting for a pipe.
     flags = (getattr(os, flag, 0) for flag in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"))
@@ -88,7 +88,7 @@ def read_bytes(folder: Path, name: str) -> bytes:
                 raise UnreadableError(f"{name}: not a regular file")
             if status.st_size > limit:
                 raise UnreadableError(f"{name}: {status.st_size} bytes, more than {limit}")
-            # One byte more than there should be: as much memory as the file has bytes.
+            # One byte more than there should be, so that a file that grows is noticed.
             content = file.read(status.st_size + 1)
     except OSError as error:
         raise UnreadableError(f"{name}: cannot be read: {error.strerror}") from None
@@ -106,7 +106,7 @@ def sha256(content: bytes) -> str:
 
 
 def parse_json(content: bytes, where: str) -> Any:
-    """JSON without duplicate keys, NaN, infinities or an unreasonable number of values."""
+    """JSON without duplicate keys, NaN, infinities or more values than MAX_JSON_VALUES."""
 
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(items)
@@ -156,7 +156,7 @@ def text(value: Any, where: str) -> str:
 
 
 def whole(value: Any, where: str, least: int = 0, most: int = 2**62) -> int:
-    """A JSON integer within a range; true and false are none."""
+    """A JSON integer within a range; true and false are no integers."""
     if type(value) is not int or not least <= value <= most:
         raise fail(where, f"an integer from {least} to {most}", value)
     return value
@@ -211,7 +211,7 @@ def _entry(entry: Any, where: str) -> tuple[str, tuple[int, ...], int, int]:
     if len(shape) > 8 or len(offsets) != 2:
         raise UnreadableError(f"{where}: more than 8 dimensions, or not two offsets")
     sizes = tuple(whole(n, where) for n in shape)
-    # Also where another size is 0: NumPy makes no array that it could not count through.
+    # Sizes of 0 count as 1: NumPy refuses arrays whose other sizes are too large, even if empty.
     if math.prod(max(n, 1) for n in sizes) > MAX_ENTRIES:
         raise fail(f"{where} shape", f"at most {MAX_ENTRIES} entries", sizes)
     first, last = (whole(n, where) for n in offsets)
@@ -235,12 +235,12 @@ class Row:
 
     @property
     def right(self) -> bool:
-        """Whether the label is predicted, by logits that are numbers; correct if that is proved."""
+        """Whether the label is predicted and the margin is finite; correct if it is also proved."""
         return self.label == self.prediction and math.isfinite(self.margin)
 
     @property
     def void(self) -> bool:
-        """Whether nothing is claimed: no margin, not correct, not certified."""
+        """Whether the row claims nothing: no finite margin, not correct and not certified."""
         return not (math.isfinite(self.margin) or self.correct or self.certified)
 
 
@@ -251,7 +251,7 @@ def parse_radii(content: bytes, count: int, certified: str = "certified") -> lis
         raise UnreadableError(f"radii.csv: expected {count + 1} lines for the samples, got {lines}")
     if not content.isascii():
         raise UnreadableError("radii.csv: not ASCII")
-    # Line by line: a list of all lines would take more memory than the file.
+    # Read line by line: a list of all lines would take more memory than the file.
     file = io.BytesIO(content)
     head = file.readline().decode().removesuffix("\n")
     if head != COLUMNS:

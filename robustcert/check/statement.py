@@ -1,4 +1,4 @@
-"""The words of a claim: what may be said, and what it is of."""
+"""The statements that a certificate may make, word by word, and the functions they are about."""
 
 import math
 from typing import Any
@@ -46,7 +46,7 @@ CLAIMS = {"format", "robustcert", "claim", "network", "bounds", "pairwise", "sum
 
 
 def check_statement(claim: Any) -> tuple[list[Arithmetic], str]:
-    """The arithmetics that a claim speaks of, and what it says it rests on."""
+    """Check the statement of a claim; returns the arithmetics that it is about, and its proof."""
     smoothed = isinstance(claim, dict) and claim.get("proof") == "smoothing"
     own = {"smoothing"} if smoothed else set()
     keys(claim, "claim", {*STATEMENT, "functions", *own}, {"proof"})
@@ -71,8 +71,7 @@ def check_statement(claim: Any) -> tuple[list[Arithmetic], str]:
 
 
 def status(claim: dict[str, Any], proof: str) -> str:
-    """The word for a row with a positive radius."""
-    # What radii.csv has to call a sample with a radius.
+    """The status that radii.csv has to give a row with a positive radius."""
     if proof != "smoothing":
         return "certified"
     said = keys(claim["smoothing"], "claim smoothing", SMOOTHING, set())

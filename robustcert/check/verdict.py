@@ -1,4 +1,4 @@
-"""Every claim of a certificate folder against what can be proved from its own files."""
+"""The verdict on a certificate folder: each claim is proved from its own files, or refused."""
 
 import itertools
 import math
@@ -55,14 +55,15 @@ def check(
     seed: int | None = None,
     data: Sequence[str | Path] = (),
 ) -> Report:
-    """Check a certificate folder.
+    """Check every claim of a certificate folder.
 
     Args:
         folder: The folder, which may hold anything.
-        exact: Samples whose logits are always computed in exact arithmetic: half of them at random,
-            half of them those with the smallest relative slack.
-        seed: Of that choice; from the operating system by default, so that nobody can foresee it.
-        data: Files of the dataset that the samples must be from; none: not checked.
+        exact: Number of samples that are always checked in exact arithmetic: half of them at
+            random, half of them those with the smallest relative slack.
+        seed: Seed of that choice; from the operating system by default, so that nobody can foresee
+            it.
+        data: Files of the dataset that the samples have to be from; not checked if there are none.
 
     Raises:
         UnreadableError: the folder is malformed, or of a kind that this checker does not know.
@@ -72,7 +73,7 @@ def check(
     read = _read_folder(_open(folder), data, report)
     operations, proof = read.operations, read.proof
     report.note("memory", str(memory.need(read.size, operations, proof)))
-    # What takes no proof comes first, so that a malformed folder is refused soon.
+    # Checks that need no proof come first, so that a malformed folder is refused early.
     check_table(read.rows, read.samples, operations[-1].output_shape[0], report)
     check_summary(read.claim["summary"], read.rows, report)
     proved, pairwise = prove_constants(read.claim, read.content, operations, proof, report)
@@ -96,8 +97,8 @@ class _Folder:
         content: These files but radii.csv, by name.
         claim: certificate.json.
         deployed: Arithmetics of the deployed networks that the claim is about.
-        proof: What the claim says that its radii rest on.
-        operations: The network's, applied in turn.
+        proof: Name of the proof in the claim.
+        operations: Operations of the network, applied in turn.
         samples: Inputs, labels and indices.
         rows: The lines of radii.csv.
         unread_keys: Keys of certificate.json that nothing reads.
@@ -174,7 +175,7 @@ def _verify_rows(
     if read.proof == "quadric":
         network = QuadraticNetwork(operations, upper, deployed)
     if report.uncovered:
-        # Without a proof of the radii, predictions still have one.
+        # The radii have no proof here, but predictions that are called correct need one.
         rows = [replace(row, certified=False, radius=0.0) for row in rows]
     verify_radii(rows, read.samples.values, network, exact, seed, report)
 
@@ -207,10 +208,10 @@ class ProvedNetwork:
     """The network of a folder, with what was proved of it.
 
     Attributes:
-        operations: Applied in turn.
-        digest: Of the network, recomputed.
-        pairwise: Proved constants of logit i minus logit j, ``(C, C)``; none of quadratics.
-        proof: What the folder says that its radii rest on.
+        operations: Operations, applied in turn.
+        digest: Digest of the network, recomputed.
+        pairwise: Proved constants of logit i minus logit j, ``(C, C)``; empty for quadratics.
+        proof: Name of the proof in the claim.
     """
 
     operations: tuple[Operation, ...]
@@ -247,7 +248,7 @@ def _open(folder: str | Path) -> Path:
 def _read_claim(
     folder: Path, names: Sequence[str]
 ) -> tuple[dict[str, bytes], dict[str, Any], list[Arithmetic], str]:
-    # Files of the folder; certificate.json; what it speaks of, and what it rests on.
+    # Files by name; certificate.json; the arithmetics that its claim is about; its proof.
     content = {name: read_bytes(folder, name) for name in names}
     claim = parse_json(content["certificate.json"], "certificate.json")
     keys(claim, "certificate.json", {"format"})
@@ -265,7 +266,7 @@ def _read_claim(
 
 
 def _unread_keys(claim: dict[str, Any]) -> list[str]:
-    # Whatever they hold is taken as said, and so is whatever is nested in them.
+    # Their values, and whatever is nested in these, are taken as said.
     unread = sorted(claim.keys() - CLAIMS)
     if len(unread) > MAX_UNREAD_KEYS or any(len(key) > MAX_KEY_LENGTH for key in unread):
         raise UnreadableError(

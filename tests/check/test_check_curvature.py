@@ -155,9 +155,9 @@ def test_the_transpose_of_a_convolution(place: int, tmp_path: Path) -> None:
 
 def changed(name: str, **parts: Callable[..., Any]) -> Callable[[pytest.MonkeyPatch], None]:
     def plant(patch: pytest.MonkeyPatch) -> None:
-        bend = activation_curvature.BENDS[name]
+        bend = activation_curvature.CURVATURES[name]
         new = {key: make(getattr(bend, key)) for key, make in parts.items()}
-        patch.setitem(activation_curvature.BENDS, name, replace(bend, **new))
+        patch.setitem(activation_curvature.CURVATURES, name, replace(bend, **new))
 
     return plant
 

@@ -1,1 +1,1 @@
-"""Logits of a network with proved errors."""
+"""Evaluation of a network with proved bounds on the errors of its logits."""

@@ -1,4 +1,4 @@
-"""Batches of samples whose evaluation fits into a budget of memory."""
+"""Memory that an evaluation takes for each sample, and batches that fit into a budget."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -19,7 +19,7 @@ KEPT_BYTES = 256
 def float_bytes(operations: Sequence[Operation], *, every: bool = False) -> int:
     """Bytes that :func:`trace` takes for each sample, in float64.
 
-    With ``every`` state kept, gradients follow, and what they take is included.
+    With ``every`` state kept, the memory of the gradients that follow is included.
     """
     live = 8 * (MAX_GRADIENT_ARRAYS if every else MAX_VALUE_ARRAYS)
     kept = sum(math.prod(op.output_shape) for op in operations) if every else 0
@@ -33,8 +33,8 @@ def exact_bytes(operations: Sequence[Operation], *, every: bool = False) -> int:
 
 
 def _largest(operation: Operation) -> int:
-    # Values of the largest input or output on the way, padding included. A sum keeps its input and
-    # its total besides what its branches need.
+    # Number of values of the largest input or output inside the operation, padding included. A sum
+    # keeps its input and its total while its branches are evaluated.
     inside = [*operation.parts, *(op for branch in operation.branches for op in branch)]
     found = max(math.prod(operation.input_shape), math.prod(operation.output_shape))
     if operation.kind == "convolution":
@@ -49,7 +49,7 @@ def _largest(operation: Operation) -> int:
 
 
 def batches(count: int, each: int, budget: int) -> Iterator[slice]:
-    """Slices of samples that take ``each`` bytes: at least one, and ``budget`` bytes otherwise."""
+    """Slices of ``count`` samples of ``each`` bytes: at least one sample, at most ``budget``."""
     step = max(1, budget // each)
     for start in range(0, count, step):
         yield slice(start, start + step)

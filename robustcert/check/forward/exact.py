@@ -1,7 +1,8 @@
-r"""Logits in integers, for the samples where rounding matters.
+r"""Logits in integers, for samples that float64 does not decide.
 
-In integers, linear maps are exact, and so are the activations that only select and reflect along
-axes. Others are put on a grid of 2^-256; those errors are carried along like the ones above.
+A value is an integer times a power of two. Linear maps are exact, and so are the activations that
+only select and reflect along axes. The values of others are rounded to 256 binary places; bounds on
+these errors are carried on like those of ``floating.py``.
 """
 
 import math
@@ -59,9 +60,9 @@ def trace_exactly(
     *,
     every: bool = True,
 ) -> list[Exact]:
-    """Like :func:`evaluate_exactly`: the samples, and what each operation makes of them.
+    """Like :func:`evaluate_exactly`: the samples, then the output of every operation.
 
-    Without ``every``, the last state alone, and no other is kept on the way.
+    Without ``every``, the list holds the last state alone, and no other is kept in memory.
     """
     values, places = to_integers(samples)
     states = [Exact(values, places, np.zeros(len(samples)))]
@@ -76,7 +77,7 @@ def _run_exactly(
 ) -> Exact:
     for operation in operations:
         state = shortened(_step_exactly(operation, state, norms))
-        # Others are 1-Lipschitz, and add a bit at most.
+        # The other kinds are 1-Lipschitz, and their outputs have one bit more at most.
         grows = operation.kind not in ("activation", "flatten", "wrap")
         if grows and exponent(state.values, state.places) > MAX_BITS:
             raise InexactError(f"a value passes 2^{MAX_BITS} behind {operation.label}")
@@ -84,7 +85,7 @@ def _run_exactly(
 
 
 def shortened(state: Exact) -> Exact:
-    """The same with fewer places, where there are very many."""
+    """The state rounded to KEPT_PLACES binary places, if it has more than MAX_PLACES."""
     if state.places <= MAX_PLACES:
         return state
     entries = math.prod(state.values.shape[1:])
@@ -132,10 +133,10 @@ def _step_exactly(operation: Operation, state: Exact, norms: Mapping[str, float]
 
 
 def scaled(weight: Floats) -> tuple[Floats, int]:
-    """Integer-valued floats, and the places that they are shifted by.
+    """A weight times the power of two that makes its entries integers, and its exponent.
 
     Raises:
-        InexactError: they span too many binades.
+        InexactError: the entries span too many binades.
     """
     places = binary_places(weight)
     if places > 400 or float(abs(weight).max()) > 2.0**400:
@@ -144,7 +145,7 @@ def scaled(weight: Floats) -> tuple[Floats, int]:
 
 
 def adjoint_exactly(operation: Operation, u: Exact) -> tuple[Integers, int]:
-    """The transpose of a dense map or a convolution times integers: integers and their places."""
+    """The transpose of a dense map or a convolution times u: integers and their binary places."""
     weight, finer = scaled(operation.wide("weight"))
     terms = weight.shape[0] * math.prod(weight.shape[2:])
     return _linear_exactly(operation, u.values, weight, adjoint, terms), u.places + finer
@@ -160,7 +161,7 @@ def _linear_exactly(
     bits = digit_bits(terms)
     digits = split_integers(z, bits)
     parts: dict[int, NDArray[np.int64]] = {}
-    # One digit of the kernel after the other, so that they are not all there at once.
+    # The digits of the kernel one after the other, so that only one is in memory.
     for j, kernel in enumerate(float_digits(weight, bits)):
         for i, digit in enumerate(digits):
             found = product(operation, digit, kernel).astype(np.int64)

@@ -1,16 +1,16 @@
 r"""Logits in float64 for all samples, with proved errors.
 
-With N the proved norm of an operation, an evaluation that is wrong by D before it is wrong by at
-most N D + local error behind it, in the l2 norm. For dense maps and convolutions with n terms,
-computed z and unit roundoff u, the local error is at most :math:`\gamma_{n+1} \lVert |W| |z| + |b|
-\rVert`, for any order of summation (:math:`\gamma_k = k u / (1 - k u)`).
+Let N be the proved norm of an operation and D the error of its computed input, in the l2 norm. The
+error of its computed output is at most N D plus a local error. For dense maps and convolutions with
+n terms, computed z and unit roundoff u, the local error is at most :math:`\gamma_{n+1} \lVert |W|
+|z| + |b| \rVert`, for any order of summation (:math:`\gamma_k = k u / (1 - k u)`).
 
-The deployed network is evaluated at any point within r of the sample. Its computed input to an
-operation is then within :math:`P r + D_0 + D + \beta r` of the one computed here, where P is the
+The deployed network may be evaluated at any point within r of the sample. Its computed input to an
+operation is within :math:`P r + D_0 + D + \beta r` of the one computed here, where P is the
 constant of everything before, D and :math:`D_0` are the errors of the two evaluations at the sample
-and :math:`\beta` is what D gains per unit of distance. :math:`\lVert |W| \rVert \le a` carries that
-through, and the error within r is :math:`D + \beta r` again. The same magnitudes show how far out
-nothing overflows.
+and :math:`\beta` is what D gains per unit of distance. With :math:`\lVert |W| \rVert \le a` the
+error of its output within r has the form :math:`D + \beta r` again. The same magnitudes give the
+distance within which nothing overflows.
 """
 
 import math
@@ -31,10 +31,10 @@ class Evaluation:
     """Computed values of shape ``(N, *)`` and their errors, one row for each arithmetic.
 
     Attributes:
-        values: Computed here, in float64.
-        centre: Errors at the samples, ``(A, N)``; the first row is that of ``values``.
-        growth: What the errors gain per unit of distance, ``(A,)``.
-        reach: Distances within which nothing overflows, ``(A, N)``.
+        values: Values computed here, in float64.
+        centre: Bounds on the errors at the samples, ``(A, N)``; those of ``values`` first.
+        growth: What these bounds gain per unit of distance from the sample, ``(A,)``.
+        reach: Distances from the samples within which nothing overflows, ``(A, N)``.
         constant: Lipschitz constant of the real map so far.
     """
 
@@ -51,10 +51,10 @@ def evaluate(
     norms: Mapping[str, float],
     arithmetics: Sequence[Arithmetic],
 ) -> Evaluation:
-    """Evaluate samples in float64; the errors of other arithmetics are bounded beside it.
+    """Evaluate samples in float64, with bounds on the errors in float64 and other arithmetics.
 
     Args:
-        operations: Applied in turn.
+        operations: Operations, applied in turn.
         samples: Shape ``(N, *input_shape)``, exact.
         norms: Proved norm of every operation by its path.
         arithmetics: float64 first.
@@ -70,14 +70,14 @@ def trace(
     *,
     every: bool = True,
 ) -> list[Evaluation]:
-    """Like :func:`evaluate`: the samples, and what each operation makes of them.
+    """Like :func:`evaluate`: the samples, then the output of every operation.
 
-    Without ``every``, the last state alone, and no other is kept on the way.
+    Without ``every``, the list holds the last state alone, and no other is kept in memory.
     """
     count, rows = len(arithmetics), len(samples)
     zero, reach = np.zeros((count, rows)), np.full((count, rows), math.inf)
     states = [Evaluation(samples, zero, np.zeros(count), reach, 1.0)]
-    # What overflows is found out by its reach and by logits that are not finite.
+    # Overflow shows in the reach and in logits that are not finite: it needs no warning.
     with np.errstate(all="ignore"):
         for operation in operations:
             state = _run([operation], states[-1], norms, arithmetics)
@@ -129,13 +129,13 @@ def _whole(
     norms: Mapping[str, float],
     arithmetics: Sequence[Arithmetic],
 ) -> Evaluation:
-    # The parts carry errors on by their own norms. What they add stays; what was there before
-    # grows by the norm of the whole instead.
+    # The parts multiply the error of the input by their own norms. That share is replaced by the
+    # error times the norm of the whole, which is smaller; what the parts add is kept.
     found = _run(operation.parts, state, norms, arithmetics)
     norm, carried = norms[operation.path], _gain(operation.parts, norms) * (1 - 2.0**-40)
     centre = norm * state.centre + (found.centre - carried * state.centre)
     growth = norm * state.growth + (found.growth - carried * state.growth)
-    # The differences are rounded relatively to what they are of.
+    # Allowance for the rounding of the differences, relative to their first terms.
     centre += 2.0**-48 * found.centre
     growth += 2.0**-48 * found.growth
     constant = state.constant * norm * SLACK
@@ -143,7 +143,7 @@ def _whole(
 
 
 def _gain(operations: Sequence[Operation], norms: Mapping[str, float]) -> float:
-    # At most what `_run` multiplies errors by, but for rounding.
+    # Factor by which `_run` multiplies the errors of an input, up to rounding.
     gains = [
         sum(_gain(branch, norms) for branch in op.branches) if op.kind == "sum" else norms[op.path]
         for op in operations
@@ -162,7 +162,7 @@ def _sum(
     norms: Mapping[str, float],
     arithmetics: Sequence[Arithmetic],
 ) -> Evaluation:
-    # One branch after the other: only their sums are kept.
+    # The branches are evaluated one after the other, and only their sum is kept.
     values: Floats = np.zeros(())
     centre, growth = np.zeros_like(state.centre), np.zeros_like(state.growth)
     constant, peak = 0.0, 0.0 * centre
@@ -185,7 +185,8 @@ def _sum(
 
 
 def _apply(operation: Operation, x: Floats) -> tuple[Floats, Floats | float, float, int]:
-    # The values; what the local error is relative to, at x and per unit of distance; its terms.
+    # The values; the magnitude that the local error is relative to, at x and its gain per unit of
+    # distance; the number of terms of the sums.
     if operation.kind in ("dense", "convolution"):
         weight = operation.wide("weight")
         values, sizes = linear(operation, x, weight), linear(operation, abs(x), abs(weight))
@@ -202,7 +203,7 @@ def _apply(operation: Operation, x: Floats) -> tuple[Floats, Floats | float, flo
     if operation.kind == "wrap":
         return wrap(operation, x), 0.0, 0.0, 0
     if operation.kind == "quadratics":
-        # Their slope has no bound: whoever asks for errors learns nothing.
+        # Quadratics have no Lipschitz constant: the bounds on their errors are infinite.
         return _quadratics(operation, x), math.inf, math.inf, 1
     kind, tensors, options = activation_of(operation)
     gain, offset = kind.rounding(**tensors, **options)

@@ -1,4 +1,4 @@
-"""Dense maps and convolutions, their transposes, and norms that carry rounding errors on."""
+"""Dense maps and convolutions in float64, their transposes, and norms of their absolute weights."""
 
 import math
 from collections.abc import Iterator
@@ -59,7 +59,8 @@ def adjoint(operation: Operation, u: Floats, weight: Floats) -> Floats:
 
 
 def _chunks(operation: Operation, count: int) -> Iterator[tuple[slice, slice]]:
-    # Samples, and lines of the output map, whose windows read about MAX_WINDOW_VALUES values.
+    # Slices of samples and of lines of the output map, whose windows together read about
+    # MAX_WINDOW_VALUES values.
     height = operation.output_shape[1]
     line = max(1, reads(operation) // height)
     lines, step = (
@@ -72,7 +73,7 @@ def _chunks(operation: Operation, count: int) -> Iterator[tuple[slice, slice]]:
 
 
 def reads(operation: Operation) -> int:
-    """Values that the windows of a convolution read of one sample."""
+    """Number of values that the windows of a convolution read of one sample."""
     taps = operation.tensors["weight"].shape[1:]
     groups = operation.options["groups"]
     return math.prod(taps) * groups * math.prod(operation.output_shape[1:])
@@ -81,8 +82,9 @@ def reads(operation: Operation) -> int:
 def absolute_norm(operation: Operation) -> float:
     r"""Upper bound of the norm of the map with weights \|W\|.
 
-    For B >= 0 without negative entries the norm of B'B is at most the largest of its row sums. Of a
-    convolution, B is the sum over its taps: no output reads, and no input is read, by a tap twice.
+    For a matrix B without negative entries, the norm of B'B is at most its largest row sum. For a
+    convolution, B is the sum of \|W\| over the taps: by one tap, an output reads one input at most,
+    and an input is read by one output at most.
     """
     weight = abs(operation.wide("weight"))
     exponent = math.frexp(float(weight.max()))[1]

@@ -28,7 +28,7 @@ def _lines(operations: tuple[Operation, ...]) -> Iterator[tuple[dict[str, Any], 
     for op in operations:
         shapes = {key: [array.dtype.name, *array.shape] for key, array in op.tensors.items()}
         line = {"kind": op.kind, **op.options, "shapes": shapes}
-        # Without their number, what follows a sum could be one branch more.
+        # The number of branches: without it, what follows a sum could be taken for another branch.
         yield line | ({"branches": len(op.branches)} if op.kind == "sum" else {}), op.tensors
         for branch in op.branches:
             yield {"branch": len(branch)}, {}

@@ -1,4 +1,4 @@
-"""An operation of the network with its options, its tensors and its shapes."""
+"""One operation of a network: its kind, options, tensors and shapes."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ MAX_SIZE = 2**24
 
 @dataclass(frozen=True, eq=False)
 class Operation:
-    """One operation with the shapes that it maps between; tensors are those of the file."""
+    """One operation with its input and output shape; tensors are those of the file."""
 
     kind: str
     name: str
@@ -27,12 +27,12 @@ class Operation:
     input_shape: Shape
     output_shape: Shape
     branches: tuple[tuple["Operation", ...], ...] = ()
-    # The same map as a sequence of simpler ones, for the kinds that are bounded as a whole.
+    # The same map as a sequence of simpler ones, for kinds whose norm is proved of the whole.
     parts: tuple["Operation", ...] = ()
 
     @property
     def label(self) -> str:
-        """What messages call it."""
+        """The name of the operation in messages."""
         return f"operation {self.path} ({show(self.name)}, {self.kind})"
 
     def wide(self, key: str) -> Array:
@@ -42,7 +42,7 @@ class Operation:
 
 @dataclass(frozen=True)
 class Window:
-    """How a convolution slides: per dimension, (height, width)."""
+    """The window of a convolution and how it moves, each as (height, width)."""
 
     kernel: tuple[int, int]
     stride: tuple[int, int]

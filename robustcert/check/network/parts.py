@@ -1,4 +1,4 @@
-"""Operations that are bounded as a whole, as sequences of simpler ones."""
+"""Operations whose norm is proved of the whole, written as sequences of simpler ones."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -12,7 +12,7 @@ from robustcert.check.reader import UnreadableError
 
 
 def _chain(operation: Operation, steps: list[tuple], where: str, label: str = "") -> tuple:
-    # Steps (kind, options, tensors) from the input of the operation on.
+    # Operations from steps (kind, options, tensors); the first takes the input of the whole.
     found, shape = [], operation.input_shape
     for i, (kind, options, tensors) in enumerate(steps):
         outputs = RULES[kind](options, tensors, shape, where)
@@ -46,7 +46,7 @@ def _residual_parts(operation: Operation, where: str) -> tuple[Operation, ...]:
     # The transpose of a convolution: channels exchanged, kernels turned around.
     back = np.flip(weight.swapaxes(0, 1), tuple(range(2, weight.ndim)))
     linear = linear_of(weight, *(k - 1 - padding for k in weight.shape[2:]))
-    # Twice a float is one, unless it overflows.
+    # Doubling a float is exact, unless it overflows.
     with np.errstate(over="ignore"):
         twice = -2 * back
     if not np.isfinite(twice).all():
@@ -77,7 +77,7 @@ def _circular_parts(operation: Operation, where: str) -> tuple[Operation, ...]:
     return wrap, Operation("convolution", operation.name, path, sliding, tensors, shape, outputs)
 
 
-# The kinds that have such parts.
+# The function that gives the parts of each of these kinds.
 PARTS: Mapping[str, Callable[[Operation, str], tuple[Operation, ...]]] = {
     "sandwich": _sandwich_parts,
     "residual_block": _residual_parts,

@@ -15,7 +15,7 @@ from robustcert.check.reader import Array, UnreadableError, fail, items, keys, s
 MAX_OPERATIONS = 5000
 # Maximum number of values that all operations together make of one sample.
 MAX_TOTAL_SIZE = 2**28
-# Maximum number of sums inside of each other.
+# Maximum depth of sums inside of sums.
 MAX_DEPTH = 20
 
 

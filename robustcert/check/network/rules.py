@@ -1,4 +1,4 @@
-"""What each kind of operation may hold, and the shape that it maps an input to."""
+"""Rules of every kind of operation: its options, its tensors, and the shape of its output."""
 
 import math
 from typing import Any
@@ -88,7 +88,7 @@ def _convolution(
 
 def _affine(options: dict[str, Any], tensors: dict[str, Array], shape: Shape, where: str) -> Shape:
     _names(options, tensors, where, (set(), {"scale", "shift"}))
-    # A shift may be one for every entry.
+    # The shift may have one value for every entry.
     for key, array in tensors.items():
         if array.shape != (shape[0],) and (key, array.shape) != ("shift", shape):
             raise fail(f"{where} {key}", f"shape ({shape[0]},)", array.shape)
@@ -125,7 +125,7 @@ def _activation(
 def _slope_activation(
     options: dict[str, Any], tensors: dict[str, Array], hidden: Shape, where: str
 ) -> dict[str, Array]:
-    # The tensors but those of the activation, which must have slopes in [0, 1] on each entry.
+    # The tensors without those of the activation, whose slopes have to be in [0, 1] on each entry.
     inside = keys(options["activation"], f"{where} activation", set())
     constants = inner_constants(tensors)
     if _activation(inside, constants, hidden, where) != hidden:

@@ -1,1 +1,1 @@
-"""Upper bounds on norms of operations, proved."""
+"""Proved upper bounds on the norms of operations."""

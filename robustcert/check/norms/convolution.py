@@ -1,10 +1,12 @@
-r"""Upper bounds on norms of zero-padded convolutions: by symbols, or as one matrix.
+r"""Proved upper bounds on norms of zero-padded convolutions: by symbols, or as one matrix.
 
-The other dimension need not be transformed: with its positions as channels, of signals and of
-outputs, a convolution is one along a single dimension, whose taps are matrices of the same weights
-and zeros. Its blocks are larger, their norms at most those above.
+A convolution has two dimensions, and need not be transformed along both (``symbols.py``). With the
+positions of one dimension as channels, of inputs and of outputs, it is a convolution along the
+other dimension alone, whose taps are matrices of the same weights and zeros. Its blocks are larger,
+and their norms are at most those of the transform along both.
 
-Small maps may be claimed a lower norm than their symbols have: then the whole matrix is tried.
+The norm of a small map may be well below that of its symbols, which is the norm of a circular
+convolution of which the map is a part. So the matrix of the whole map is tried last.
 """
 
 import math
@@ -52,7 +54,7 @@ def prove_convolution(operation: Operation, bound: Fraction) -> Proof:
         found = prove_symbols(mixed[0], bound, *mixed[1:])
         if found.method:
             return found
-    # No matrix at all says that the map is too large, not that it is proved.
+    # Without any matrix the map is too large, and nothing is proved.
     wholes = 0
     for matrix in _whole_matrices(operation):
         if not proved(matrix, bound):
@@ -64,7 +66,7 @@ def prove_convolution(operation: Operation, bound: Fraction) -> Proof:
 
 
 def estimate_convolution(operation: Operation) -> float:
-    """Norm of a convolution, as float64 sees it: the least of all the ways to bound it."""
+    """The least bound on the norm of a convolution that some proof may reach, in float64."""
     whole = max(map(estimate, _whole_matrices(operation)), default=math.inf)
     mixed = [estimate_symbols(*parts) for parts in _mixed(operation)]
     return min(estimate_symbols(operation, *axes_of(operation)), whole, *mixed)
@@ -85,7 +87,7 @@ def convolution_bytes(operation: Operation) -> int:
 
 
 def _mixed(operation: Operation) -> Iterator[tuple[Operation, Axis, Axis]]:
-    # The map with one dimension among its channels and the axes of what is left, where it may pay.
+    # The map with the positions of one dimension as channels, and its two axes, within the limits.
     axes, weight = axes_of(operation), operation.wide("weight")
     for d in (0, 1):
         axis = axes[d]
@@ -101,13 +103,13 @@ def _mixed(operation: Operation) -> Iterator[tuple[Operation, Axis, Axis]]:
 
 
 def _mixed_shape(shape: tuple[int, ...], axis: Axis, d: int) -> tuple[int, ...]:
-    # Of the weight of a map whose channels are those of all positions of dimension d.
+    # Shape of the weight of the map whose channels are those of all positions of dimension d.
     kernel = (1, shape[3]) if d == 0 else (shape[2], 1)
     return (shape[0] * axis.outputs, shape[1] * axis.inputs, *kernel)
 
 
 def _as_channels(operation: Operation, weight: Floats, axis: Axis, d: int) -> Floats:
-    # The weight of a map whose channels are those of all positions of dimension d.
+    # The weight of the map whose channels are those of all positions of dimension d.
     window = Window.of(operation)
     stride, padding, dilation = window.stride[d], window.padding[d], window.dilation[d]
     out, inner = weight.shape[:2]
@@ -117,7 +119,7 @@ def _as_channels(operation: Operation, weight: Floats, axis: Axis, d: int) -> Fl
     for k, *_ in axis.taps:
         positions = stride * outputs + dilation * k - padding
         read = (positions >= 0) & (positions < axis.inputs)
-        # Positions come first, where indices are apart.
+        # Index arrays that are not neighbours put their dimension first.
         taps[:, outputs[read], :, positions[read]] = weight.take(k, axis=2 + d)
     return taps.reshape(_mixed_shape(weight.shape, axis, d))
 
@@ -138,14 +140,14 @@ def _whole_matrices(operation: Operation) -> Iterator[Floats]:
     (y, v, i), (x, h, j) = _pairs(operation, rows, 0), _pairs(operation, columns, 1)
     for part in weight.reshape(groups, out, *weight.shape[1:]):
         matrix = np.zeros(shape)
-        # Pairs of both dimensions come first, where indices are apart.
+        # Index arrays that are not neighbours put their dimensions first: pairs of both axes.
         entries = part.transpose(2, 3, 0, 1)[i[:, None], j]
         matrix[:, y[:, None], x, :, v[:, None], h] = entries
         yield matrix.reshape(1, outputs, inputs)
 
 
 def _pairs(operation: Operation, axis: Axis, d: int) -> tuple[Indices, Indices, Indices]:
-    # Outputs and inputs of dimension d that a tap connects, and that tap.
+    # All triples of an output, an input and the tap that connects them, along dimension d.
     window = Window.of(operation)
     taps = np.array([k for k, *_ in axis.taps], np.int64)
     read = window.stride[d] * np.arange(axis.outputs)[:, None] + window.dilation[d] * taps

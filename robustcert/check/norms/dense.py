@@ -1,10 +1,10 @@
-r"""Upper bounds on norms of matrices, proved in exact integers.
+r"""Proved upper bounds on the norms of matrices, in exact integers.
 
-For any matrices A and R with n columns and any t, let E = t I - A'A - R'R. Every unit vector
-x has :math:`|A x|^2 = t - |R x|^2 - x' E x \le t + \lVert E \rVert_F`. So a guess R, a Cholesky
+For any matrices A and R with n columns and any t, let E = t I - A'A - R'R. Every unit vector x has
+:math:`|A x|^2 = t - |R x|^2 - x' E x \le t + \lVert E \rVert_F`. So any R, such as a Cholesky
 factor rounded to integers, proves :math:`\lVert A \rVert \le B` as soon as :math:`t + \lVert E
-\rVert_F \le B^2`. A is rounded to integers too, and the Frobenius norm of what is cut off is taken
-from B. Everything in E is then an integer, and computed exactly (``exact_products.py``).
+\rVert_F \le B^2`. A is rounded to integers too, and the Frobenius norm of what rounding cuts off is
+subtracted from B. Everything in E is then an integer, and computed exactly (``exact_products.py``).
 """
 
 import math
@@ -25,7 +25,7 @@ MAX_ARRAYS = 32
 
 @dataclass(frozen=True)
 class Proof:
-    """How a bound was proved, or that it was not: ``method`` is then empty."""
+    """How a bound was proved; ``method`` is empty if it was not."""
 
     method: str = ""
     value: float = math.nan
@@ -34,7 +34,7 @@ class Proof:
 def prove_dense(weight: Floats, bound: Fraction) -> Proof:
     """Prove a bound on the norm of a matrix."""
     if min(weight.shape) > MAX_FACTOR_SIDE or weight.size > MAX_FACTOR_ENTRIES:
-        # Too large for a factorisation here: only a bound that is obviously high is proved.
+        # Too large for a factorisation: only a bound above the Frobenius norm is proved.
         return Proof("Frobenius norm" if frobenius(weight) <= bound else "")
     return Proof("exact residual" if proved(weight[None], bound) else "")
 
@@ -42,7 +42,7 @@ def prove_dense(weight: Floats, bound: Fraction) -> Proof:
 def proved(matrices: Floats, bound: Fraction, loss: Fraction = Fraction(0)) -> bool:
     """Whether every matrix of a batch ``(b, m, n)``, changed by at most ``loss``, obeys ``bound``.
 
-    ``loss`` and ``bound`` are norms. False says that no proof was found.
+    ``loss`` and ``bound`` are l2 norms. False means that no proof was found.
     """
     if not np.isfinite(matrices).all():
         return False
@@ -70,11 +70,11 @@ def _residual_proof(
     places = bits * count - 2
     whole = np.rint(matrices * 2.0**places)
     cut = frobenius_each(matrices * 2.0**places - whole)
-    # One unit more than is cut off pays for what scaling may have lost to underflow.
+    # One unit more than is cut off covers what the scaling may lose to underflow.
     limit = math.floor((bound - loss) * 2**places) - math.ceil(cut) - 1
     if limit <= 0:
         return False
-    # Room for rounding: half a unit in every entry of the factor, and that of the factorisation.
+    # Allowance for rounding: half a unit in every entry of the factor, and the factorisation.
     room = size * (0.6 * 2.0**-places + 2.0**-48)
     t = limit**2 - math.ceil(room * 4**places)
     shifted = -gram
@@ -91,12 +91,12 @@ def _residual_proof(
 
 
 def frobenius(values: Floats) -> Fraction:
-    """Upper bound of the root of the sum of squares."""
+    """Upper bound of the Frobenius norm: the root of the sum of squares."""
     peak = float(abs(values).max(initial=0.0))
     if peak == 0:
         return Fraction(0)
     scaled = np.ldexp(values, -math.frexp(peak)[1])
-    # Squares lost to underflow, and all rounding, are far within the factor.
+    # The factor covers all rounding, and squares that are lost to underflow.
     total = float(np.sqrt(np.sum(scaled * scaled))) * (1 + 2.0**-20)
     return Fraction(total) * Fraction(2) ** math.frexp(peak)[1]
 
@@ -107,7 +107,7 @@ def frobenius_each(values: Floats) -> Fraction:
 
 
 def estimate(matrices: Floats) -> float:
-    """Largest norm in a batch, as float64 sees it."""
+    """Largest norm in a batch, computed in float64 without proof."""
     if matrices.shape[1] < matrices.shape[2]:
         matrices = matrices.swapaxes(1, 2)
     peak = float(abs(matrices).max(initial=0.0))

@@ -1,7 +1,7 @@
-r"""Proofs of the claimed norm of an operation, and norms of our own where none is claimed.
+r"""Proofs of the norm claimed for an operation, and proved norms where none is claimed.
 
-Layers with an activation inside are bounded as a whole, by the norm of a
-linear map that their weights make up.
+Sandwich layers and residual blocks, which have an activation inside, are bounded as a whole, by the
+norm of a linear map that their weights define.
 """
 
 import math
@@ -43,7 +43,7 @@ def prove(operation: Operation, bound: float) -> Proof:
 
 
 def find(operation: Operation) -> float:
-    """A bound of our own where the folder claims none, as close as one can be proved; or NaN."""
+    """A proved bound for an operation of which the folder claims none; NaN if none is found."""
     if operation.kind in ("sandwich", "residual_block"):
         inside, _ = _between_activations(operation)
         square = _estimate_linear(inside) ** 2 / (2 if operation.kind == "sandwich" else 1)
@@ -86,7 +86,8 @@ def _prove_sloped(operation: Operation, bound: float) -> Proof:
 
 
 def _between_activations(operation: Operation) -> tuple[Operation, Fraction]:
-    # [G / psi, psi V] or A as a linear map, rounded, and a bound on what that changes.
+    # [G / psi, psi V] or A as a linear map with rounded weights, and a bound on the norm of the
+    # rounding.
     if operation.kind == "sandwich":
         psi = operation.wide("multiplier")[:, None]
         both = [operation.wide("outer") / psi, operation.wide("inner") * psi]
@@ -96,7 +97,7 @@ def _between_activations(operation: Operation) -> tuple[Operation, Fraction]:
     first = operation.parts[0].branches[1][0]
     weight = first.wide("weight")
     product = weight * operation.wide("scale").reshape(-1, *(1,) * (weight.ndim - 1))
-    # No input is read by a tap twice, and every tap is wrong by a unit of itself.
+    # A tap reads every input once at most, and its weights are wrong by a unit roundoff each.
     taps = math.isqrt(math.prod(weight.shape[2:])) + 1
     inside = replace(first, tensors={"weight": product})
     return inside, frobenius(product) * Fraction(UNIT) * taps + UNDERFLOW
@@ -112,7 +113,7 @@ def workspace(operation: Operation) -> int:
     """Bytes that :func:`prove` and :func:`find` take at most."""
     size = sum(array.size for array in operation.tensors.values())
     if operation.kind in ("sandwich", "residual_block"):
-        # Of the linear map inside, which is made here.
+        # The linear map inside has weights of its own.
         inside, _ = _between_activations(operation)
         return workspace(inside) + 16 * size
     copies = 8 * 8 * size

@@ -1,18 +1,19 @@
-"""Positive rational numbers, rounded up or down to a bounded length."""
+"""Rational bounds on numbers and roots, with a bounded number of digits."""
 
 import math
 from fractions import Fraction
 
 from robustcert.check.reader import UnreadableError
 
-# Allowance for products that underflow, in norms.
+# Allowance for products that underflow, in the norm of a matrix.
 UNDERFLOW = Fraction(1, 2**900)
 
 
 def round_up(value: Fraction, bits: int = 4096) -> Fraction:
-    """At least a positive number, of ``bits`` binary digits; the number itself where it has these.
+    """A positive number rounded up to ``bits`` binary digits, unless it has fewer already.
 
-    Products of thousands of numbers would have millions of digits. None is below 2^(-2 bits).
+    Without this, products of thousands of numbers would have millions of digits. The result is at
+    least 2^(-2 bits).
 
     Raises:
         UnreadableError: the number is not below 2^(2 bits).
@@ -29,7 +30,7 @@ def round_up(value: Fraction, bits: int = 4096) -> Fraction:
 
 
 def root_up(value: Fraction) -> Fraction:
-    """At least the square root, and above it by 2^-60 of it at most."""
+    """Upper bound of a square root, with a relative error of at most 2^-60."""
     places = max(0, 130 - value.numerator.bit_length() + value.denominator.bit_length())
     places += places % 2
     scaled = -(-(value.numerator << places) // value.denominator)
@@ -37,7 +38,7 @@ def root_up(value: Fraction) -> Fraction:
 
 
 def root_down(value: Fraction) -> Fraction:
-    """At most the square root of a number between 2^-100 and 2^100, closely."""
+    """Lower bound, and a close one, of the square root of a number from 2^-100 to 2^100."""
     return Fraction(math.isqrt((value.numerator << 240) // value.denominator), 1 << 120)
 
 

@@ -1,8 +1,8 @@
-r"""Upper bounds on norms of convolutions by their Fourier transform, proved.
+r"""Proved upper bounds on the norms of convolutions, from the blocks of their Fourier transform.
 
 Write the position that output i reads by tap k as :math:`s i + d k - p = s (i + a) +
 \rho` with :math:`0 \le \rho < s`: on the s subsampled signals :math:`x_\rho[q] = x[s q + \rho]`,
-taps are shifts by a. Taps that see only padding are dropped. Put signals, :math:`\lceil n / s
+taps are shifts by a. Taps that read only padding are dropped. Put signals, :math:`\lceil n / s
 \rceil` long, and outputs on a circle of M positions. An output i < n' reads the position i + a; it
 reads what the padded convolution reads if no negative position wraps onto the signal, :math:`M + a
 \ge \lceil n / s \rceil`, and no position passes the end, :math:`n' + a \le M`. With M so large
@@ -50,23 +50,31 @@ MAX_SYMBOL_VALUES = 2**19
 
 @dataclass(frozen=True)
 class Axis:
-    """One dimension: live taps as (kernel index, shift, residue), outputs, grid points, D."""
+    """One dimension of a convolution.
+
+    Attributes:
+        taps: Taps that read the input, as (kernel index, shift a, residue rho).
+        inputs: Number of input positions.
+        outputs: Number of output positions.
+        points: Number of frequencies of the grid.
+        inverse_loss: Lower bound of the factor cos^2 of a coarser grid; 1 on the full one.
+    """
 
     taps: list[tuple[int, int, int]]
     inputs: int
     outputs: int
     points: int
-    inverse_loss: Fraction  # lower bound of cos^2 for the coarse grid, else 1
+    inverse_loss: Fraction
 
     @staticmethod
     def of(
         kernel: int, size: int, outputs: int, stride: int, padding: int, dilation: int
     ) -> "Axis":
-        """Lay out one dimension."""
+        """One dimension of a zero-padded convolution."""
         taps = []
         for k in range(kernel):
             offset = dilation * k - padding
-            first = max(0, -(offset // stride))  # least i with stride i + offset >= 0
+            first = max(0, -(offset // stride))  # the least i with stride i + offset >= 0
             if first < outputs and stride * first + offset < size:
                 taps.append((k, offset // stride, offset % stride))
         shifts = [a for _, a, _ in taps] or [0]
@@ -78,7 +86,7 @@ class Axis:
         coarse = 32 * degree
         if circle <= max(MAX_FULL_GRID, coarse):
             return Axis(taps, size, outputs, circle, Fraction(1))
-        angle = Fraction(355, 113) / 64  # above pi D / 2 N
+        angle = Fraction(355, 113) / 64  # an upper bound of pi D / 2 N
         return Axis(taps, size, outputs, coarse, (1 - angle**2 / 2) ** 2)
 
 
@@ -122,7 +130,7 @@ def prove_symbols(operation: Operation, bound: Fraction, rows: Axis, columns: Ax
     weight = operation.wide("weight")
     if symbol_work(operation, rows, columns) <= MAX_WORK:
         loss = symbol_error(operation, rows, columns)
-        # The norm of symbols on the grid that proves the bound everywhere.
+        # The bound at the frequencies of the grid that implies `bound` at all frequencies.
         limit = bound * root_down(rows.inverse_loss * columns.inverse_loss)
         batches = symbols(weight, operation, rows, columns)
         if all(proved(batch, limit, loss) for batch in batches):
@@ -131,7 +139,7 @@ def prove_symbols(operation: Operation, bound: Fraction, rows: Axis, columns: Ax
 
 
 def estimate_symbols(operation: Operation, rows: Axis, columns: Axis) -> float:
-    """Norm of a convolution by its symbols, as float64 sees it; infinite if out of reach."""
+    """Norm of a convolution by its symbols, without proof; infinite if they take too long."""
     if symbol_work(operation, rows, columns) > MAX_WORK:
         return math.inf
     batches = symbols(operation.wide("weight"), operation, rows, columns)
@@ -141,7 +149,7 @@ def estimate_symbols(operation: Operation, rows: Axis, columns: Axis) -> float:
 
 
 def symbol_work(operation: Operation, rows: Axis, columns: Axis) -> float:
-    """Roughly how many operations the proof by symbols takes; infinite if it is out of reach."""
+    """Number of operations of the proof by symbols, roughly; infinite beyond the limits."""
     if rows.points * columns.points > MAX_POINTS or len(rows.taps) * len(columns.taps) > MAX_TAPS:
         return math.inf
     out, inner = operation.tensors["weight"].shape[:2]
@@ -156,7 +164,7 @@ def _residues(axis: Axis) -> int:
 
 
 def symbol_error(operation: Operation, rows: Axis, columns: Axis) -> Fraction:
-    """How far computed symbols may be from true ones, in norm."""
+    """Upper bound of the norm of the error of a computed symbol."""
     out, inner = operation.tensors["weight"].shape[:2]
     taps = max(1, len(rows.taps) * len(columns.taps))
     weight = abs(operation.wide("weight"))
@@ -165,7 +173,7 @@ def symbol_error(operation: Operation, rows: Axis, columns: Axis) -> Fraction:
         for j, _, s in columns.taps:
             sums[r, s] = sums.get((r, s), np.zeros((out, inner))) + weight[:, :, i, j]
     energy = sum((frobenius(part) ** 2 for part in sums.values()), Fraction(0))
-    # The last term is for products that underflow.
+    # The last term covers products that underflow.
     return root_up(2 * energy) * (11 + taps) * Fraction(UNIT) * (1 + Fraction(1, 2**10)) + UNDERFLOW
 
 
@@ -182,7 +190,7 @@ def symbols(weight: Floats, operation: Operation, rows: Axis, columns: Axis) -> 
         return
     height, width = rows.points, columns.points
     row_circle, column_circle = circle(height), circle(width)
-    # Blocks at opposite frequencies are conjugate: one of each pair suffices.
+    # Blocks at opposite frequencies are conjugate and have one norm: one of them is enough.
     points = [
         (f, g)
         for f in range(height // 2 + 1)

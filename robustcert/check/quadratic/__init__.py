@@ -1,1 +1,1 @@
-"""Radii of networks that end in quadratics."""
+"""Proofs of the radii of networks whose logits are quadratic functions of features."""

@@ -1,4 +1,4 @@
-r"""Radii of quadratic logits, by the dual of the distance to where another class is as large.
+r"""Lower bounds on the distance to where another class has as large a quadratic logit, by duality.
 
 The logit of a class is the largest of its pieces :math:`u_p(y) = |W_p y - o_p|^2 + a_p y + b_p`.
 Let i be a piece of the predicted class and j one of another. With any multiplier :math:`0 \le
@@ -8,24 +8,25 @@ Let i be a piece of the predicted class and j one of another. With any multiplie
 
 .. math:: \varphi(y) \ge \varphi(z) - |\nabla \varphi(z)|^2 / 4 \mu .
 
-Where j is within e of i or ahead of it, :math:`\varphi(y) \le |y - x|^2`: so no such y is nearer
-than the root of the right-hand side. A radius is proved if this holds for all j, e being what
-rounding can take off the difference of two deployed logits at any point within the radius.
+Where :math:`u_i - u_j \le e`, :math:`\varphi(y) \le |y - x|^2`: so no such y is nearer to x than
+the root of the right-hand side. A radius is proved if this distance is larger for all j. Here e
+bounds the rounding errors of the difference of two deployed logits at any point within the radius.
 
-Multipliers and points are found here, in float64, and need not be the best ones. Most pairs need
+Multipliers and points are chosen here, in float64; any choice gives a bound. Most pairs need
 none: with g the gradient of :math:`u_i - u_j` at x, the difference falls by at most :math:`|g| s +
 K_j^2 s^2` within s.
 
-A piece evaluated at a point of norm s, in any order, has the error :math:`\gamma T(s)` at most, T
-being the sum of the sizes of its terms, each of which is rounded :math:`2 D + m + 5` times at most;
-its gradient has :math:`\gamma N(s)`.
+A piece evaluated at a point of norm s, in any order, has an error of at most :math:`\gamma T(s)`. T
+is the sum of the sizes of its terms, each of which is rounded :math:`2 D + m + 5` times at most.
+The error of its gradient is at most :math:`\gamma N(s)`, with N the sum of sizes of the terms of
+that.
 
 Before the quadratics there may be a network of features, with constant L and the errors of
-``forward.py``. All of this then speaks of the features computed here in place of x, and of
+``forward``. Then x stands for the features computed here, and the radius r is replaced by
 
 .. math:: \rho = (L + \beta) r + D_0 + D
 
-in place of r: the features of any input within r, real or deployed, are within that.
+The features of any input within r, real or deployed, are within that distance of x.
 """
 
 import math
@@ -39,7 +40,7 @@ from robustcert.check.arithmetic import SLACK, TINY, norm
 from robustcert.check.fixed_point import Floats, to_integers
 from robustcert.check.quadratic.pieces import PIECE_ROUNDING, Pieces, exactly
 
-# Maximum number of entries of the frames of the pairs that are worked with at once.
+# Maximum number of entries of the frames of pairs that are treated at once.
 MAX_PAIR_VALUES = 2**20
 # Number of halvings of the interval of multipliers.
 HALVINGS = 60
@@ -49,7 +50,7 @@ POINT_GRID = 2.0**48
 
 @dataclass(frozen=True)
 class Pair:
-    """Pairs of pieces at samples: K of them, with a guess of what proves each."""
+    """K pairs of pieces at samples, with a multiplier and a point for the proof of each."""
 
     x: Floats  # (K, D)
     own: NDArray[np.int64]
@@ -68,7 +69,7 @@ def guess(
     ahead: Floats,
     turn: Floats,
 ) -> Pair:
-    """Pairs with the multiplier at which the dual is largest, by bisection of its slope."""
+    """Pairs with the multiplier that makes the dual largest, by bisection of its slope."""
     pairs, place = np.unique(np.stack([own, other]), axis=1, return_inverse=True)
     vectors, values = (part[place.ravel()] for part in pieces.hessians(*pairs))
     frames = np.concatenate([pieces.frame[own], pieces.frame[other]], axis=1)

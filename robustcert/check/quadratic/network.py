@@ -23,12 +23,12 @@ from robustcert.check.report import Report
 
 @dataclass(frozen=True, eq=False)
 class QuadraticNetwork:
-    """A network that ends in quadratic pieces, whose radii the dual proves; see the module.
+    """A network that ends in quadratics, with what proves its radii; see ``dual.py``.
 
     Attributes:
-        operations: Applied in turn, the quadratics last.
-        norms: Proved norms of those before by path, as floats that are not below them.
-        deployed: Arithmetics of the deployed networks that are spoken of.
+        operations: Operations, applied in turn; the last one is the quadratics.
+        norms: Proved norms of the other operations by path, as floats that are not below them.
+        deployed: Arithmetics of the deployed networks that the claim is about.
     """
 
     operations: Sequence[Operation]
@@ -38,11 +38,11 @@ class QuadraticNetwork:
 
     @cached_property
     def pieces(self) -> Pieces:
-        """Of the last operation."""
+        """The quadratics of the last operation."""
         return Pieces(self.operations[-1], self.deployed)
 
     def compare(self, rows: list[Row], samples: Floats) -> tuple[Comparison, Errors]:
-        """What float64 knows of every row."""
+        """See :class:`robustcert.check.radii.Proving`."""
         pieces = self.pieces
         prediction = np.array([row.prediction for row in rows])
         arithmetics = [FLOAT64, *self.deployed]
@@ -57,12 +57,12 @@ class QuadraticNetwork:
             margin = logits[np.arange(len(x)), prediction][:, None] - logits
             rivals = np.arange(logits.shape[1]) != prediction[:, None]
             least = np.where(rivals, margin, math.inf).min(1)
-            # Of the difference of two logits, evaluated twice.
+            # Error of the difference of two logits, each evaluated here and by a deployed network.
             size = norm(x) + doubt
             moved = pieces.slopes(size[:, None], slice(None)).max(1) * doubt
             blur = 4 * error.max(1) + 2 * pieces.drift(size[:, None], slice(None)).max(1)
             blur = blur + 4 * moved
-            # Of the real network alone.
+            # Error of the difference of two logits with respect to the real network alone.
             off = pieces.slopes((norm(x) + found.centre[0])[:, None], slice(None)).max(1)
             open_ = 4 * (error.max(1) + off * found.centre[0]) * SLACK + abs(least) * PIECE_ROUNDING
             proved, slack = self._prove(x, value, within, error, prediction, radius)
@@ -89,7 +89,7 @@ class QuadraticNetwork:
         prediction: NDArray[np.int64],
         radius: Floats,
     ) -> tuple[NDArray[np.bool_], Floats]:
-        # Whether radii are proved, and by how much, relatively.
+        # Whether radii are proved, and the relative distance to the radius that is not.
         excess, pairs, rows = self._open(x, value, within, error, prediction, radius)
         square = np.concatenate([dual(self.pieces, pair) for pair in pairs] or [np.zeros(0)])
         more = square / radius[rows] ** 2 - 1
@@ -106,7 +106,7 @@ class QuadraticNetwork:
         prediction: NDArray[np.int64],
         radius: Floats,
     ) -> tuple[Floats, list[Pair], NDArray[np.int64]]:
-        # Pairs that gradients alone do not decide, with the row of each; what the others leave.
+        # The relative slack of pairs that gradients alone decide; the other pairs, and their rows.
         pieces, every = self.pieces, np.arange(len(x))
         same = pieces.owner == prediction[:, None]
         own = np.where(same, value, -math.inf).argmax(1)
@@ -149,7 +149,7 @@ class QuadraticNetwork:
         errors: Errors,
         report: Report,
     ) -> None:
-        """Check rows in integers, features being within half a unit of float64 of theirs."""
+        """Check rows in integers, with features rounded to float64."""
         try:
             found = evaluate_exactly(self.operations[:-1], samples, self.norms)
         except InexactError as error:
@@ -176,7 +176,7 @@ class QuadraticNetwork:
                 report.expect(proved, f"{where}: it is called correct, which is not proved exactly")
 
     def _proves(self, prediction: int, radius: float, x: Floats) -> bool:
-        # Rivals that gradients do not exclude, in integers.
+        # Whether the pairs that gradients do not decide are proved in integers.
         if not math.isfinite(radius):
             return False
         x = x[None]
@@ -194,30 +194,30 @@ class QuadraticNetwork:
         )
 
     def _is_largest(self, row: Row, x: Floats, doubt: float) -> bool:
-        # Up to the rounding of the deployed networks.
+        # Whether no logit is larger, up to the rounding of the deployed networks.
         size = norm(x[None])[:, None] + doubt
         drift = Fraction(float(self.pieces.drift(size, slice(None)).max()))
         ahead = self._ahead(row, x, 0.0)
         return ahead is None or ahead >= -2 * (drift + self._moved(x, doubt))
 
     def _leads(self, row: Row, x: Floats, doubt: float) -> bool:
-        # Whether the real logit is the unique largest, at features within doubt.
+        # Whether the real logit is the unique largest at all features within `doubt`.
         moved = 2 * self._moved(x, doubt)
         ahead = self._ahead(row, x, float(moved) * SLACK)
         return ahead is None or ahead > moved
 
     def _moved(self, x: Floats, doubt: float) -> Fraction:
-        # What a piece changes by at most within doubt of the features.
+        # Upper bound of the change of a piece within `doubt` of the features.
         size = norm(x[None])[:, None] + doubt
         return Fraction(float(self.pieces.slopes(size, slice(None)).max()) * doubt * SLACK)
 
     def _ahead(self, row: Row, x: Floats, room: float) -> Fraction | None:
-        # The real margin at features; None where it is surely above `room`.
+        # The real margin at the features; None if float64 proves it to be above `room`.
         pieces = self.pieces
         value, _ = pieces.values(x[None])
         error = pieces.error(norm(x[None])[:, None], slice(None))
         own = pieces.owner == row.prediction
-        # Others are surely below the prediction's best one, by more than that.
+        # All other pieces are below the largest piece of the prediction by more than `room`.
         near = np.flatnonzero(~(value + error + room < (value - error)[:, own].max()))
         values = {p: exactly(pieces, p, x)[0] for p in near.tolist()}
         rivals = [v for p, v in values.items() if not own[p]]
@@ -225,7 +225,8 @@ class QuadraticNetwork:
 
 
 def _among_features(rows: list[Row], constant: float, errors: Errors, doubt: Floats) -> Floats:
-    # How far features can be from those computed here, within a row's radius; 0 without one.
+    # Distance of the features of any input within a row's radius from those computed here; 0 for
+    # rows without a radius.
     steep = constant + errors.growth[1:].max(initial=0.0)
     radius = np.array([row.radius for row in rows])
     return np.where(radius > 0, (steep * radius * SLACK + doubt) * SLACK, 0.0)

@@ -1,4 +1,4 @@
-"""The quadratics whose largest is the logit of a class, with errors of their evaluation."""
+"""Quadratic functions whose maximum is the logit of a class, with bounds on rounding errors."""
 
 import math
 from collections.abc import Sequence
@@ -24,8 +24,8 @@ class Pieces:
     """The quadratic pieces, as float64.
 
     Attributes:
-        operation: That they are of.
-        deployed: Arithmetics of the deployed networks that are spoken of.
+        operation: The operation that holds them.
+        deployed: Arithmetics of the deployed networks that the claim is about.
     """
 
     operation: Operation
@@ -51,7 +51,7 @@ class Pieces:
 
     @property
     def gamma(self) -> float:
-        """Of gradients, in float64."""
+        """Relative error of gradients in float64."""
         return FLOAT64.gamma(sum(self.frame.shape[1:]) + 8)
 
     @cached_property
@@ -65,9 +65,9 @@ class Pieces:
         return np.array(found)
 
     def hessians(self, own: NDArray[np.int64], other: NDArray[np.int64]) -> tuple[Floats, Floats]:
-        """Of pairs' Hessians, halved, eigenvectors in products with both frames; eigenvalues.
+        """Eigenvectors (times both frames) and eigenvalues of half the Hessians of pairs.
 
-        Good to some digits; no proof rests on them.
+        They are accurate to some digits only; no proof rests on them.
         """
         rank = self.frame.shape[1]
         frames = np.concatenate([self.frame[own], self.frame[other]], axis=1)
@@ -79,13 +79,13 @@ class Pieces:
         return np.linalg.solve(lower.swapaxes(1, 2), vectors).swapaxes(1, 2), values
 
     def terms(self, size: Floats, piece: NDArray[np.int64] | slice) -> Floats:
-        """T: the sizes of all terms of pieces at points of a norm, added up."""
+        """T: the sum of the sizes of all terms of pieces at points of a given norm."""
         length, offset = self.length[piece], abs(self.offset[piece])
         squares = ((length * size[..., None] + offset) ** 2).sum(-1)
         return (squares + norm(self.slope)[piece] * size + abs(self.shift[piece])) * SLACK
 
     def slopes(self, size: Floats, piece: NDArray[np.int64] | slice) -> Floats:
-        """N: the same of gradients."""
+        """N: the sum of the sizes of all terms of their gradients."""
         length, offset = self.length[piece], abs(self.offset[piece])
         products = (length * (length * size[..., None] + offset)).sum(-1)
         return (2 * products + norm(self.slope)[piece]) * SLACK
@@ -93,7 +93,7 @@ class Pieces:
     def error(
         self, size: Floats, piece: NDArray[np.int64] | slice, arithmetic: Arithmetic = FLOAT64
     ) -> Floats:
-        """What rounding can do to pieces at points of a norm; infinite where they may overflow."""
+        """Rounding errors of pieces at points of a given norm; infinite where they may overflow."""
         _, rank, width = self.frame.shape
         terms = self.terms(size, piece)
         gamma = arithmetic.gamma(2 * width + rank + 8)
@@ -101,12 +101,12 @@ class Pieces:
         return np.where(terms < math.sqrt(arithmetic.safe), found * SLACK, math.inf)
 
     def drift(self, size: Floats, piece: NDArray[np.int64] | slice) -> Floats:
-        """The same of the deployed networks, the largest."""
+        """The largest of these errors among the deployed networks."""
         found = [self.error(size, piece, arithmetic) for arithmetic in self.deployed]
         return np.maximum.reduce([np.zeros_like(found[0]), *found]) if found else 0 * size
 
     def values(self, x: Floats) -> tuple[Floats, Floats]:
-        """Every piece ``(N, P)``, and what it squares ``(N, P, m)``."""
+        """Values of all pieces ``(N, P)``, and the vectors that they square ``(N, P, m)``."""
         count, rank, _ = self.frame.shape
         within = (x @ self.frame.reshape(count * rank, -1).T).reshape(-1, count, rank) - self.offset
         return (within**2).sum(2) + x @ self.slope.T + self.shift, within
