@@ -18,13 +18,13 @@ K_j^2 s^2` within s.
 
 A piece evaluated at a point of norm s, in any order, has an error of at most :math:`\gamma T(s)`. T
 is the sum of the sizes of its terms, each of which is rounded :math:`2 D + m + 5` times at most.
-The error of its gradient is at most :math:`\gamma N(s)`, with N the sum of sizes of the terms of
-that.
+The error of its gradient is at most :math:`\gamma N(s)`; N is the sum of the sizes of the terms of
+the gradient.
 
 Before the quadratics there may be a network of features, with constant L and the errors of
 ``forward``. Then x stands for the features computed here, and the radius r is replaced by
 
-.. math:: \rho = (L + \beta) r + D_0 + D
+.. math:: \rho = (L + \beta) r + D_0 + D .
 
 The features of any input within r, real or deployed, are within that distance of x.
 """
