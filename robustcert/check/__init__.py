@@ -21,6 +21,7 @@ runs with ``robustcert-check DIR``. What it does in turn, one module each:
 # mypy's own name: typing may not be imported before the start is known to be isolated.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from robustcert.check.activation_curvature import CURVATURES
     from robustcert.check.activations.kind import slopes_of
     from robustcert.check.activations.table import KINDS
     from robustcert.check.arithmetic import FLOAT64
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 
 # What the rest of the package takes from here: a test holds that it imports nothing else.
 __all__ = [
+    "CURVATURES",
     "FILES",
     "FLOAT64",
     "FLOAT_BYTES",
@@ -70,6 +72,7 @@ __all__ = [
 # The modules of these names, which are resolved on first use: `python -m robustcert.check` must not
 # import NumPy before it knows that the current folder cannot take its place.
 _NAMES = {
+    "activation_curvature": ("CURVATURES",),
     "activations.kind": ("slopes_of",),
     "activations.table": ("KINDS",),
     "arithmetic": ("FLOAT64",),
