@@ -112,16 +112,16 @@ def _compare(chosen: list[Row], states: list[Evaluation], network: Network) -> C
         least = np.where(rivals, margin, math.inf).min(axis=1)
         finite = np.isfinite(logits).all(axis=1) & np.isfinite(found.centre).all(axis=0)
         return Comparison(
-            np.logical_and(finite, np.isfinite(found.growth).all()),
-            (~rivals | (own + centre + fall < margin)).all(axis=1),
-            (rivals & (lost - own > margin)).any(axis=1),
-            (~rivals | (margin >= -(own + centre))).all(axis=1),
-            (~rivals | (own < margin)).all(axis=1),
-            found.reach[used].min(axis=0, initial=math.inf),
-            least,
+            finite=np.logical_and(finite, np.isfinite(found.growth).all()),
+            proved=(~rivals | (own + centre + fall < margin)).all(axis=1),
+            refuted=(rivals & (lost - own > margin)).any(axis=1),
+            largest=(~rivals | (margin >= -(own + centre))).all(axis=1),
+            decided=(~rivals | (own < margin)).all(axis=1),
+            reach=found.reach[used].min(axis=0, initial=math.inf),
+            least=least,
             # Margins are written with nine digits.
-            own.max(axis=1) + centre[:, 0] + 6e-9 * abs(least),
-            np.where(rivals, (margin - fall) / margin, math.inf).min(axis=1),
+            tolerance=own.max(axis=1) + centre[:, 0] + 6e-9 * abs(least),
+            slack=np.where(rivals, (margin - fall) / margin, math.inf).min(axis=1),
         )
 
 
