@@ -6,7 +6,9 @@ from fractions import Fraction
 
 from robustcert.errors import NormBoundError
 
-UNIT = Fraction(1, 2**53)
+# Unit roundoff of float64, as a float and as an exact number.
+UNIT_ROUNDOFF = 2.0**-53
+UNIT = Fraction(UNIT_ROUNDOFF)
 TINY = 2.0**-300
 
 

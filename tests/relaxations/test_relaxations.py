@@ -35,7 +35,7 @@ def _seed() -> None:
 # Curves
 
 
-def curves() -> dict[str, tuple[Curve, Activation, bool]]:
+def curves() -> dict[str, tuple[Curve, Activation]]:
     found = {}
     for name in COVERED:
         if name == "identity":
@@ -45,14 +45,14 @@ def curves() -> dict[str, tuple[Curve, Activation, bool]]:
             for parameter in module.parameters():
                 parameter += 0.5 * torch.randn_like(parameter)
         operation = module.fold()
-        curve, pairs = curve_of(operation, 6)
-        found[name] = curve, operation, pairs
+        curve = curve_of(operation, 6)
+        found[name] = curve, operation
     return found
 
 
 @pytest.mark.parametrize("name", [name for name in COVERED if name != "identity"])
 def test_lines_enclose_the_graph_and_slopes_every_quotient(name: str) -> None:
-    curve, _, _ = curves()[name]
+    curve, _ = curves()[name]
     ends = (3 * torch.randn(400, 6, 2).double() * torch.logspace(-9, 0, 400)[:, None, None]).sort(2)
     low, high = ends.values.unbind(2)
     low[::3], high[::3] = low[::3] + 1, high[::3] + 1
@@ -77,14 +77,14 @@ def test_lines_enclose_the_graph_and_slopes_every_quotient(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in COVERED if name != "identity"])
 def test_curves_are_the_activations(name: str) -> None:
-    curve, operation, pairs = curves()[name]
+    curve, operation = curves()[name]
     x = 2 * torch.randn(50, 6).double()
     v = x
-    if pairs:
+    if curve.pairs:
         a, b = x[:, ::2], x[:, 1::2]
         v = torch.stack([a + b, b - a], 2).flatten(1)
     s = torch.where(curve.fixed, v, curve.value(v))
-    if pairs:
+    if curve.pairs:
         total, bent = s[:, ::2], s[:, 1::2]
         s = torch.stack([total - bent, total + bent], 2).flatten(1) / 2
     torch.testing.assert_close(s, operation(x), rtol=1e-14, atol=1e-14)
