@@ -266,7 +266,7 @@ def is_covered(network: PlainNetwork) -> bool:
     for operation in network.operations:
         if type(operation) is Activation:
             if operation.jacobian is None:
-                _say_once(operation.function.__name__)
+                say_once(operation.function.__name__)
             if operation.jacobian is None or not operation.jacobian_lipschitz < math.inf:
                 return False
         elif type(operation) not in (Dense, Convolution, Affine, Flatten):
@@ -278,7 +278,8 @@ def is_covered(network: PlainNetwork) -> bool:
 
 
 @cache
-def _say_once(activation: str) -> None:
+def say_once(activation: str) -> None:
+    """Warn, once in a process, that gradients are not used because of an activation."""
     log.warning(
         "second-order bounds do not cover the activation %s, whose networks get their Lipschitz "
         "radii: its fold() states no jacobian (robustcert/activations/tanh.py is an example; "
