@@ -46,7 +46,7 @@ class Activation(Operation):
         constants: Tensors and integers.
         lipschitz: Upper bound on the Lipschitz constant, for these constants.
         jacobian_lipschitz: Upper bound on the Lipschitz constant of the Jacobian in operator norm
-            (per input unit); infinite where the function has a fold.
+            (per input unit); infinite where the function has a kink.
         error: ``(a, b)``: in arithmetic of unit roundoff u, each evaluation is within
             :math:`u (a \lVert z \rVert_2 + b \sqrt{n})` of the real function in the l2 norm, n the
             number of outputs, all orders in u included: see :func:`counted`. ``(0, 0)`` if it

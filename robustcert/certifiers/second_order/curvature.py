@@ -283,7 +283,7 @@ def say_once(activation: str) -> None:
     log.warning(
         "second-order bounds do not cover the activation %s, whose networks get their Lipschitz "
         "radii: its fold() states no jacobian (robustcert/activations/tanh.py is an example; "
-        "one with folds has none)",
+        "one with kinks has none)",
         activation,
     )
 
