@@ -14,8 +14,8 @@ from torch import Tensor
 from robustcert.certifiers.lipsdp.layers import NOTHING, Layer, compose, frobenius
 from robustcert.network.local_error import gamma
 from robustcert.norms.proof import Scaled, scaled
-from robustcert.norms.scalars import round_up
-from robustcert.relaxations.backward import FLOOR, SLACK, UNIT, Diagonal, Linear, Matrix, Step
+from robustcert.norms.scalars import UNIT_ROUNDOFF, round_up
+from robustcert.relaxations.backward import FLOOR, SLACK, Diagonal, Linear, Matrix, Step
 from robustcert.relaxations.curves import Curve
 
 # Of the power mean over rivals that the multipliers are chosen for.
@@ -150,7 +150,7 @@ def image(linear: Map, ellipsoid: Tensor | None) -> Tensor:
         gram = values @ ellipsoid @ values.mT
         gram = (gram + gram.mT) / 2
         size = _length(ellipsoid)
-    terms = gamma(2 * max(values.shape) + 16, UNIT)
+    terms = gamma(2 * max(values.shape) + 16, UNIT_ROUNDOFF)
     error = terms * linear.norm**2 + linear.tail * (2 * linear.norm + linear.tail)
     return _raised(gram, (error * size + FLOOR) * SLACK)
 
@@ -218,7 +218,7 @@ def proved(gram: Tensor, slopes: Slopes, multipliers: Tensor) -> Tensor:
     size = slopes.middle.abs().amax(1) + root.amax((1, 2))
     size = size.square() * _length(gram) + (_length(lower) + _length(across)).square()
     size = size + (1 + slopes.radius.amax(1)) * multipliers.norm(dim=1)
-    terms = gamma(2 * multipliers.shape[1] + 16, UNIT)
+    terms = gamma(2 * multipliers.shape[1] + 16, UNIT_ROUNDOFF)
     eta = (corner + beside + 4 * terms * size + FLOOR) * SLACK
     ellipsoid = (found.ellipsoid + found.ellipsoid.mT) / 2
     return _raised(ellipsoid, eta * (1 + slopes.radius.amax(1)) * SLACK)
@@ -306,6 +306,6 @@ def row_lengths(ellipsoid: Tensor | None, linear: Map, own: Tensor) -> Tensor:
         square, size = norm.square(), torch.ones_like(norm[:, :1])
     else:
         square, size = ((rows @ ellipsoid) * rows).sum(2), _length(ellipsoid)[:, None]
-    error = gamma(2 * rows.shape[2] + 16, UNIT) * norm.square() * size
+    error = gamma(2 * rows.shape[2] + 16, UNIT_ROUNDOFF) * norm.square() * size
     length = (square.clamp(min=0) + error + FLOOR).sqrt() + 2 * linear.tail * size.sqrt()
     return length * SLACK

@@ -106,7 +106,10 @@ def _activation(
     function = text(options.get("function"), f"{where} function")
     kind = KINDS.get(function)
     if kind is None:
-        raise UnreadableError(f"{where}: unknown activation {show(function)}")
+        raise UnreadableError(
+            f"{where}: unknown activation {show(function)}, of which nothing is proved here: those "
+            "that are known stand in robustcert/check/activations"
+        )
     integers = {key: value for key, value in options.items() if key != "function"}
     keys(integers, f"{where} options", set(kind.integers), set())
     keys(tensors, f"{where} tensors", set(kind.tensors), set())
