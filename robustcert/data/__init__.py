@@ -8,7 +8,6 @@ from robustcert.data.augment import (
     RandomNoise,
 )
 from robustcert.data.cifar import CIFAR10, CIFAR100
-from robustcert.data.datamodule import DataModule
 from robustcert.data.dataset import Dataset, DatasetError, Examples, Stream, to_unit
 from robustcert.data.digits import Digits
 from robustcert.data.files import FileDataset
@@ -18,9 +17,15 @@ from robustcert.data.imagenet import ImageNet, TinyImageNet
 from robustcert.data.mixing import CutMix, Mixing, Mixup
 from robustcert.data.moons import Moons
 from robustcert.data.npz import NPZ
+from robustcert.data.parts import Part, Parts
 from robustcert.data.rand_augment import RandAugment
 from robustcert.data.sampler import EpochSampler, EvaluationSampler, MixedSampler
 from robustcert.data.toys import XOR, Disc, HalfPlane, Orthant, Spheres, Square, Toy, Wedge
+
+# mypy's own name for it: the DataModule is Lightning's, and only training needs Lightning.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from robustcert.data.datamodule import DataModule
 
 __all__ = [
     "CIFAR10",
@@ -48,6 +53,8 @@ __all__ = [
     "Mixup",
     "Moons",
     "Orthant",
+    "Part",
+    "Parts",
     "RandAugment",
     "RandomAffine",
     "RandomCrop",
@@ -61,3 +68,11 @@ __all__ = [
     "Wedge",
     "to_unit",
 ]
+
+
+def __getattr__(name: str) -> object:
+    if name == "DataModule":
+        from robustcert.data.datamodule import DataModule
+
+        return DataModule
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -149,7 +149,7 @@ def _check_settings(config: Config) -> None:
         raise ConfigError(f"epsilon: expected a radius above 0, got {config['epsilon']}")
     check_radii(config["radii"])
     # What is only needed after hours of training is checked before.
-    build_certifier(config["certifier"])
+    build_certifier(config["certifier"], config["allow_targets"])
     build_attack(config["attack"])
     trainer = config["trainer"]
     for key in ("max_epochs", "max_steps"):
@@ -166,9 +166,8 @@ def _check_certifier(config: Config, module: CertifiedClassifier) -> None:
     if not (config["certify"] and isinstance(module.model, MeasuresDistances)):
         return
     try:
-        build_certifier(config["certifier"]).pairwise_bound(
-            fold_network(module.model, module.input_shape)
-        )
+        certifier = build_certifier(config["certifier"], config["allow_targets"])
+        certifier.claim(fold_network(module.model, module.input_shape))
     except UnsoundNetworkError as error:
         raise ConfigError(f"certifier: {error}") from error
 
