@@ -396,11 +396,11 @@ REASONS = {
     "deterministic": r"determin",
     "device": r"meta|device",
     "dtype": r"dtype|float16|bfloat16|float64",
-    "meanwhile": r"precision|dtype|setting|thread|changed",
+    "meanwhile": r"precision|dtype|setting|thread|changed|bfloat16",
     "variables": r"FPMATH|precision",
     "processor": r"FPMATH|precision",
     "workers_flush": r"flush|subnormal|denormal",
-    "memory": r"memory|alloc",
+    "memory": r"memory|alloc|map segment",
     "read_only": r"[Pp]ermission|read.only",
 }
 
@@ -411,7 +411,7 @@ def is_refusal(error: BaseException, active: set[str]) -> bool:
     if "read_only" in active and isinstance(error, PermissionError):
         own = True
     # Python's and torch's own words for too little memory say what is wrong.
-    if "memory" in active and isinstance(error, MemoryError | RuntimeError):
+    if "memory" in active and isinstance(error, MemoryError | RuntimeError | ImportError):
         own = own or bool(re.search(REASONS["memory"], f"{type(error).__name__} {error}"))
     said = f"{type(error).__name__}: {error}"
     return own and any(re.search(REASONS[key], said, re.IGNORECASE) for key in active & {*REASONS})
@@ -450,9 +450,19 @@ class Reference:
         return f"other radii, by up to {apart:.1e} relatively, or labels", certified, 0
 
 
-def run_cell(cell: dict[str, Any], run: Callable[[], Result], key: str, job: Job) -> dict[str, Any]:
-    """Run an operation under the settings of a cell; how it ended, and what came out."""
-    settings, active = cell["settings"], {*cell["settings"], *job["process"]}
+def run_cell(
+    cell: dict[str, Any], run: Callable[[], Result], key: str, job: Job, before: Settings
+) -> dict[str, Any]:
+    """Run an operation under the settings of a cell; how it ended, and what came out.
+
+    Args:
+        cell: The operation, the network and the settings.
+        run: Performs the operation.
+        key: Name of the result to compare with.
+        job: The process.
+        before: What earlier cells have left that cannot be taken back, as settings of a process.
+    """
+    settings, active = cell["settings"], {*cell["settings"], *job["process"], *before}
     process = job["process"]
     outcome: dict[str, Any] = {"outcome": "same", "certificates": 0, "false": 0}
     torch.set_num_threads(1)
@@ -468,14 +478,14 @@ def run_cell(cell: dict[str, Any], run: Callable[[], Result], key: str, job: Job
                 stack.enter_context(ReducedProducts())
             stack.enter_context(meanwhile(settings.get("meanwhile")))
             stack.enter_context(applied(settings))
-            before = state() if "meanwhile" not in settings else {}
+            usual = state() if "meanwhile" not in settings else {}
             try:
                 result = run()
             except Exception as problem:
                 error = problem
-            if before:
+            if usual:
                 after = state()
-                changed = [name for name in before if before[name] != after[name]]
+                changed = [name for name in usual if usual[name] != after[name]]
         torch.set_num_threads(1)
         # Of a race, the settings of the other thread are not looked at.
         try:
@@ -547,13 +557,18 @@ def run_cells(job: Job) -> None:
         reference(job)
         output.write(json.dumps({"started": True}) + "\n")
         uses: Counter[str] = Counter()
+        before: Settings = {}
         for cell in job["cells"]:
             network, operation = cell["network"], cell["operation"]
             variant = uses[network] % VARIANTS
             uses[network] += 1
             key = Reference.key(operation, network, variant, cell["settings"]["threads"])
             run = perform(operation, network, variant, folder, target)
-            output.write(json.dumps({"cell": cell} | run_cell(cell, run, key, job)) + "\n")
+            outcome = run_cell(cell, run, key, job, before)
+            output.write(json.dumps({"cell": cell} | outcome) + "\n")
+            # Threads keep what was set in the one that started them.
+            if cell["settings"].get("flush") and cell["settings"]["threads"] > 1:
+                before["workers_flush"] = True
 
 
 # Reference

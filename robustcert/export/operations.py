@@ -176,6 +176,7 @@ def _sum(graph: Graph, x: str, operation: Any, shape: Shape) -> str:
     return functools.reduce(graph.add, branches)
 
 
+# What writes each kind of operation.
 _OPERATIONS: Mapping[type[Operation], Callable[[Graph, str, Any, Shape], str]] = {
     Dense: _dense,
     Convolution: _convolution,

@@ -6,7 +6,9 @@ from fractions import Fraction
 
 from robustcert.errors import NormBoundError
 
+# Unit roundoff of float64: the relative error of one operation is at most this.
 UNIT = Fraction(1, 2**53)
+# Smallest entry of a scaled matrix that is kept: Note [arithmetic] in norms/proof.py.
 TINY = 2.0**-300
 
 

@@ -14,7 +14,9 @@ import yaml
 from robustcert.errors import ReportError
 from robustcert.runs.job import is_running
 
+# Version of the record of a run that is read.
 FORMAT = 1
+# States of a run.
 FINISHED = "finished"
 STATES = (
     FINISHED,
@@ -26,6 +28,7 @@ STATES = (
     "duplicate",
     "missing",
 )
+# Maximum number of characters of an error message in a table.
 MAX_LENGTH = 200
 
 
