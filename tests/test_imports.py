@@ -40,7 +40,7 @@ ROOMS: dict[str, set[str]] = {
     "data": {"network"},
     "layers": {"network", "norms"},
     "lipschitz": {"errors", "margins", "network"},
-    "metrics": {"margins", "network"},
+    "metrics": {"errors", "margins", "network"},
     "models": {"lipschitz", "margins", "network"},
     "relaxations": {"activations", "errors", "network"},
     "certifiers": {

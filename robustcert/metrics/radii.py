@@ -1,5 +1,6 @@
 """Metrics over per-sample certified radii; each holds sums of counts, so ranks simply add."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,12 +8,20 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from robustcert.errors import ConfigError
 
-def check_radii(radii: Sequence[float]) -> tuple[float, ...]:
-    """The thresholds, or ``ValueError`` unless every one is above 0."""
-    if not radii or not all(r > 0 for r in radii):
-        raise ValueError(f"expected radii above 0, got {list(radii)}: set radii and epsilon")
-    return tuple(radii)
+
+def check_radii(radii: Sequence[float]) -> list[float]:
+    """The radii in increasing order, each once.
+
+    Raises:
+        ConfigError: there is none, or one is not a number above 0.
+    """
+    if not radii or not all(0 < r < math.inf for r in radii):
+        raise ConfigError(
+            f"radii: expected a list of radii above 0, got {list(radii)!r}: set radii and epsilon"
+        )
+    return sorted({float(r) for r in radii})
 
 
 class VerifiedRobustAccuracy(Metric):
@@ -32,7 +41,8 @@ class VerifiedRobustAccuracy(Metric):
 
     def __init__(self, radii: Sequence[float], **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.radii = check_radii(radii)
+        check_radii(radii)
+        self.radii = tuple(radii)
         self.add_state("certified", torch.zeros(len(radii), dtype=torch.long), dist_reduce_fx="sum")
         self.add_state("total", torch.tensor(0), dist_reduce_fx="sum")
 

@@ -27,10 +27,10 @@ from robustcert.config.build import (
     build_dataset,
     build_model,
 )
-from robustcert.config.schema import check_radii
 from robustcert.data import DataModule, Dataset, Examples, Stream, to_unit
 from robustcert.errors import ConfigError
 from robustcert.metrics.gradient_ratio import gradient_ratio
+from robustcert.metrics.radii import check_radii
 from robustcert.network.agreement import compared_rows, require_agreement
 from robustcert.network.fold import fold_network
 from robustcert.network.network import PlainNetwork
