@@ -1,5 +1,7 @@
 """Datasets with inputs in [0, 1], their readers, and batches of them for Lightning."""
 
+from typing import TYPE_CHECKING
+
 from robustcert.data.augment import (
     ImageAugmentation,
     RandomAffine,
@@ -22,8 +24,6 @@ from robustcert.data.rand_augment import RandAugment
 from robustcert.data.sampler import EpochSampler, EvaluationSampler, MixedSampler
 from robustcert.data.toys import XOR, Disc, HalfPlane, Orthant, Spheres, Square, Toy, Wedge
 
-# mypy's own name for it: the DataModule is Lightning's, and only training needs Lightning.
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from robustcert.data.datamodule import DataModule
 
@@ -70,6 +70,7 @@ __all__ = [
 ]
 
 
+# Resolved on first use: the DataModule is Lightning's, which certification does not need.
 def __getattr__(name: str) -> object:
     if name == "DataModule":
         from robustcert.data.datamodule import DataModule

@@ -26,10 +26,10 @@ from robustcert.config.build import (
     build_model,
     build_parts,
 )
-from robustcert.config.schema import check_radii
 from robustcert.data import Dataset, Examples, Part, Parts, Stream, to_unit
 from robustcert.errors import ConfigError
 from robustcert.metrics.gradient_ratio import gradient_ratio
+from robustcert.metrics.thresholds import check_radii
 from robustcert.network.agreement import compared_rows, require_agreement
 from robustcert.network.fold import fold_network
 from robustcert.network.network import PlainNetwork

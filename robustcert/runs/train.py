@@ -21,9 +21,10 @@ from robustcert.config.build import (
     build_dataset,
     build_module,
 )
-from robustcert.config.schema import check_radii, check_values
+from robustcert.config.schema import check_values
 from robustcert.data import DataModule
 from robustcert.errors import ConfigError, DivergedError, UnsoundNetworkError
+from robustcert.metrics.radii import check_radii
 from robustcert.models.distance import MeasuresDistances
 from robustcert.network.fold import fold_network
 from robustcert.runs.attack import build_attack
