@@ -229,9 +229,9 @@ CERTIFIERS: dict[str, tuple[Callable[..., Any], list[str]]] = {
     ),
     "eclipse_fast": (partial(certifiers.LipSDPCertifier, iterations=0), ["splines", "relu"]),
     "lipsdp": (partial(certifiers.LipSDPCertifier, iterations=5), ["splines"]),
-    "combined": (certifiers.CombinedCertifier, ["smooth"]),
+    "second_order": (certifiers.CombinedCertifier, ["smooth"]),
     "crown": (certifiers.CROWNCertifier, ["relu"]),
-    "local_lipschitz": (partial(certifiers.LocalLipschitzCertifier, rounds=3), ["relu"]),
+    "local_lipsdp": (partial(certifiers.LocalLipschitzCertifier, rounds=3), ["relu"]),
 }
 FOLDERS = ("near_tie_convolution", "near_tie_dense", "relu", "sorting")
 ARITHMETIC = ("float64", "float32")
@@ -242,7 +242,7 @@ def operations() -> list[tuple[str, str]]:
     found = [("certify", name) for name in NETWORKS if name != "subspaces"]
     for key, (_, names) in CERTIFIERS.items():
         found += [(f"{key} {arithmetic}", name) for arithmetic in ARITHMETIC for name in names]
-    found += [("quadric float64", "subspaces"), ("global float64", "relu")]
+    found += [("quadratic float64", "subspaces"), ("global_robustness float64", "relu")]
     for verb in ("load", "export"):
         found += [(f"{verb} {dtype}", name) for dtype in ARITHMETIC for name in FOLDERS]
     found += [(f"check {kind}", name) for kind in ("honest", "forged") for name in FOLDERS]
@@ -265,9 +265,9 @@ def perform(operation: str, network: str, variant: int, folder: Path, target: Pa
         return partial(_load, option, folder / f"{network}-honest", x)
     if verb == "export":
         return partial(_export, option, folder / f"{network}-honest", x, target)
-    if verb == "quadric":
+    if verb == "quadratic":
         return partial(_certify, certifiers.QuadricCertifier, module, x)
-    if verb == "global":
+    if verb == "global_robustness":
         make = partial(certifiers.GlobalCertifier, domain=(0.0, 1.0), method="lipschitz")
         return partial(_certify, make, module, x)
     return partial(_certify, partial(CERTIFIERS[verb][0], arithmetic=option), module, x)
@@ -407,13 +407,13 @@ REASONS = {
 
 def is_refusal(error: BaseException, active: set[str]) -> bool:
     """Whether an exception says which of the active settings nothing is certified under."""
+    said = f"{type(error).__name__}: {error}"
     own = type(error).__module__.startswith("robustcert")
     if "read_only" in active and isinstance(error, PermissionError):
         own = True
     # Python's and torch's own words for too little memory say what is wrong.
     if "memory" in active and isinstance(error, MemoryError | RuntimeError | ImportError):
-        own = own or bool(re.search(REASONS["memory"], f"{type(error).__name__} {error}"))
-    said = f"{type(error).__name__}: {error}"
+        own = own or bool(re.search(REASONS["memory"], said, re.IGNORECASE))
     return own and any(re.search(REASONS[key], said, re.IGNORECASE) for key in active & {*REASONS})
 
 

@@ -7,9 +7,7 @@ import torch
 from torch import Tensor
 
 from robustcert import activations
-from robustcert.check.activations.kind import slopes_of
-from robustcert.check.activations.table import KINDS
-from robustcert.check.network import Operation
+from robustcert.check import KINDS, Operation, slopes_of
 from robustcert.layers.pool import norm_pool
 from robustcert.network.activation import Activation, Slopes
 from robustcert.network.blocks import ResidualBlock, Sandwich

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from robustcert.config.renamed_options import current_option
 from robustcert.errors import ReportError
 from robustcert.runs.job import is_running
 
@@ -59,8 +60,12 @@ class Run:
 
     @property
     def choices(self) -> dict[str, Any]:
-        """Which option of every config group was chosen; empty for runs started from Python."""
-        return (self.results.get("command") or {}).get("choices") or {}
+        """Which option of every config group was chosen, under the name that it has today.
+
+        Empty for runs started from Python.
+        """
+        chosen = (self.results.get("command") or {}).get("choices") or {}
+        return {group: current_option(group, option) for group, option in chosen.items()}
 
     @property
     def metrics(self) -> dict[str, float]:

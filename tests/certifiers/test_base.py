@@ -35,13 +35,13 @@ def test_a_claim_in_no_known_words_is_refused(
 @pytest.mark.parametrize("name", names("certifier"))
 def test_a_claim_has_the_constants_that_pairwise_bound_proves(name: str) -> None:
     network = PlainNetwork((Dense(torch.eye(2)),), (2,))
-    options = {"method": "lipschitz", "tries": 1} if name == "global" else {}
+    options = {"method": "lipschitz", "tries": 1} if name == "global_robustness" else {}
     certifier = build("certifier", name, **options)
     assert isinstance(certifier, Certifier)
     claim = certifier.claim(network)
     assert claim.proof in {*Proof}
     assert (claim.smoothing is None) == (name != "smoothing")
-    assert (claim.pairs is None) == (name != "global")
-    if name not in ("quadric", "smoothing"):
+    assert (claim.pairs is None) == (name != "global_robustness")
+    if name not in ("quadratic", "smoothing"):
         assert claim.pairwise is not None
         assert torch.equal(claim.pairwise, certifier.pairwise_bound(network))

@@ -159,7 +159,7 @@ def test_frames_need_not_be_orthonormal() -> None:
 
 def test_no_lipschitz_certificate_is_given() -> None:
     folded, x, _ = network()
-    with pytest.raises(UnsoundNetworkError, match="certifier=quadric"):
+    with pytest.raises(UnsoundNetworkError, match="certifier=quadratic"):
         LipschitzCertifier().certify(folded, x)
     claim = QuadricCertifier().claim(folded)
     assert (claim.proof, claim.pairwise) == ("quadric", None)

@@ -22,9 +22,9 @@ from robustcert.network.network import PlainNetwork, Sum, operation_bound, pairw
 
 SMALL: dict[str, dict[str, Any]] = {
     "smoothing": {"n": 50, "n0": 10},
-    "global": {"method": "symbolic", "tries": 5},
+    "global_robustness": {"method": "symbolic", "tries": 5},
     "lipsdp": {"iterations": 1},
-    "local_lipschitz": {"rounds": 1, "iterations": 0},
+    "local_lipsdp": {"rounds": 1, "iterations": 0},
 }
 
 
@@ -55,8 +55,8 @@ def quadrics() -> PlainNetwork:
 
 NETWORKS = {"dense": dense, "quadrics": quadrics}
 CERTIFIERS = [
-    *(("dense", name) for name in names("certifier") if name != "quadric"),
-    *(("quadrics", "quadric"),),
+    *(("dense", name) for name in names("certifier") if name != "quadratic"),
+    *(("quadrics", "quadratic"),),
 ]
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from robustcert.certifiers.base import Proof
 from robustcert.certifiers.lipschitz import PairwiseCertifier
-from robustcert.certifiers.lipsdp import semidefinite
+from robustcert.certifiers.lipsdp import search, semidefinite
 from robustcert.certifiers.local_lipsdp.ellipsoids import (
     Chain,
     Slopes,
@@ -164,7 +164,7 @@ def _prepared(network: PlainNetwork) -> tuple[Chain, list[Tensor]]:
     curves = [step for step in steps if isinstance(step, Curve)]
     layers = chain.layers(curves)
     try:
-        found = semidefinite.search(layers, chain.head.values, ITERATIONS) if layers else []
+        found = search.search(layers, chain.head.values, ITERATIONS) if layers else []
     except NormBoundError as error:
         raise UnsoundNetworkError(f"no multipliers: {error}. Use certifier=lipschitz") from error
     start = []

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from robustcert.certifiers.lipsdp.semidefinite import NOTHING, Layer, compose, frobenius
+from robustcert.certifiers.lipsdp.layers import NOTHING, Layer, compose, frobenius
 from robustcert.network.local_error import gamma
 from robustcert.norms.proof import Scaled, scaled
 from robustcert.norms.scalars import round_up
@@ -21,7 +21,7 @@ from robustcert.relaxations.curves import Curve
 # Of the power mean over rivals that the multipliers are chosen for.
 SHARPNESS = 32
 # Share of the radius of slopes that their middle is moved by for the search, see `soften` of
-# certifiers/lipsdp/semidefinite.py.
+# certifiers/lipsdp/search.py.
 SOFTNESS = 0.03
 
 # Note [images] (why the bounds hold)
@@ -40,7 +40,7 @@ SOFTNESS = 0.03
 # B = [-X; L] [-X; L]'. L and X are not trusted: eta is the norm of what is left of B, computed with
 # its rounding. Where a slope is known, r = 0, nothing is lost, and on a ball without folds P = JJ'.
 #
-# g = D_g / r_g of the global bound (Note [ellipsoids] of certifiers/lipsdp/semidefinite.py; D_g,
+# g = D_g / r_g of the global bound (Note [ellipsoids] of certifiers/lipsdp/search.py; D_g,
 # r_g there) is feasible for all slopes in the global intervals, and gives no larger an ellipsoid:
 # with a = (m - m_g) / r_g and b = r / r_g, |a| + b <= 1, put a x + b z into the global form and use
 # (a x + b z)^2 <= |a| x^2 + b z^2, coordinate by coordinate.
@@ -81,7 +81,7 @@ class Chain:
     gram: Tensor
 
     def layers(self, curves: Sequence[Curve]) -> list[Layer]:
-        """The maps with the slopes of all inputs, as ``semidefinite`` has them."""
+        """The maps with the slopes of all inputs, as ``lipsdp`` has them."""
         layers = []
         for linear, curve in zip(self.maps, curves, strict=True):
             far = torch.full((1, len(curve.fixed)), 1e150, dtype=torch.float64, device="cpu")
