@@ -17,6 +17,19 @@ def margins(logits: Tensor, target: Tensor) -> Tensor:
     return logits.gather(1, target[:, None]) - logits
 
 
+def smallest_margin(logits: Tensor, target: Tensor) -> Tensor:
+    r"""Margin of the target class over its strongest rival, :math:`\min_{j \ne y} f_y - f_j`.
+
+    Args:
+        logits: Shape ``(N, C)``.
+        target: Class indices, shape ``(N,)``.
+
+    Returns:
+        Shape ``(N,)``; infinite if there is no other class.
+    """
+    return _least_of_rivals(margins(logits, target), target)
+
+
 def row_distances(weight: Tensor) -> Tensor:
     r"""Distances :math:`\lVert w_i - w_j \rVert_2` between the rows of a head, an estimate.
 
@@ -56,13 +69,22 @@ def certified_radius(logits: Tensor, target: Tensor, pairwise: Tensor) -> Tensor
             margin is positive.
 
     Returns:
-        Shape ``(N,)``, in input units. Tied and wrong rows get a radius that is not positive; rows
-        with a NaN or infinite logit get NaN, which compares false with every threshold.
+        Shape ``(N,)``, in input units; differentiable, with a finite gradient wherever the radius
+        is finite. Tied and wrong rows get a radius that is not positive; rows with a NaN or
+        infinite logit get NaN, which compares false with every threshold.
     """
-    margin = margins(logits, target)
-    ratio = margin / pairwise[target]
-    # 0 / 0 is a tie between two classes that never move apart: not certified.
-    ratio = torch.where((margin == 0) & (pairwise[target] == 0), 0.0, ratio)
-    radius = ratio.scatter(1, target[:, None], float("inf")).amin(1)
+    margin, constant = margins(logits, target), pairwise[target]
+    moves = constant != 0
+    # Divided by 1 where the constant is 0, as is the own class's: its gradient would be NaN.
+    ratio = margin / torch.where(moves, constant, 1.0)
+    # A tie between two classes that never move apart stays one: 0, not certified.
+    never = margin.detach().sign() * float("inf")
+    ratio = torch.where(moves | (margin == 0), ratio, never)
+    radius = _least_of_rivals(ratio, target)
     # An infinite logit has overflowed: what it should have been is not known.
     return torch.where(torch.isfinite(logits).all(1), radius, float("nan"))
+
+
+def _least_of_rivals(values: Tensor, target: Tensor) -> Tensor:
+    """Least value over all classes but the target's, shape ``(N,)``."""
+    return values.scatter(1, target[:, None], float("inf")).amin(1)

@@ -1,13 +1,22 @@
 """The certified radius against its definition in a loop, estimated distances against true ones."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
-from robustcert.margins import certified_radius, margins, row_distances
+from robustcert.activations import Grafted
+from robustcert.attacks.gradient import margin_gradient
+from robustcert.certifiers import LipschitzCertifier
+from robustcert.margins import certified_radius, margins, row_distances, smallest_margin
+from robustcert.metrics.kinks import unit_scores
+from robustcert.network.fold import fold_network
+from robustcert.network.network import PlainNetwork
+from robustcert.objectives import HKR, CertificateRegularization
 
 
 def radius_by_definition(logits: np.ndarray, target: int, pairwise: np.ndarray) -> float:
@@ -116,3 +125,57 @@ def test_equal_and_zero_rows_have_a_finite_gradient(dtype: torch.dtype) -> None:
     (gradient,) = torch.autograd.grad(distances.sum(), rows)
     assert gradient.isfinite().all()
     assert gradient[4].norm() > 0
+
+
+def doubled(logits: Tensor, target: Tensor) -> Tensor:
+    """A mutant of the theorem: margins twice as large."""
+    return 2 * (logits.gather(1, target[:, None]) - logits)
+
+
+def network() -> PlainNetwork:
+    torch.manual_seed(0)
+    return fold_network(nn.Sequential(nn.Linear(4, 4), Grafted(4), nn.Linear(4, 3)), (4,))
+
+
+def regularized(logits: Tensor, target: Tensor, pairwise: Tensor) -> Tensor:
+    loss = CertificateRegularization(gamma=1.0)(logits, target, pairwise, 0.0)
+    return loss - F.cross_entropy(logits, target)
+
+
+USERS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "radius": certified_radius,
+    "smallest margin": lambda f, y, k: smallest_margin(f, y),
+    "reward for radii": regularized,
+    "hinge of margins": lambda f, y, k: HKR()(f, y, k, 0.1),
+    "attacked margin": lambda f, y, k: margin_gradient(network(), f.new_ones(6, 4), y)[0],
+    "significance of units": lambda f, y, k: (
+        unit_scores(network(), f.new_ones(6, 4), 0.1)[0].significance
+    ),
+    "certificate": lambda f, y, k: LipschitzCertifier().certify(network(), f.new_ones(6, 4)).radius,
+}
+
+
+@pytest.mark.parametrize("name", USERS)
+def test_whoever_speaks_of_margins_takes_the_theorem(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(6, 3, dtype=torch.float64, generator=generator)
+    case = logits, logits.argmax(1), torch.ones(3, 3, dtype=torch.float64).fill_diagonal_(0)
+    before = USERS[name](*case)
+    monkeypatch.setattr(margins, "__code__", doubled.__code__)
+    after = USERS[name](*case)
+    assert (before != after).any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_radius_has_a_finite_gradient_whatever_never_moves_apart(dtype: torch.dtype) -> None:
+    logits = torch.tensor([[3.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 2.0, 1.0]], dtype=dtype)
+    pairwise = torch.tensor([[0.0, 0.0, 2.0], [0.0, 0.0, 2.0], [2.0, 2.0, 0.0]], dtype=dtype)
+    logits.requires_grad_()
+    pairwise.requires_grad_()
+    radius = certified_radius(logits, torch.tensor([0, 0, 0]), pairwise)
+    assert radius.tolist() == [1.5, 0.0, -math.inf]
+    gradients = torch.autograd.grad(radius.clamp(0, 9).sum(), (logits, pairwise))
+    assert all(gradient.isfinite().all() for gradient in gradients)
+    assert gradients[0][0].tolist() == [0.5, 0.0, -0.5]

@@ -32,11 +32,12 @@ from torch import Tensor, nn
 
 from robustcert.attacks import ddn, margin_attack
 from robustcert.attacks.crosscheck import INSIDE
-from robustcert.attacks.gradient import changed, smallest_margin
+from robustcert.attacks.gradient import changed
 from robustcert.config.build import build
 from robustcert.data import Dataset, to_unit
 from robustcert.errors import ConfigError, UnsoundNetworkError
 from robustcert.lipschitz import pairwise_lipschitz_estimate
+from robustcert.margins import smallest_margin
 from robustcert.network.fold import fold_network
 from robustcert.network.network import PlainNetwork
 from robustcert.objectives import EMMA
@@ -146,7 +147,7 @@ def is_break(network: PlainNetwork, x: Tensor, label: int, radius: float, delta:
         for p, q in zip(other.flatten().tolist(), x.flatten().tolist(), strict=True)
     ]
     inside = sum(d * d for d in move) < Fraction(radius) ** 2
-    margin = smallest_margin(network, other[None], torch.tensor([label]))
+    margin = smallest_margin(network(other[None]), torch.tensor([label]))
     return inside and bool(changed(margin))
 
 
@@ -183,7 +184,7 @@ def attack(
         least, delta = margin_attack(
             network, x[rows], label[rows], size, steps=options.steps, seed=options.seed
         )
-        shares.append(least / smallest_margin(network, x[rows], label[rows]))
+        shares.append(least / smallest_margin(network(x[rows]), label[rows]))
         hits += [("margin", int(rows[i]), delta[i]) for i in changed(least).nonzero()[:, 0]]
     tally.attacked += len(x)
     # DDN takes those where the margin fell furthest, and as many at random.
@@ -217,7 +218,7 @@ def covering(network: PlainNetwork, names: Sequence[str]) -> list[Any]:
     for name in names:
         certifier = build(read("certifier", name), "certifier", ALLOWED)
         try:
-            certifier.pairwise_bound(network)
+            certifier.certify(network, torch.zeros(1, *network.input_shape))
         except UnsoundNetworkError:
             continue
         found.append(certifier)

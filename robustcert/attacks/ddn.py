@@ -10,9 +10,9 @@ from robustcert.attacks.gradient import (
     lengths,
     margin_gradient,
     random_directions,
-    smallest_margin,
     to_length,
 )
+from robustcert.margins import smallest_margin
 from robustcert.network.network import PlainNetwork
 from robustcert.network.units import in_units
 
@@ -112,7 +112,7 @@ def _pull_back(
     low, high = torch.zeros_like(size), torch.ones_like(size)
     for _ in range(25):
         middle = (low + high) / 2
-        margin = smallest_margin(network, x + middle * delta, label)
+        margin = smallest_margin(network(x + middle * delta), label)
         adversarial = changed(margin).view(size.shape)
         high, low = torch.where(adversarial, middle, high), torch.where(adversarial, low, middle)
     delta = torch.where(torch.isfinite(size), high * delta, delta)

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from robustcert.margins import smallest_margin
 from robustcert.network.network import PlainNetwork
 
 
@@ -22,16 +23,9 @@ def margin_gradient(network: PlainNetwork, x: Tensor, label: Tensor) -> tuple[Te
     """
     with torch.enable_grad():
         x = x.detach().requires_grad_()
-        margin = smallest_margin(network, x, label)
+        margin = smallest_margin(network(x), label)
         (gradient,) = torch.autograd.grad(margin.sum(), x)
     return margin.detach(), gradient.nan_to_num(nan=0.0)
-
-
-def smallest_margin(network: PlainNetwork, x: Tensor, label: Tensor) -> Tensor:
-    r"""Smallest margin :math:`\min_{j \ne y} f_y - f_j` at ``x``, shape ``(N,)``."""
-    logits = network(x)
-    own = logits.gather(1, label[:, None])
-    return (own - logits).scatter(1, label[:, None], torch.inf).amin(1)
 
 
 def changed(margin: Tensor) -> Tensor:
@@ -79,7 +73,7 @@ def breaks(
     distance = moved.norm(dim=1) * (1 + 1e-9) + moved.shape[1] * 2.0**-511
     inside = torch.isfinite(delta).flatten(1).all(1) & (distance < radius)
     with torch.no_grad():
-        return inside & changed(smallest_margin(network, point, label))
+        return inside & changed(smallest_margin(network(point), label))
 
 
 def random_directions(x: Tensor, generator: torch.Generator) -> Tensor:

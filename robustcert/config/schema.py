@@ -130,10 +130,3 @@ def _hints(function: Callable[..., Any]) -> dict[str, Any]:
 
 _SEQUENCES = (list, tuple, Sequence)
 _MAPPINGS = (dict, Mapping)
-
-
-def check_radii(radii: Sequence[float]) -> list[float]:
-    """The radii in increasing order, each once."""
-    if not radii or not all(0 < r < float("inf") for r in radii):
-        raise ConfigError(f"radii: expected a list of radii above 0, got {list(radii)!r}")
-    return sorted({float(r) for r in radii})

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from robustcert.margins import margins
+from robustcert.margins import smallest_margin
 from robustcert.network.activation import Activation, Slopes
 from robustcert.network.network import PlainNetwork
 
@@ -78,8 +78,7 @@ def unit_scores(network: PlainNetwork, x: Tensor, epsilon: float) -> list[UnitSc
     if not results:
         return []
     prediction = z.argmax(1)
-    own = torch.nn.functional.one_hot(prediction, z.shape[1]).bool()
-    ahead = margins(z, prediction).masked_fill(own, torch.inf).amin(1)
+    ahead = smallest_margin(z, prediction)
     slopes = torch.autograd.grad(ahead.sum(), list(results.values()))
     significance = dict(zip(results, slopes, strict=True))
     scores = []

@@ -7,12 +7,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-
-def check_radii(radii: Sequence[float]) -> tuple[float, ...]:
-    """The thresholds, or ``ValueError`` unless every one is above 0."""
-    if not radii or not all(r > 0 for r in radii):
-        raise ValueError(f"expected radii above 0, got {list(radii)}: set radii and epsilon")
-    return tuple(radii)
+from robustcert.metrics.thresholds import check_radii as check_radii
 
 
 class VerifiedRobustAccuracy(Metric):
@@ -32,7 +27,8 @@ class VerifiedRobustAccuracy(Metric):
 
     def __init__(self, radii: Sequence[float], **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.radii = check_radii(radii)
+        check_radii(radii)
+        self.radii = tuple(radii)
         self.add_state("certified", torch.zeros(len(radii), dtype=torch.long), dist_reduce_fx="sum")
         self.add_state("total", torch.tensor(0), dist_reduce_fx="sum")
 

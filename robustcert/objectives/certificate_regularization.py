@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from robustcert.margins import certified_radius
 from robustcert.objectives.temperature import check_temperature
 
 
@@ -44,13 +45,6 @@ class CertificateRegularization(nn.Module):
         self, logits: Tensor, target: Tensor, pairwise_lipschitz: Tensor, epsilon: float
     ) -> Tensor:
         """Mean loss of ``logits`` (N, C); the radius ``epsilon`` is not used."""
-        own = target[:, None]
-        margin = logits.gather(1, own) - logits
-        constant = pairwise_lipschitz[target]
-        # A rival whose logit never moves apart limits nothing, unless it is ahead already.
-        limits = (constant > 0) | (margin <= 0)
-        ratio = margin / torch.where(constant > 0, constant, 1.0)
-        ratio = torch.where(limits, ratio, math.inf).scatter(1, own, math.inf)
-        radius = ratio.amin(1)
+        radius = certified_radius(logits, target, pairwise_lipschitz)
         earned = torch.where(torch.isfinite(radius), radius, 0.0).clamp(0, self.cap)
         return F.cross_entropy(logits / self.temperature, target) - self.gamma * earned.mean()

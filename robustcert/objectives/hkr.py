@@ -2,6 +2,7 @@
 
 from torch import Tensor, nn
 
+from robustcert.margins import margins
 from robustcert.objectives.temperature import check_temperature
 
 
@@ -41,8 +42,8 @@ class HKR(nn.Module):
     ) -> Tensor:
         """Mean loss of ``logits`` (N, C) at radius ``epsilon``."""
         own = target[:, None]
-        margins = logits.gather(1, own) - logits
+        margin = margins(logits, target)
         wanted = self.offset * epsilon * pairwise_lipschitz[target]
-        hinge = (wanted - margins).clamp_min(0).scatter(1, own, 0.0)
-        loss = (self.alpha * hinge - margins).sum(1) / (logits.shape[1] - 1)
+        hinge = (wanted - margin).clamp_min(0).scatter(1, own, 0.0)
+        loss = (self.alpha * hinge - margin).sum(1) / (logits.shape[1] - 1)
         return loss.mean() / self.temperature

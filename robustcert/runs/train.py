@@ -21,9 +21,10 @@ from robustcert.config.build import (
     build_dataset,
     build_module,
 )
-from robustcert.config.schema import check_radii, check_values
+from robustcert.config.schema import check_values
 from robustcert.data import DataModule
 from robustcert.errors import ConfigError, DivergedError, UnsoundNetworkError
+from robustcert.metrics.radii import check_radii
 from robustcert.models.distance import MeasuresDistances
 from robustcert.network.fold import fold_network
 from robustcert.runs.attack import build_attack
@@ -121,7 +122,7 @@ def _check_settings(config: Config) -> None:
         raise ConfigError(f"epsilon: expected a radius above 0, got {config['epsilon']}")
     check_radii(config["radii"])
     # What is only needed after hours of training is checked before.
-    build_certifier(config["certifier"])
+    build_certifier(config["certifier"], config["allow_targets"])
     build_attack(config["attack"])
     trainer = config["trainer"]
     for key in ("max_epochs", "max_steps"):
@@ -138,9 +139,8 @@ def _check_certifier(config: Config, module: CertifiedClassifier) -> None:
     if not (config["certify"] and isinstance(module.model, MeasuresDistances)):
         return
     try:
-        build_certifier(config["certifier"]).pairwise_bound(
-            fold_network(module.model, module.input_shape)
-        )
+        certifier = build_certifier(config["certifier"], config["allow_targets"])
+        certifier.claim(fold_network(module.model, module.input_shape))
     except UnsoundNetworkError as error:
         raise ConfigError(f"certifier: {error}") from error
 

@@ -151,7 +151,7 @@ def test_thresholds_are_neither_rounded_nor_saved() -> None:
     assert metrics.compute()["vra"] == pytest.approx(reference(radius, correct)["vra"])
 
 
-@pytest.mark.parametrize("radii", [[], [0.0], [-1.0], [0.3, math.nan]])
+@pytest.mark.parametrize("radii", [[], [0.0], [-1.0], [0.3, math.nan], [math.inf]])
 def test_radii_are_checked(radii: list[float]) -> None:
     with pytest.raises(ValueError, match="set radii and epsilon"):
         VerifiedRobustAccuracy(radii)
