@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 # A file in the README: an indented block whose first line is its path.
-FILE = re.compile(r"^    # ((?:robustcert|conf)/\S+)\n((?:    .*\n|\n)+)", re.MULTILINE)
+FILE = re.compile(r"`((?:robustcert|conf)/\S*/hinge_abs\.\S+)`,\n\n((?:    .*\n|\n)+)")
 # Tests of the new activation by name, and those that walk conf/activation in a loop.
 WALKS = "hinge_abs or deep_copy or constants_of_activations or test_readme"
 TINY = (
