@@ -65,7 +65,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def test_the_page_is_made_of_what_this_test_runs() -> None:
     assert {language for language, _ in BLOCKS} == {"python", "yaml", "sh"}
     titles = set(re.findall(r"^## (.*)$", PAGE.read_text(), re.MULTILINE))
-    assert {"A layer", "An objective", "A dataset"} <= titles
+    assert {"A layer", "An objective", "A dataset", "A certifier"} <= titles
 
 
 def test_every_file_and_piece_of_code_works(
@@ -101,7 +101,7 @@ def test_every_command_works(folder: Path, monkeypatch: pytest.MonkeyPatch) -> N
         for line in text.splitlines() if language == "sh" else ():
             run(line, monkeypatch)
     written = {path.parent.name for path in folder.glob("*/certificate")}
-    assert written >= {"qr", "rings"}
+    assert written >= {"plain", "qr", "rings"}
 
 
 def test_without_permission_the_class_is_named(

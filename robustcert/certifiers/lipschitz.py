@@ -139,6 +139,7 @@ def decide(network: PlainNetwork, x: Tensor, inputs: Tensor, found: Certificates
 
 
 @lru_cache(maxsize=4)
+@strict_arithmetic()
 def _pairwise_bound(network: PlainNetwork) -> Tensor:
     # Of an owned network, which never changes; the bound costs a factorisation.
     return pairwise_bound(network)

@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from robustcert.certifiers.arithmetic import strict_arithmetic
 from robustcert.certifiers.base import Claim, Proof
 from robustcert.certifiers.lipschitz import PairwiseCertifier
 from robustcert.certifiers.lipsdp import search, semidefinite
@@ -114,6 +115,7 @@ class LipSDPCertifier(PairwiseCertifier):
 
 
 @lru_cache(maxsize=4)
+@strict_arithmetic()
 def _prove(
     network: PlainNetwork, iterations: int, per_pair: bool
 ) -> tuple[Tensor, list[list[Tensor]]]:
