@@ -20,6 +20,7 @@ from robustcert.config.schema import check_call, join_key
 from robustcert.data import DataModule, Dataset
 from robustcert.errors import ConfigError
 from robustcert.training.module import CertifiedClassifier
+from robustcert.training.validation import ValidationCertifier
 
 Config = dict[str, Any]
 # What a command line may name, and what a checkpoint may: to be certified, and to be trained on.
@@ -149,7 +150,19 @@ def build_module(config: Config, dataset: Dataset, allowed: Sequence[str]) -> Ce
         optimizer=build(config["optimizer"], "optimizer", allowed),
         epsilon_schedule=build(config["epsilon_schedule"], "epsilon_schedule", allowed),
         lr_schedule=build(config["lr_schedule"], "lr_schedule", allowed),
+        validation=build_validation(config),
     )
+
+
+def build_validation(config: Config) -> ValidationCertifier:
+    """The configured certifier as validation uses it."""
+    # A checkpoint of an earlier version has no such options.
+    options = dict(config.get("validation") or {})
+    check_call(ValidationCertifier, options, "validation", frozenset({"certifier"}))
+    try:
+        return ValidationCertifier(build_certifier(config.get("certifier")), **options)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def _arguments(node: Mapping[str, Any]) -> Config:

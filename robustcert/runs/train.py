@@ -25,7 +25,6 @@ from robustcert.config.schema import check_values
 from robustcert.data import DataModule
 from robustcert.errors import ConfigError, DivergedError, UnsoundNetworkError
 from robustcert.metrics.radii import check_radii
-from robustcert.models.distance import MeasuresDistances
 from robustcert.network.fold import fold_network
 from robustcert.runs.attack import build_attack
 from robustcert.runs.certify import certify
@@ -41,6 +40,7 @@ from robustcert.training.callbacks import (
 from robustcert.training.checkpoint import Checkpoint, read_checkpoint
 from robustcert.training.metrics_file import MetricsFile
 from robustcert.training.module import CertifiedClassifier
+from robustcert.training.validation import ValidationCertifier
 from robustcert.training.wandb_run import finish, log_certificate, start
 
 log = logging.getLogger(__name__)
@@ -101,7 +101,7 @@ def train(
     dataset = build_dataset(config, allowed)
     data = build_data(config, dataset, allowed)
     module = build_module(config, dataset, allowed)
-    _check_certifier(config, module)
+    measure, validated_by = _check_certifier(config, module)
     before = _read_resumed(resume, module) if resume else None
     recorded = {key: value for key, value in config.items() if key != "resume"}
     if data.generated is not None:
@@ -118,13 +118,13 @@ def train(
             RecordRun(recorded, module.input_shape, dataset.num_classes),
             SeedEpochs(config["seed"]),
             CheckRanks(),
-            BestCheckpoint(checkpoints),
+            BestCheckpoint(checkpoints, measure),
             LastCheckpoint(checkpoints),
             *callbacks,
         ],
     )
     guard_launch(trainer, multirun)
-    _announce(run_dir, module, trainer, before)
+    _announce(run_dir, module, trainer, before, validated_by)
     try:
         if logger:
             if isinstance(logger, MetricsFile) and trainer.is_global_zero:
@@ -163,15 +163,18 @@ def _check_settings(config: Config) -> None:
         )
 
 
-def _check_certifier(config: Config, module: CertifiedClassifier) -> None:
-    if not (config["certify"] and isinstance(module.model, MeasuresDistances)):
-        return
+def _check_certifier(config: Config, module: CertifiedClassifier) -> tuple[str, str]:
+    """What validation counts, and a line that says so; or an error before training, not after."""
+    network, said = fold_network(module.model, module.input_shape), ""
     try:
-        build_certifier(config["certifier"]).pairwise_bound(
-            fold_network(module.model, module.input_shape)
-        )
+        module.validation.check(network)
     except UnsoundNetworkError as error:
-        raise ConfigError(f"certifier: {error}") from error
+        if config["certify"]:
+            raise ConfigError(f"certifier: {error}") from error
+        module.validation = ValidationCertifier()
+        said = f", as certifier does not cover the network: {error}"
+    validation = module.validation
+    return validation.measure(network), validation.describe(network) + said
 
 
 def _read_resumed(resume: str, module: CertifiedClassifier) -> Checkpoint:
@@ -181,7 +184,11 @@ def _read_resumed(resume: str, module: CertifiedClassifier) -> Checkpoint:
 
 
 def _announce(
-    run_dir: Path, module: CertifiedClassifier, trainer: Trainer, before: Checkpoint | None
+    run_dir: Path,
+    module: CertifiedClassifier,
+    trainer: Trainer,
+    before: Checkpoint | None,
+    validated_by: str,
 ) -> None:
     if not trainer.is_global_zero:
         return
@@ -192,6 +199,7 @@ def _announce(
         f"{_count_parameters(module):,}",
         _device_name(trainer),
     )
+    log.info("val/vra, which chooses best.ckpt, is by %s", validated_by)
     if before:
         log.info("continuing after epoch %d", before.epoch)
 
