@@ -8,8 +8,8 @@
 lipschitz           its own: margins over pairwise constants    one product of norms
 lipsdp,             its own: margins over pairwise constants    one semidefinite bound, as long
 eclipse_fast                                                    as it takes ``certify.py``
-quadric             its own, of every sample; lipschitz's for   exact distances of the split
-                    networks without quadratics, as it says
+quadric             its own, of every sample: lipschitz's for   exact distances of the split
+                    networks without quadratics
 crown,              its own, of the first                       certificates of so many samples
 local_lipschitz,    ``validation.samples`` samples; with 0
 combined            lipschitz's of all, a lower bound           one product of norms
@@ -246,7 +246,7 @@ def constants_of(certifier: Any, network: PlainNetwork) -> BoundsPairs | None:
     if kind in (LipschitzCertifier, LipSDPCertifier):
         own: BoundsPairs = certifier
         return own
-    # These say themselves that other networks get their Lipschitz radii.
+    # The radii of these are the Lipschitz ones for other networks.
     if kind is QuadricCertifier and split_quadratics(network) is None:
         return lipschitz
     if kind is CombinedCertifier and not is_covered(network):

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from robustcert import __version__
 from robustcert.atomic import complete_file
-from robustcert.training.checkpoint import FORMAT, RECORD_KEY
+from robustcert.training.checkpoint import CHECKPOINT_FORMAT, RECORD_KEY
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ class RecordRun(Callback):
         self, config: dict[str, Any], input_shape: tuple[int, ...], num_classes: int
     ) -> None:
         self.record = {
-            "format": FORMAT,
+            "format": CHECKPOINT_FORMAT,
             "version": __version__,
             "config": config,
             "input_shape": list(input_shape),
