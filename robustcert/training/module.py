@@ -182,7 +182,7 @@ class CertifiedClassifier(LightningModule):
         # A reduced precision is for training steps: it never reaches a verified number.
         with torch.autocast(self.device.type, enabled=False):
             network = fold_network(self.model, self.input_shape)
-        ranks = self.trainer.global_rank, self.trainer.world_size
+        ranks = (self.trainer.global_rank, self.trainer.world_size) if self._trainer else (0, 1)
         self.validation.prepare(network, self.device, *ranks)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
