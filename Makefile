@@ -1,6 +1,6 @@
 # make demo   train and certify on the embedded digits
 # make test   the fast tests;  make test-slow  the rest;  make test-slurm  on a Slurm of its own
-# make lint   style and types
+# make lint   style, types and who imports whom
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
@@ -24,6 +24,7 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/pytest -q tests/test_imports.py
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -94,6 +94,7 @@ def resumable_folder(
             raise
 
 
+# Name of the file that says what an unfinished folder belongs to.
 _KEY = "key"
 
 

@@ -17,6 +17,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from robustcert import check
+
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "robustcert"
 MAX_ROOMS, MAX_FLOORS, MAX_ARROWS = 30, 10, 105
@@ -35,17 +37,16 @@ ROOMS: dict[str, set[str]] = {
     "objectives": {"margins"},
     "norms": {"errors"},
     "network": {"arithmetic", "errors", "norms"},
-    "activations": {"network"},
+    "activations": {"errors", "network", "relaxations"},
     "attacks": {"errors", "margins", "network"},
     "data": {"network"},
     "layers": {"network", "norms"},
     "lipschitz": {"errors", "margins", "network"},
-    "metrics": {"errors", "margins", "network"},
+    "metrics": {"arithmetic", "errors", "margins", "network"},
     "models": {"lipschitz", "margins", "network"},
-    "relaxations": {"activations", "errors", "network"},
+    "relaxations": {"errors", "network", "norms"},
     "certifiers": {
-        *("activations", "arithmetic", "attacks", "errors", "margins", "network", "norms"),
-        "relaxations",
+        *("arithmetic", "attacks", "errors", "margins", "network", "norms", "relaxations"),
     },
     "ground_truth": {"attacks", "errors", "network", "relaxations"},
     "certificate": {
@@ -177,6 +178,29 @@ def test_the_checker_shares_no_code() -> None:
     assert not {name.split(".")[0] for name in names("check")} & {"torch", *SKINS}
     own = [name for name in names("check") if name.startswith("robustcert")]
     assert all(name.startswith("robustcert.check") for name in own)
+
+
+@pytest.mark.parametrize("room", sorted(set(ROOMS) - {"check"}))
+def test_the_package_takes_from_the_checker_what_it_names(room: str) -> None:
+    for path in files(room):
+        taken = [
+            {alias.name for alias in node.names}
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.ImportFrom) and node.module == "robustcert.check"
+        ]
+        assert set().union(*taken) <= set(check.__all__), path
+        # Neither a module of the checker nor the checker as a whole.
+        found = [name for name in imported(path) if name.startswith("robustcert.check")]
+        assert found == ["robustcert.check"] * sum(map(len, taken)), path
+
+
+def test_the_checker_has_what_it_names() -> None:
+    assert sorted(check._MODULES) == sorted(check.__all__)
+    for name in check.__all__:
+        owner = import_module(f"robustcert.check.{check._MODULES[name]}")
+        assert getattr(check, name) is getattr(owner, name)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        check.nothing  # noqa: B018
 
 
 def loaded_by(*modules: str) -> set[str]:

@@ -229,9 +229,9 @@ CERTIFIERS: dict[str, tuple[Callable[..., Any], list[str]]] = {
     ),
     "eclipse_fast": (partial(certifiers.LipSDPCertifier, iterations=0), ["splines", "relu"]),
     "lipsdp": (partial(certifiers.LipSDPCertifier, iterations=5), ["splines"]),
-    "combined": (certifiers.CombinedCertifier, ["smooth"]),
+    "second_order": (certifiers.CombinedCertifier, ["smooth"]),
     "crown": (certifiers.CROWNCertifier, ["relu"]),
-    "local_lipschitz": (partial(certifiers.LocalLipschitzCertifier, rounds=3), ["relu"]),
+    "local_lipsdp": (partial(certifiers.LocalLipschitzCertifier, rounds=3), ["relu"]),
 }
 FOLDERS = ("near_tie_convolution", "near_tie_dense", "relu", "sorting")
 ARITHMETIC = ("float64", "float32")
@@ -242,7 +242,7 @@ def operations() -> list[tuple[str, str]]:
     found = [("certify", name) for name in NETWORKS if name != "subspaces"]
     for key, (_, names) in CERTIFIERS.items():
         found += [(f"{key} {arithmetic}", name) for arithmetic in ARITHMETIC for name in names]
-    found += [("quadric float64", "subspaces"), ("global float64", "relu")]
+    found += [("quadratic float64", "subspaces"), ("global_robustness float64", "relu")]
     for verb in ("load", "export"):
         found += [(f"{verb} {dtype}", name) for dtype in ARITHMETIC for name in FOLDERS]
     found += [(f"check {kind}", name) for kind in ("honest", "forged") for name in FOLDERS]
@@ -265,9 +265,9 @@ def perform(operation: str, network: str, variant: int, folder: Path, target: Pa
         return partial(_load, option, folder / f"{network}-honest", x)
     if verb == "export":
         return partial(_export, option, folder / f"{network}-honest", x, target)
-    if verb == "quadric":
+    if verb == "quadratic":
         return partial(_certify, certifiers.QuadricCertifier, module, x)
-    if verb == "global":
+    if verb == "global_robustness":
         make = partial(certifiers.GlobalCertifier, domain=(0.0, 1.0), method="lipschitz")
         return partial(_certify, make, module, x)
     return partial(_certify, partial(CERTIFIERS[verb][0], arithmetic=option), module, x)
@@ -396,24 +396,24 @@ REASONS = {
     "deterministic": r"determin",
     "device": r"meta|device",
     "dtype": r"dtype|float16|bfloat16|float64",
-    "meanwhile": r"precision|dtype|setting|thread|changed",
+    "meanwhile": r"precision|dtype|setting|thread|changed|bfloat16",
     "variables": r"FPMATH|precision",
     "processor": r"FPMATH|precision",
     "workers_flush": r"flush|subnormal|denormal",
-    "memory": r"memory|alloc",
+    "memory": r"memory|alloc|map segment",
     "read_only": r"[Pp]ermission|read.only",
 }
 
 
 def is_refusal(error: BaseException, active: set[str]) -> bool:
     """Whether an exception says which of the active settings nothing is certified under."""
+    said = f"{type(error).__name__}: {error}"
     own = type(error).__module__.startswith("robustcert")
     if "read_only" in active and isinstance(error, PermissionError):
         own = True
     # Python's and torch's own words for too little memory say what is wrong.
-    if "memory" in active and isinstance(error, MemoryError | RuntimeError):
-        own = own or bool(re.search(REASONS["memory"], f"{type(error).__name__} {error}"))
-    said = f"{type(error).__name__}: {error}"
+    if "memory" in active and isinstance(error, MemoryError | RuntimeError | ImportError):
+        own = own or bool(re.search(REASONS["memory"], said, re.IGNORECASE))
     return own and any(re.search(REASONS[key], said, re.IGNORECASE) for key in active & {*REASONS})
 
 
@@ -450,9 +450,19 @@ class Reference:
         return f"other radii, by up to {apart:.1e} relatively, or labels", certified, 0
 
 
-def run_cell(cell: dict[str, Any], run: Callable[[], Result], key: str, job: Job) -> dict[str, Any]:
-    """Run an operation under the settings of a cell; how it ended, and what came out."""
-    settings, active = cell["settings"], {*cell["settings"], *job["process"]}
+def run_cell(
+    cell: dict[str, Any], run: Callable[[], Result], key: str, job: Job, before: Settings
+) -> dict[str, Any]:
+    """Run an operation under the settings of a cell; how it ended, and what came out.
+
+    Args:
+        cell: The operation, the network and the settings.
+        run: Performs the operation.
+        key: Name of the result to compare with.
+        job: The process.
+        before: What earlier cells have left that cannot be taken back, as settings of a process.
+    """
+    settings, active = cell["settings"], {*cell["settings"], *job["process"], *before}
     process = job["process"]
     outcome: dict[str, Any] = {"outcome": "same", "certificates": 0, "false": 0}
     torch.set_num_threads(1)
@@ -468,14 +478,14 @@ def run_cell(cell: dict[str, Any], run: Callable[[], Result], key: str, job: Job
                 stack.enter_context(ReducedProducts())
             stack.enter_context(meanwhile(settings.get("meanwhile")))
             stack.enter_context(applied(settings))
-            before = state() if "meanwhile" not in settings else {}
+            usual = state() if "meanwhile" not in settings else {}
             try:
                 result = run()
             except Exception as problem:
                 error = problem
-            if before:
+            if usual:
                 after = state()
-                changed = [name for name in before if before[name] != after[name]]
+                changed = [name for name in usual if usual[name] != after[name]]
         torch.set_num_threads(1)
         # Of a race, the settings of the other thread are not looked at.
         try:
@@ -547,13 +557,18 @@ def run_cells(job: Job) -> None:
         reference(job)
         output.write(json.dumps({"started": True}) + "\n")
         uses: Counter[str] = Counter()
+        before: Settings = {}
         for cell in job["cells"]:
             network, operation = cell["network"], cell["operation"]
             variant = uses[network] % VARIANTS
             uses[network] += 1
             key = Reference.key(operation, network, variant, cell["settings"]["threads"])
             run = perform(operation, network, variant, folder, target)
-            output.write(json.dumps({"cell": cell} | run_cell(cell, run, key, job)) + "\n")
+            outcome = run_cell(cell, run, key, job, before)
+            output.write(json.dumps({"cell": cell} | outcome) + "\n")
+            # Threads keep what was set in the one that started them.
+            if cell["settings"].get("flush") and cell["settings"]["threads"] > 1:
+                before["workers_flush"] = True
 
 
 # Reference

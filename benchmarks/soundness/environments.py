@@ -21,6 +21,7 @@ import argparse
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -211,7 +212,9 @@ class Runner:
             cell, rest = job["cells"][len(lines)], len(job["cells"]) - len(lines) - 1
             ended = "hung" if done is None else f"ended with status {done.returncode}"
             why = f"the process {ended}: {'' if done is None else done.stderr[-400:]}"
-            lines.append({"cell": cell, "outcome": "failed", "why": why})
+            # Libraries may end the process where there is too little memory, and say so.
+            short = "memory" in job["process"] and re.search("memory|alloc", why, re.IGNORECASE)
+            lines.append({"cell": cell, "outcome": "refused" if short else "failed", "why": why})
             lines += [{"outcome": "skipped", "why": "after a process had ended"}] * rest
         return lines
 

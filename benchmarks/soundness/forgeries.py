@@ -25,9 +25,7 @@ from robustcert import activations
 from robustcert.certificate.claim import write_certificate
 from robustcert.certificate.samples import CertifiedSplit
 from robustcert.certifiers import LipschitzCertifier, QuadricCertifier
-from robustcert.check import UnreadableError, check
-from robustcert.check.forward import FLOAT64, evaluate, walk
-from robustcert.check.network import read_network
+from robustcert.check import FLOAT64, UnreadableError, check, evaluate, read_network, walk
 from robustcert.data import to_unit
 from robustcert.models import MLP, ConvNet, DeepSubspaces, LayerFamily, Subspaces
 from robustcert.network.fold import fold_network

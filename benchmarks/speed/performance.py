@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.speed.profile_step import rate
+from benchmarks.speed.training_step import rate
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "performance.md"
@@ -33,8 +33,8 @@ PARTS = [
     ),
     ("Training step of LiResNet++", ["architecture_time", "network"]),
     ("Bounds, certification and validation", ["certify_time"]),
-    ("Growth, memory and start-up", ["growth"]),
-    ("Profile of a training step", ["profile_step"]),
+    ("Growth, memory and start-up", ["training_step", "growth"]),
+    ("Operations of a training step", ["training_step", "operations"]),
 ]
 
 

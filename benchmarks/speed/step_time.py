@@ -51,11 +51,8 @@ def plain_step(x: Tensor, y: Tensor, width: int, depth: int) -> Step:
     return step
 
 
-def constrained_step(
-    x: Tensor, y: Tensor, width: int, depth: int, family: LayerFamily, activation: type[nn.Module]
-) -> Step:
+def training_step(model: nn.Module, x: Tensor, y: Tensor) -> Step:
     """Step of the certified-training loop, as the LightningModule takes it."""
-    model = MLP(x.shape[1:], 10, width=width, depth=depth, layer=family, activation=activation)
     objective = EMMA(0.2)
     optimizer = torch.optim.NAdam(model.parameters(), lr=1e-3)
 
@@ -66,6 +63,14 @@ def constrained_step(
         optimizer.step()
 
     return step
+
+
+def constrained_step(
+    x: Tensor, y: Tensor, width: int, depth: int, family: LayerFamily, activation: type[nn.Module]
+) -> Step:
+    """Training step of an MLP with constrained layers."""
+    model = MLP(x.shape[1:], 10, width=width, depth=depth, layer=family, activation=activation)
+    return training_step(model, x, y)
 
 
 def main() -> None:

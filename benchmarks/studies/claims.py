@@ -60,7 +60,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
 }
 # Two-sided 95 % quantiles of Student's t by degrees of freedom.
 STUDENT = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306}
-KEYS = ("accuracy", "vra", "combined gain", "t train", "t test", "gap", "t_K", "t_shape")
+KEYS = ("accuracy", "vra", "second-order gain", "t train", "t test", "gap", "t_K", "t_shape")
 
 
 def compose(*overrides: str) -> dict[str, Any]:
@@ -93,7 +93,7 @@ def measure(folder: Path, samples: int) -> dict[str, float]:
         "parameters": float(sum(p.numel() for p in model.parameters())),
         "accuracy": float(correct.double().mean()),
         "vra": float(verified.double().mean()),
-        "combined gain": float(also.double().mean() - verified[some].double().mean()),
+        "second-order gain": float(also.double().mean() - verified[some].double().mean()),
         "t train": t_train,
         "t test": t_test,
         "gap": t_train - t_test,

@@ -46,8 +46,8 @@ ACTIVATIONS: dict[str, Callable[[int], nn.Module]] = {
 VERIFIERS = {
     "lipschitz": LipschitzCertifier(),
     "lipsdp": LipSDPCertifier(),
-    "combined": CombinedCertifier(),
-    "local lipschitz": LocalLipschitzCertifier(),
+    "second order": CombinedCertifier(),
+    "local lipsdp": LocalLipschitzCertifier(),
     "crown alone": CROWNCertifier(alone=True),
 }
 

@@ -261,7 +261,7 @@ def at_corner(name: str, network: PlainNetwork) -> dict[str, Any] | None:
     row: dict[str, Any] = {
         "worst": float(t.min()),
         "mean": float(t.mean()),
-        "combined": float(combined.mean()),
+        "second order": float(combined.mean()),
     }
     if name in LINEAR:
         directions = directions_met(network, torch.cat([x, nearest]))
@@ -305,7 +305,7 @@ def corner_table(
 ) -> list[tuple[str, dict[str, Any]]]:
     """Trained networks at the tip of a right-angled wedge: of half the width, and of the width."""
     rows = []
-    print("\n| activation | width | seed | pieces | worst | at most | mean | mean, combined |")
+    print("\n| activation | width | seed | pieces | worst | at most | mean | mean, second order |")
     print("|---|---|---|---|---|---|---|---|")
     cases = list(product(ACTIVATIONS, (width // 2, width), range(seeds)))
     found = workers.map(corner_row, *zip(*cases, strict=True))
@@ -317,7 +317,7 @@ def corner_table(
         most = f"{row['at most']:.3f}" if "at most" in row else ""
         print(
             f"| {name} | {size} | {seed} | {row.get('pieces', 'smooth')} | {row['worst']:.3f} "
-            f"| {most} | {row['mean']:.3f} | {row['combined']:.3f} |",
+            f"| {most} | {row['mean']:.3f} | {row['second order']:.3f} |",
             flush=True,
         )
     linear = [r for _, r in rows if "at most" in r]
@@ -349,7 +349,7 @@ def toy_row(toy: Toy, name: str, seed: int, width: int) -> dict[str, float]:
         "share": float(certified),
         "mean": float(t.mean()),
         "worst": float(t[len(t) // 20]),
-        "combined": float((result.radius / distance)[kept].mean()),
+        "second order": float((result.radius / distance)[kept].mean()),
     }
 
 
@@ -367,12 +367,14 @@ def toy_rows(
 
 def toy_table(workers: ProcessPoolExecutor, seeds: int, width: int) -> None:
     """Every toy, every activation: mean and spread over the seeds."""
-    keys = ("accuracy", "share", "mean", "worst", "combined")
+    keys = ("accuracy", "share", "mean", "worst", "second order")
     print(
         f"\nWidth {width}, depth 2, {seeds} seeds, mean ± standard deviation: share of the points"
     )
     print(f"truly robust at {TRUE_RADIUS} that are certified; radius over own distance\n")
-    print("| toy | activation | accuracy | certified share | tightness | worst 5 % | combined |")
+    print(
+        "| toy | activation | accuracy | certified share | tightness | worst 5 % | second order |"
+    )
     print("|---|---|---|---|---|---|---|")
     for toy, name, rows in toy_rows(workers, seeds, width):
         cells = []

@@ -41,7 +41,7 @@ def main() -> None:
     digits = Digits()
     train, test = digits.read("train"), digits.read("test")
     inputs, x, target = to_unit(train.inputs), to_unit(test.inputs), test.labels
-    print("activation | accuracy | Lipschitz | combined | at most, at", RADII)
+    print("activation | accuracy | Lipschitz | second order | at most, at", RADII)
     for name, activation in ACTIVATIONS.items():
         torch.manual_seed(arguments.seed)
         family = LayerFamily(dense=CholeskyLinear, conv=AOLConv2d)

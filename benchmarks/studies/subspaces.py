@@ -3,7 +3,7 @@
 python -m benchmarks.studies.subspaces --dataset mnist --seeds 3
 
 Trains :class:`robustcert.models.Subspaces` on its own estimate of its radii, certifies it by
-duality (``certifier=quadric``), and attacks it; a MaxMin and an N network of as many parameters,
+duality (``certifier=quadratic``), and attacks it; a MaxMin and an N network of as many parameters,
 trained with EMMA for as many epochs, stand beside it.
 """
 

@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 
 from robustcert.network.activation import Activation, Slopes
+from robustcert.relaxations.curves import Curve, all_free, kink_at_zero
 
 
 def absolute(x: Tensor) -> Tensor:
@@ -31,4 +32,15 @@ class Abs(nn.Module):
 
     def fold(self) -> Activation:
         """The activation as a pure function with constants."""
-        return Activation(function=absolute, constants={}, lipschitz=1.0, slopes=Slopes(-1.0, 1.0))
+        return Activation(
+            function=absolute,
+            constants={},
+            lipschitz=1.0,
+            slopes=Slopes(-1.0, 1.0),
+            relaxation=absolute_relaxation,
+        )
+
+
+def absolute_relaxation(_: Activation, features: int) -> Curve:
+    """Lines around the graph."""
+    return kink_at_zero(all_free(features), "abs")

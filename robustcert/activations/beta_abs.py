@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from robustcert.network.activation import Activation
+from robustcert.network.activation import Activation, integer_of
+from robustcert.relaxations.curves import Curve, kink_at_zero
 
 
 def beta_abs(x: Tensor, count: int) -> Tensor:
@@ -42,4 +43,15 @@ class BetaAbs(nn.Module):
 
     def fold(self) -> Activation:
         """The activation as a pure function with constants."""
-        return Activation(function=beta_abs, constants={"count": self.count}, lipschitz=1.0)
+        return Activation(
+            function=beta_abs,
+            constants={"count": self.count},
+            lipschitz=1.0,
+            relaxation=beta_abs_relaxation,
+        )
+
+
+def beta_abs_relaxation(operation: Activation, features: int) -> Curve:
+    """Lines around the graph of the first features; the others are fixed."""
+    places = torch.arange(features, dtype=torch.int64, device="cpu")
+    return kink_at_zero(places >= integer_of(operation, "count"), "abs")

@@ -7,7 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from robustcert.activations.features import PerSample, sort_pairs
-from robustcert.network.activation import Activation, Slopes
+from robustcert.errors import UnsoundNetworkError
+from robustcert.network.activation import Activation, Slopes, integer_of
+from robustcert.relaxations.curves import Curve, even_fixed, kink_at_zero
 
 # Up to this size a network of comparators, each of which takes whole maps, is faster than `sort`.
 MAX_NETWORK = 8
@@ -63,7 +65,25 @@ class GroupSort(nn.Module):
         """The activation as a pure function with constants."""
         constants: dict[str, Tensor | int] = {"group_size": self.group_size}
         slopes = Slopes(-1.0, 1.0, pairs=True) if self.group_size == 2 else None
-        return Activation(function=group_sort, constants=constants, lipschitz=1.0, slopes=slopes)
+        return Activation(
+            function=group_sort,
+            constants=constants,
+            lipschitz=1.0,
+            slopes=slopes,
+            relaxation=group_sort_relaxation,
+        )
+
+
+def group_sort_relaxation(operation: Activation, features: int) -> Curve:
+    """Pairs keep their sum; their difference goes to its absolute value."""
+    size = integer_of(operation, "group_size")
+    if size != 2:
+        raise UnsoundNetworkError(
+            f"linear bounds do not cover the activation group_sort on groups of {size}, only on "
+            "pairs: set model.activation.group_size=2, or use certifier=lipschitz",
+            operation.label,
+        )
+    return kink_at_zero(even_fixed(features), "abs", pairs=True)
 
 
 @cache

@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 
 from robustcert.network.activation import Activation, Slopes
+from robustcert.relaxations.curves import Curve, all_free, kink_at_zero
 
 
 def identity(x: Tensor) -> Tensor:
@@ -41,4 +42,10 @@ class Identity(nn.Module):
             lipschitz=1.0,
             jacobian_lipschitz=0.0,
             slopes=Slopes(1.0, 1.0),
+            relaxation=identity_relaxation,
         )
+
+
+def identity_relaxation(_: Activation, features: int) -> Curve:
+    """A curve that is fixed everywhere."""
+    return kink_at_zero(~all_free(features), "abs")

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from robustcert.activations.features import along_features, ordered
-from robustcert.network.activation import Activation, Slopes
+from robustcert.network.activation import Activation, Slopes, constant_of
 from robustcert.network.local_error import counted
 from robustcert.network.operation import constant
+from robustcert.relaxations.curves import UNDERFLOW, Curve, Folded, all_free
 
 
 def n_activation(x: Tensor, corners: Tensor) -> Tensor:
@@ -84,4 +85,11 @@ class NActivation(nn.Module):
             lipschitz=1.0,
             error=counted(1.0, float(at_zero)),
             slopes=Slopes(-1.0, 1.0),
+            relaxation=n_activation_relaxation,
         )
+
+
+def n_activation_relaxation(operation: Activation, features: int) -> Curve:
+    """Lines around the zigzag."""
+    knots = constant_of(operation, "corners").expand(2, features)
+    return Folded(all_free(features), 4 * float(knots.abs().max()) + UNDERFLOW, knots, "zigzag")

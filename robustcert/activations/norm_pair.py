@@ -5,8 +5,8 @@ from torch import Tensor, nn
 
 from robustcert.activations.features import along_features
 from robustcert.activations.positive import Positive, over_least
-from robustcert.network.activation import Activation
-from robustcert.network.jacobian import Bend, constant_of, per_sample
+from robustcert.network.activation import Activation, constant_of
+from robustcert.network.jacobian import LocalJacobian, per_sample
 from robustcert.network.local_error import counted
 from robustcert.network.operation import constant
 
@@ -85,10 +85,11 @@ class NormPair(nn.Module):
             lipschitz=1.0,
             jacobian_lipschitz=over_least(1.0, temperature),
             error=counted(hypots + 1, hypots * float(temperature.max()), roundings=hypots + 1),
+            jacobian=norm_pair_jacobian,
         )
 
 
-def norm_pair_jacobian(operation: Activation, z: Tensor, centre: Tensor) -> Bend:
+def norm_pair_jacobian(operation: Activation, z: Tensor, centre: Tensor) -> LocalJacobian:
     """The Jacobian at computed values z, and how fast it changes around them."""
     size = operation.constants["group_size"]
     assert isinstance(size, int)
@@ -107,4 +108,4 @@ def norm_pair_jacobian(operation: Activation, z: Tensor, centre: Tensor) -> Bend
         other = torch.maximum(least - per_sample(reach, norm), tau)
         return torch.minimum(2 / (least + other), 1 / tau) * (1 + 1e-12)
 
-    return Bend(pull, torch.abs, chord)
+    return LocalJacobian(pull, torch.abs, chord)

@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 
 from robustcert.network.activation import Activation, Slopes
+from robustcert.relaxations.curves import relu_relaxation
 
 
 def relu(x: Tensor) -> Tensor:
@@ -34,4 +35,10 @@ class ReLU(nn.Module):
 
     def fold(self) -> Activation:
         """The activation as a pure function with constants."""
-        return Activation(function=relu, constants={}, lipschitz=1.0, slopes=Slopes(0.0, 1.0))
+        return Activation(
+            function=relu,
+            constants={},
+            lipschitz=1.0,
+            slopes=Slopes(0.0, 1.0),
+            relaxation=relu_relaxation,
+        )

@@ -1,14 +1,17 @@
 """The pseudo-Huber function, a smooth absolute value."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
 from robustcert.activations.features import along_features
 from robustcert.activations.positive import Positive, over_least
-from robustcert.network.activation import Activation, Slopes
-from robustcert.network.jacobian import Bend, bump_chord, constant_of, unit_slope
+from robustcert.network.activation import Activation, Slopes, constant_of
+from robustcert.network.jacobian import LocalJacobian, bump_chord, unit_slope
 from robustcert.network.local_error import counted
 from robustcert.network.operation import constant
+from robustcert.relaxations.curves import Convex, Curve, all_free
 
 
 def smooth_abs(x: Tensor, temperature: Tensor) -> Tensor:
@@ -63,10 +66,31 @@ class SmoothAbs(nn.Module):
             jacobian_lipschitz=over_least(1.0, temperature),
             error=counted(9.0, 8 * float(temperature.max())),
             slopes=Slopes(-1.0, 1.0),
+            relaxation=smooth_abs_relaxation,
+            jacobian=smooth_abs_jacobian,
         )
 
 
-def smooth_abs_jacobian(operation: Activation, z: Tensor, centre: Tensor) -> Bend:
+@dataclass(frozen=True, eq=False)
+class _SmoothAbsCurve(Convex):
+    """The graph of the function of one entry."""
+
+    flattest = -1.0
+
+    def value(self, v: Tensor) -> Tensor:
+        return torch.hypot(v, self.temperature) - self.temperature
+
+    def derivative(self, v: Tensor) -> Tensor:
+        return v / torch.hypot(v, self.temperature)
+
+
+def smooth_abs_relaxation(operation: Activation, features: int) -> Curve:
+    """Lines around the graph."""
+    temperature = constant_of(operation, "temperature").expand(features)
+    return _SmoothAbsCurve(all_free(features), 2 * float(temperature.max()), temperature)
+
+
+def smooth_abs_jacobian(operation: Activation, z: Tensor, centre: Tensor) -> LocalJacobian:
     """The Jacobian at computed values z, and how fast it changes around them."""
     tau = along_features(constant_of(operation, "temperature", z), z)
 
@@ -75,4 +99,4 @@ def smooth_abs_jacobian(operation: Activation, z: Tensor, centre: Tensor) -> Ben
 
     slope = derivative(z)
     chord = bump_chord(z, centre, 1 / tau, derivative)
-    return Bend(lambda u: slope * u, torch.abs, chord)
+    return LocalJacobian(lambda u: slope * u, torch.abs, chord)

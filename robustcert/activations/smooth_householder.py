@@ -11,8 +11,8 @@ from robustcert.activations.features import (
 )
 from robustcert.activations.householder import MAXMIN_ANGLE
 from robustcert.activations.positive import Positive, over_least
-from robustcert.network.activation import Activation
-from robustcert.network.jacobian import Bend, bump_chord, constant_of, unit_slope
+from robustcert.network.activation import Activation, constant_of
+from robustcert.network.jacobian import LocalJacobian, bump_chord, unit_slope
 from robustcert.network.local_error import counted
 from robustcert.network.operation import constant
 
@@ -90,10 +90,11 @@ class SmoothHouseholder(nn.Module):
             lipschitz=1.0,
             jacobian_lipschitz=over_least(1.0, temperature),
             error=counted(54.0, 5.7 * float(temperature.max())),
+            jacobian=smooth_householder_jacobian,
         )
 
 
-def smooth_householder_jacobian(operation: Activation, z: Tensor, centre: Tensor) -> Bend:
+def smooth_householder_jacobian(operation: Activation, z: Tensor, centre: Tensor) -> LocalJacobian:
     """The Jacobian at computed values z, and how fast it changes around them."""
     a, b = split_pairs(z)
     normal = constant_of(operation, "normal", z)
@@ -118,4 +119,4 @@ def smooth_householder_jacobian(operation: Activation, z: Tensor, centre: Tensor
         # Relative to the pair, so that cancellation is covered.
         return (p * first + q * second).abs() + 1e-12 * torch.hypot(first, second)
 
-    return Bend(pull, share, bump_chord(t, doubt, (1 + 1e-12) / tau, derivative))
+    return LocalJacobian(pull, share, bump_chord(t, doubt, (1 + 1e-12) / tau, derivative))

@@ -1,7 +1,9 @@
 """MaxMin with its maximum and minimum replaced by log-sum-exp."""
 
 import math
+from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -13,10 +15,11 @@ from robustcert.activations.features import (
     split_pairs,
 )
 from robustcert.activations.positive import Positive, over_least
-from robustcert.network.activation import Activation, Slopes
-from robustcert.network.jacobian import Bend, bump_chord, constant_of
+from robustcert.network.activation import Activation, Slopes, constant_of
+from robustcert.network.jacobian import LocalJacobian, bump_chord
 from robustcert.network.local_error import counted
 from robustcert.network.operation import constant
+from robustcert.relaxations.curves import Convex, Curve, even_fixed
 
 
 def smooth_maxmin(x: Tensor, temperature: Tensor) -> Tensor:
@@ -92,10 +95,33 @@ class SmoothMaxMin(nn.Module):
             jacobian_lipschitz=over_least(math.sqrt(0.5), temperature),
             error=counted(1.0, 11.8 * float(temperature.max())),
             slopes=Slopes(-1.0, 1.0, pairs=True),
+            relaxation=smooth_maxmin_relaxation,
+            jacobian=smooth_maxmin_jacobian,
         )
 
 
-def smooth_maxmin_jacobian(operation: Activation, z: Tensor, centre: Tensor) -> Bend:
+@dataclass(frozen=True, eq=False)
+class _LogCosh(Convex):
+    r"""The graph of :math:`2 \tau \log(2 \cosh(d / 2 \tau))`."""
+
+    flattest = -1.0
+
+    def value(self, v: Tensor) -> Tensor:
+        excess = self.temperature * F.softplus(-v.abs() * (1 / self.temperature))
+        return v.abs() + 2 * excess
+
+    def derivative(self, v: Tensor) -> Tensor:
+        return torch.tanh(v / (2 * self.temperature))
+
+
+def smooth_maxmin_relaxation(operation: Activation, features: int) -> Curve:
+    """Pairs keep their sum; their difference d goes through a function of its own."""
+    temperature = constant_of(operation, "temperature").expand(features // 2).repeat_interleave(2)
+    scale = 4 * float(temperature.max())
+    return _LogCosh(even_fixed(features), scale, temperature, pairs=True)
+
+
+def smooth_maxmin_jacobian(operation: Activation, z: Tensor, centre: Tensor) -> LocalJacobian:
     """The Jacobian at computed values z, and how fast it changes around them."""
     a, b = split_pairs(z)
     # The half sum is kept; t = (a - b) / sqrt(2) goes through a function of slope tanh(t / scale).
@@ -116,4 +142,4 @@ def smooth_maxmin_jacobian(operation: Activation, z: Tensor, centre: Tensor) -> 
         low, high = split_pairs(u)
         return (high - low).abs() * (math.sqrt(0.5) * (1 + 1e-12))
 
-    return Bend(pull, share, bump_chord(t, centre, (1 + 1e-12) / scale, derivative))
+    return LocalJacobian(pull, share, bump_chord(t, centre, (1 + 1e-12) / scale, derivative))

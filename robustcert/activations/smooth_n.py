@@ -7,8 +7,8 @@ from robustcert.activations.features import along_features
 from robustcert.activations.n_activation import Corners
 from robustcert.activations.positive import Positive, over_least
 from robustcert.activations.softplus import softplus
-from robustcert.network.activation import Activation, Slopes
-from robustcert.network.jacobian import Bend, bump_chord, constant_of
+from robustcert.network.activation import Activation, Slopes, constant_of
+from robustcert.network.jacobian import LocalJacobian, bump_chord
 from robustcert.network.local_error import counted
 from robustcert.network.operation import constant
 
@@ -80,10 +80,11 @@ class SmoothN(nn.Module):
             jacobian_lipschitz=over_least(0.5, temperature),
             error=counted(7.0, 8 * offset + 52 * float(temperature.max())),
             slopes=Slopes(-1.0, 1.0),
+            jacobian=smooth_n_jacobian,
         )
 
 
-def smooth_n_jacobian(operation: Activation, z: Tensor, centre: Tensor) -> Bend:
+def smooth_n_jacobian(operation: Activation, z: Tensor, centre: Tensor) -> LocalJacobian:
     """The Jacobian at computed values z, and how fast it changes around them."""
     tau = along_features(constant_of(operation, "temperature", z), z)
     low, high = (along_features(c, z) for c in constant_of(operation, "corners", z))
@@ -100,4 +101,4 @@ def smooth_n_jacobian(operation: Activation, z: Tensor, centre: Tensor) -> Bend:
         # One term rises where the other one falls: the change is no more than the larger one's.
         return 2 * torch.maximum(*(c(reach) for c in chords))
 
-    return Bend(lambda u: slope * u, torch.abs, chord)
+    return LocalJacobian(lambda u: slope * u, torch.abs, chord)

@@ -1,15 +1,18 @@
 """Softplus, the smooth ReLU."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robustcert.activations.features import along_features
 from robustcert.activations.positive import Positive, over_least
-from robustcert.network.activation import Activation, Slopes
-from robustcert.network.jacobian import Bend, bump_chord, constant_of
+from robustcert.network.activation import Activation, Slopes, constant_of
+from robustcert.network.jacobian import LocalJacobian, bump_chord
 from robustcert.network.local_error import counted
 from robustcert.network.operation import constant
+from robustcert.relaxations.curves import Convex, Curve, all_free
 
 
 def softplus(x: Tensor, temperature: Tensor) -> Tensor:
@@ -71,10 +74,32 @@ class Softplus(nn.Module):
             jacobian_lipschitz=over_least(0.25, temperature),
             error=counted(1.0, 11.6 * float(temperature.max())),
             slopes=Slopes(0.0, 1.0),
+            relaxation=softplus_relaxation,
+            jacobian=softplus_jacobian,
         )
 
 
-def softplus_jacobian(operation: Activation, z: Tensor, centre: Tensor) -> Bend:
+@dataclass(frozen=True, eq=False)
+class _SoftplusCurve(Convex):
+    """The graph of the function of one entry."""
+
+    flattest = 0.0
+
+    def value(self, v: Tensor) -> Tensor:
+        excess = self.temperature * F.softplus(-v.abs() * (1 / self.temperature))
+        return v.relu() + excess
+
+    def derivative(self, v: Tensor) -> Tensor:
+        return torch.sigmoid(v / self.temperature)
+
+
+def softplus_relaxation(operation: Activation, features: int) -> Curve:
+    """Lines around the graph."""
+    temperature = constant_of(operation, "temperature").expand(features)
+    return _SoftplusCurve(all_free(features), 2 * float(temperature.max()), temperature)
+
+
+def softplus_jacobian(operation: Activation, z: Tensor, centre: Tensor) -> LocalJacobian:
     """The Jacobian at computed values z, and how fast it changes around them."""
     tau = along_features(constant_of(operation, "temperature", z), z)
 
@@ -83,4 +108,4 @@ def softplus_jacobian(operation: Activation, z: Tensor, centre: Tensor) -> Bend:
 
     slope = derivative(z)
     chord = bump_chord(z, centre, 0.25 / tau, derivative)
-    return Bend(lambda u: slope * u, torch.abs, chord)
+    return LocalJacobian(lambda u: slope * u, torch.abs, chord)

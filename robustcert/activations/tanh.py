@@ -1,11 +1,14 @@
 """The hyperbolic tangent."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
 from robustcert.network.activation import Activation, Slopes
-from robustcert.network.jacobian import Bend
+from robustcert.network.jacobian import LocalJacobian
 from robustcert.network.local_error import counted
+from robustcert.relaxations.curves import Curve, Sigmoidal, all_free
 
 # |tanh''| = 2 t (1 - t^2) at t = |tanh| is largest at t = 1/sqrt(3): 4 / (3 sqrt(3)), rounded up.
 CURVATURE = 0.7698003589195011
@@ -49,11 +52,29 @@ class Tanh(nn.Module):
             jacobian_lipschitz=CURVATURE,
             error=counted(8.0),
             slopes=Slopes(0.0, 1.0),
+            relaxation=tanh_relaxation,
+            jacobian=tanh_jacobian,
         )
 
 
-def tanh_jacobian(operation: Activation, z: Tensor, _: Tensor) -> Bend:
+@dataclass(frozen=True, eq=False)
+class _TanhCurve(Sigmoidal):
+    """The graph of the function of one entry."""
+
+    def value(self, v: Tensor) -> Tensor:
+        return v.tanh()
+
+    def derivative(self, v: Tensor) -> Tensor:
+        return 1 - v.tanh().square()
+
+
+def tanh_relaxation(_: Activation, features: int) -> Curve:
+    """Lines around the graph."""
+    return _TanhCurve(all_free(features), 1.0)
+
+
+def tanh_jacobian(operation: Activation, z: Tensor, _: Tensor) -> LocalJacobian:
     """The Jacobian at computed values z, and how fast it changes around them."""
     slope = 1 - z.tanh().square()
     cap = torch.full_like(z, operation.jacobian_lipschitz)
-    return Bend(lambda u: slope * u, torch.abs, lambda reach: cap)
+    return LocalJacobian(lambda u: slope * u, torch.abs, lambda reach: cap)

@@ -32,16 +32,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-# Bits of a significand, the exponent of the least number above 0, and exponents of neighbours.
+# Number of bits of a significand.
 BITS = {torch.float32: 24, torch.float64: 53}
+# Exponent of the least number above 0.
 MIN_EXPONENT = {torch.float32: -149, torch.float64: -1074}
+# Exponents that entries of a sample take in turn: far from their neighbours', and close to them.
 WIDE = {torch.float32: (55, -55, 0, -31, 31), torch.float64: (480, -480, 0, -301, 301)}
 NARROW = (0, -20, -7, -13, -2)
+# Number of kinds of results.
 KINDS = 4
 # Samples and outputs that hold every kind, with and without a subnormal number.
 PLACES = 2 * KINDS
 # Outputs and samples whose known entries are compared: spread over all of them.
 MAX_SELECTIONS, MAX_SCALINGS = 16, 4
+# What an arithmetic does that fails at a kind of result.
 FAULTS = {
     "selection": "an entry times 1 is not the entry",
     "scaling": "a single product is not rounded once",

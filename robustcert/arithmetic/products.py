@@ -179,6 +179,7 @@ def _test_matrices(probe: Tensor) -> None:
         _test(_by_numpy, _SMALL, probe, "matrix products of NumPy")
 
 
+# Shapes of the tested product of matrices.
 _SMALL = Geometry.dense(40, 96, 24)
 
 

@@ -119,7 +119,8 @@ def flushes_subnormals() -> bool:
     return not smallest / 2 > 0
 
 
-# In the order in which they are set; restored in the other.
+# Settings of the process, and of each thread, in the order in which they are set; they are restored
+# in the other.
 PROCESS_SETTINGS = _process_settings()
 THREAD_SETTINGS = (
     Setting("torch.set_flush_denormal", flushes_subnormals, torch.set_flush_denormal, False),

@@ -57,55 +57,66 @@ def cross_check(
         seed: Of the selection and the random starts.
 
     Returns:
-        Counts, budget and the quotients of distance found by DDN over certified radius: the
-        smallest one, None where DDN found nothing at all, and the median, None where it found
-        nothing for half of them or more.
+        Counts, budget, and the smallest and the median quotient of DDN's distance over the radius:
+        None where DDN found nothing, or for the median, nothing for half of them or more.
 
     Raises:
         BrokenCertificate: an attack succeeded.
     """
     rows = _stratified(network, x, prediction, radius, samples, seed)
-    started = time.monotonic()
-    attacked, quotients = 0, []
+    started, quotients = time.monotonic(), []
     for chunk in rows.split(_CHUNK):
         if time.monotonic() - started >= seconds:
             break
         inputs, label, size = in_units(x[chunk]).double(), prediction[chunk], radius[chunk]
-        _, near = margin_attack(
-            network, inputs, label, size * INSIDE, steps=margin_steps, seed=seed
+        distance, broken = _attack(
+            network, inputs, label, size, margin_steps, ddn_steps, ddn_restarts, seed
         )
-        distance, far = ddn(
-            network,
-            inputs,
-            label,
-            steps=ddn_steps,
-            restarts=ddn_restarts,
-            initial_norm=size,
-            seed=seed,
-        )
-        broken = breaks(network, inputs, label, near, size)
-        broken |= breaks(network, inputs, label, far, size)
         if broken.any():
             raise BrokenCertificate(
                 f"the certificate of sample {int(chunk[broken][0])} is broken: an attack changes "
                 "its prediction inside the certified radius"
             )
-        attacked += len(chunk)
         quotients.append(distance / size)
-    quotient = (
-        torch.cat(quotients) if quotients else torch.empty(0, dtype=torch.float64, device="cpu")
-    )
     return {
-        "samples": attacked,
         "requested": len(rows),
-        "broken": 0,
+        **_summary(quotients),
         "margin_steps": margin_steps,
         "ddn": {"steps": ddn_steps, "restarts": ddn_restarts},
+        "seconds": round(time.monotonic() - started, 2),
+    }
+
+
+def _attack(
+    network: PlainNetwork,
+    x: Tensor,
+    label: Tensor,
+    radius: Tensor,
+    margin_steps: int,
+    ddn_steps: int,
+    ddn_restarts: int,
+    seed: int,
+) -> tuple[Tensor, Tensor]:
+    """Distances that DDN found, and whether it or the margin attack breaks a certificate."""
+    _, near = margin_attack(network, x, label, radius * INSIDE, steps=margin_steps, seed=seed)
+    distance, far = ddn(
+        network, x, label, steps=ddn_steps, restarts=ddn_restarts, initial_norm=radius, seed=seed
+    )
+    broken = breaks(network, x, label, near, radius) | breaks(network, x, label, far, radius)
+    return distance, broken
+
+
+def _summary(quotients: list[Tensor]) -> dict[str, Any]:
+    """Counts, and minimum and median of the distances over the radii."""
+    empty = torch.empty(0, dtype=torch.float64, device="cpu")
+    quotient = torch.cat(quotients) if quotients else empty
+    return {
+        "samples": len(quotient),
+        "broken": 0,
         "clipped": False,
         "found": int(torch.isfinite(quotient).sum()),
         "least_distance_over_radius": _finite(quotient.min()) if len(quotient) else None,
         "median_distance_over_radius": _finite(quotient.median()) if len(quotient) else None,
-        "seconds": round(time.monotonic() - started, 2),
     }
 
 

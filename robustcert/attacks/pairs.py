@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -48,30 +49,12 @@ def largest_changes(
     Returns:
         Shape ``(R,)``.
     """
-    generator = torch.Generator().manual_seed(seed)
-    shape = (tries, len(low))
-    unit = torch.rand(shape, generator=generator, dtype=torch.float64, device="cpu")
-    unit[::2] = unit[::2].round()
-    x = low + unit * (high - low)
-    direction = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
-    reach = delta * INSIDE
-    step = (
-        direction.sign() * reach if norm == "linf" else to_length(direction, low.new_tensor(reach))
-    )
-
-    def fit(x: Tensor, other: Tensor) -> Tensor:
-        # The box holds x, so that going back into it does not lead away from x.
-        moved = other - x
-        if norm == "linf":
-            moved = moved.clamp(-reach, reach)
-        else:
-            moved = moved * (reach / moved.norm(dim=1, keepdim=True).clamp_min(reach))
-        return torch.minimum(torch.maximum(x + moved, low), high)
+    pairs = _Pairs(low, high, delta * INSIDE, norm)
+    x, other = pairs.draw(tries, seed)
 
     def outputs(x: Tensor) -> Tensor:
         return network(x.view(-1, *network.input_shape)) @ rows.mT
 
-    other = fit(x, x + step)
     gap = (outputs(other) - outputs(x)).nan_to_num(nan=0.0)
     best = gap.abs().amax(0)
     chosen = gap.abs().topk(max(1, int(CHOSEN * tries)), dim=0).indices
@@ -81,18 +64,52 @@ def largest_changes(
             torch.where(upward, x[own], other[own]),
             torch.where(upward, other[own], x[own]),
         )
-        best[j] = max(best[j], _climb(outputs, fit, first, second, j, reach, norm, steps))
+        best[j] = max(best[j], _climb(outputs, pairs, first, second, j, steps))
     return best
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    """The pairs of inputs of a box at most ``reach`` apart."""
+
+    low: Tensor
+    high: Tensor
+    reach: float
+    norm: Literal["linf", "l2"]
+
+    def draw(self, tries: int, seed: int) -> tuple[Tensor, Tensor]:
+        """Random pairs at distance ``reach``, but for the box; half of the first are corners."""
+        generator = torch.Generator().manual_seed(seed)
+        shape = (tries, len(self.low))
+        unit = torch.rand(shape, generator=generator, dtype=torch.float64, device="cpu")
+        unit[::2] = unit[::2].round()
+        x = self.low + unit * (self.high - self.low)
+        direction = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
+        return x, self.fit(x, x + self.step(direction, self.reach))
+
+    def step(self, direction: Tensor, size: float) -> Tensor:
+        """The steepest step of a size along a direction."""
+        if self.norm == "linf":
+            return direction.sign() * size
+        return to_length(direction, self.low.new_tensor(size))
+
+    def fit(self, x: Tensor, other: Tensor) -> Tensor:
+        """The second point, back within reach of the first and into the box."""
+        # The box holds x, so that going back into it does not lead away from x.
+        moved = other - x
+        if self.norm == "linf":
+            moved = moved.clamp(-self.reach, self.reach)
+        else:
+            moved = moved * (self.reach / moved.norm(dim=1, keepdim=True).clamp_min(self.reach))
+        return torch.minimum(torch.maximum(x + moved, self.low), self.high)
 
 
 def _climb(
     outputs: Callable[[Tensor], Tensor],
-    fit: Callable[[Tensor, Tensor], Tensor],
+    pairs: _Pairs,
     x: Tensor,
     other: Tensor,
     j: int,
-    reach: float,
-    norm: str,
     steps: int,
 ) -> Tensor:
     """The largest rise of output j from x to other, by ascent on both."""
@@ -103,12 +120,9 @@ def _climb(
             rise = outputs(pair[1])[:, j] - outputs(pair[0])[:, j]
             down, up = torch.autograd.grad(rise.sum(), pair)
         best = torch.maximum(best, rise.detach().nan_to_num(nan=-math.inf).max())
-        size = 2 * reach * (1 - k / steps)
-        if norm == "linf":
-            down, up = down.sign() * size, up.sign() * size
-        else:
-            down, up = (to_length(side, x.new_tensor(size)) for side in (down, up))
+        size = 2 * pairs.reach * (1 - k / steps)
+        down, up = pairs.step(down, size), pairs.step(up, size)
         # The first point moves in the box alone, the second follows it.
-        x = fit(x, x + down.nan_to_num(nan=0.0))
-        other = fit(x, other + up.nan_to_num(nan=0.0))
+        x = pairs.fit(x, x + down.nan_to_num(nan=0.0))
+        other = pairs.fit(x, other + up.nan_to_num(nan=0.0))
     return torch.maximum(best, (outputs(other) - outputs(x))[:, j].nan_to_num(nan=-math.inf).max())

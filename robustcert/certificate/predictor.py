@@ -226,7 +226,7 @@ def load(
     if proved.proof == "quadric":
         raise UnsoundNetworkError(
             f"{folder} speaks of quadratics, which have no Lipschitz constant that a predictor "
-            "could use: certify inputs with certify.py certifier=quadric"
+            "could use: certify inputs with certify.py certifier=quadratic"
         )
     network = restore_network(proved.operations)
     if network.digest() != proved.digest:

@@ -1,15 +1,16 @@
 """From the operations that the checker has read back to a plain network that torch evaluates."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from robustcert import activations
-from robustcert.check.activations.kind import slopes_of
-from robustcert.check.activations.table import KINDS
-from robustcert.check.network import Operation
+from robustcert.check import CURVATURES, KINDS, Operation, slopes_of
 from robustcert.layers.pool import norm_pool
 from robustcert.network.activation import Activation, Slopes
 from robustcert.network.blocks import ResidualBlock, Sandwich
@@ -18,27 +19,6 @@ from robustcert.network.network import PlainNetwork, Sum
 from robustcert.network.operation import Operation as FoldedOperation
 from robustcert.network.quadratics import Quadratics
 
-FUNCTIONS: Mapping[str, Callable[..., Tensor]] = {
-    "absolute": activations.absolute.absolute,
-    "beta_abs": activations.beta_abs.beta_abs,
-    "grafted": activations.grafted.grafted,
-    "group_sort": activations.group_sort.group_sort,
-    "householder": activations.householder.householder,
-    "householder2": activations.householder2.householder2,
-    "identity": activations.identity.identity,
-    "linear_spline": activations.linear_spline.linear_spline,
-    "n_activation": activations.n_activation.n_activation,
-    "norm_pair": activations.norm_pair.norm_pair,
-    "norm_pool": norm_pool,
-    "relu": activations.relu.relu,
-    "sin_cos": activations.sin_cos.sin_cos,
-    "smooth_abs": activations.smooth_abs.smooth_abs,
-    "smooth_householder": activations.smooth_householder.smooth_householder,
-    "smooth_maxmin": activations.smooth_maxmin.smooth_maxmin,
-    "smooth_n": activations.smooth_n.smooth_n,
-    "softplus": activations.softplus.softplus,
-    "tanh": activations.tanh.tanh,
-}
 # The checker counts the roundings of its own formulas. Twice that covers ours (a test compares the
 # two), with the last term for constants that ours adds where the checker has none.
 _COUNTS, _MORE = 2.0, 1e-12
@@ -77,8 +57,7 @@ def _restore(operation: Operation) -> FoldedOperation:
 
 def _activation(options: dict[str, Any], tensors: dict[str, Tensor], name: str) -> Activation:
     function = options["function"]
-    if function not in FUNCTIONS:
-        raise ValueError(f"the activation {function} is not known")
+    parts = parts_of(function)
     integers = {key: value for key, value in options.items() if key != "function"}
     wide = {key: tensor.double().numpy() for key, tensor in tensors.items()}
     error = KINDS[function].rounding(**wide, **integers)
@@ -86,14 +65,56 @@ def _activation(options: dict[str, Any], tensors: dict[str, Tensor], name: str) 
         error = (_COUNTS * error[0], _COUNTS * error[1] + _MORE)
     slopes = slopes_of(function, wide)
     return Activation(
-        FUNCTIONS[function],
+        parts.function,
         {**tensors, **integers},
         # Whatever the checker lets pass is 1-Lipschitz.
         lipschitz=1.0,
+        jacobian_lipschitz=_steepest(function, wide),
         error=error,
         slopes=slopes and Slopes(*slopes),
+        relaxation=parts.relaxation,
+        jacobian=parts.jacobian,
         name=name,
     )
+
+
+class Parts(NamedTuple):
+    """What the package knows of an activation by its name: a pure function and its bounds."""
+
+    function: Callable[..., Tensor]
+    relaxation: Any = None
+    jacobian: Any = None
+
+
+def parts_of(name: str) -> Parts:
+    """The activation of this name: functions ``f``, ``f_relaxation`` and ``f_jacobian`` of a file.
+
+    Raises:
+        ValueError: the package has no file of this name.
+    """
+    if name == norm_pool.__name__:
+        return Parts(norm_pool)
+    path = f"robustcert.activations.{name}"
+    module = import_module(path) if name.isidentifier() and find_spec(path) else None
+    function = getattr(module, name, None)
+    if function is None:
+        raise ValueError(
+            f"the activation {name} is not known: expected a function {name} in "
+            f"robustcert/activations/{name}.py"
+        )
+    return Parts(function, *(getattr(module, f"{name}_{k}", None) for k in Parts._fields[1:]))
+
+
+def _steepest(function: str, constants: dict[str, Any]) -> float:
+    """Upper bound on the Lipschitz constant of the Jacobian, infinite where none is known."""
+    if function not in CURVATURES:
+        return math.inf
+    rows = [row for key in sorted(constants) for row in _rows(constants[key])]
+    return float(np.max(CURVATURES[function].steepest(*rows))) * (1 + _MORE)
+
+
+def _rows(value: Any) -> list[Any]:
+    return list(value) if value.ndim == 2 else [value]
 
 
 def _tensor(array: Any) -> Tensor:

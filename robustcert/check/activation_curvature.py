@@ -1,4 +1,4 @@
-r"""How smooth activations bend: their Jacobians, and how steeply these change around a point.
+r"""Jacobians of smooth activations, and bounds on how fast they change around a point.
 
 An activation acts on units of one or more neighbouring features, and its Jacobian on a unit changes
 through one number only, or through one unit vector:
@@ -10,18 +10,18 @@ through one number only, or through one unit vector:
 * ``smooth_householder``: :math:`t = n \cdot z`, \|n\| = 1, goes through a smooth absolute value.
 * ``norm_pair``: the Jacobian is :math:`(z / r)^\top`, :math:`r^2 = |z|^2 + \tau^2`.
 
-A chord is the change of that number over the change of t. Let p be a function whose slope is even
-and falls with the distance to 0, and t > 0. Over intervals of length l that end in t, the mean of
-p' is the chord downwards, the steeper one. For l up to 2 t it falls with t; beyond, it is below
-that for 2 t, and no interval of that length has a larger mean than [-t, t]. So the steepest chord
-no longer than d falls with \|t\|. For l up to t it grows with l; between t and d it is at most
-the rise over d, divided by t: in all at most :math:`(p(t) - p(t - d)) / \min(t, d)`, and at most
-p'(0). ``smooth_n`` has two such terms, of which one falls while the other rises. Unit vectors of x
-and y are at most :math:`2 |x - y| / (|x| + |y|)` apart (Dunkl and Williams 1964): with the
-temperature for another entry, that bounds the chord of ``norm_pair``.
+A chord is the slope of that number between two points: its change over the change of t. Let p be a
+function whose slope is even and falls with the distance to 0, and t > 0. Over intervals of length l
+that end in t, the mean of p' is the chord downwards, the steeper one. For l up to 2 t it falls with
+t; beyond, it is below that for 2 t, and no interval of that length has a larger mean than [-t, t].
+So the steepest chord no longer than d falls with \|t\|. For l up to t it grows with l; between t
+and d it is at most the rise over d, divided by t: in all at most :math:`(p(t) - p(t - d)) / \min(t,
+d)`, and at most p'(0). ``smooth_n`` has two such terms, of which one falls while the other rises.
+Unit vectors of x and y are at most :math:`2 |x - y| / (|x| + |y|)` apart (Dunkl and Williams 1964):
+with the temperature for another entry, that bounds the chord of ``norm_pair``.
 
-Functions take numbers of either kind, arrays of floats or single balls, and ``m`` for what the two
-kinds write differently.
+Functions are written once for two kinds of numbers, arrays of floats and single balls. Their
+argument ``m`` is the class that has the operations of the kind.
 """
 
 from collections.abc import Callable, Mapping
@@ -32,25 +32,25 @@ import numpy as np
 
 from robustcert.check.activations.kind import grouped
 from robustcert.check.fixed_point import Floats, flint
-from robustcert.check.network import Operation
+from robustcert.check.network.operation import Operation
 
 Parts = tuple[Any, ...]
 
 
 class Reals:
-    """Arrays of floats; differences of slopes are within ``slack``."""
+    """Operations on arrays of floats; ``slack`` bounds the error of a difference of slopes."""
 
-    tanh, hypot, least, most = np.tanh, np.hypot, np.minimum, np.maximum
+    tanh, hypot, minimum, maximum = np.tanh, np.hypot, np.minimum, np.maximum
     slack = 2.0**-44
 
     @staticmethod
-    def over(rise: Any, run: Any) -> Any:
-        """Quotient, infinite where nothing is run."""
+    def quotient(rise: Any, run: Any) -> Any:
+        """Quotient; infinite where the divisor is not positive."""
         return np.where(run > 0, rise / np.where(run > 0, run, 1.0), np.inf)
 
 
 class Balls:
-    """Single balls of python-flint, which carry their error themselves."""
+    """Operations on balls of python-flint, which carry their errors themselves."""
 
     slack = 0
 
@@ -61,37 +61,37 @@ class Balls:
 
     @staticmethod
     def hypot(x: Any, y: Any) -> Any:
-        """Length."""
+        """Root of the sum of two squares."""
         return (x * x + y * y).sqrt()
 
     @staticmethod
-    def least(x: Any, y: Any) -> Any:
+    def minimum(x: Any, y: Any) -> Any:
         """Minimum."""
         return x.min(y)
 
     @staticmethod
-    def most(x: Any, y: Any) -> Any:
+    def maximum(x: Any, y: Any) -> Any:
         """Maximum."""
         return x.max(y)
 
     @staticmethod
-    def over(rise: Any, run: Any) -> Any:
-        """Quotient, infinite where nothing is run for sure."""
+    def quotient(rise: Any, run: Any) -> Any:
+        """Quotient; infinite where the divisor may not be positive."""
         return rise / run if run > 0 else flint().arb.pos_inf()
 
 
 @dataclass(frozen=True)
-class Bend:
-    """One activation, unit by unit.
+class ActivationCurvature:
+    """How the Jacobian of one activation changes, unit by unit.
 
     Attributes:
-        pull: ``(m, z, u, constants)``: the Jacobian's transpose at z times u.
-        share: ``(m, u, constants)``: of u, what a change of the Jacobian meets, in absolute value.
-        chord: ``(m, z, constants, doubt, d)``: the steepest chord up to d from any t within
-            ``doubt`` of the one at z.
-        steepest: ``(constants)``: the steepest one of all.
-        inputs: Features of a unit; 0: ``group_size``.
-        outputs: Of a unit.
+        pull: ``(m, z, u, constants)``: the transpose of the Jacobian at z times u.
+        share: ``(m, u, constants)``: size of the part of u that a change of the Jacobian acts on.
+        chord: ``(m, z, constants, doubt, d)``: the steepest chord of length up to d from any t
+            within ``doubt`` of the t at z.
+        steepest: ``(constants)``: the steepest chord of all.
+        inputs: Number of input features of a unit; 0 stands for ``group_size``.
+        outputs: Number of output features of a unit.
     """
 
     pull: Callable[..., Parts]
@@ -102,34 +102,36 @@ class Bend:
     outputs: int = 1
 
 
-def bend_of(operation: Operation) -> Bend | None:
-    """How an operation bends; None where it is not smooth, or not known."""
-    return BENDS.get(operation.options["function"]) if operation.kind == "activation" else None
+def curvature_of(operation: Operation) -> ActivationCurvature | None:
+    """The curvature of an operation; None if it is no smooth activation that is known here."""
+    return CURVATURES.get(operation.options["function"]) if operation.kind == "activation" else None
 
 
-def units(operation: Operation, bend: Bend, x: Any, *, outputs: bool = False) -> Parts:
-    """The parts of all units of an input, or an output, of shape ``(N, C, *)``."""
-    size = bend.outputs if outputs else bend.inputs or operation.options["group_size"]
+def units(
+    operation: Operation, activation: ActivationCurvature, x: Any, *, outputs: bool = False
+) -> Parts:
+    """First, second, ... features of all units of an input or output of shape ``(N, C, *)``."""
+    size = activation.outputs if outputs else activation.inputs or operation.options["group_size"]
     split = grouped(x, size)
     return tuple(split[:, :, k] for k in range(size))
 
 
 def constants_of(operation: Operation) -> list[Floats]:
-    """Corners or normals one by one, then the temperature."""
+    """The constants of an operation: corners or normals one by one, then the temperature."""
     found = [operation.wide(key) for key in sorted(operation.tensors)]
     return [row for value in found for row in (value if value.ndim == 2 else [value])]
 
 
 def _bump(m: Any, t: Any, p: Callable[[Any], Any], doubt: Any, d: Any) -> Any:
-    near = m.most(abs(t) - doubt, 0 * d)
-    return m.over(p(near) - p(near - d) + m.slack, m.least(near, d))
+    near = m.maximum(abs(t) - doubt, 0 * d)
+    return m.quotient(p(near) - p(near - d) + m.slack, m.minimum(near, d))
 
 
 def _own(_m: Any, u: Parts, _c: Parts) -> Any:
     return abs(u[0])
 
 
-# Each by itself
+# Activations that act on each entry.
 
 
 def _abs_slope(m: Any, t: Any, tau: Any) -> Any:
@@ -138,7 +140,7 @@ def _abs_slope(m: Any, t: Any, tau: Any) -> Any:
 
 def _abs_chord(m: Any, z: Parts, c: Parts, doubt: Any, d: Any) -> Any:
     (tau,) = c
-    return m.least(_bump(m, z[0], lambda t: _abs_slope(m, t, tau), doubt, d), 1 / tau)
+    return m.minimum(_bump(m, z[0], lambda t: _abs_slope(m, t, tau), doubt, d), 1 / tau)
 
 
 def _sigmoid(m: Any, t: Any, tau: Any) -> Any:
@@ -147,7 +149,7 @@ def _sigmoid(m: Any, t: Any, tau: Any) -> Any:
 
 def _sigmoid_chord(m: Any, z: Parts, c: Parts, doubt: Any, d: Any) -> Any:
     (tau,) = c
-    return m.least(_bump(m, z[0], lambda t: _sigmoid(m, t, tau), doubt, d), 1 / (4 * tau))
+    return m.minimum(_bump(m, z[0], lambda t: _sigmoid(m, t, tau), doubt, d), 1 / (4 * tau))
 
 
 def _n_pull(m: Any, z: Parts, u: Parts, c: Parts) -> Parts:
@@ -159,7 +161,7 @@ def _n_pull(m: Any, z: Parts, u: Parts, c: Parts) -> Parts:
 def _n_chord(m: Any, z: Parts, c: Parts, doubt: Any, d: Any) -> Any:
     low, high, tau = c
     above = _sigmoid_chord(m, (z[0] - high,), (tau,), doubt, d)
-    return 2 * m.most(above, _sigmoid_chord(m, (low - z[0],), (tau,), doubt, d))
+    return 2 * m.maximum(above, _sigmoid_chord(m, (low - z[0],), (tau,), doubt, d))
 
 
 def _tanh_pull(m: Any, z: Parts, u: Parts, _: Parts) -> Parts:
@@ -176,7 +178,7 @@ def _tanh_chord(_m: Any, z: Parts, *_: Any) -> Any:
     return 0 * abs(z[0]) + _tanh_steepest()
 
 
-# Pairs and groups
+# Activations that act on pairs and groups.
 
 
 def _maxmin_pull(m: Any, z: Parts, u: Parts, c: Parts) -> Parts:
@@ -187,15 +189,15 @@ def _maxmin_pull(m: Any, z: Parts, u: Parts, c: Parts) -> Parts:
 
 
 def _maxmin_share(_m: Any, u: Parts, _c: Parts) -> Any:
-    # Above the root of 1/2.
+    # The factor is above the root of 1/2.
     return abs(u[1] - u[0]) * 0.70710679
 
 
 def _maxmin_chord(m: Any, z: Parts, c: Parts, doubt: Any, d: Any) -> Any:
-    # In x = a - b = sqrt 2 t: d and doubt are longer, and chords less steep, by sqrt 2.
+    # In terms of x = a - b = sqrt 2 t: d and doubt are larger, and chords less steep, by sqrt 2.
     (tau,) = c
     bump = _bump(m, z[0] - z[1], lambda x: m.tanh(x / (2 * tau)), doubt * 1.4142136, d * 1.4142136)
-    return m.least(bump, 1 / (2 * tau)) * 1.4142136
+    return m.minimum(bump, 1 / (2 * tau)) * 1.4142136
 
 
 def _mirror_pull(m: Any, z: Parts, u: Parts, c: Parts) -> Parts:
@@ -230,23 +232,24 @@ def _norm_pull(m: Any, z: Parts, u: Parts, c: Parts) -> Parts:
 
 def _norm_chord(m: Any, z: Parts, c: Parts, doubt: Any, d: Any) -> Any:
     (tau,) = c
-    here = m.most(_length(m, z, tau) - doubt, tau)
-    return 2 / (here + m.most(here - d, tau))
+    here = m.maximum(_length(m, z, tau) - doubt, tau)
+    return 2 / (here + m.maximum(here - d, tau))
 
 
 def _inverse(*constants: Any) -> Any:
     return 1 / constants[-1]
 
 
-BENDS: Mapping[str, Bend] = {
-    "norm_pair": Bend(_norm_pull, _own, _norm_chord, _inverse, inputs=0),
-    "smooth_abs": Bend(
+# The curvature of every smooth activation.
+CURVATURES: Mapping[str, ActivationCurvature] = {
+    "norm_pair": ActivationCurvature(_norm_pull, _own, _norm_chord, _inverse, inputs=0),
+    "smooth_abs": ActivationCurvature(
         lambda m, z, u, c: (_abs_slope(m, z[0], c[0]) * u[0],), _own, _abs_chord, _inverse
     ),
-    "smooth_householder": Bend(
+    "smooth_householder": ActivationCurvature(
         _mirror_pull, _mirror_share, _mirror_chord, _inverse, inputs=2, outputs=2
     ),
-    "smooth_maxmin": Bend(
+    "smooth_maxmin": ActivationCurvature(
         _maxmin_pull,
         _maxmin_share,
         _maxmin_chord,
@@ -254,12 +257,12 @@ BENDS: Mapping[str, Bend] = {
         inputs=2,
         outputs=2,
     ),
-    "smooth_n": Bend(_n_pull, _own, _n_chord, lambda low, high, tau: 0.5 / tau),
-    "softplus": Bend(
+    "smooth_n": ActivationCurvature(_n_pull, _own, _n_chord, lambda low, high, tau: 0.5 / tau),
+    "softplus": ActivationCurvature(
         lambda m, z, u, c: (_sigmoid(m, z[0], c[0]) * u[0],),
         _own,
         _sigmoid_chord,
         lambda tau: 0.25 / tau,
     ),
-    "tanh": Bend(_tanh_pull, _own, _tanh_chord, _tanh_steepest),
+    "tanh": ActivationCurvature(_tanh_pull, _own, _tanh_chord, _tanh_steepest),
 }

@@ -1,4 +1,4 @@
-"""The checker's command line: arguments in, a verdict in words and an exit status out."""
+"""The checker's command line: reads arguments, prints the verdict, returns an exit status."""
 
 import argparse
 import sys
@@ -7,12 +7,14 @@ from collections.abc import Sequence
 
 from robustcert.check.report import Report
 
+# Maximum number of mismatches that are printed.
 MAX_LINES = 40
+# Time after which a check is ended, by default.
 SECONDS = 3600.0
 
 
 def parser() -> argparse.ArgumentParser:
-    """The options of the command."""
+    """Parser of the command's arguments."""
     found = argparse.ArgumentParser(
         prog="robustcert-check",
         description="Prove every claim of a certificate folder from its own files, or refuse it. "
@@ -48,13 +50,13 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Check a folder in this process and print the verdict; returns the exit status.
 
-    ``--seconds`` is up to the process that started this one.
+    The process that started this one enforces ``--seconds``.
     """
     options = parser().parse_args(arguments)
     if options.exact < 0:
         parser().error("--exact must not be negative")
     try:
-        # NumPy is imported here.
+        # Imported here, because it imports NumPy.
         from robustcert.check.verdict import check
 
         report = check(options.folder, options.exact, options.seed, options.data)
@@ -62,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _write("UNREADABLE, nothing is verified: the memory of this process does not suffice")
         return 2
     except Exception as error:
-        # Whatever a folder provokes, it is not verified.
+        # Whatever error a folder causes, the folder is not verified.
         if not isinstance(error, ImportError) and type(error).__name__ != "UnreadableError":
             traceback.print_exc()
             error = Exception(type(error).__name__)
@@ -87,7 +89,7 @@ def _print(report: Report) -> None:
 
 
 def verdict(report: Report) -> str:
-    """The last line, which says what the check comes to."""
+    """The last line: the outcome of the check."""
     if report.mismatches:
         return f"REFUSED: {len(report.mismatches) + report.more} claims do not follow"
     if report.uncovered:

@@ -1,4 +1,4 @@
-"""Lipschitz constants: every claimed bound against what is proved of it."""
+"""Proofs of the Lipschitz constants that a folder claims: of operations, and of pairs of logits."""
 
 import math
 from fractions import Fraction
@@ -7,12 +7,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from robustcert.check import norms, semidefinite
+from robustcert.check import semidefinite
 from robustcert.check.exact_products import digit_bits, gram_of_digits, split_floats
 from robustcert.check.fixed_point import Floats, InexactError
-from robustcert.check.forward import absolute_norm, scaled, walk
-from robustcert.check.network import Operation
-from robustcert.check.norms import round_up
+from robustcert.check.forward.exact import scaled
+from robustcert.check.forward.linear import absolute_norm
+from robustcert.check.network.operation import Operation, walk
+from robustcert.check.norms.operation import find, prove
+from robustcert.check.norms.scalars import round_up
 from robustcert.check.reader import (
     MULTIPLIERS,
     UnreadableError,
@@ -25,6 +27,7 @@ from robustcert.check.reader import (
 )
 from robustcert.check.report import Report
 
+# Kinds of operations whose norm takes a proof by the module `norms`.
 WEIGHTED = ("dense", "convolution", "sandwich", "residual_block", "circular_convolution")
 
 
@@ -35,7 +38,7 @@ def prove_constants(
     proof: str,
     report: Report,
 ) -> tuple[dict[str, Fraction], list[list[float]]]:
-    """Prove the Lipschitz constant of every operation of a claim."""
+    """Prove the claimed constants of all operations and of all pairs of logits; returns both."""
     if proof == "quadric":
         report.expect(claim["pairwise"] == [], "pairwise: quadratics have none")
         return _check_bounds(items(claim["bounds"], "bounds"), operations[:-1], report), []
@@ -69,9 +72,9 @@ def _check_bounds(
 
 
 def _prove(operation: Operation, bound: float, proved: dict[str, Fraction]) -> str:
-    # The method that proves the bound, or nothing.
+    # Name of the method that proves the bound; empty if none does.
     if operation.kind in WEIGHTED:
-        return norms.prove(operation, bound).method
+        return prove(operation, bound).method
     if operation.kind == "affine":
         least = Fraction(float(abs(operation.wide("scale")).max()))
         return "largest scale" if least <= bound else ""
@@ -81,7 +84,7 @@ def _prove(operation: Operation, bound: float, proved: dict[str, Fraction]) -> s
 
 
 def _add_parts(operation: Operation, proved: dict[str, Fraction]) -> None:
-    # Roughly: these norms carry rounding errors only.
+    # Bounds that need not be close: they only multiply rounding errors.
     for part in walk(operation.parts):
         proved[part.path] = Fraction(1)
         if part.kind in ("dense", "convolution"):
@@ -89,12 +92,12 @@ def _add_parts(operation: Operation, proved: dict[str, Fraction]) -> None:
         elif part.kind == "affine":
             proved[part.path] = Fraction(float(abs(part.wide("scale")).max()))
         elif part.kind == "wrap":
-            # An entry is read at most twice in each dimension.
+            # An entry is read twice at most along each dimension.
             proved[part.path] = Fraction(2)
 
 
 def _sum_bound(operation: Operation, proved: dict[str, Fraction]) -> Fraction:
-    # Branches claim nothing themselves: their bounds are found here.
+    # The folder claims no bounds for operations in branches: they are found here.
     total = Fraction(0)
     for branch in operation.branches:
         product = Fraction(1)
@@ -113,7 +116,7 @@ def _find(operation: Operation, proved: dict[str, Fraction]) -> Fraction:
     if operation.kind not in WEIGHTED:
         return Fraction(1)
     _add_parts(operation, proved)
-    value = norms.find(operation)
+    value = find(operation)
     if not math.isfinite(value):
         raise UnreadableError(f"{operation.label}: no bound can be proved here")
     return Fraction(value)
@@ -128,7 +131,7 @@ def _read_multipliers(
         report.uncovered.append(str(error))
         return []
     tensors = parse_safetensors(content[MULTIPLIERS], MULTIPLIERS)
-    # Without such activations, the empty list is enough.
+    # Without activations that take multipliers, there is one list, which is empty.
     lists = len(tensors) // len(sizes) if sizes else 1
     pairs = operations[-1].output_shape[0] ** 2
     if lists > pairs + 2:

@@ -1,9 +1,9 @@
-r"""How far a margin can fall within a radius, from its gradient at the sample: second order.
+r"""Bounds on the fall of a margin within a radius, from its gradient and its curvature.
 
 Let f be a difference of two logits of a smooth network with operations T_1 ... T_n, x the sample,
-J_l the Jacobian of T_l where a point takes it, :math:`u_l` the gradient of f at x with respect to
-the output of T_l, and P_l a Lipschitz constant of everything before T_l. Exchanging one factor of
-the product of Jacobians at a time, the first one first,
+J_l(y) the Jacobian of T_l at the point that y is mapped to, :math:`u_l` the gradient of f at x with
+respect to the output of T_l, and P_l a Lipschitz constant of everything before T_l. Replacing one
+factor of the product of Jacobians at a time, from the first on,
 
 .. math:: \nabla f(y) - \nabla f(x) =
     \sum_l J_1(y)^\top \cdots J_{l-1}(y)^\top [J_l(y) - J_l(x)]^\top u_l .
@@ -11,17 +11,17 @@ the product of Jacobians at a time, the first one first,
 The factors at y have a product of norm at most P_l. Linear operations have no term. An activation
 changes its Jacobian unit by unit (``activation_curvature.py``), by at most a chord :math:`c_k`
 times the change of the unit, and the changes of all units together have norm at most :math:`P_l |y
-- x|`. Hence for
-:math:`|y - x| \le s`
+- x|`. Hence for :math:`|y - x| \le s`
 
 .. math:: |\nabla f(y) - \nabla f(x)| \le s M(s), \quad
     M(s) = \sum_l P_l^2 \max_k |u_{l,k}|\, c_k(P_l s),
 
 and along a ray f falls no faster than :math:`G(s) = \min(K, |\nabla f(x)| + s M(s))`. M does not
-fall with s: for any partition of [0, r], M at the end of each piece bounds the integral of G, in
-which the place where the minimum changes over need not be exact, for both bounds hold everywhere.
+fall with s: for any partition of [0, r], the values of M at the ends of the pieces bound the
+integral of G. The point where the minimum changes from one bound to the other need not be exact,
+because both bounds hold everywhere.
 
-Rounding. What is computed for :math:`u_l` is wrong by E_l in norm, with N_l the proved norm of an
+Rounding. The computed :math:`u_l` has an error of norm at most E_l. With N_l the proved norm of an
 operation, M_l the Lipschitz constant of its Jacobian, :math:`D_l` the error of its input and
 :math:`\rho` the rounding of a product,
 
@@ -42,8 +42,16 @@ from typing import Any
 
 import numpy as np
 
-from robustcert.check.activation_curvature import Balls, Bend, Reals, bend_of, constants_of, units
+from robustcert.check.activation_curvature import (
+    ActivationCurvature,
+    Balls,
+    Reals,
+    constants_of,
+    curvature_of,
+    units,
+)
 from robustcert.check.activations.kind import along
+from robustcert.check.arithmetic import FLOAT64, SLACK, TINY, norm
 from robustcert.check.fixed_point import (
     GRID_BITS,
     Floats,
@@ -54,23 +62,17 @@ from robustcert.check.fixed_point import (
     flint,
     to_integers,
 )
-from robustcert.check.forward import (
-    FLOAT64,
-    SLACK,
-    Evaluation,
-    Exact,
-    absolute_norm,
-    adjoint,
-    adjoint_exactly,
-    norm,
-    shortened,
-)
-from robustcert.check.network import Operation
+from robustcert.check.forward.exact import Exact, adjoint_exactly, shortened
+from robustcert.check.forward.floating import Evaluation
+from robustcert.check.forward.linear import absolute_norm, adjoint
+from robustcert.check.network.operation import Operation
 
-TINY = 2.0**-500
-# Where pieces end, in multiples of what the constants alone prove. Any choice is sound.
-PIECES = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0)
-MAX_GROUP = 16
+# Ends of the pieces of [0, r], in multiples of the radius that the constants alone prove. Every
+# choice is sound.
+PIECE_ENDS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0)
+# Maximum number of features that one unit of an activation may read.
+MAX_UNIT_SIZE = 16
+# Kinds of operations whose Jacobian is the same everywhere.
 LINEAR = ("dense", "convolution", "affine", "flatten")
 
 
@@ -79,8 +81,8 @@ class Gradient:
     """Upper bounds for P pairs of a sample and a difference of logits.
 
     Attributes:
-        norm: Of the gradient at the sample, ``(P,)``.
-        turns: M(s) at distances ``(S, P)``.
+        norm: Norm of the gradient at the sample, ``(P,)``.
+        turns: M(s) at S distances for each pair, ``(S, P)``.
     """
 
     norm: Floats
@@ -88,17 +90,17 @@ class Gradient:
 
 
 def uncovered(operations: Sequence[Operation]) -> Operation | None:
-    """An operation that gradients are not bounded through, or None."""
+    """An operation through which gradients cannot be bounded; None if there is none."""
     for operation in operations:
-        large = operation.options.get("group_size", 1) > MAX_GROUP
-        if operation.kind not in LINEAR and (bend_of(operation) is None or large):
+        large = operation.options.get("group_size", 1) > MAX_UNIT_SIZE
+        if operation.kind not in LINEAR and (curvature_of(operation) is None or large):
             return operation
     return None
 
 
 def pieces(first: Floats, radius: Floats) -> Floats:
-    """Ends of pieces of [0, radius], ``(S, P)``, for radii that the constants prove ``first``."""
-    ends = [np.nan_to_num(factor * first).clip(0.0) for factor in PIECES]
+    """Ends of pieces of [0, radius], ``(S, P)``; the constants prove the radii ``first``."""
+    ends = [np.nan_to_num(factor * first).clip(0.0) for factor in PIECE_ENDS]
     return np.stack([*(np.minimum(end, radius) for end in ends if (end < radius).any()), radius])
 
 
@@ -126,46 +128,49 @@ def gradients(
     """Bound gradients, in float64.
 
     Args:
-        operations: Of the network; :func:`uncovered` finds none.
-        states: Before each operation, and the logits.
+        operations: Operations of the network, in which :func:`uncovered` finds none.
+        states: Evaluations before each operation, and that of the logits.
         norms: Proved norms by path.
-        rows: Of the samples, ``(P,)``.
-        direction: Of the logits, ``(P, C)``, exact.
+        rows: Row of the sample of each pair, ``(P,)``.
+        direction: Coefficients of the logits in the difference, ``(P, C)``, exact.
         ends: Distances ``(S, P)``.
     """
     u, error, turns = direction, np.zeros(len(direction)), np.zeros_like(ends)
     with np.errstate(all="ignore"):
         for operation, state in zip(reversed(operations), reversed(states[:-1]), strict=True):
             size, doubt = norm(u), state.centre[0, rows]
-            bend, own = bend_of(operation), np.zeros_like(error)
-            if bend is None:
+            activation, own = curvature_of(operation), np.zeros_like(error)
+            if activation is None:
                 u, relative = _transpose(operation, u)
                 own += relative
             else:
                 z = state.values[rows]
-                parts = units(operation, bend, z)
+                parts = units(operation, activation, z)
                 c = [along(constant, parts[0]) for constant in constants_of(operation)]
-                # Of t, by the input's error and by its own evaluation.
+                # Error of t, from the error of the input and from its own evaluation.
                 largest = max((float(abs(k).max()) for k in c), default=0.0)
                 doubt = doubt + 2.0**-42 * (abs(z).reshape(len(z), -1).max(1) + largest)
-                pulled = units(operation, bend, u, outputs=True)
-                weight = _weight(bend, pulled, c, error)
+                pulled = units(operation, activation, u, outputs=True)
+                weight = _weight(activation, pulled, c, error)
                 for i, end in enumerate(ends):
                     d = _each(end * state.constant * SLACK, parts[0])
-                    chord = bend.chord(Reals, parts, c, _each(doubt, parts[0]), d)
+                    chord = activation.chord(Reals, parts, c, _each(doubt, parts[0]), d)
                     most = (chord * weight).reshape(len(u), -1).max(1)
                     turns[i] += state.constant**2 * most * SLACK
-                u = _joined(bend.pull(Reals, parts, pulled, c), z.shape)
+                u = _joined(activation.pull(Reals, parts, pulled, c), z.shape)
                 own += (
-                    float(np.max(bend.steepest(*c))) * doubt + (64 + 8 * len(parts)) * FLOAT64.unit
+                    float(np.max(activation.steepest(*c))) * doubt
+                    + (64 + 8 * len(parts)) * FLOAT64.unit
                 )
             error = (norms[operation.path] * error + own * size + TINY) * SLACK
     return Gradient((norm(u) + error) * SLACK, turns * SLACK)
 
 
-def _weight(bend: Bend, pulled: tuple[Floats, ...], c: Any, error: Floats) -> Floats:
-    # The share of each unit, with what rounding and the error may add.
-    share = bend.share(Reals, pulled, c)
+def _weight(
+    activation: ActivationCurvature, pulled: tuple[Floats, ...], c: Any, error: Floats
+) -> Floats:
+    # The share of each unit, with allowances for rounding and for the error of u.
+    share = activation.share(Reals, pulled, c)
     slight = 2.0**-44 * sum(abs(part) for part in pulled)
     return (share + slight + _each(error, share)) * SLACK
 
@@ -179,7 +184,7 @@ def _joined(parts: tuple[Any, ...], shape: tuple[int, ...]) -> Any:
 
 
 def _transpose(operation: Operation, u: Floats) -> tuple[Floats, float]:
-    # A linear operation's transpose times u, and its relative error.
+    # The transpose of a linear operation times u, and the relative error of the product.
     if operation.kind in ("dense", "convolution"):
         weight = operation.wide("weight")
         gamma = FLOAT64.gamma(weight.shape[0] * math.prod(weight.shape[2:]) + 1)
@@ -213,19 +218,19 @@ def gradients_exactly(
     )
     before = zip(operations, states, constants, strict=False)
     for operation, state, constant in reversed(list(before)):
-        bend, size = bend_of(operation), _length(u)
+        activation, size = curvature_of(operation), _length(u)
         error = norms[operation.path] * u.error * SLACK
-        if bend is None:
+        if activation is None:
             values, places = _transpose_exactly(operation, u)
         else:
             z = Exact(state.values[row : row + 1], state.places, state.error[row : row + 1])
-            parts = units(operation, bend, z.values)
+            parts = units(operation, activation, z.values)
             c = [_balls_of(k, parts[0]) for k in constants_of(operation)]
             for i, end in enumerate(ends):
                 reach = float(end) * constant * SLACK
-                turns[i] += constant**2 * SLACK * _most(operation, bend, z, u, c, reach)
-            values, places = _pull(operation, bend, z, u, c), GRID_BITS
-            steepest = float(np.max(bend.steepest(*constants_of(operation)))) * SLACK
+                turns[i] += constant**2 * SLACK * _most(operation, activation, z, u, c, reach)
+            values, places = _pull(operation, activation, z, u, c), GRID_BITS
+            steepest = float(np.max(activation.steepest(*constants_of(operation)))) * SLACK
             lost = math.ldexp(math.sqrt(values.size), 1 - GRID_BITS)
             error = error + steepest * z.error * size * SLACK + lost
         u = shortened(Exact(values, places, error * SLACK))
@@ -250,13 +255,17 @@ def _balls_of(constant: Floats, like: Integers) -> Integers:
     return along(balls(*to_integers(constant)), like)
 
 
-def _pull(operation: Operation, bend: Bend, z: Exact, u: Exact, c: Any) -> Integers:
-    parts = [balls(part, z.places) for part in units(operation, bend, z.values)]
-    pulled = [balls(part, u.places) for part in units(operation, bend, u.values, outputs=True)]
+def _pull(
+    operation: Operation, activation: ActivationCurvature, z: Exact, u: Exact, c: Any
+) -> Integers:
+    parts = [balls(part, z.places) for part in units(operation, activation, z.values)]
+    pulled = [
+        balls(part, u.places) for part in units(operation, activation, u.values, outputs=True)
+    ]
     count = len(parts)
 
     def pull(*values: Any) -> Any:
-        return bend.pull(
+        return activation.pull(
             Balls,
             values[:count],
             values[count : count + len(pulled)],
@@ -268,18 +277,22 @@ def _pull(operation: Operation, bend: Bend, z: Exact, u: Exact, c: Any) -> Integ
     return _joined(found, z.values.shape)
 
 
-def _most(operation: Operation, bend: Bend, z: Exact, u: Exact, c: Any, reach: float) -> float:
+def _most(
+    operation: Operation, activation: ActivationCurvature, z: Exact, u: Exact, c: Any, reach: float
+) -> float:
     # Upper bound of the largest product of a share and a chord.
     arb = flint().arb
-    parts = [balls(part, z.places) for part in units(operation, bend, z.values)]
-    pulled = [balls(part, u.places) for part in units(operation, bend, u.values, outputs=True)]
+    parts = [balls(part, z.places) for part in units(operation, activation, z.values)]
+    pulled = [
+        balls(part, u.places) for part in units(operation, activation, u.values, outputs=True)
+    ]
     doubt, d, more = arb(float(z.error[0])), arb(reach), arb(float(u.error[0]))
     count, others = len(parts), len(pulled)
 
     def product(*values: Any) -> float:
         constants = values[count + others :]
-        share = bend.share(Balls, values[count : count + others], constants) + more
-        ball = share * bend.chord(Balls, values[:count], constants, doubt, d)
+        share = activation.share(Balls, values[count : count + others], constants) + more
+        ball = share * activation.chord(Balls, values[:count], constants, doubt, d)
         return math.nextafter(float(ball.upper()), math.inf) if ball.is_finite() else math.nan
 
     with flint().ctx.workprec(128):

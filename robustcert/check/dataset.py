@@ -1,4 +1,4 @@
-"""Samples against files of the dataset: idx, CIFAR binary and NumPy archives."""
+"""Comparison of samples with files of the dataset: idx, CIFAR binary and NumPy archives."""
 
 import gzip
 import hashlib
@@ -14,8 +14,11 @@ from numpy.typing import NDArray
 
 from robustcert.check.reader import Array, UnreadableError, show
 
-MAX_FILE = 2**32
+# Maximum number of bytes of a file of the dataset, unpacked.
+MAX_DATA_BYTES = 2**32
+# Maximum number of classes.
 MAX_CLASSES = 2**31
+# Shape of a CIFAR image, and its number of bytes.
 SIDES = (3, 32, 32)
 IMAGE = math.prod(SIDES)
 
@@ -77,7 +80,7 @@ def by_digest(
         files: As for :func:`compare`.
         digests: SHA-256 of every input, as bytes or as float32 in [0, 1]; shape ``(N, 32)``.
         indices: Rows of the split, in file order.
-        shape: Of one input.
+        shape: Shape of one input.
 
     Raises:
         UnreadableError: a file cannot be read, or a row is not what the digest stands for.
@@ -98,7 +101,7 @@ def by_digest(
 
 
 def unit(values: Array) -> NDArray[np.float32]:
-    """What a network takes: of a byte p the float32 nearest to p / 255, of a float the nearest."""
+    """Inputs of a network: for a byte p the float32 nearest to p / 255, for a float the nearest."""
     if values.dtype == np.uint8:
         return values.astype(np.float32) / np.float32(255)
     with np.errstate(over="ignore"):
@@ -131,7 +134,7 @@ def _load(files: Sequence[str | Path]) -> tuple[Array, NDArray[np.int64]]:
 
 
 def _shape(images: Array) -> tuple[int, ...]:
-    # Of one input: grey images may be without their channel.
+    # Shape of one input. Grey images may come without the dimension of channels.
     shape = images.shape[1:]
     return (1, *shape) if len(shape) == 2 else shape
 
@@ -153,10 +156,10 @@ def _read(names: list[str]) -> tuple[Array, Array]:
 
 def _content(name: str) -> bytes:
     with Path(name).open("rb") as file:
-        content = file.read(MAX_FILE)
+        content = file.read(MAX_DATA_BYTES)
     if name.endswith(".gz"):
         with gzip.GzipFile(fileobj=io.BytesIO(content)) as packed:
-            content = packed.read(MAX_FILE)
+            content = packed.read(MAX_DATA_BYTES)
     return content
 
 

@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 
 from robustcert.check.fixed_point import Floats, Integers
 
+# Number of binary digits that float64 holds exactly.
 MANTISSA = 53
 
 
 def digit_bits(terms: int) -> int:
-    """Digits that sums of ``terms`` products can have."""
+    """Maximum number of bits of digits whose products, summed over ``terms``, are exact."""
     return (MANTISSA - max(terms - 1, 1).bit_length()) // 2
 
 
@@ -113,5 +114,5 @@ def residual_norm(shifted: int, digits: list[Floats], factor: list[Floats], bits
             place -= carry << bits
             places[k + 1] += carry
         total += abs(place).astype(np.float64) * 2.0 ** (bits * k)
-    # Sums of at most 2^40 positive numbers, each rounded: far within the factor.
+    # The factor covers the rounding of sums of at most 2^40 positive numbers.
     return float(np.sqrt((total * total).sum(axis=(1, 2)).max(initial=0.0))) * (1 + 2.0**-10)

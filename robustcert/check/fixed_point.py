@@ -1,4 +1,4 @@
-"""Fixed-point numbers: Python integers in object arrays, and balls that enclose real functions."""
+"""Fixed-point numbers: Python integers in object arrays; and balls, which enclose real numbers."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 Integers = NDArray[np.object_]
 
-# Irrational values are put on this grid, or on a finer one that the input already has.
+# Number of binary places that irrational values are rounded to, unless the input has more.
 GRID_BITS = 256
 
 
@@ -18,7 +18,7 @@ class InexactError(ValueError):
 
 
 def flint() -> Any:
-    """python-flint, wanted only where balls are."""
+    """The module python-flint, imported only where balls are needed."""
     try:
         import flint as module
     except ImportError:
@@ -67,7 +67,7 @@ def enclose(
 
     Args:
         function: Takes one ball or integer for each argument and returns a tuple of balls.
-        outputs: How many.
+        outputs: Number of balls in that tuple.
         grid: Results are integers times ``2**-grid``.
         size: The binary exponent of the largest argument, see :func:`exponent`.
         arguments: Arrays of Python objects, which broadcast.
@@ -86,13 +86,13 @@ def enclose(
 
 
 def exponent(z: Integers, q: int) -> int:
-    """A binary exponent that no ``z * 2**-q`` passes."""
+    """A binary exponent such that every ``z * 2**-q`` is below that power of two."""
     largest = max(int(z.max(initial=0)), -int(z.min(initial=0)))
     return largest.bit_length() - q
 
 
 def balls(z: Integers, q: int) -> Integers:
-    """Exact balls of ``z * 2**-q``."""
+    """Balls of radius 0 around ``z * 2**-q``."""
     arb = flint().arb
     return np.asarray(np.frompyfunc(lambda v: arb((int(v), -q)), 1, 1)(z), dtype=object)
 

@@ -4,18 +4,20 @@
 current folder and ``PYTHONPATH`` out of the places that modules are imported from. ``python -m``
 has already put the current folder there: it is refused if that folder holds Python files.
 
-Before either is settled, only ``sys`` and ``os`` are imported here and in what Python imports on
-the way: they are in memory before any folder is looked at.
+Until then, this module and the packages above it import only ``sys`` and ``os``, which Python has
+loaded before it looks into any folder.
 """
 
 import os
 import sys
 
+# The folder of the package, and the one that holds it.
 PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 ROOT = os.path.dirname(PACKAGE)
-# What a module may be imported from.
+# Ends of the names of files that a module may be imported from.
 SUFFIXES = (".py", ".pyc", ".pyw", ".pyd", ".so", ".zip")
-# This package's folder comes after the places of isolated mode, whose modules it must not hide.
+# Program of the isolated process. The folder of this package comes after the places of isolated
+# mode, whose modules it must not hide.
 START = """
 import sys
 sys.path.append(sys.argv.pop(1))
@@ -38,19 +40,19 @@ def main() -> None:
     started = command("supervisor", sys.argv[1:])
     if os.name == "posix":
         os.execv(sys.executable, started)
-    # Elsewhere the caller would not wait for what replaces this process.
+    # On other systems the caller would not wait for a process that replaces this one.
     import subprocess
 
     sys.exit(subprocess.call(started))
 
 
 def command(module: str, arguments: list[str]) -> list[str]:
-    """What starts ``main`` of a module of the checker in an isolated process."""
+    """Command line that starts ``main`` of a module of the checker in an isolated process."""
     return [sys.executable, "-I", "-c", START.format(module=module), ROOT, *arguments]
 
 
 def refusal() -> str | None:
-    """Why ``python -m`` must not go on: its folder could be executed; None if it may."""
+    """Why ``python -m`` is refused: it could execute files of its folder; None if it is not."""
     if sys.flags.isolated or not _is_module_run():
         return None
     here = os.path.realpath(os.getcwd())
@@ -69,7 +71,7 @@ def refusal() -> str | None:
 
 
 def _is_module_run() -> bool:
-    # 'python -m' gives the main module a specification, a script has none.
+    # 'python -m' gives the main module a specification; a script has none.
     return getattr(sys.modules.get("__main__"), "__spec__", None) is not None
 
 

@@ -1,31 +1,30 @@
-"""Memory that a check takes at most, known from the shapes of a network before any is taken.
+"""Upper bound on the memory of a check, known from the shapes of a network before it starts.
 
-The files and the tables made of them take ``FACTOR`` times the folder's bytes, the interpreter and
-its libraries ``FIXED`` bytes, for one thread of linear algebra. To that comes the workspace of the
-largest single step, all of whose arrays are given back before the next one begins.
+It has three parts: ``FACTOR`` times the bytes of the folder, for the files and the tables made of
+them; ``FIXED`` bytes for the interpreter and its libraries, with one thread of linear algebra; and
+the workspace of the largest single step, whose arrays are freed before the next step begins.
 """
 
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from robustcert.check import norms, quadratic, semidefinite
+from robustcert.check import semidefinite
 from robustcert.check.exact_products import digit_bits
 from robustcert.check.fixed_point import binary_places
-from robustcert.check.forward import (
-    CHUNK,
-    EXACT_BYTES,
-    FLOAT_BYTES,
-    exact_bytes,
-    float_bytes,
-    reads,
-    walk,
-)
-from robustcert.check.network import Operation
+from robustcert.check.forward.batches import EXACT_BYTES, FLOAT_BYTES, exact_bytes, float_bytes
+from robustcert.check.forward.linear import MAX_WINDOW_VALUES, reads
+from robustcert.check.network.operation import Operation, walk
+from robustcert.check.norms.operation import workspace
+from robustcert.check.quadratic.dual import MAX_PAIR_VALUES
 
-FACTOR, FIXED = 4, 500 * 10**6
+# Memory for each byte of the files that are read.
+FACTOR = 4
+# Bytes for the interpreter and its libraries.
+FIXED = 500 * 10**6
+# Unit of the figures that are printed, in bytes.
 MEGABYTE = 10**6
-# Bytes of a pair of classes: the claimed constant, its exact least value and their comparison.
+# Bytes for each pair of classes: the claimed constant, its exact lower bound, their comparison.
 PAIR_BYTES = 512
 
 
@@ -35,8 +34,8 @@ class Need:
 
     Attributes:
         folder: Size of the files that are read.
-        workspace: Of the largest step.
-        step: Which one that is.
+        workspace: Bytes of the arrays of the largest step.
+        step: Name of that step.
     """
 
     folder: int
@@ -45,7 +44,7 @@ class Need:
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """The sum of all parts."""
         return FACTOR * self.folder + FIXED + self.workspace
 
     def __str__(self) -> str:
@@ -59,12 +58,12 @@ class Need:
 
 
 def need(folder: int, operations: Sequence[Operation], proof: str) -> Need:
-    """Memory of a check.
+    """The memory that a check needs.
 
     Args:
         folder: Size of the files that are read.
-        operations: Of the network.
-        proof: What the radii rest on, as the claim calls it.
+        operations: Operations of the network.
+        proof: Name of the proof in the claim.
     """
     workspace, step = max(_steps(operations, proof))
     return Need(folder, workspace, step)
@@ -78,14 +77,14 @@ def _steps(operations: Sequence[Operation], proof: str) -> Iterator[tuple[int, s
     read = max(
         (reads(op) // op.output_shape[1] for op in every if op.kind == "convolution"), default=0
     )
-    windows = 4 * 8 * max(CHUNK, read)
-    pairs = 24 * 8 * quadratic.CHUNK if proof == "quadric" else 0
+    windows = 4 * 8 * max(MAX_WINDOW_VALUES, read)
+    pairs = 24 * 8 * MAX_PAIR_VALUES if proof == "quadric" else 0
     plain = max(FLOAT_BYTES, float_bytes(operations, every=smooth))
     yield plain + windows + weights + pairs, "the evaluation in float64"
     exact = max(EXACT_BYTES, exact_bytes(operations, every=smooth))
     yield exact + windows + weights, "the evaluation in integers"
     for operation in every:
-        yield norms.workspace(operation), f"the bound of {operation.label}"
+        yield workspace(operation), f"the bound of {operation.label}"
     yield _of_pairs(operations[-1]), "the constants of pairs of classes"
     if proof == "lipsdp":
         yield _of_form(operations), "the semidefinite bounds"

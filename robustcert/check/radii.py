@@ -1,61 +1,42 @@
-r"""Predictions and radii against proved margins.
-
-Let m be the real margin of class c over class j at a sample, K the proved constant of the
-difference of the two logits, and :math:`D + \beta r` the error of the deployed network within r.
-Two logits that are each a coordinate of a vector with error D differ by at most :math:`\sqrt 2 D`
-more or less, so that within r the deployed margin is positive if
-
-.. math:: K r + \sqrt 2 (D + \beta r) < m,
-
-and the real one is if K r < m. In float64 m is known up to :math:`\sqrt 2 D_0`; in exact arithmetic
-it is known. A prediction that is called correct is proved likewise, with r = 0 and for the real
-network alone; others, without a radius, are compared up to the rounding of all networks. Where the
-claim rests on gradients and that does not suffice, what the margin can fall by within r is bounded
-by its curvature instead (``curvature.py``).
-"""
+"""Verification of every row of radii.csv: in float64 and, where that is not enough, in integers."""
 
 import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from robustcert.check import curvature
-from robustcert.check.fixed_point import Floats, InexactError
-from robustcert.check.forward import (
+from robustcert.check.arithmetic import FLOAT32, Arithmetic
+from robustcert.check.fixed_point import Floats
+from robustcert.check.forward.batches import (
     EXACT_BYTES,
-    FLOAT32,
-    FLOAT64,
     FLOAT_BYTES,
-    Arithmetic,
-    Evaluation,
-    Exact,
     batches,
     exact_bytes,
     float_bytes,
-    trace,
-    trace_exactly,
 )
-from robustcert.check.network import Operation
+from robustcert.check.network.operation import Operation
 from robustcert.check.reader import Row
 from robustcert.check.report import Report
 
-ROOT2 = math.sqrt(2)  # 1.41421356237309514..., above the root
-# Beyond these, exact arithmetic is not asked for more.
-MAX_MISMATCHES = 40
-# More than the roundings of a comparison here, about ten.
-SLACK = 2.0**-48
+# Maximum number of mismatches after which no further rows are checked in integers.
+MAX_EXACT_MISMATCHES = 40
 
+# Inputs of a selection of rows, as float64.
 Values = Callable[[slice | NDArray[np.int64]], Floats]
 
 
 @dataclass(frozen=True)
 class Errors:
-    """Of every sample: errors ``(A, N)``; of all: what they gain per unit of distance ``(A,)``."""
+    """Bounds on the errors of logits, for A arithmetics and N samples.
+
+    Attributes:
+        centre: Bounds at the samples, ``(A, N)``.
+        growth: What they gain per unit of distance from the sample, ``(A,)``.
+    """
 
     centre: Floats
     growth: Floats
@@ -63,17 +44,29 @@ class Errors:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What float64 knows of every row."""
+    """What float64 proves of N rows, as arrays ``(N,)``.
 
-    finite: NDArray[np.bool_]  # logits and error bounds
-    proved: NDArray[np.bool_]  # the radius
-    refuted: NDArray[np.bool_]  # the radius
-    largest: NDArray[np.bool_]  # the prediction's logit, up to rounding
-    decided: NDArray[np.bool_]  # the prediction's real logit is proved to be the unique largest
+    Attributes:
+        finite: Whether logits and bounds on their errors are finite.
+        proved: Whether the radius is proved.
+        refuted: Whether the radius is proved to be more than the margin allows.
+        largest: Whether the logit of the prediction is the largest, up to rounding.
+        decided: Whether the real logit of the prediction is proved to be the unique largest.
+        reach: Distance within which nothing overflows.
+        least: Least margin over other classes.
+        tolerance: Difference from ``least`` that is allowed to the margin in the table.
+        slack: Relative distance between the radius and what is proved.
+    """
+
+    finite: NDArray[np.bool_]
+    proved: NDArray[np.bool_]
+    refuted: NDArray[np.bool_]
+    largest: NDArray[np.bool_]
+    decided: NDArray[np.bool_]
     reach: Floats
-    least: Floats  # margin
-    tolerance: Floats  # of that margin, as written
-    slack: Floats  # relative, of the radius
+    least: Floats
+    tolerance: Floats
+    slack: Floats
 
 
 class Proving(Protocol):
@@ -81,18 +74,18 @@ class Proving(Protocol):
 
     @property
     def operations(self) -> Sequence[Operation]:
-        """Applied in turn."""
+        """Operations, applied in turn."""
 
     @property
     def deployed(self) -> Sequence[Arithmetic]:
-        """Arithmetics of the deployed networks that are spoken of."""
+        """Arithmetics of the deployed networks that the claim is about."""
 
     @property
     def smooth(self) -> bool:
         """Whether radii may rest on gradients."""
 
     def compare(self, rows: list[Row], samples: Floats) -> tuple[Comparison, Errors]:
-        """What float64 knows of rows, and the errors that exact arithmetic starts from."""
+        """What float64 proves of rows, and bounds on the errors of their logits."""
 
     def check_exactly(
         self,
@@ -102,93 +95,73 @@ class Proving(Protocol):
         errors: Errors,
         report: Report,
     ) -> None:
-        """Check rows at some positions in integers; ``errors`` are of all rows."""
+        """Check the rows at given positions in integers; ``errors`` are those of all rows."""
 
 
-@dataclass(frozen=True)
-class Network:
-    """A network whose radii follow from margins and norms, or gradients.
-
-    Attributes:
-        operations: Applied in turn.
-        norms: Proved norms by path, as floats that are not below them.
-        pairwise: Claimed constants that have been proved, ``(C, C)``.
-        deployed: Arithmetics of the deployed networks that are spoken of.
-        smooth: Whether radii may rest on gradients.
-    """
-
-    operations: Sequence[Operation]
-    norms: dict[str, float]
-    pairwise: Floats
-    deployed: Sequence[Arithmetic]
-    smooth: bool = False
-
-    @property
-    def arithmetics(self) -> list[Arithmetic]:
-        """float64, in which the check computes, and the deployed ones."""
-        return [FLOAT64, *(a for a in self.deployed if a is not FLOAT64)]
-
-    def compare(self, rows: list[Row], samples: Floats) -> tuple[Comparison, Errors]:
-        """See :class:`Proving`."""
-        states = trace(self.operations, samples, self.norms, self.arithmetics, every=self.smooth)
-        return _compare(rows, states, self), Errors(states[-1].centre, states[-1].growth)
-
-    def check_exactly(
-        self,
-        rows: list[Row],
-        positions: NDArray[np.int64],
-        samples: Floats,
-        errors: Errors,
-        report: Report,
-    ) -> None:
-        """See :class:`Proving`."""
-        where = where_of(int(positions[0]))
-        try:
-            states = trace_exactly(self.operations, samples, self.norms, every=self.smooth)
-            for k, position in enumerate(positions.tolist()):
-                where = where_of(position)
-                _check_exactly(rows[position], position, states, k, errors, self, report)
-        except InexactError as error:
-            report.expect(False, f"{where}: no exact evaluation: {error}")
-
-
-def check_radii(
+def verify_radii(
     rows: list[Row], values: Values, network: Proving, exact: int, seed: int | None, report: Report
 ) -> None:
-    """Check every row of radii.csv, in float64 and, where that is not enough, in integers.
+    """Verify every row of radii.csv, in float64 and, where that is not enough, in integers.
 
-    Radii of rows that are certified and predictions of rows that are correct must be proved. Of the
-    others, predictions are compared up to rounding.
+    Radii of rows that are certified and predictions of rows that are correct must be proved.
+    Predictions of other rows are compared up to rounding.
 
     Args:
         rows: The rows.
         values: Inputs of a selection of rows.
         network: The network.
-        exact: How many rows are checked in integers in any case.
-        seed: Of their choice; from the operating system by default.
+        exact: Number of rows that are checked in integers even if float64 proves them.
+        seed: Seed of the choice of these rows; from the operating system by default.
         report: Where to note the outcome.
     """
+    errors, slack, undecided = _verify_in_float64(rows, values, network, report)
+    if report.mismatches:
+        return
+    seed = random.SystemRandom().getrandbits(32) if seed is None else seed
+    doubtful = np.flatnonzero(np.isnan(slack)).tolist()
+    void = {position for position, row in enumerate(rows) if row.void}
+    chosen = np.array(sorted({*doubtful, *_choose(slack, exact, seed)} - void), np.int64)
+    _verify_in_integers(rows, chosen, values, network, errors, report)
+    _note(rows, network, undecided, report)
+    report.note(
+        "exact",
+        f"{len(chosen)} samples in exact arithmetic: {exact} asked for (seed {seed}), "
+        f"{len(doubtful)} that float64 leaves open",
+    )
+
+
+def _verify_in_float64(
+    rows: list[Row], values: Values, network: Proving, report: Report
+) -> tuple[Errors, Floats, int]:
+    # What `_check_in_float64` returns, for all rows.
     each = float_bytes(network.operations, every=network.smooth)
     parts = [
         _check_in_float64(rows, part, values(part), network, report)
         for part in batches(len(rows), each, FLOAT_BYTES)
     ]
-    if report.mismatches:
-        return
     centre = np.concatenate([found.centre for found, _, _ in parts], axis=1)
-    errors = Errors(centre, parts[0][0].growth)
-    left = np.concatenate([slack for _, slack, _ in parts])
-    undecided = sum(count for _, _, count in parts)
-    doubtful = np.flatnonzero(np.isnan(left)).tolist()
-    seed = random.SystemRandom().getrandbits(32) if seed is None else seed
-    chosen = _choose(left, exact, seed)
-    void = {position for position, row in enumerate(rows) if row.void}
-    todo = np.array(sorted({*doubtful, *chosen} - void), np.int64)
+    slack = np.concatenate([slack for _, slack, _ in parts])
+    return Errors(centre, parts[0][0].growth), slack, sum(count for _, _, count in parts)
+
+
+def _verify_in_integers(
+    rows: list[Row],
+    chosen: NDArray[np.int64],
+    values: Values,
+    network: Proving,
+    errors: Errors,
+    report: Report,
+) -> None:
+    # Check the chosen rows, batch by batch, until there are more than MAX_EXACT_MISMATCHES.
     each = exact_bytes(network.operations, every=network.smooth)
-    for part in batches(len(todo), each, EXACT_BYTES):
-        network.check_exactly(rows, todo[part], values(todo[part]), errors, report)
-        if len(report.mismatches) > MAX_MISMATCHES:
+    for part in batches(len(chosen), each, EXACT_BYTES):
+        network.check_exactly(rows, chosen[part], values(chosen[part]), errors, report)
+        if len(report.mismatches) > MAX_EXACT_MISMATCHES:
             break
+
+
+def _note(rows: list[Row], network: Proving, undecided: int, report: Report) -> None:
+    # What was proved of the rows, and what is taken as said.
     names = ["R", *("F32" if a is FLOAT32 else "F64" for a in network.deployed)]
     certified = sum(row.certified for row in rows)
     correct = sum(row.correct for row in rows)
@@ -204,19 +177,13 @@ def check_radii(
         f"the predictions of the {others} samples that are neither correct nor certified, and all "
         "margins: compared with those found here up to the rounding of every function claimed"
     )
+    void = sum(row.void for row in rows)
     if void:
-        report.note(
-            "void", f"{len(void)} samples without finite logits, neither correct nor certified"
-        )
-    report.note(
-        "exact",
-        f"{len(todo)} samples in exact arithmetic: {exact} asked for (seed {seed}), "
-        f"{len(doubtful)} that float64 leaves open",
-    )
+        report.note("void", f"{void} samples without finite logits, neither correct nor certified")
 
 
 def _choose(slack: Floats, exact: int, seed: int) -> list[int]:
-    # Half of them at random, half of them those with the least slack.
+    # Positions of rows: half of them at random, half of them those with the least slack.
     count = min(exact, len(slack))
     at_random = random.Random(seed).sample(range(len(slack)), (count + 1) // 2)
     rest = np.setdiff1d(np.arange(len(slack)), at_random)
@@ -225,75 +192,15 @@ def _choose(slack: Floats, exact: int, seed: int) -> list[int]:
 
 
 def where_of(position: int) -> str:
-    """How messages call a row."""
+    """The name of a row in messages."""
     return f"radii.csv line {position + 2}"
-
-
-def _compare(chosen: list[Row], states: list[Evaluation], network: Network) -> Comparison:
-    found = states[-1]
-    logits = found.values
-    prediction = np.array([row.prediction for row in chosen])
-    radius = np.array([row.radius for row in chosen])
-    rivals = np.arange(logits.shape[1]) != prediction[:, None]
-    used = [network.arithmetics.index(a) for a in network.deployed]
-    with np.errstate(all="ignore"):
-        margin = logits[np.arange(len(chosen)), prediction][:, None] - logits
-        own = ROOT2 * found.centre[0][:, None] * (1 + SLACK) + abs(margin) * SLACK
-        centre = ROOT2 * found.centre[used].max(axis=0, initial=0.0)[:, None] * (1 + SLACK)
-        growth = ROOT2 * found.growth[used].max(initial=0.0)
-        constants = network.pairwise[prediction]
-        fall = _times(constants + growth, radius) * (1 + SLACK)
-        lost = _times(constants, radius) * (1 - SLACK)
-        if network.smooth:
-            open_ = rivals & ~(own + centre + fall < margin) & (radius > 0)[:, None]
-            first = (margin - own - centre) / (constants + growth)
-            fall = _curved(fall, open_, first, growth, prediction, radius, states, network)
-            lost = np.zeros_like(lost)
-        least = np.where(rivals, margin, math.inf).min(axis=1)
-        finite = np.isfinite(logits).all(axis=1) & np.isfinite(found.centre).all(axis=0)
-        return Comparison(
-            np.logical_and(finite, np.isfinite(found.growth).all()),
-            (~rivals | (own + centre + fall < margin)).all(axis=1),
-            (rivals & (lost - own > margin)).any(axis=1),
-            (~rivals | (margin >= -(own + centre))).all(axis=1),
-            (~rivals | (own < margin)).all(axis=1),
-            found.reach[used].min(axis=0, initial=math.inf),
-            least,
-            # Nine digits are written.
-            own.max(axis=1) + centre[:, 0] + 6e-9 * abs(least),
-            np.where(rivals, (margin - fall) / margin, math.inf).min(axis=1),
-        )
-
-
-def _curved(
-    fall: Floats,
-    pairs: NDArray[np.bool_],
-    first: Floats,
-    growth: float,
-    prediction: NDArray[np.int64],
-    radius: Floats,
-    states: list[Evaluation],
-    network: Network,
-) -> Floats:
-    # How far margins fall, where the curvature says that it is less.
-    rows, others = np.nonzero(pairs)
-    fall, unit = fall.copy(), np.eye(fall.shape[1])
-    for start in range(0, len(rows), len(radius)):
-        i, j = rows[start : start + len(radius)], others[start : start + len(radius)]
-        ends = curvature.pieces(first[i, j], radius[i])
-        direction = unit[prediction[i]] - unit[j]
-        found = curvature.gradients(network.operations, states, network.norms, i, direction, ends)
-        constant = network.pairwise[prediction[i], j]
-        least = curvature.fall(found, ends, constant, growth)
-        fall[i, j] = np.where(least < fall[i, j], least, fall[i, j])
-    return fall
 
 
 def _check_in_float64(
     rows: list[Row], part: slice, samples: Floats, network: Proving, report: Report
 ) -> tuple[Errors, Floats, int]:
-    # Errors; relative slack, NaN where a row is neither proved nor refuted; number of predictions
-    # about which the table claims nothing and that are not decided.
+    # Errors; relative slack, NaN where a row is neither proved nor refuted; number of undecided
+    # predictions about which the table claims nothing.
     chosen = rows[part]
     known, errors = network.compare(chosen, samples)
     slack, undecided = known.slack.copy(), 0
@@ -318,102 +225,3 @@ def _check_in_float64(
         elif not known.proved[k]:
             slack[k] = math.nan
     return errors, slack, undecided
-
-
-def _times(constants: Floats, radius: Floats) -> Floats:
-    # An infinite radius is no loss where the margin never changes.
-    return np.where(constants == 0, 0.0, constants * radius[:, None])
-
-
-def _check_exactly(
-    row: Row,
-    position: int,
-    states: list[Exact],
-    k: int,
-    errors: Errors,
-    network: Network,
-    report: Report,
-) -> None:
-    where, found = where_of(position), states[-1]
-    own = Fraction(ROOT2) * Fraction(float(found.error[k]))
-    logits = [Fraction(z, 1 << found.places) for z in found.values[k].tolist()]
-    for j, logit in enumerate(logits):
-        if j == row.prediction:
-            continue
-        # Of the real logits at the sample, rounded down.
-        margin = logits[row.prediction] - logit - own
-        if not row.certified:
-            blur = 2 * Fraction(ROOT2) * Fraction(float(errors.centre[:, position].max()))
-            report.expect(
-                margin >= -blur, f"{where}: {row.prediction} is not the largest logit, exactly"
-            )
-            proved = margin > 0 or not row.correct
-            report.expect(proved, f"{where}: it is called correct, which is not proved exactly")
-            continue
-        proved = _proves(margin, row, j, position, errors, network) or (
-            network.smooth
-            and _proves_smoothly(margin, row, j, position, states, k, errors, network)
-        )
-        report.expect(proved, f"{where}: radius {row.radius!r} is not proved by the exact margin")
-
-
-def _proves(
-    margin: Fraction, row: Row, j: int, position: int, errors: Errors, network: Network
-) -> bool:
-    constant = float(network.pairwise[row.prediction, j])
-    losses = [_fall(constant, Fraction(0), row.radius)]
-    for centre, growth in _deployed(position, errors, network):
-        fall = _fall(constant, growth, row.radius)
-        losses.append(None if fall is None else fall + centre)
-    return all(loss is not None and loss < margin for loss in losses)
-
-
-def _deployed(position: int, errors: Errors, network: Network) -> list[tuple[Fraction, Fraction]]:
-    # What rounding takes off margins, at the sample and per unit of distance.
-    root, places = Fraction(ROOT2), [network.arithmetics.index(a) for a in network.deployed]
-    return [
-        (
-            root * Fraction(float(errors.centre[k, position])),
-            root * Fraction(float(errors.growth[k])),
-        )
-        for k in places
-    ]
-
-
-def _proves_smoothly(
-    margin: Fraction,
-    row: Row,
-    j: int,
-    position: int,
-    states: list[Exact],
-    k: int,
-    errors: Errors,
-    network: Network,
-) -> bool:
-    constant, radius = float(network.pairwise[row.prediction, j]), row.radius
-    if not (margin > 0 and constant > 0 and radius < math.inf):
-        return False
-    ends = curvature.pieces(np.array([float(margin) / constant]), np.array([radius]))
-    unit = np.eye(len(network.pairwise))
-    found = curvature.gradients_exactly(
-        network.operations,
-        states,
-        network.norms,
-        k,
-        unit[row.prediction] - unit[j],
-        ends[:, 0],
-    )
-    for centre, growth in [(Fraction(0), Fraction(0)), *_deployed(position, errors, network)]:
-        drift = math.nextafter(float(growth), math.inf)
-        loss = float(curvature.fall(found, ends, np.array([constant]), drift)[0])
-        if not (math.isfinite(loss) and Fraction(loss) + centre < margin):
-            return False
-    return True
-
-
-def _fall(constant: float, growth: Fraction, radius: float) -> Fraction | None:
-    # None: without bound.
-    slope = Fraction(constant) + growth
-    if slope == 0:
-        return Fraction(0)
-    return None if math.isinf(radius) else slope * Fraction(radius)

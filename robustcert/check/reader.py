@@ -1,4 +1,4 @@
-"""Read a certificate folder as untrusted data: fixed names, bounded sizes, strict formats."""
+"""Readers of a certificate folder as untrusted data: fixed names, bounded sizes, strict formats."""
 
 import functools
 import hashlib
@@ -19,8 +19,11 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 
+# Files of every certificate folder.
 FILES = ("certificate.json", "network.safetensors", "samples.safetensors", "radii.csv")
+# File of the multipliers of semidefinite bounds, in folders that claim these.
 MULTIPLIERS = "multipliers.safetensors"
+# Maximum number of bytes of each file.
 MAX_FILE = {
     "certificate.json": 2**26,
     "network.safetensors": 2**32,
@@ -29,13 +32,19 @@ MAX_FILE = {
     MULTIPLIERS: 2**28,
     "global.json": 2**26,
 }
+# Maximum number of bytes of the header of a safetensors file.
 MAX_HEADER = 2**24
+# Maximum number of values in JSON.
 MAX_JSON_VALUES = 4_000_000
-MAX_TENSORS = 20_000
-MAX_ENTRIES = 2**33
+# Maximum number of tensors of a file, and of entries of a tensor.
+MAX_TENSORS, MAX_ENTRIES = 20_000, 2**33
+# Maximum number of characters of a line of radii.csv.
 MAX_ROW = 500
+# NumPy's dtype for each dtype that tensors may have.
 DTYPES = {"F32": "<f4", "F64": "<f8", "U8": "|u1", "I64": "<i8"}
+# Header of radii.csv.
 COLUMNS = "index,label,prediction,correct,status,radius,radius_hex,margin"
+# Forms of an integer, of a margin and of a hexadecimal float.
 INTEGER = re.compile(r"0|[1-9][0-9]{0,17}")
 MARGIN = re.compile(r"-?[0-9]{1,20}(\.[0-9]{1,20})?(e[+-][0-9]{1,3})?|-?inf|nan")
 HEX = re.compile(r"0x[01]\.[0-9a-f]{1,13}p[+-][0-9]{1,4}")
@@ -45,6 +54,7 @@ class UnreadableError(ValueError):
     """The folder is no certificate of a kind that this checker knows: nothing was checked."""
 
 
+# How values from a folder are written in messages: cut where they are long.
 SHORT = reprlib.Repr()
 SHORT.maxstring = SHORT.maxother = SHORT.maxlong = 100
 SHORT.maxlist = SHORT.maxtuple = SHORT.maxdict = 20
@@ -52,18 +62,18 @@ SHORT.maxlevel = 3
 
 
 def show(value: object) -> str:
-    """Text from a folder for a message: one line, ASCII, short."""
+    """A value from a folder as text for a message: one short line of ASCII."""
     text = SHORT.repr(value).encode("ascii", "backslashreplace").decode()
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def fail(where: str, expected: str, got: object) -> UnreadableError:
-    """An error in the form: where, what was expected, what there is."""
+    """An error that says where, what was expected and what came."""
     return UnreadableError(f"{where}: expected {expected}, got {show(got)}")
 
 
 def read_bytes(folder: Path, name: str) -> bytes:
-    """A regular file of the folder, no link and of bounded size."""
+    """Content of a regular file of the folder, which must be no link and of bounded size."""
     path = folder / name
     # Opened without following a link and without waiting for a pipe.
     flags = (getattr(os, flag, 0) for flag in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"))
@@ -78,7 +88,7 @@ def read_bytes(folder: Path, name: str) -> bytes:
                 raise UnreadableError(f"{name}: not a regular file")
             if status.st_size > limit:
                 raise UnreadableError(f"{name}: {status.st_size} bytes, more than {limit}")
-            # One byte more than there should be: as much memory as the file has bytes.
+            # One byte more than there should be, so that a file that grows is noticed.
             content = file.read(status.st_size + 1)
     except OSError as error:
         raise UnreadableError(f"{name}: cannot be read: {error.strerror}") from None
@@ -96,7 +106,7 @@ def sha256(content: bytes) -> str:
 
 
 def parse_json(content: bytes, where: str) -> Any:
-    """JSON without duplicate keys, NaN, infinities or an unreasonable number of values."""
+    """JSON without duplicate keys, NaN, infinities or more values than MAX_JSON_VALUES."""
 
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(items)
@@ -146,7 +156,7 @@ def text(value: Any, where: str) -> str:
 
 
 def whole(value: Any, where: str, least: int = 0, most: int = 2**62) -> int:
-    """A JSON integer within a range; true and false are none."""
+    """A JSON integer within a range; true and false are no integers."""
     if type(value) is not int or not least <= value <= most:
         raise fail(where, f"an integer from {least} to {most}", value)
     return value
@@ -201,7 +211,7 @@ def _entry(entry: Any, where: str) -> tuple[str, tuple[int, ...], int, int]:
     if len(shape) > 8 or len(offsets) != 2:
         raise UnreadableError(f"{where}: more than 8 dimensions, or not two offsets")
     sizes = tuple(whole(n, where) for n in shape)
-    # Also where another size is 0: NumPy makes no array that it could not count through.
+    # Sizes of 0 count as 1: NumPy refuses arrays whose other sizes are too large, even if empty.
     if math.prod(max(n, 1) for n in sizes) > MAX_ENTRIES:
         raise fail(f"{where} shape", f"at most {MAX_ENTRIES} entries", sizes)
     first, last = (whole(n, where) for n in offsets)
@@ -225,12 +235,12 @@ class Row:
 
     @property
     def right(self) -> bool:
-        """Whether the label is predicted, by logits that are numbers; correct if that is proved."""
+        """Whether the label is predicted and the margin is finite; correct if it is also proved."""
         return self.label == self.prediction and math.isfinite(self.margin)
 
     @property
     def void(self) -> bool:
-        """Whether nothing is claimed: no margin, not correct, not certified."""
+        """Whether the row claims nothing: no finite margin, not correct and not certified."""
         return not (math.isfinite(self.margin) or self.correct or self.certified)
 
 
@@ -241,7 +251,7 @@ def parse_radii(content: bytes, count: int, certified: str = "certified") -> lis
         raise UnreadableError(f"radii.csv: expected {count + 1} lines for the samples, got {lines}")
     if not content.isascii():
         raise UnreadableError("radii.csv: not ASCII")
-    # Line by line: a list of all lines would take more memory than the file.
+    # Read line by line: a list of all lines would take more memory than the file.
     file = io.BytesIO(content)
     head = file.readline().decode().removesuffix("\n")
     if head != COLUMNS:

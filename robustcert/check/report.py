@@ -1,20 +1,21 @@
-"""The outcome of a check, in words."""
+"""The report of a check: what was proved, what was taken as said, and what does not hold."""
 
 from dataclasses import dataclass, field
 
+# Maximum number of mismatches that are recorded in words; further ones are counted.
 MAX_MISMATCHES = 10_000
 
 
 @dataclass
 class Report:
-    """What was checked, in words, and every claim that does not hold or could not be proved.
+    """What a check found, in words: claims that were proved, and claims that do not hold.
 
     Attributes:
         checked: What was proved or recomputed from the folder's own files, by topic.
         compared: What was compared with the data given, by topic.
         said: What is taken from the folder as said, without any check.
         mismatches: Claims that are false, or whose proof failed.
-        uncovered: What is claimed and cannot be proved here, whether it is true or not.
+        uncovered: Claims that this checker cannot prove, whether they are true or not.
         more: Number of claims that do not hold and are not among ``mismatches``.
     """
 
@@ -27,11 +28,11 @@ class Report:
 
     @property
     def verified(self) -> bool:
-        """Whether every claim was proved, but for what is listed as said."""
+        """Whether every claim was proved, apart from those in ``said``."""
         return not self.mismatches and not self.uncovered
 
     def note(self, topic: str, what: str) -> None:
-        """Record what was checked."""
+        """Record that something was proved or recomputed."""
         self.checked.append((topic, what))
 
     def expect(self, condition: bool, message: str) -> bool:

@@ -1,4 +1,4 @@
-"""The samples of a certificate: their table, their data and their summary."""
+"""The samples of a certificate: their inputs, their rows in radii.csv, and the summary of these."""
 
 import math
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from robustcert.check import dataset
 from robustcert.check.fixed_point import Floats
-from robustcert.check.network import Operation
+from robustcert.check.network.operation import Operation
 from robustcert.check.reader import (
     Array,
     Row,
@@ -75,7 +75,7 @@ def read_samples(
 def _look_up(
     tensors: dict[str, Array], shape: tuple[int, ...], data: Sequence[str | Path]
 ) -> Array:
-    # Many large inputs are not copied into the folder, which then has their digests.
+    # Inputs that are too many or too large to be copied are in the folder as digests only.
     digests, indices = tensors["digests"], tensors.get("indices", np.empty(0))
     count = len(indices)
     if digests.shape != (count, 32) or digests.dtype != np.uint8 or indices.dtype != np.int64:
@@ -127,7 +127,7 @@ def check_summary(summary: Any, rows: list[Row], report: Report) -> None:
     counts = {
         "samples": len(rows),
         "correct": sum(row.correct for row in rows),
-        # The label is predicted, and not called correct.
+        # Rows whose label is predicted, but that are not called correct.
         "undecided": sum(row.label == row.prediction and not row.correct for row in rows),
     }
     for key, count in counts.items():

@@ -1,7 +1,8 @@
-r"""Pairwise constants of dense networks from multipliers, in one matrix.
+r"""Proofs of pairwise constants of dense networks from given multipliers, by one matrix.
 
-Differences: d of two inputs, e of the values so far, v = V e' before an activation. Its slopes are
-within [m - r, m + r], entry by entry, so that e = m v + w with :math:`|w_k| \le r_k |v_k|`; entries
+Let d be the difference of two inputs, v that of the inputs of an activation, a linear function of
+earlier differences, and e that of its outputs. The slopes of the activation are within
+[m - r, m + r], entry by entry, so that e = m v + w with :math:`|w_k| \le r_k |v_k|`; entries
 whose slope is known, r = 0, need no w. The folder gives a multiplier :math:`l_k > 0` for every w.
 With y the vector of d and all l w, every v and e is a linear function of y, and with the rows
 :math:`l_k r_k v_k` of all layers as a matrix B,
@@ -9,7 +10,7 @@ With y the vector of d and all l w, every v and e is a linear function of y, and
 .. math:: |y|^2 - |B y|^2 = |d|^2 + \sum_k (l_k^2 w_k^2 - l_k^2 r_k^2 v_k^2) \le |d|^2 .
 
 B is computed as B~, in float64, with :math:`|B y - B~ y| \le \phi |y|`. Let R be any matrix and
-:math:`E = I - B~'B~ - R'R`, which is computed exactly, as in ``norms.py``. Then
+:math:`E = I - B~'B~ - R'R`, which is computed exactly, as in ``norms/dense.py``. Then
 
 .. math:: |R y|^2 \le |d|^2 + \eta |y|^2, \quad
     \eta = \lVert E \rVert + 2 \phi \sqrt{1 + \lVert E \rVert} + \phi^2,
@@ -30,31 +31,32 @@ from dataclasses import dataclass
 import numpy as np
 
 from robustcert.check.activations.kind import slopes_of
+from robustcert.check.arithmetic import FLOAT64, SLACK, UNIT
 from robustcert.check.exact_products import digit_bits, residual_norm, split_floats
 from robustcert.check.fixed_point import Floats
-from robustcert.check.forward import FLOAT64
-from robustcert.check.network import Operation
+from robustcert.check.network.operation import Operation
 
-UNIT = 2.0**-53
-# Above every product that underflows, and every rounding of sums of nonnegative terms.
-TINY, SLACK = 2.0**-700, 1 + 2.0**-26
+# Allowance for the products in a row that underflow.
+ROW_UNDERFLOW = 2.0**-700
+# Maximum number of variables of the quadratic form: inputs and activation entries together.
 MAX_FORM = 4096
-# Multipliers.
+# Range of the multipliers of a folder.
 MIN_MULTIPLIER, MAX_MULTIPLIER = 2.0**-200, 2.0**200
 
-# Slopes of activations that keep the sum of two neighbours, on their difference.
-PAIRS = {"group_sort": (-1.0, 1.0), "smooth_maxmin": (-1.0, 1.0)}
+# Least and largest slope of activations that act on the difference of two neighbours and keep their
+# sum.
+PAIR_SLOPES = {"group_sort": (-1.0, 1.0), "smooth_maxmin": (-1.0, 1.0)}
 
 
 class NotCoveredError(ValueError):
-    """The network is outside what is proved here."""
+    """The network has operations for which no pairwise constants are proved here."""
 
 
 def layers(operations: Sequence[Operation]) -> list[tuple[Operation, int]]:
     """Every activation that takes multipliers, with their number.
 
     Raises:
-        NotCoveredError: for another operation than those that are known here.
+        NotCoveredError: an operation is not covered, or there are too many variables.
     """
     found = []
     for operation in operations:
@@ -82,7 +84,7 @@ def layers(operations: Sequence[Operation]) -> list[tuple[Operation, int]]:
 
 def _in_pairs(operation: Operation) -> bool:
     function = operation.options["function"]
-    return function in PAIRS and operation.options.get("group_size", 2) == 2
+    return function in PAIR_SLOPES and operation.options.get("group_size", 2) == 2
 
 
 def _slopes(operation: Operation) -> tuple[float, float]:
@@ -95,8 +97,8 @@ def _slopes(operation: Operation) -> tuple[float, float]:
 
 @dataclass
 class _Rows:
-    # Linear functions of y: computed coefficients and bounds on their errors, row by row; and
-    # bounds on their values if |d| = 1: each by itself, and all together.
+    # Linear functions of y, one a row: computed coefficients; bounds on the errors of the rows;
+    # bounds on the values if |d| = 1, for each row and for the vector of all.
     matrix: Floats
     error: Floats
     each: Floats
@@ -107,24 +109,24 @@ class _Rows:
         return _lengths(self.matrix)
 
     def times(self, factor: Floats) -> "_Rows":
-        """Rows times factors."""
+        """The rows, each times a factor."""
         big = abs(factor)
         matrix = self.matrix * factor[:, None]
-        error = (big * (self.error + UNIT * self.length) + TINY) * SLACK
+        error = (big * (self.error + UNIT * self.length) + ROW_UNDERFLOW) * SLACK
         return _Rows(matrix, error, big * self.each * SLACK, float(big.max()) * self.size * SLACK)
 
     def through(self, weight: Floats, norm: float) -> "_Rows":
-        """A dense map of the rows."""
+        """The rows after a dense map."""
         big = abs(weight)
         gamma = FLOAT64.gamma(weight.shape[1] + 1)
-        error = (big @ (self.error + gamma * self.length) + TINY) * SLACK
+        error = (big @ (self.error + gamma * self.length) + ROW_UNDERFLOW) * SLACK
         size = norm * self.size * SLACK
         each = np.minimum(_lengths(weight) * self.size, big @ self.each) * SLACK
         return _Rows(weight @ self.matrix, error, each, size)
 
 
 def _lengths(matrix: Floats) -> Floats:
-    return np.sqrt(np.einsum("ij,ij->i", matrix, matrix)) * SLACK + TINY
+    return np.sqrt(np.einsum("ij,ij->i", matrix, matrix)) * SLACK + ROW_UNDERFLOW
 
 
 def constants(
@@ -132,18 +134,18 @@ def constants(
     norms: Mapping[str, float],
     multipliers: Sequence[Floats],
 ) -> Iterator[Floats]:
-    """Tables of pairwise constants that follow from one list of multipliers, the coarsest first.
+    """Tables of proved pairwise constants from one list of multipliers, the coarsest first.
 
-    There is none where nothing follows.
+    There are none if no constants can be proved from it.
 
     Args:
-        operations: Of the network.
+        operations: Operations of the network.
         norms: Proved norms by path.
         multipliers: One array for each of :func:`layers`, of positive numbers.
     """
     with np.errstate(all="ignore"):
         logits, stretched, norm = _unroll(operations, norms, multipliers)
-        # A row of zeros, for networks without activations.
+        # A row of zeros, so that networks without activations have a matrix too.
         nothing = np.zeros((1, logits.matrix.shape[1]))
         matrix = np.concatenate([nothing, *(rows.matrix for rows in stretched)])
         error = np.concatenate([nothing[:, 0], *(rows.error for rows in stretched)])
@@ -159,7 +161,7 @@ def constants(
 def _unroll(
     operations: Sequence[Operation], norms: Mapping[str, float], multipliers: Sequence[Floats]
 ) -> tuple[_Rows, list[_Rows], float]:
-    # Rows of the logits, those of B, and Z.
+    # The rows of the logits, the rows of B, and Z.
     inputs = math.prod(operations[0].input_shape)
     total = inputs + sum(map(len, multipliers))
     now = _Rows(np.eye(inputs, total), np.zeros(inputs), np.ones(inputs), 1.0)
@@ -173,7 +175,7 @@ def _unroll(
             now = now.times(scale.repeat(len(now.matrix) // len(scale)))
         elif operation.kind == "activation":
             pairs = _in_pairs(operation)
-            low, high = PAIRS[operation.options["function"]] if pairs else _slopes(operation)
+            low, high = PAIR_SLOPES[operation.options["function"]] if pairs else _slopes(operation)
             if low == high:
                 continue
             size = now.size * norm * SLACK
@@ -192,7 +194,7 @@ def _unroll(
 def _activate(
     v: _Rows, multiplier: Floats, low: float, high: float, place: int
 ) -> tuple[_Rows, _Rows]:
-    # Rows l r v, and those of e = m v + w.
+    # The rows of l r v, and those of e = m v + w.
     middle = (low + high) / 2
     radius = max(high - middle, middle - low) * (1 + 2.0**-50)
     part = v.times(multiplier * radius)
@@ -206,10 +208,10 @@ def _activate(
 
 
 def _sums(now: _Rows, sign: int) -> _Rows:
-    # Sums, or second entry less first, of neighbours.
+    # Sums of neighbours, or their differences: the second entry minus the first.
     first, second = now.matrix[::2], now.matrix[1::2]
     matrix = second + sign * first
-    error = (now.error[::2] + now.error[1::2] + UNIT * _lengths(matrix)) * SLACK + TINY
+    error = (now.error[::2] + now.error[1::2] + UNIT * _lengths(matrix)) * SLACK + ROW_UNDERFLOW
     each = (now.each[::2] + now.each[1::2]) * SLACK
     return _Rows(matrix, error, each, now.size * 1.4142135623731 * SLACK)
 
@@ -218,7 +220,7 @@ def _pairs(sums: _Rows, differences: _Rows) -> _Rows:
     matrix = np.stack((sums.matrix - differences.matrix, sums.matrix + differences.matrix), 1)
     matrix = matrix.reshape(-1, matrix.shape[2]) / 2
     error = ((sums.error + differences.error) / 2).repeat(2)
-    error = (error + UNIT * _lengths(matrix)) * SLACK + TINY
+    error = (error + UNIT * _lengths(matrix)) * SLACK + ROW_UNDERFLOW
     each = ((sums.each + differences.each) / 2).repeat(2) * SLACK
     return _Rows(matrix, error, each, (sums.size + differences.size) * SLACK)
 
@@ -249,7 +251,7 @@ def _bound(logits: _Rows, matrix: Floats, error: Floats, norm: float, count: int
     gamma = FLOAT64.gamma(size + 2)
     rounding = gamma * (logits.length + _lengths(image) * float(np.linalg.norm(factor)))
     each = (_lengths(left) + rounding + logits.error) * SLACK
-    # Differences of rows, rounded once for each entry.
+    # Allowance for the differences of rows, whose entries are rounded once.
     apart = np.stack([_lengths(image - row) for row in image])
     apart += UNIT * SLACK * (_lengths(image)[:, None] + _lengths(image))
     found = (apart * grown + (each[:, None] + each) * norm) * SLACK

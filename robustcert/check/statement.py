@@ -1,12 +1,14 @@
-"""The words of a claim: what may be said, and what it is of."""
+"""The statements that a certificate may make, word by word, and the functions they are about."""
 
 import math
 from typing import Any
 
-from robustcert.check.forward import FLOAT32, FLOAT64, Arithmetic
+from robustcert.check.arithmetic import FLOAT32, FLOAT64, Arithmetic
 from robustcert.check.reader import fail, keys, whole
 
+# Version of the format of certificate.json.
 FORMAT = 2
+# The words of every claim that can be proved.
 STATEMENT = {
     "statement": (
         "For every sample listed as certified with radius r, every input at l2 distance less than r"
@@ -17,12 +19,13 @@ STATEMENT = {
     "domain": "all of R^d, no clipping",
     "inputs": "float32 values; a uint8 pixel p stands for float32(p / 255)",
 }
+# The functions that a claim may be about: the real one and its deployments.
 FUNCTIONS = {
     "R": "the real-valued function that the float constants of the network define",
     "F64": "the network evaluated in IEEE float64, summed in any order",
     "F32": "the network evaluated in IEEE float32, summed in any order, without TF32",
 }
-# What is claimed without proof, of another function and with other words.
+# The words of a claim about randomised smoothing, which is about another function and not proved.
 SMOOTHED = (
     "Not proved: for every sample listed with radius r, with the confidence stated beside it, "
     "every input at l2 distance less than r from the sample gets the listed prediction from the "
@@ -32,15 +35,18 @@ SMOOTHED_FUNCTION = (
     "the classifier that returns the most probable class of the network under Gaussian noise of "
     "standard deviation sigma, in real arithmetic"
 )
+# Keys of the parameters of smoothing.
 SMOOTHING = {"sigma", "n0", "n", "alpha", "confidence", "seed"}
+# What radii may rest on, by the names that folders give it.
 PROOFS = ("lipschitz", "lipsdp", "second-order", "crown", "local-lipschitz", "quadric")
-# Their radii rest on more than the pairwise bounds, and are not proved again here.
+# Proofs whose radii rest on more than pairwise bounds, which this checker does not prove again.
 NOT_COVERED = ("crown", "local-lipschitz")
+# Keys of certificate.json that the checker reads.
 CLAIMS = {"format", "robustcert", "claim", "network", "bounds", "pairwise", "summary", "files"}
 
 
 def check_statement(claim: Any) -> tuple[list[Arithmetic], str]:
-    """The arithmetics that a claim speaks of, and what it says it rests on."""
+    """Check the statement of a claim; returns the arithmetics that it is about, and its proof."""
     smoothed = isinstance(claim, dict) and claim.get("proof") == "smoothing"
     own = {"smoothing"} if smoothed else set()
     keys(claim, "claim", {*STATEMENT, "functions", *own}, {"proof"})
@@ -65,8 +71,7 @@ def check_statement(claim: Any) -> tuple[list[Arithmetic], str]:
 
 
 def status(claim: dict[str, Any], proof: str) -> str:
-    """The word for a row with a positive radius."""
-    # What radii.csv has to call a sample with a radius.
+    """The status that radii.csv has to give a row with a positive radius."""
     if proof != "smoothing":
         return "certified"
     said = keys(claim["smoothing"], "claim smoothing", SMOOTHING, set())

@@ -1,7 +1,7 @@
-"""The check in a child process, of which whatever happens is one line.
+"""Runs the check in a child process and reports its verdict, or in one line why there is none.
 
-What the child prints is shown only when it has ended by itself: a verdict of a process that was
-killed or took too long is none.
+What the child prints is shown only if it has ended by itself: a process that was killed or took too
+long has no verdict.
 """
 
 import signal
@@ -11,13 +11,13 @@ from collections.abc import Sequence
 
 from robustcert.check.isolation import command
 
-SECONDS = 3600.0
-# What every complete answer ends with, by exit status; a usage message ends otherwise.
+# First words of the last line of every complete answer, by exit status; a usage message ends with
+# another line.
 VERDICTS = {0: ("VERIFIED",), 1: ("REFUSED", "UNPROVED"), 2: ("UNREADABLE",)}
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Check a folder in a child process, print what it said and return its exit status."""
+    """Check a folder in a child process, print its output and return its exit status."""
     from robustcert.check.command import parser
 
     options = parser().parse_args(arguments)

@@ -1,26 +1,31 @@
-"""Every claim of a certificate folder against what can be proved from its own files."""
+"""The verdict on a certificate folder: each claim is proved from its own files, or refused."""
 
 import itertools
 import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from robustcert.check import curvature, dataset, memory
+from robustcert.check.arithmetic import FLOAT32, Arithmetic
 from robustcert.check.constants import prove_constants
 from robustcert.check.fixed_point import Floats
-from robustcert.check.forward import FLOAT32
-from robustcert.check.network import Operation, digest, read_network
-from robustcert.check.quadratic import QuadricNetwork, covers
-from robustcert.check.radii import Network, Proving, check_radii
+from robustcert.check.margins import Network
+from robustcert.check.network.digest import digest
+from robustcert.check.network.operation import Operation
+from robustcert.check.network.reading import read_network
+from robustcert.check.quadratic.network import QuadraticNetwork, covers
+from robustcert.check.radii import Proving, verify_radii
 from robustcert.check.reader import (
     FILES,
     MULTIPLIERS,
     Array,
+    Row,
     UnreadableError,
     keys,
     parse_json,
@@ -31,15 +36,16 @@ from robustcert.check.reader import (
     show,
 )
 from robustcert.check.report import Report
-from robustcert.check.samples import check_summary, check_table, read_samples
+from robustcert.check.samples import Samples, check_summary, check_table, read_samples
 from robustcert.check.statement import CLAIMS, FORMAT, NOT_COVERED, check_statement, status
 
-# Top-level keys of certificate.json that nothing reads, all of which are listed.
-MAX_UNREAD_KEYS = 64
-MAX_KEY_LENGTH = 64
+# Maximum number and length of the keys of certificate.json that nothing reads: all are listed.
+MAX_UNREAD_KEYS, MAX_KEY_LENGTH = 64, 64
+# Maximum number of files of the folder that nothing reads: all are listed.
 MAX_UNREAD_FILES = 64
+# File of the network's constants.
 NETWORK = "network.safetensors"
-# Claims of all pairs of near inputs: only its digest is checked.
+# File of the claims about all pairs of near inputs, of which only the digest is checked.
 GLOBAL = "global.json"
 
 
@@ -49,33 +55,78 @@ def check(
     seed: int | None = None,
     data: Sequence[str | Path] = (),
 ) -> Report:
-    """Check a certificate folder.
+    """Check every claim of a certificate folder.
 
     Args:
         folder: The folder, which may hold anything.
-        exact: Samples whose logits are always computed in exact arithmetic: half of them at random,
-            half of them those with the smallest relative slack.
-        seed: Of that choice; from the operating system by default, so that nobody can foresee it.
-        data: Files of the dataset that the samples must be from; none: not checked.
+        exact: Number of samples that are always checked in exact arithmetic: half of them at
+            random, half of them those with the smallest relative slack.
+        seed: Seed of that choice; from the operating system by default, so that nobody can foresee
+            it.
+        data: Files of the dataset that the samples have to be from; not checked if there are none.
 
     Raises:
         UnreadableError: the folder is malformed, or of a kind that this checker does not know.
         ImportError: the network needs python-flint, which is not there.
     """
-    folder = _open(folder)
-    content = {name: read_bytes(folder, name) for name in FILES}
     report = Report()
-    claim = _read_claim(content)
-    deployed, proof = check_statement(claim["claim"])
-    if proof == "lipsdp":
-        content[MULTIPLIERS] = read_bytes(folder, MULTIPLIERS)
+    read = _read_folder(_open(folder), data, report)
+    operations, proof = read.operations, read.proof
+    report.note("memory", str(memory.need(read.size, operations, proof)))
+    # Checks that need no proof come first, so that a malformed folder is refused early.
+    check_table(read.rows, read.samples, operations[-1].output_shape[0], report)
+    check_summary(read.claim["summary"], read.rows, report)
+    proved, pairwise = prove_constants(read.claim, read.content, operations, proof, report)
+    _name_uncovered_radii(operations, proof, report)
+    if not report.mismatches and proof != "smoothing":
+        _verify_rows(read, proved, pairwise, exact, seed, report)
+    if GLOBAL in read.claim["files"] or (read.path / GLOBAL).exists():
+        report.uncovered.append(f"{GLOBAL}: what it says of all pairs of inputs is not re-proved")
+    _compare_with_data(read.samples, data, report)
+    _name_unchecked(read, report)
+    return report
+
+
+@dataclass(frozen=True)
+class _Folder:
+    """A certificate folder that has been read; nothing of it is proved yet.
+
+    Attributes:
+        path: The folder.
+        size: Bytes of the files that were read.
+        content: These files but radii.csv, by name.
+        claim: certificate.json.
+        deployed: Arithmetics of the deployed networks that the claim is about.
+        proof: Name of the proof in the claim.
+        operations: Operations of the network, applied in turn.
+        samples: Inputs, labels and indices.
+        rows: The lines of radii.csv.
+        unread_keys: Keys of certificate.json that nothing reads.
+        unread_files: Files of the folder that nothing reads.
+    """
+
+    path: Path
+    size: int
+    content: dict[str, bytes]
+    claim: dict[str, Any]
+    deployed: list[Arithmetic]
+    proof: str
+    operations: tuple[Operation, ...]
+    samples: Samples
+    rows: list[Row]
+    unread_keys: list[str]
+    unread_files: list[str]
+
+
+def _read_folder(folder: Path, data: Sequence[str | Path], report: Report) -> _Folder:
+    content, claim, deployed, proof = _read_claim(folder, FILES)
     names = {name for name in content if name != "certificate.json"}
     keys(claim["files"], "files", names, {GLOBAL})
     if GLOBAL in claim["files"]:
         content[GLOBAL] = read_bytes(folder, GLOBAL)
     _check_files(claim["files"], content, report)
     operations, tensors = _read_operations(claim, content, report)
-    unread, beside = _unread_keys(claim), _unread_files(folder, content)
+    unread_keys, unread_files = _unread_keys(claim), _unread_files(folder, content)
     samples = read_samples(content["samples.safetensors"], operations, data)
     certified = status(claim["claim"], proof)
     rows = parse_radii(content.pop("radii.csv"), len(samples.labels), certified)
@@ -84,30 +135,52 @@ def check(
             "claim functions: F32 of a network with float64 constants is not known"
         )
     size = sum(map(len, content.values())) + os.path.getsize(folder / "radii.csv")
-    report.note("memory", str(memory.need(size, operations, proof)))
-    # What takes no proof comes first, so that a malformed folder is refused soon.
-    check_table(rows, samples, operations[-1].output_shape[0], report)
-    check_summary(claim["summary"], rows, report)
-    proved, pairwise = prove_constants(claim, content, operations, proof, report)
-    smooth = proof == "second-order"
-    outside = curvature.uncovered(operations) if smooth else None
+    return _Folder(
+        folder,
+        size,
+        content,
+        claim,
+        deployed,
+        proof,
+        operations,
+        samples,
+        rows,
+        unread_keys,
+        unread_files,
+    )
+
+
+def _name_uncovered_radii(operations: tuple[Operation, ...], proof: str, report: Report) -> None:
+    outside = curvature.uncovered(operations) if proof == "second-order" else None
     if outside is not None:
         report.uncovered.append(f"second-order radii through {outside.label}")
     if proof in NOT_COVERED:
         report.uncovered.append(f"{proof} radii are not re-proved by this checker")
     if proof == "smoothing":
         report.uncovered.append("probabilistic: not re-proved, and true with some confidence only")
-    if not report.mismatches and proof != "smoothing":
-        upper = {path: math.nextafter(float(value), math.inf) for path, value in proved.items()}
-        network: Proving = Network(operations, upper, np.array(pairwise), deployed, smooth)
-        if proof == "quadric":
-            network = QuadricNetwork(operations, upper, deployed)
-        if report.uncovered:
-            # Without a proof of the radii, predictions still have one.
-            rows = [replace(row, certified=False, radius=0.0) for row in rows]
-        check_radii(rows, samples.values, network, exact, seed, report)
-    if GLOBAL in claim["files"] or (folder / GLOBAL).exists():
-        report.uncovered.append(f"{GLOBAL}: what it says of all pairs of inputs is not re-proved")
+
+
+def _verify_rows(
+    read: _Folder,
+    proved: dict[str, Fraction],
+    pairwise: list[list[float]],
+    exact: int,
+    seed: int | None,
+    report: Report,
+) -> None:
+    operations, deployed, rows = read.operations, read.deployed, read.rows
+    upper = {path: math.nextafter(float(value), math.inf) for path, value in proved.items()}
+    smooth = read.proof == "second-order"
+    network: Proving = Network(operations, upper, np.array(pairwise), deployed, smooth)
+    if read.proof == "quadric":
+        network = QuadraticNetwork(operations, upper, deployed)
+    if report.uncovered:
+        # The radii have no proof here, but predictions that are called correct need one.
+        rows = [replace(row, certified=False, radius=0.0) for row in rows]
+    verify_radii(rows, read.samples.values, network, exact, seed, report)
+
+
+def _compare_with_data(samples: Samples, data: Sequence[str | Path], report: Report) -> None:
     if data:
         what, wrong = dataset.compare(data, samples.inputs, samples.labels, samples.indices)
         report.compared.append(("samples", what))
@@ -117,15 +190,17 @@ def check(
             "the samples, their labels and indices: that they are a dataset's (--data FILE... "
             "compares them)"
         )
+
+
+def _name_unchecked(read: _Folder, report: Report) -> None:
     report.said += [
         "who wrote the folder, with which version, and how the network was trained",
         "names of operations, and metadata of the .safetensors files",
     ]
-    if unread:
-        report.said.append(f"not read in certificate.json: {', '.join(unread)}")
-    if beside:
-        report.said.append(f"files that are not read: {', '.join(beside)}")
-    return report
+    if read.unread_keys:
+        report.said.append(f"not read in certificate.json: {', '.join(read.unread_keys)}")
+    if read.unread_files:
+        report.said.append(f"files that are not read: {', '.join(read.unread_files)}")
 
 
 @dataclass(frozen=True)
@@ -133,10 +208,10 @@ class ProvedNetwork:
     """The network of a folder, with what was proved of it.
 
     Attributes:
-        operations: Applied in turn.
-        digest: Of the network, recomputed.
-        pairwise: Proved constants of logit i minus logit j, ``(C, C)``; none of quadratics.
-        proof: What the folder says that its radii rest on.
+        operations: Operations, applied in turn.
+        digest: Digest of the network, recomputed.
+        pairwise: Proved constants of logit i minus logit j, ``(C, C)``; empty for quadratics.
+        proof: Name of the proof in the claim.
     """
 
     operations: tuple[Operation, ...]
@@ -152,12 +227,8 @@ def prove_network(folder: str | Path) -> tuple[ProvedNetwork, Report]:
         UnreadableError: as for :func:`check`.
     """
     folder = _open(folder)
-    content = {name: read_bytes(folder, name) for name in ("certificate.json", NETWORK)}
     report = Report()
-    claim = _read_claim(content)
-    _, proof = check_statement(claim["claim"])
-    if proof == "lipsdp":
-        content[MULTIPLIERS] = read_bytes(folder, MULTIPLIERS)
+    content, claim, _, proof = _read_claim(folder, ("certificate.json", NETWORK))
     keys(claim["files"], "files", content.keys() - {"certificate.json"})
     _check_files(claim["files"], content, report)
     operations, _ = _read_operations(claim, content, report)
@@ -174,7 +245,11 @@ def _open(folder: str | Path) -> Path:
     return folder
 
 
-def _read_claim(content: dict[str, bytes]) -> dict[str, Any]:
+def _read_claim(
+    folder: Path, names: Sequence[str]
+) -> tuple[dict[str, bytes], dict[str, Any], list[Arithmetic], str]:
+    # Files by name; certificate.json; the arithmetics that its claim is about; its proof.
+    content = {name: read_bytes(folder, name) for name in names}
     claim = parse_json(content["certificate.json"], "certificate.json")
     keys(claim, "certificate.json", {"format"})
     if claim["format"] != FORMAT or type(claim["format"]) is not int:
@@ -183,11 +258,15 @@ def _read_claim(content: dict[str, bytes]) -> dict[str, Any]:
             "network again with this version (an older format counts predictions as correct that "
             "are not proved)"
         )
-    return keys(claim, "certificate.json", CLAIMS)
+    keys(claim, "certificate.json", CLAIMS)
+    deployed, proof = check_statement(claim["claim"])
+    if proof == "lipsdp":
+        content[MULTIPLIERS] = read_bytes(folder, MULTIPLIERS)
+    return content, claim, deployed, proof
 
 
 def _unread_keys(claim: dict[str, Any]) -> list[str]:
-    # Whatever they hold is taken as said, and so is whatever is nested in them.
+    # Their values, and whatever is nested in these, are taken as said.
     unread = sorted(claim.keys() - CLAIMS)
     if len(unread) > MAX_UNREAD_KEYS or any(len(key) > MAX_KEY_LENGTH for key in unread):
         raise UnreadableError(

@@ -12,6 +12,7 @@ import torch
 from robustcert.data.dataset import DatasetError, Examples, Split, check_labels, check_split
 from robustcert.data.files import FileDataset, digest
 
+# Number of bytes of an image.
 IMAGE_BYTES = 3 * 32 * 32
 
 

@@ -9,7 +9,9 @@ import torch
 from robustcert.data.dataset import Dataset, DatasetError, Examples, Split, check_split
 from robustcert.data.split import stratified_split
 
+# Digest of the images and labels, whatever file they come from.
 CONTENT_SHA256 = "87ff0c9e40dc7e2c0e34e7257799c2e3f3aec1a016363bb11cad869ec428a826"
+# Share of the test split, and the seed of its draw.
 TEST_FRACTION = 0.2
 TEST_KEY = 1797
 

@@ -17,6 +17,7 @@ log = logging.getLogger(__name__)
 Checksum = Literal["warn", "strict"]
 Official = bool | Literal["unknown"]
 
+# Longest wait for a server.
 TIMEOUT_SECONDS = 30
 
 

@@ -22,6 +22,7 @@ from robustcert.data.dataset import (
 )
 from robustcert.data.files import digest
 
+# Number of bytes before the name of a file within a zip archive.
 LOCAL_HEADER = 30
 
 

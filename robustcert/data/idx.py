@@ -15,7 +15,9 @@ from torch import Tensor
 from robustcert.data.dataset import DatasetError, Examples, Split, check_labels, check_split
 from robustcert.data.files import FileDataset
 
+# Code of the element type in an idx file.
 UNSIGNED_BYTE = 0x08
+# Beginnings of file names.
 PREFIX = {"train": "train", "test": "t10k"}
 
 

@@ -15,6 +15,7 @@ from robustcert.data.dataset import DatasetError, Examples, Split, check_split
 from robustcert.data.files import Checksum, FileDataset
 from robustcert.data.image_files import ImageFiles, import_pillow
 
+# Endings of the names of image files.
 SUFFIXES = (".jpeg", ".jpg", ".png", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
 
 

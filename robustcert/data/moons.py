@@ -56,6 +56,7 @@ class Moons(Toy):
 # leaves a curve of curvature k by at most k h^2 / 8; k is at most 11 here, which makes 6e-6.
 # A point within 1 of the centre along both axes is at most 1.42 from the curve, so following it
 # for 2.5 to both sides is enough.
+# Centre and radius of the upper half circle, step along the boundary, and how far it is followed.
 UPPER_CENTRE = (0.375, 0.4375)
 MOON_RADIUS = 0.25
 STEP = 0.002

@@ -12,6 +12,7 @@ import torch
 from robustcert.data.dataset import Dataset, DatasetError, Examples, Split, check_split, to_unit
 from robustcert.data.files import digest
 
+# Names of the arrays in the file.
 KEYS = ("x_train", "y_train", "x_test", "y_test")
 
 

@@ -6,6 +6,7 @@ from torch import Generator, Tensor
 
 from robustcert.data.augment import ImageAugmentation
 
+# Operations to draw from.
 OPERATIONS = (
     "identity",
     "shear_x",
@@ -23,7 +24,9 @@ OPERATIONS = (
 )
 # Largest shear (slope), shift (share of the side), rotation (degrees) and change of a factor.
 SHEAR, TRANSLATE, ROTATE, FACTOR = 0.3, 150 / 331, 30.0, 0.9
+# Largest number of bits that posterising takes away.
 POSTERIZE_BITS = 4
+# Largest magnitude.
 STEPS = 30
 # ITU-R 601-2, which image libraries take for grey.
 LUMA = (0.299, 0.587, 0.114)

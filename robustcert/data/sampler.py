@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
+# Part of the seed by which generated samples are drawn.
 GENERATED_KEY = 20_230_204
 
 

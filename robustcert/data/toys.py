@@ -14,6 +14,7 @@ from torch import Tensor
 
 from robustcert.data.dataset import Dataset, Examples, Split, check_split
 
+# Both coordinates of the middle of a toy.
 CENTRE = 0.5
 
 

@@ -236,6 +236,7 @@ def _sin_cos(graph: Graph, x: str, shape: Shape, constants: Constants) -> str:
     return join_pairs(graph, first, second, (2 * shape[0], *shape[1:]))
 
 
+# What writes each activation function, by its name.
 ACTIVATIONS: Mapping[str, Callable[[Graph, str, Shape, Constants], str]] = {
     "absolute": _same("Abs"),
     "beta_abs": _beta_abs,

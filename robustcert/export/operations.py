@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from robustcert.certificate.restore import parts_of
 from robustcert.errors import UnsoundNetworkError
 from robustcert.export.activations import ACTIVATIONS
 from robustcert.export.graph import Array, Graph
@@ -132,9 +133,21 @@ def _flatten(graph: Graph, x: str, *_: Any) -> str:
 
 
 def _activation(graph: Graph, x: str, operation: Any, shape: Shape) -> str:
-    name = operation.function.__name__
+    function = operation.function
+    name = function.__name__
     if name not in ACTIVATIONS:
-        raise UnsoundNetworkError(f"the activation {name} cannot be exported", operation.label)
+        raise UnsoundNetworkError(
+            f"the activation {name} cannot be exported: add its formula to ACTIVATIONS in "
+            "robustcert/export/activations.py",
+            operation.label,
+        )
+    # By the function itself: the formula is that of the package's function of this name.
+    if function is not torch.relu and function is not parts_of(name).function:
+        raise UnsoundNetworkError(
+            f"the activation {name} of {function.__module__} cannot be exported: another function "
+            "of the package has this name, rename it",
+            operation.label,
+        )
     constants = {
         key: _numpy(value) if isinstance(value, Tensor) else value
         for key, value in operation.constants.items()
@@ -176,6 +189,7 @@ def _sum(graph: Graph, x: str, operation: Any, shape: Shape) -> str:
     return functools.reduce(graph.add, branches)
 
 
+# What writes each kind of operation.
 _OPERATIONS: Mapping[type[Operation], Callable[[Graph, str, Any, Shape], str]] = {
     Dense: _dense,
     Convolution: _convolution,

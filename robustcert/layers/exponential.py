@@ -25,6 +25,7 @@ _SUMS = (
     ),
     (0.0, -0.0923364619367118555, -0.0169364939002081722, -1.40086798182036094e-05),
 )
+# Coefficients of the identity in the second and the third of these sums, counted from 0.
 _IDENTITY = {2: -10.9676396052962062, 3: -0.0904316832390810593}
 
 

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from robustcert.arithmetic.products import untested_products
 from robustcert.network.network import PlainNetwork
 from robustcert.network.units import network_inputs
 
@@ -27,7 +28,7 @@ def gradient_ratio(network: PlainNetwork, x: Tensor, pairwise: Tensor) -> Tensor
         Shape ``(N,)``, float64.
     """
     inputs = network_inputs(x, network.input_shape).double().detach().requires_grad_()
-    with torch.enable_grad():
+    with torch.enable_grad(), untested_products():
         logits = network(inputs)
         gradients = [
             torch.autograd.grad(logit.sum(), inputs, retain_graph=True)[0].flatten(1)

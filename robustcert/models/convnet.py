@@ -63,40 +63,56 @@ class ConvNet(Classifier):
                 f"expected channels of at least 1 and a dense_depth of at least 0, got {channels} "
                 f"and {dense_depth}: set model.channels and model.dense_depth"
             )
-        in_features, height, width_ = input_shape
-        modules: list[nn.Module] = [Normalize(mean, std, channels=in_features)]
-        for stage, convolutions in enumerate((math.ceil(depth / 2), depth // 2)):
-            out_channels = channels * 2**stage
-            for position in range(convolutions):
-                strided = position == convolutions - 1
-                if min(height, width_) < 2:
-                    raise ValueError(
-                        f"a map of {height}x{width_} cannot be halved: ConvNet needs images of at "
-                        "least 4x4; set model=mlp"
-                    )
-                try:
-                    nonlinearity = activation(out_channels)
-                except ValueError as error:
-                    raise ValueError(
-                        f"{error} (the convolutions have {out_channels} features: model.channels)"
-                    ) from error
-                kernel, stride = (4, 2) if strided else (3, 1)
-                size = (height, width_)
-                modules += [
-                    layer.conv(
-                        in_features, out_channels, kernel, stride=stride, padding=1, input_size=size
-                    ),
-                    nonlinearity,
-                ]
-                in_features = getattr(nonlinearity, "out_features", out_channels)
-                if strided:
-                    height, width_ = height // 2, width_ // 2
-        modules.append(nn.Flatten())
-        in_features *= height * width_
+        normalization = Normalize(mean, std, channels=input_shape[0])
+        convolutions, features, size = _convolutions(
+            input_shape, depth, channels, layer, activation
+        )
+        hidden: list[nn.Module] = []
+        inputs = features * math.prod(size)
         for _ in range(dense_depth):
             nonlinearity = activation(width)
-            modules += [layer.dense(in_features, width), nonlinearity]
-            in_features = getattr(nonlinearity, "out_features", width)
+            hidden += [layer.dense(inputs, width), nonlinearity]
+            inputs = getattr(nonlinearity, "out_features", width)
         super().__init__(
-            nn.Sequential(*modules), Head(in_features, num_classes, normalize=normalize_head)
+            nn.Sequential(normalization, *convolutions, nn.Flatten(), *hidden),
+            Head(inputs, num_classes, normalize=normalize_head),
         )
+
+
+def _convolutions(
+    input_shape: Sequence[int],
+    depth: int,
+    channels: int,
+    layer: LayerFamily,
+    activation: Callable[[int], nn.Module],
+) -> tuple[list[nn.Module], int, tuple[int, int]]:
+    """The two stages, with the channels and the map's size after them."""
+    in_features, height, width = input_shape
+    modules: list[nn.Module] = []
+    for stage, convolutions in enumerate((math.ceil(depth / 2), depth // 2)):
+        out_channels = channels * 2**stage
+        for position in range(convolutions):
+            if min(height, width) < 2:
+                raise ValueError(
+                    f"a map of {height}x{width} cannot be halved: ConvNet needs images of at "
+                    "least 4x4; set model=mlp"
+                )
+            try:
+                nonlinearity = activation(out_channels)
+            except ValueError as error:
+                raise ValueError(
+                    f"{error} (the convolutions have {out_channels} features: model.channels)"
+                ) from error
+            strided = position == convolutions - 1
+            kernel, stride = (4, 2) if strided else (3, 1)
+            size = (height, width)
+            modules += [
+                layer.conv(
+                    in_features, out_channels, kernel, stride=stride, padding=1, input_size=size
+                ),
+                nonlinearity,
+            ]
+            in_features = getattr(nonlinearity, "out_features", out_channels)
+            if strided:
+                height, width = height // 2, width // 2
+    return modules, in_features, (height, width)

@@ -34,7 +34,7 @@ class Subspaces(nn.Module):
     whose first term all classes share. With columns of length 1 and no shift b the bracket is the
     squared distance to the subspace; shorter ones forgive a move along them in part. Differences of
     two pieces are quadratics with eigenvalues in [-1, 1]; no global Lipschitz constant exists, and
-    ``certifier=quadric`` proves the radii. The layer takes inputs as they are: it has neither
+    ``certifier=quadratic`` proves the radii. The layer takes inputs as they are: it has neither
     normalisation, activation nor head. :meth:`start_at` puts the subspaces at clusters of the data
     before training.
 

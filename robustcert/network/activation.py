@@ -3,12 +3,14 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from types import FunctionType
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from robustcert.errors import UnsoundNetworkError
+from robustcert.network.jacobian import LocalJacobian
 from robustcert.network.local_error import smallest_normal
 from robustcert.network.operation import Operation, Shape, copied, same
 
@@ -44,7 +46,7 @@ class Activation(Operation):
         constants: Tensors and integers.
         lipschitz: Upper bound on the Lipschitz constant, for these constants.
         jacobian_lipschitz: Upper bound on the Lipschitz constant of the Jacobian in operator norm
-            (per input unit); infinite where the function has a fold.
+            (per input unit); infinite where the function has a kink.
         error: ``(a, b)``: in arithmetic of unit roundoff u, each evaluation is within
             :math:`u (a \lVert z \rVert_2 + b \sqrt{n})` of the real function in the l2 norm, n the
             number of outputs, all orders in u included: see :func:`counted`. ``(0, 0)`` if it
@@ -52,9 +54,19 @@ class Activation(Operation):
         slopes: What semidefinite bounds may use beside ``lipschitz``; None if it does not act on
             every coordinate by itself.
         squares: Whether inputs are squared, which overflows earlier.
-        claimed: Constants that ``lipschitz``, ``jacobian_lipschitz``, ``error`` and ``slopes`` were
-            stated for; a copy of ``constants`` if None. ``dataclasses.replace`` keeps it: with new
+        relaxation: ``relaxation(operation, features)``: the lines around its graph, a
+            :class:`robustcert.relaxations.curves.Curve` on so many entries; None: linear bounds
+            (CROWN, local Lipschitz constants, global robustness) do not cover it.
+        jacobian: ``jacobian(operation, z, error)``: its Jacobian at computed inputs ``z`` whose
+            real values are within ``error`` of them, shape ``(N,)``; None: second-order bounds do
+            not cover it. Like ``relaxation`` a module-level function that holds nothing of its own,
+            so that what it says follows from the constants.
+        claimed: Function and constants that all of these bounds were stated for; copies of the
+            present ones if None. ``dataclasses.replace`` keeps it: with another function or other
             constants and new bounds, give ``claimed=None`` too.
+
+    Raises:
+        TypeError: ``relaxation`` or ``jacobian`` is not a function, or holds values of its own.
     """
 
     kind = "activation"
@@ -65,18 +77,35 @@ class Activation(Operation):
     error: tuple[float, float] = (0.0, 0.0)
     slopes: Slopes | None = None
     squares: bool = False
-    claimed: dict[str, Tensor | int] | None = field(default=None, kw_only=True, repr=False)
+    relaxation: Callable[["Activation", int], object] | None = field(default=None, kw_only=True)
+    jacobian: Callable[["Activation", Tensor, Tensor], LocalJacobian] | None = field(
+        default=None, kw_only=True
+    )
+    claimed: tuple[Callable[..., Tensor], dict[str, Tensor | int]] | None = field(
+        default=None, kw_only=True, repr=False
+    )
 
     def __post_init__(self) -> None:
+        for name in ("relaxation", "jacobian"):
+            _refuse_own_values(self.function.__name__, name, getattr(self, name))
         if self.claimed is None:
-            object.__setattr__(self, "claimed", copied(self.constants))
+            object.__setattr__(self, "claimed", (self.function, copied(self.constants)))
 
     def check_claims(self) -> None:
+        assert self.claimed is not None
+        function, constants = self.claimed
+        # By the function itself: one that computes something else may have the same name.
+        if self.function is not function:
+            raise UnsoundNetworkError(
+                f"the function {function.__name__} was replaced after its bounds had been stated: "
+                "fold the module again",
+                self.label,
+            )
         # Compared by value: where a conversion rounds a constant, the bounds are of another one.
-        pairs = ({k: _wide(v) for k, v in c.items()} for c in (self.constants, self.claimed or {}))
+        pairs = ({k: _wide(v) for k, v in c.items()} for c in (self.constants, constants))
         if not same(*pairs):
             raise UnsoundNetworkError(
-                f"the constants of {self.function.__name__} were changed after its bounds had been "
+                f"the constants of {function.__name__} were changed after its bounds had been "
                 "stated: fold the module again",
                 self.label,
             )
@@ -118,6 +147,37 @@ def check_slopes(activation: Activation) -> None:
         raise ValueError(
             "this layer is bounded for activations with slopes in [0, 1] only, not for "
             f"{activation.function.__name__}"
+        )
+
+
+def constant_of(operation: Activation, name: str, like: Tensor | None = None) -> Tensor:
+    """A tensor constant of an activation, in the dtype and on the device of another tensor.
+
+    Float64 on the CPU without one.
+    """
+    value = operation.constants[name]
+    assert isinstance(value, Tensor)
+    return value.to("cpu", torch.float64) if like is None else value.to(like)
+
+
+def integer_of(operation: Activation, name: str) -> int:
+    """An integer constant of an activation."""
+    value = operation.constants[name]
+    assert isinstance(value, int)
+    return value
+
+
+def _refuse_own_values(activation: str, name: str, value: object) -> None:
+    # Bounds are compared with the constants that they were stated for: what a closure or a
+    # default holds besides could be changed unseen.
+    if value is None:
+        return
+    if not isinstance(value, FunctionType) or any(
+        (value.__closure__, value.__defaults__, value.__kwdefaults__)
+    ):
+        raise TypeError(
+            f"{name} of the activation {activation}: expected a module-level function without "
+            f"default values, got {value!r}: let it read the operation's constants"
         )
 
 

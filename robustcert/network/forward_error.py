@@ -13,6 +13,7 @@ from robustcert.network.local_error import gamma
 from robustcert.network.network import PlainNetwork, Sum, operation_bound, operation_rounding
 from robustcert.network.operation import Operation
 
+# Unit roundoff of the arithmetic: the relative error of one operation is at most this.
 UNIT = {torch.float64: 2.0**-53, torch.float32: 2.0**-24}
 
 

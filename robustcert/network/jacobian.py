@@ -6,21 +6,23 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from robustcert.network.activation import Activation
-
-# Absolute error of the difference of two derivatives, each at most 1.
-SLACK = 2.0**-46
+# Absolute error of the difference of two computed derivatives, each at most 1.
+DERIVATIVE_ERROR = 2.0**-46
+# Safety factor for the roundings of a quotient of nonnegative numbers.
+QUOTIENT = 1 + 1e-12
 
 
 @dataclass(frozen=True)
-class Bend:
-    """An activation's Jacobian at given points.
+class LocalJacobian:
+    """The Jacobian of an activation at given points, and how far it changes around them.
+
+    An activation acts on groups of its inputs: single entries, differences of pairs, whole groups.
 
     Attributes:
-        pull: Its transpose times a vector.
-        share: What a vector has in each group, in absolute value.
-        chord: Largest change of each group's Jacobian per change of the group, for changes up to a
-            distance of shape ``(N,)``.
+        pull: The transpose of the Jacobian times a vector, relatively within 64 units of rounding.
+        share: Length of the part of a vector that the Jacobian of each group acts on.
+        chord: Upper bound on the change of each group's Jacobian per change of the group, for
+            changes up to a distance of shape ``(N,)``.
     """
 
     pull: Callable[[Tensor], Tensor]
@@ -52,8 +54,8 @@ def bump_chord(
     def chord(reach: Tensor) -> Tensor:
         d = per_sample(reach, t)
         run = torch.minimum(near, d)
-        rise = high - derivative(near - d) + SLACK
-        return torch.where(run > 0, torch.minimum(rise / run, cap), cap) * (1 + 1e-12)
+        rise = high - derivative(near - d) + DERIVATIVE_ERROR
+        return torch.where(run > 0, torch.minimum(rise / run, cap), cap) * QUOTIENT
 
     return chord
 
@@ -62,10 +64,3 @@ def unit_slope(t: Tensor, tau: Tensor) -> Tensor:
     """Derivative of the smooth absolute value, also at infinity."""
     # At infinity, where a chord may end, the quotient is not a number.
     return torch.where(t.isinf(), t.sign(), t / torch.hypot(t, tau))
-
-
-def constant_of(operation: Activation, name: str, like: Tensor) -> Tensor:
-    """A tensor constant of an activation, in the dtype and device of another tensor."""
-    value = operation.constants[name]
-    assert isinstance(value, Tensor)
-    return value.to(like)

@@ -108,6 +108,7 @@ def owned(operation: Operation) -> Operation:
     return known
 
 
+# Private copies of operations, and the copy of each operation that was copied.
 _OWNED: WeakSet[Operation] = WeakSet()
 _COPIES: WeakKeyDictionary[Operation, Operation] = WeakKeyDictionary()
 
@@ -237,6 +238,7 @@ class PlainNetwork:
         return digest.hexdigest()
 
 
+# The private copy of each network that was copied.
 _NETWORKS: WeakKeyDictionary[PlainNetwork, PlainNetwork] = WeakKeyDictionary()
 
 

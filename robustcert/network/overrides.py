@@ -12,9 +12,11 @@ from torch.nn.utils import parametrize
 
 # How torch gets from `module(x)` to `module.forward(x)`.
 _CALLING = ("__call__", "_wrapped_call_impl", "_call_impl", "_slow_forward")
+# Methods that decide what any module computes.
 _OF_EVERY_MODULE = (*_CALLING, "__getattr__", "__getattribute__")
 # What a class of torch may be given without another output.
 _HARMLESS = {"reset_parameters", "extra_repr"}
+# Methods that decide what a container holds.
 _COUNTING = {"__iter__", "__len__", "__getitem__", *_OF_EVERY_MODULE}
 
 

@@ -23,9 +23,10 @@ from robustcert.arithmetic.products import linear
 from robustcert.network.network import PlainNetwork
 from robustcert.network.operation import Operation, Shape
 
+# What is said where a Lipschitz constant of quadratics is asked for.
 UNBOUNDED = (
     "the slope of a quadratic has no bound, and so there is no Lipschitz certificate: set "
-    "certifier=quadric"
+    "certifier=quadratic"
 )
 
 

@@ -55,11 +55,16 @@ from robustcert.norms.scalars import exact, gamma, root_up
 # (eta + gamma_T (1 + eta)) B with B = sum_t |K_t| entrywise, the block by sqrt(2) times that times
 # ||B||_F in norm, and B itself is computed with a relative error of gamma_T.
 
+# Largest error of a computed cosine or sine of a frequency: eta in Note [symbol].
 TWIDDLE_ERROR = Fraction(1, 2**48)
+# Number of frequencies at which a symbol is evaluated, per degree of its polynomial.
 POINTS_PER_DEGREE = 32
+# A map is short, and worth its own matrices, up to this many points per degree of its kernel.
 POINTS_PER_EXCESS = 6
+# Maximum number of multiplications, and of entries, of matrices along one dimension.
 MAX_WORK = 2**31
 MAX_TAPS = 2**25
+# Maximum memory of the frequencies that are evaluated at once.
 CHUNK_BYTES = 2**28
 PI = Fraction(355, 113)  # above pi
 
@@ -144,6 +149,7 @@ def grid(period: int, degree: int) -> tuple[int, Fraction]:
     return points, (1 + 1 / cosine) / 2
 
 
+# The axis of a map of one pixel.
 PIXEL = Axis.of(1, 1, 1, 0, 1, circular=False)
 
 

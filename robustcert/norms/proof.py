@@ -59,9 +59,13 @@ from robustcert.norms.scalars import TINY, UNIT, exact, gamma, root_up, round_up
 
 Array = NDArray[np.float64]
 
+# What an estimated eigenvalue is raised by, relative to it, until the factorisation succeeds.
 SLACK = (1e-9, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0)
+# Maximum side of a matrix whose eigenvalues are computed rather than estimated.
 DIRECT_SIZE = 256
+# Number of Lanczos steps of a first estimate.
 LANCZOS_STEPS = 64
+# Number of columns that are factorised and compared at once.
 BLOCK = 256
 
 

@@ -6,7 +6,10 @@ from fractions import Fraction
 
 from robustcert.errors import NormBoundError
 
-UNIT = Fraction(1, 2**53)
+# Unit roundoff of float64, the largest relative error of an operation: as a float and exact.
+UNIT_ROUNDOFF = 2.0**-53
+UNIT = Fraction(UNIT_ROUNDOFF)
+# Smallest entry of a scaled matrix that is kept: Note [arithmetic] in norms/proof.py.
 TINY = 2.0**-300
 
 

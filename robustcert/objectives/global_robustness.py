@@ -15,7 +15,7 @@ class GlobalRobustness(nn.Module):
     .. math:: CE(f / T,\; y) + \frac{\lambda}{T} \max_{i, j} \epsilon K_{ij}
 
     :math:`\epsilon K_{ij}` bounds the change of logit i minus logit j over all pairs of inputs
-    within l2 distance epsilon: what ``certifier=global`` proves of every network. As
+    within l2 distance epsilon: what ``certifier=global_robustness`` proves of every network. As
     :math:`CE(f / T, y) = \log \sum_j \exp((f_j - f_y) / T)`, within that distance no exponent
     grows by more than :math:`\max \epsilon K_{ij} / T`, and so with :math:`\lambda = 1` the loss
     bounds the cross-entropy at every input within epsilon of the sample. The penalty is the same

@@ -12,20 +12,18 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from robustcert.activations.features import join_pairs, split_pairs
-from robustcert.activations.identity import identity
 from robustcert.errors import UnsoundNetworkError
 from robustcert.network.activation import Activation
 from robustcert.network.linear import Affine, Dense, Flatten
 from robustcert.network.local_error import gamma
 from robustcert.network.network import PlainNetwork, shapes
-from robustcert.network.operation import Operation
+from robustcert.network.operation import Operation, Shape
+from robustcert.norms.scalars import UNIT_ROUNDOFF
 from robustcert.relaxations.curves import Curve, Lines, curve_of
 
-UNIT = 2.0**-53
-# Above what underflow can lose in sums of fewer than 2^100 products, per unit of magnitude.
+# Underflow allowance of a sum of fewer than 2^100 products, per unit of magnitude.
 FLOOR = 2.0**-900
-# A handful of roundings of numbers that are not negative.
+# Safety factor for a handful of roundings of nonnegative numbers.
 SLACK = 1 + 1e-9
 
 # Note [backward bounds]
@@ -107,14 +105,13 @@ class Neighbours(Linear):
     back: bool
 
     def pull(self, rows: Tensor) -> tuple[Tensor, Tensor | float]:
-        first, second = split_pairs(rows.mT)
+        first, second = rows[..., ::2], rows[..., 1::2]
         pulled = (first + second, second - first) if self.back else (first - second, first + second)
-        return join_pairs(*pulled).mT * (0.5 if self.back else 1.0), 0.0
+        return torch.stack(pulled, -1).flatten(-2) * (0.5 if self.back else 1.0), 0.0
 
     def size(self, magnitude: Tensor) -> Tensor:
-        first, second = split_pairs(magnitude)
-        total = (first + second) * (0.5 if self.back else 1.0)
-        return join_pairs(total, total)
+        total = (magnitude[:, ::2] + magnitude[:, 1::2]) * (0.5 if self.back else 1.0)
+        return total.repeat_interleave(2, 1)
 
     def homogeneous(self) -> Linear:
         return self
@@ -133,7 +130,7 @@ def steps_of(network: PlainNetwork, device: torch.device | str = "cpu") -> list[
     for operation, shape in shapes(network.owned().operations, network.input_shape):
         size = math.prod(shape)
         # By exact class: a subclass may compute something else.
-        if type(operation) is Flatten or _is_identity(operation):
+        if type(operation) is Flatten:
             continue
         if type(operation) is Dense:
             weight = operation.weight.double()
@@ -145,21 +142,30 @@ def steps_of(network: PlainNetwork, device: torch.device | str = "cpu") -> list[
             every = size // len(operation.scale)
             both = (c.double().repeat_interleave(every) for c in (operation.scale, operation.shift))
             steps.append(Diagonal(1, *both))
-        elif type(operation) is Activation and len(shape) == 1:
-            curve, pairs = curve_of(operation, size)
-            around = (Neighbours(2, back=False), Neighbours(2, back=True)) if pairs else ()
-            steps += [*around[:1], curve, *around[1:]]
+        elif type(operation) is Activation:
+            steps += _steps_of_activation(operation, shape)
         else:
-            raise UnsoundNetworkError(
-                f"linear bounds do not cover the operation {operation.kind}: they need dense "
-                "layers. Use certifier=lipschitz",
-                operation.label,
-            )
+            raise _not_covered(operation)
     return [_moved(step, torch.device(device)) for step in steps]
 
 
-def _is_identity(operation: Operation) -> bool:
-    return type(operation) is Activation and operation.function is identity
+def _steps_of_activation(operation: Activation, shape: Shape) -> list[Step]:
+    curve = curve_of(operation, shape[0])
+    if curve.fixed.all():
+        return []
+    if len(shape) != 1:
+        raise _not_covered(operation)
+    if not curve.pairs:
+        return [curve]
+    return [Neighbours(2, back=False), curve, Neighbours(2, back=True)]
+
+
+def _not_covered(operation: Operation) -> UnsoundNetworkError:
+    return UnsoundNetworkError(
+        f"linear bounds do not cover the operation {operation.kind}: they need dense layers. "
+        "Use certifier=lipschitz",
+        operation.label,
+    )
 
 
 def _moved(step: Step, device: torch.device) -> Step:
@@ -179,14 +185,14 @@ class Plane:
         """Lower bound of the right-hand side, shape ``(N, R)``; see :class:`Relaxation`."""
         value = (self.rows @ centre[:, :, None])[:, :, 0] + self.constant
         size = (self.rows.abs() @ centre.abs()[:, :, None])[:, :, 0] + self.constant.abs()
-        wrong = gamma(centre.shape[1] + 8, UNIT) * size + self.error
+        wrong = gamma(centre.shape[1] + 8, UNIT_ROUNDOFF) * size + self.error
         if radius.dim() == 1:
             # The last term is for squares that underflow.
             length = self.rows.norm(dim=2) * SLACK + math.sqrt(centre.shape[1]) * 2.0**-511
             fall = length * radius[:, None]
         else:
             fall = (self.rows.abs() @ radius[:, :, None])[:, :, 0] * SLACK
-        return value - (fall + wrong + FLOOR) * SLACK - value.abs() * 4 * UNIT
+        return value - (fall + wrong + FLOOR) * SLACK - value.abs() * 4 * UNIT_ROUNDOFF
 
 
 class Relaxation:
@@ -267,7 +273,7 @@ class Relaxation:
                 if trace is not None:
                     trace.append(rows)
                 magnitude, rows, more = _through(self.lines[curve], rows, size)
-            lost = gamma(max(terms, size.shape[1]) + 8, UNIT) * (
+            lost = gamma(max(terms, size.shape[1]) + 8, UNIT_ROUNDOFF) * (
                 magnitude[:, :, 0] + constant.abs()
             )
             constant = constant + more

@@ -5,31 +5,23 @@ outward: a line below the graph is below the real function on the whole interval
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from robustcert.activations.absolute import absolute
-from robustcert.activations.beta_abs import beta_abs
-from robustcert.activations.group_sort import group_sort
-from robustcert.activations.n_activation import n_activation
-from robustcert.activations.relu import relu
-from robustcert.activations.smooth_abs import smooth_abs
-from robustcert.activations.smooth_maxmin import smooth_maxmin
-from robustcert.activations.softplus import softplus
-from robustcert.activations.tanh import tanh
 from robustcert.errors import UnsoundNetworkError
 from robustcert.network.activation import Activation
+from robustcert.norms.scalars import UNIT_ROUNDOFF
 
-# A value is within VALUE (|v| + |s(0)| + temperature) of the real function, a derivative within
-# SLOPE of the real one: the functions of robustcert.activations document at most 12 units, and 24.
-VALUE = 64 * 2.0**-53
-SLOPE = 64 * 2.0**-53
-# Above what underflow can lose.
-FLOOR = 2.0**-900
+# Error of a computed value, in multiples of |v| + |s(v)| + scale. What activations document is at
+# most 12 units.
+VALUE_ERROR = 64 * UNIT_ROUNDOFF
+# Error of a computed derivative. What activations document is at most 24 units.
+DERIVATIVE_ERROR = 64 * UNIT_ROUNDOFF
+# Underflow allowance of a value.
+UNDERFLOW = 2.0**-900
 
 # Note [lines] (why they enclose the graph)
 # ~~~~~~~~~~~~
@@ -37,10 +29,10 @@ FLOOR = 2.0**-900
 #  * Piecewise linear: the minimum is at l, u or a fold between them; the maximum as well.
 #  * Convex: the maximum of s(v) - p v is at an end. The tangent at a point m of [l, u] is below the
 #    graph; a slope p that is wrong by at most delta costs delta (u - l) over the interval.
-#  * tanh, across 0: its derivative is least at an end, at least p = min(tanh'(l), tanh'(u)), so
+#  * Sigmoidal, across 0: its derivative is least at an end, at least p = min(s'(l), s'(u)), so
 #    s(v) - p v increases: its minimum is at l, its maximum at u. On one side of 0 it is convex or
 #    concave.
-# So only offsets are rounded: outward, by VALUE (|s| + |p v| + scale) and FLOOR.
+# So only offsets are rounded: outward, by VALUE_ERROR (|s| + |p v| + |v| + scale) and UNDERFLOW.
 
 
 @dataclass(frozen=True)
@@ -58,12 +50,15 @@ class Curve(ABC):
     """A function of one number for each of n coordinates; the identity where ``fixed``.
 
     Attributes:
-        fixed: Shape ``(n,)``, bool.
+        fixed: Shape ``(n,)``, bool, on the CPU.
         scale: At least the temperature and the magnitude at 0 of every function, and above 0.
+        pairs: Whether it acts on neighbours (a, b), which go to half of ``(s - h(d), s + h(d))``
+            with s = a + b and d = b - a: the curve is the identity on s and h on d, in turn.
     """
 
     fixed: Tensor
     scale: float
+    pairs: bool = field(default=False, kw_only=True)
 
     @abstractmethod
     def value(self, v: Tensor) -> Tensor:
@@ -97,14 +92,14 @@ class Curve(ABC):
     def excess(self, v: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
         """Bounds of ``s(v) - slope v``, rounding included."""
         value, product = self.value(v), slope * v
-        room = VALUE * (value.abs() + product.abs() + v.abs() + self.scale) + FLOOR
+        room = VALUE_ERROR * (value.abs() + product.abs() + v.abs() + self.scale) + UNDERFLOW
         return value - product - room, value - product + room
 
 
 def _chord(curve: Curve, low: Tensor, high: Tensor) -> Tensor:
     # Any slope is sound; 0 / 0 is none.
     rise, run = curve.value(high) - curve.value(low), high - low
-    return (rise / run.clamp(min=FLOOR)).clamp(-1, 1)
+    return (rise / run.clamp(min=UNDERFLOW)).clamp(-1, 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,53 +147,42 @@ class Folded(Curve):
 
 
 @dataclass(frozen=True, eq=False)
-class Convex(Curve):
-    r"""Smooth and convex: softplus, pseudo-Huber, or :math:`2 \tau \log(2 \cosh(v / 2 \tau))`.
+class Smooth(Curve):
+    """A curve with a derivative."""
 
-    Attributes:
-        temperature: Shape ``(n,)``, float64, positive.
-        kind: ``softplus``, ``hypot`` or ``cosh``.
-    """
-
-    temperature: Tensor
-    kind: str
-
-    def value(self, v: Tensor) -> Tensor:
-        t = self.temperature
-        if self.kind == "hypot":
-            return torch.hypot(v, t) - t
-        excess = t * F.softplus(-v.abs() * (1 / t))
-        return v.relu() + excess if self.kind == "softplus" else v.abs() + 2 * excess
-
+    @abstractmethod
     def derivative(self, v: Tensor) -> Tensor:
-        t = self.temperature
-        if self.kind == "softplus":
-            return torch.sigmoid(v / t)
-        return v / torch.hypot(v, t) if self.kind == "hypot" else torch.tanh(v / (2 * t))
-
-    def free_lines(self, low: Tensor, high: Tensor) -> Lines:
-        return _convex_lines(self, low, high, self.derivative)
-
-    def free_slopes(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-        floor = 0.0 if self.kind == "softplus" else -1.0
-        least = (self.derivative(low) - SLOPE).clamp(floor, 1)
-        return least, (self.derivative(high) + SLOPE).clamp(floor, 1)
+        """The derivative on ``(N, n)``, in float64."""
 
 
 @dataclass(frozen=True, eq=False)
-class Sigmoidal(Curve):
-    """The hyperbolic tangent: convex below 0, concave above."""
+class Convex(Smooth):
+    """Smooth and convex, with a temperature.
 
-    def value(self, v: Tensor) -> Tensor:
-        return v.tanh()
+    Attributes:
+        temperature: Shape ``(n,)``, float64, positive.
+        flattest: Infimum of the derivative.
+    """
 
-    def derivative(self, v: Tensor) -> Tensor:
-        return 1 - v.tanh().square()
+    flattest: ClassVar[float]
+    temperature: Tensor
 
     def free_lines(self, low: Tensor, high: Tensor) -> Lines:
-        convex = _convex_lines(self, low, high, self.derivative)
-        # tanh is odd: above 0 the lines are those of the mirror image, turned around.
-        turned = _convex_lines(self, -high, -low, self.derivative)
+        return _convex_lines(self, low, high)
+
+    def free_slopes(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        least = (self.derivative(low) - DERIVATIVE_ERROR).clamp(self.flattest, 1)
+        return least, (self.derivative(high) + DERIVATIVE_ERROR).clamp(self.flattest, 1)
+
+
+@dataclass(frozen=True, eq=False)
+class Sigmoidal(Smooth):
+    """Smooth, odd and increasing with a slope of at most 1, convex below 0 and concave above."""
+
+    def free_lines(self, low: Tensor, high: Tensor) -> Lines:
+        convex = _convex_lines(self, low, high)
+        # It is odd: above 0 the lines are those of the mirror image, turned around.
+        turned = _convex_lines(self, -high, -low)
         slope, _ = self.free_slopes(low, high)
         return Lines(
             _by_sign(low, high, convex.low_slope, turned.high_slope, slope),
@@ -208,74 +192,65 @@ class Sigmoidal(Curve):
         )
 
     def free_slopes(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-        least = torch.minimum(self.derivative(low), self.derivative(high)) - SLOPE
+        least = torch.minimum(self.derivative(low), self.derivative(high)) - DERIVATIVE_ERROR
         nearest = torch.clamp(torch.zeros_like(low), low, high)
-        return least.clamp(min=0), (self.derivative(nearest) + SLOPE).clamp(max=1)
+        return least.clamp(min=0), (self.derivative(nearest) + DERIVATIVE_ERROR).clamp(max=1)
 
 
 def _by_sign(low: Tensor, high: Tensor, below: Tensor, above: Tensor, across: Tensor) -> Tensor:
     return torch.where(high <= 0, below, torch.where(low >= 0, above, across))
 
 
-def _convex_lines(
-    curve: Curve, low: Tensor, high: Tensor, derivative: Callable[[Tensor], Tensor]
-) -> Lines:
+def _convex_lines(curve: Smooth, low: Tensor, high: Tensor) -> Lines:
     chord = _chord(curve, low, high)
     above = torch.maximum(curve.excess(low, chord)[1], curve.excess(high, chord)[1])
     middle = low + (high - low) / 2
-    slope = derivative(middle)
-    below = curve.excess(middle, slope)[0] - SLOPE * (high - low) * (1 + SLOPE)
-    return Lines(slope, below, chord, above)
+    slope = curve.derivative(middle)
+    wrong = DERIVATIVE_ERROR * (high - low) * (1 + DERIVATIVE_ERROR)
+    return Lines(slope, curve.excess(middle, slope)[0] - wrong, chord, above)
 
 
-def curve_of(operation: Activation, features: int) -> tuple[Curve, bool]:
-    """The activation's curve on ``features`` entries, and whether it acts on pairs.
-
-    On pairs: neighbours (a, b) go to half of ``(s - h(d), s + h(d))``, where s = a + b and
-    d = b - a; the curve is the identity on s and h on d, in turn.
-
-    Raises:
-        UnsoundNetworkError: its lines are not known.
-    """
-    function, constants = operation.function, operation.constants
-    none = torch.zeros(features, dtype=torch.bool, device="cpu")
-    zero = torch.zeros(1, features, dtype=torch.float64, device="cpu")
-    # By exact function: a name may be anyone's.
-    if function in (relu, torch.relu):
-        return Folded(none, FLOOR, zero, "relu"), False
-    if function is absolute:
-        return Folded(none, FLOOR, zero, "abs"), False
-    if function is beta_abs:
-        kept = ~none
-        kept[: _integer(constants["count"])] = False
-        return Folded(kept, FLOOR, zero, "abs"), False
-    if function is group_sort and constants["group_size"] == 2:
-        return Folded(_even(features), FLOOR, zero, "abs"), True
-    if function is n_activation:
-        knots = _tensor(constants["corners"]).expand(2, features)
-        return Folded(none, 4 * float(knots.abs().max()) + FLOOR, knots, "zigzag"), False
-    if function is tanh:
-        return Sigmoidal(none, 1.0), False
-    if function is smooth_maxmin:
-        t = _tensor(constants["temperature"]).expand(features // 2).repeat_interleave(2)
-        return Convex(_even(features), 4 * float(t.max()), t, "cosh"), True
-    if function in (softplus, smooth_abs):
-        t = _tensor(constants["temperature"]).expand(features)
-        kind = "softplus" if function is softplus else "hypot"
-        return Convex(none, 2 * float(t.max()), t, kind), False
-    raise UnsoundNetworkError(
-        f"linear bounds do not cover the activation {function.__name__}: use certifier=lipschitz",
-        operation.label,
-    )
+def all_free(features: int) -> Tensor:
+    """``fixed`` of a curve that bends at every entry."""
+    return torch.zeros(features, dtype=torch.bool, device="cpu")
 
 
-def _even(features: int) -> Tensor:
+def even_fixed(features: int) -> Tensor:
+    """``fixed`` of a curve on the sums and differences of pairs."""
     return torch.arange(features, dtype=torch.int64, device="cpu") % 2 == 0
 
 
-def _tensor(value: Tensor | int) -> Tensor:
-    return torch.as_tensor(value, dtype=torch.float64, device="cpu")
+def kink_at_zero(fixed: Tensor, kind: str, *, pairs: bool = False) -> Folded:
+    """The ``relu`` or the ``abs`` of all entries that are not fixed."""
+    knots = torch.zeros(1, len(fixed), dtype=torch.float64, device="cpu")
+    return Folded(fixed, UNDERFLOW, knots, kind, pairs=pairs)
 
 
-def _integer(value: Tensor | int) -> int:
-    return int(value)
+def relu_relaxation(_: Activation, features: int) -> Curve:
+    """ReLU, also torch's own, which has no file among the activations."""
+    return kink_at_zero(all_free(features), "relu")
+
+
+def curve_of(operation: Activation, features: int) -> Curve:
+    """The curve of an activation on ``features`` entries.
+
+    Raises:
+        UnsoundNetworkError: its lines are not known.
+        TypeError: its relaxation gave something else.
+    """
+    name, relaxation = operation.function.__name__, operation.relaxation
+    if operation.function is torch.relu:
+        relaxation = relu_relaxation
+    if relaxation is None:
+        raise UnsoundNetworkError(
+            f"linear bounds do not cover the activation {name}: its fold() states no relaxation "
+            "(robustcert/activations/tanh.py is an example). Use certifier=lipschitz",
+            operation.label,
+        )
+    curve = relaxation(operation, features)
+    if not isinstance(curve, Curve) or curve.fixed.shape != (features,):
+        raise TypeError(
+            f"relaxation of the activation {name}: expected a Curve on {features} entries, got "
+            f"{curve!r}"
+        )
+    return curve

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+# Number of bins of confidence.
 BINS = 15
 
 

@@ -11,16 +11,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from robustcert.check.forward import FLOAT64, FLOAT_BYTES, batches, evaluate, float_bytes, walk
-from robustcert.check.network import read_network
-from robustcert.check.reader import (
+from robustcert.check import (
     FILES,
+    FLOAT64,
+    FLOAT_BYTES,
     UnreadableError,
+    batches,
+    evaluate,
+    float_bytes,
     parse_json,
     parse_radii,
     parse_safetensors,
     read_bytes,
+    read_network,
     sha256,
+    walk,
 )
 from robustcert.errors import ReportError
 

@@ -19,62 +19,81 @@ def workspace(entity: str, project: str, radii: Sequence[float]) -> Any:
         project: W&B project.
         radii: Radii at which verified accuracy is drawn, in input units.
     """
-    import wandb_workspaces.reports.v2 as panels
     import wandb_workspaces.workspaces as ws
 
-    def line(title: str, *keys: str) -> Any:
-        return panels.LinePlot(
-            title=title,
-            x="trainer/global_step",
-            y=list(keys),
-            groupby_aggfunc="mean",
-            groupby_rangefunc="stddev",
-        )
+    return ws.Workspace(
+        entity=entity,
+        project=project,
+        name=NAME,
+        sections=[
+            ws.Section(name=name, panels=panels, is_open=True)
+            for name, panels in _sections([f"{radius:.4g}" for radius in radii]).items()
+        ],
+        runset_settings=ws.RunsetSettings(groupby=[ws.Metric("Group")]),
+    )
 
-    def scatter(title: str, x: Any, y: str) -> Any:
-        return panels.ScatterPlot(title=title, x=x, y=panels.SummaryMetric(y), log_x=True)
 
-    at = [f"{radius:.4g}" for radius in radii]
-    sections = {
+def _sections(radii: Sequence[str]) -> dict[str, list[Any]]:
+    """The panels of every section; radii as the metrics' names have them."""
+    from wandb_workspaces.reports.v2 import MediaBrowser, SummaryMetric
+
+    return {
         "Verified accuracy": [
-            line("VRA at epsilon (validation)", "val/vra"),
-            *(line(f"VRA at {r} (validation)", f"val/vra_{r}") for r in at),
-            line("Average certified radius (input units)", "val/acr"),
-            line("Clean accuracy (validation)", "val/accuracy"),
+            _line("VRA at epsilon (validation)", "val/vra"),
+            *(_line(f"VRA at {r} (validation)", f"val/vra_{r}") for r in radii),
+            _line("Average certified radius (input units)", "val/acr"),
+            _line("Clean accuracy (validation)", "val/accuracy"),
         ],
         "Lipschitz constant and tightness": [
-            line("Largest pairwise constant K", "val/lipschitz"),
+            _line("Largest pairwise constant K", "val/lipschitz"),
             # Of runs with trainer=tightness.
-            line("Certified share of the distance", "val/tightness", "val/tightness_worst"),
-            line("Shares of bound and shape in it", "val/tightness_bound", "val/tightness_shape"),
-            line("Area between attack and proof", "val/certifiability_gap"),
-            line("Units with a fold within epsilon", "val/folds"),
+            _line("Certified share of the distance", "val/tightness", "val/tightness_worst"),
+            _line("Shares of bound and shape in it", "val/tightness_bound", "val/tightness_shape"),
+            _line("Area between attack and proof", "val/certifiability_gap"),
+            _line("Units with a fold within epsilon", "val/folds"),
         ],
         "Capacity": [
             *(
-                scatter(f"VRA at {r} (test) against parameters", _config("parameters"), key)
-                for r, key in ((r, f"test/vra_{r}") for r in at)
+                _scatter(
+                    f"VRA at {r} (test) against parameters",
+                    _config("parameters"),
+                    f"test/vra_{r}",
+                )
+                for r in radii
             ),
-            scatter(
+            _scatter(
                 "VRA at epsilon (validation) against seconds of training",
-                panels.SummaryMetric("seconds/train"),
+                SummaryMetric("seconds/train"),
                 "val/vra",
             ),
         ],
         "Certificates": [
-            panels.MediaBrowser(
+            MediaBrowser(
                 title="VRA curves and level sets",
                 media_keys=["certificate/vra_curve", "certificate/level_sets"],
             )
         ],
     }
-    return ws.Workspace(
-        entity=entity,
-        project=project,
-        name=NAME,
-        sections=[ws.Section(name=n, panels=p, is_open=True) for n, p in sections.items()],
-        runset_settings=ws.RunsetSettings(groupby=[ws.Metric("Group")]),
+
+
+def _line(title: str, *keys: str) -> Any:
+    """Metrics against steps: mean and spread of the runs of a group."""
+    from wandb_workspaces.reports.v2 import LinePlot
+
+    return LinePlot(
+        title=title,
+        x="trainer/global_step",
+        y=list(keys),
+        groupby_aggfunc="mean",
+        groupby_rangefunc="stddev",
     )
+
+
+def _scatter(title: str, x: Any, metric: str) -> Any:
+    """A run's last value of a metric against something that grows by factors."""
+    from wandb_workspaces.reports.v2 import ScatterPlot, SummaryMetric
+
+    return ScatterPlot(title=title, x=x, y=SummaryMetric(metric), log_x=True)
 
 
 def _config(key: str) -> Any:

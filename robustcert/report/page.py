@@ -8,6 +8,7 @@ from robustcert import __version__
 from robustcert.atomic import complete_file
 from robustcert.report.summary import Estimate
 
+# What stands where a table has no value.
 DASH = "\N{EN DASH}"
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 # Okabe and Ito's colours, told apart by colour-blind eyes, on white as on black.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c8c8c")
+# Marks of points, told apart without colours.
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _SCHEMES = {"light": ("#ffffff", "#1c2024", "#c9ced6"), "dark": ("#171a1f", "#e6e8eb", "#3d444d")}
 

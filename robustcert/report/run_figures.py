@@ -31,32 +31,7 @@ def draw_bracket(claim: Claim, separation: "Separation | None") -> Picture:
             radius, 100 * verified, where="post", color=GREEN, label="verified: proved from below"
         )
         if tried:
-            x, y = np.array(tried).T
-            bars = np.array([wilson(round(v * count), count) for v in y]).T
-            # Between two radii that were tried, the smaller one's accuracy is what is known.
-            grid, upper = np.array([0, *x]), np.array([claim.correct.mean(), *y])
-            axes.step(grid, 100 * upper, where="post", color=RED, lw=1, ls="--")
-            axes.errorbar(
-                x,
-                100 * y,
-                yerr=100 * np.abs(bars - y),
-                color=RED,
-                fmt="o",
-                capsize=3,
-                elinewidth=1,
-                label=f"under attack ({count} samples): from above",
-            )
-            every = np.unique(np.concatenate([grid, radius[radius < x.max()]]))
-            axes.fill_between(
-                every,
-                100 * verified[np.searchsorted(radius, every, side="right") - 1],
-                100 * upper[np.searchsorted(grid, every, side="right") - 1],
-                step="post",
-                color="0.5",
-                alpha=0.15,
-                lw=0,
-                label="unknown",
-            )
+            _draw_attacks(axes, tried, count, claim, radius, verified)
         if separation is not None:
             half = np.sort(separation.half[np.isfinite(separation.half)])
             share = 100 * (1 - np.arange(len(half)) / max(1, len(separation.half)))
@@ -80,6 +55,43 @@ def draw_bracket(claim: Claim, separation: "Separation | None") -> Picture:
             if separation
             else "."
         ),
+    )
+
+
+def _draw_attacks(
+    axes: Any,
+    tried: Sequence[tuple[float, float]],
+    count: int,
+    claim: Claim,
+    radius: NDArray[Any],
+    verified: NDArray[Any],
+) -> None:
+    """Accuracy of ``count`` attacked samples, and the band between it and what is proved."""
+    x, y = np.array(tried).T
+    bars = np.array([wilson(round(v * count), count) for v in y]).T
+    # Between two radii that were tried, the smaller one's accuracy is what is known.
+    grid, upper = np.array([0, *x]), np.array([claim.correct.mean(), *y])
+    axes.step(grid, 100 * upper, where="post", color=RED, lw=1, ls="--")
+    axes.errorbar(
+        x,
+        100 * y,
+        yerr=100 * np.abs(bars - y),
+        color=RED,
+        fmt="o",
+        capsize=3,
+        elinewidth=1,
+        label=f"under attack ({count} samples): from above",
+    )
+    every = np.unique(np.concatenate([grid, radius[radius < x.max()]]))
+    axes.fill_between(
+        every,
+        100 * verified[np.searchsorted(radius, every, side="right") - 1],
+        100 * upper[np.searchsorted(grid, every, side="right") - 1],
+        step="post",
+        color="0.5",
+        alpha=0.15,
+        lw=0,
+        label="unknown",
     )
 
 

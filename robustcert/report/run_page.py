@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     from robustcert.data import Examples
     from robustcert.report.separation import Separation
 
+# Number of samples that are shown.
 _SHOWN = 8
+# What a certificate does not promise.
 NOT_COVERED = (
     "norms other than l2, and changes that are large in l2 though people see none: shifts, "
     "rotations, another lighting",

@@ -11,10 +11,13 @@ from typing import Any
 
 import yaml
 
+from robustcert.config.renamed_options import current_option
 from robustcert.errors import ReportError
 from robustcert.runs.job import is_running
 
+# Version of the record of a run that is read.
 FORMAT = 1
+# States of a run.
 FINISHED = "finished"
 STATES = (
     FINISHED,
@@ -26,6 +29,7 @@ STATES = (
     "duplicate",
     "missing",
 )
+# Maximum number of characters of an error message in a table.
 MAX_LENGTH = 200
 
 
@@ -56,8 +60,12 @@ class Run:
 
     @property
     def choices(self) -> dict[str, Any]:
-        """Which option of every config group was chosen; empty for runs started from Python."""
-        return (self.results.get("command") or {}).get("choices") or {}
+        """Which option of every config group was chosen, under the name that it has today.
+
+        Empty for runs started from Python.
+        """
+        chosen = (self.results.get("command") or {}).get("choices") or {}
+        return {group: current_option(group, option) for group, option in chosen.items()}
 
     @property
     def metrics(self) -> dict[str, float]:

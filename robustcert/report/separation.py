@@ -17,6 +17,7 @@ from robustcert.data import to_unit
 
 # Multiplications that are worth a page: a minute or so on one core.
 BUDGET = 4e12
+# Numbers of samples, and of entries of a table of distances, that are compared at once.
 _ROWS = 1024
 _ENTRIES = 2**23
 

@@ -20,6 +20,7 @@ _NOT_THE_EXPERIMENT = re.compile(
     r"seed|resume|certify|allow_targets|(logger|attack)(\..*)?|dataset\.(root|download|checksum)"
     r"|loader\.(num_workers|eval_batch_size)|trainer\.(enable_.*|default_root_dir|callbacks.*)"
 )
+# Keys that say how large a network is.
 _SIZES = ("capacity", "model.width", "model.depth", "model.channels", "model.dense_depth")
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from robustcert.report.pictures import COLOURS, MARKERS, Picture, render
 from robustcert.report.summary import Estimate, Group
 
+# Maximum number of panels of a figure.
 MAX_PANELS = 4
 
 

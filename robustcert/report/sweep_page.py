@@ -18,6 +18,7 @@ from robustcert.report.runs import FINISHED, STATES, Run, find_runs
 from robustcert.report.summary import Group, group_runs, value_of
 from robustcert.report.sweep_figures import draw_capacity, draw_pareto, pareto
 
+# Times of a run, in seconds.
 _SECONDS = ("seconds.train", "seconds.certify")
 
 

@@ -13,7 +13,6 @@ from typing import Any, Literal
 import torch
 
 from robustcert import __version__
-from robustcert.arithmetic.products import untested_products
 from robustcert.atomic import resumable_folder
 from robustcert.certificate.claim import FORMAT, is_certificate, write_claim
 from robustcert.certificate.figures import draw_level_sets, draw_vra_curve
@@ -303,8 +302,7 @@ def _tightness(
         return None
     x = to_unit(result.inputs[:_DIAGNOSED]).double()
     # A gradient for every class: of all samples at once they would be the peak of memory.
-    with untested_products():
-        parts = [gradient_ratio(network, part, pairwise.cpu()) for part in x.split(_AT_ONCE)]
+    parts = [gradient_ratio(network, part, pairwise.cpu()) for part in x.split(_AT_ONCE)]
     ratio = torch.cat(parts)
     # Logits that overflow have no gradient.
     ratio = ratio[torch.isfinite(ratio)]

@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from robustcert.config.command_line import CONFIG_DIR, HYDRA_VERSION, find_mistake, ordered
+from robustcert.config.renamed_options import register_renamed_options
 from robustcert.runs.job import job_key, run_job
 from robustcert.runs.sweep import finish_sweeps
 
@@ -37,7 +38,8 @@ def certify() -> None:
 
 
 def register_resolvers() -> None:
-    """Make the resolvers of ``conf/`` known to OmegaConf."""
+    """Make known what ``conf/`` needs: its resolvers, and the old names of its options."""
+    register_renamed_options()
     # Cached: the folder is asked for several times and must not change within a run.
     OmegaConf.register_new_resolver("run_folder", _run_folder, use_cache=True, replace=True)
     OmegaConf.register_new_resolver("run_id", _run_id, replace=True)

@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 # How a run is written down, and where it was continued from, make it no other run.
 _NOT_IDENTITY = ("logger", "resume")
+# Name of the file that a running job holds locked.
 _LOCK = ".lock"
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from robustcert import __version__
 from robustcert.atomic import complete_file
 
+# Name of the table of published results.
 FILE = "results.json"
 
 

@@ -84,18 +84,9 @@ def train(
         SystemExit: the run was interrupted; the message says how to continue.
     """
     _check_settings(config)
-    resume = config["resume"]
-    checkpoints = run_dir / "checkpoints"
     # A configuration out of a checkpoint may name less than one from the command line.
-    targets = RESUME_TARGETS if resume else COMMAND_LINE_TARGETS
-    if resume is None and (checkpoints / "last.ckpt").exists():
-        if not multirun:
-            raise ConfigError(
-                f"{run_dir} holds a run already: continue it with "
-                f"resume={checkpoints / 'last.ckpt'}, "
-                "or choose another folder with hydra.run.dir=..."
-            )
-        resume = str(checkpoints / "last.ckpt")
+    targets = RESUME_TARGETS if config["resume"] else COMMAND_LINE_TARGETS
+    resume = _find_resumed(config, run_dir, multirun)
     seed_everything(config["seed"], workers=True, verbose=False)
     allowed = (*targets, *config["allow_targets"])
     dataset = build_dataset(config, allowed)
@@ -103,34 +94,15 @@ def train(
     module = build_module(config, dataset, allowed)
     measure, validated_by = _check_certifier(config, module)
     before = _read_resumed(resume, module) if resume else None
-    recorded = {key: value for key, value in config.items() if key != "resume"}
-    if data.generated is not None:
-        data.prepare_data()
-        data.read_generated()
-        recorded["loader"] = {**config["loader"], "generated_sha256": data.generated_sha256}
+    recorded = _record(config, data)
     logger = build_logger(config, run_dir, allowed)
-    trainer = build_trainer(
-        config,
-        run_dir,
-        allowed,
-        logger,
-        [
-            RecordRun(recorded, module.input_shape, dataset.num_classes),
-            SeedEpochs(config["seed"]),
-            CheckRanks(),
-            BestCheckpoint(checkpoints, measure),
-            LastCheckpoint(checkpoints),
-            *callbacks,
-        ],
-    )
+    own = _callbacks(config, run_dir, module, recorded, measure)
+    trainer = build_trainer(config, run_dir, allowed, logger, [*own, *callbacks])
     guard_launch(trainer, multirun)
     _announce(run_dir, module, trainer, before, validated_by)
     try:
         if logger:
-            if isinstance(logger, MetricsFile) and trainer.is_global_zero:
-                logger.keep(before.epoch if before else 0, before.training_row if before else {})
-            if isinstance(logger, WandbLogger) and trainer.is_global_zero:
-                start(logger, {"parameters": _count_parameters(module)})
+            _begin_log(logger, trainer, module, before)
             logger.log_hyperparams(recorded)
         _fit(trainer, module, data, before)
         if not trainer.is_global_zero or getattr(trainer, "fast_dev_run", False):
@@ -175,6 +147,51 @@ def _check_certifier(config: Config, module: CertifiedClassifier) -> tuple[str, 
         said = f", as certifier does not cover the network: {error}"
     validation = module.validation
     return validation.measure(network), validation.describe(network) + said
+
+
+def _find_resumed(config: Config, run_dir: Path, multirun: bool) -> str | None:
+    """The checkpoint to continue: the one that is asked for, or what a job of a sweep left."""
+    last = run_dir / "checkpoints" / "last.ckpt"
+    if config["resume"] or not last.exists():
+        return config["resume"]
+    if not multirun:
+        raise ConfigError(
+            f"{run_dir} holds a run already: continue it with resume={last}, "
+            "or choose another folder with hydra.run.dir=..."
+        )
+    return str(last)
+
+
+def _record(config: Config, data: DataModule) -> Config:
+    """The configuration as checkpoints keep it, with the digest of the generated images."""
+    recorded = {key: value for key, value in config.items() if key != "resume"}
+    if data.generated is not None:
+        data.prepare_data()
+        data.read_generated()
+        recorded["loader"] = {**config["loader"], "generated_sha256": data.generated_sha256}
+    return recorded
+
+
+def _callbacks(
+    config: Config, run_dir: Path, module: CertifiedClassifier, recorded: Config, measure: str
+) -> list[Callback]:
+    checkpoints = run_dir / "checkpoints"
+    return [
+        RecordRun(recorded, module.input_shape, module.num_classes),
+        SeedEpochs(config["seed"]),
+        CheckRanks(),
+        BestCheckpoint(checkpoints, measure),
+        LastCheckpoint(checkpoints),
+    ]
+
+
+def _begin_log(
+    logger: Logger, trainer: Trainer, module: CertifiedClassifier, before: Checkpoint | None
+) -> None:
+    if isinstance(logger, MetricsFile) and trainer.is_global_zero:
+        logger.keep(before.epoch if before else 0, before.training_row if before else {})
+    if isinstance(logger, WandbLogger) and trainer.is_global_zero:
+        start(logger, {"parameters": _count_parameters(module)})
 
 
 def _read_resumed(resume: str, module: CertifiedClassifier) -> Checkpoint:

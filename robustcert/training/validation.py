@@ -8,14 +8,14 @@
 lipschitz           its own: margins over pairwise constants    one product of norms
 lipsdp,             its own: margins over pairwise constants    one semidefinite bound, as long
 eclipse_fast                                                    as it takes ``certify.py``
-quadric             its own, of every sample: lipschitz's for   exact distances of the split
+quadratic           its own, of every sample: lipschitz's for   exact distances of the split
                     networks without quadratics
 crown,              its own, of the first                       certificates of so many samples
-local_lipschitz,    ``validation.samples`` samples; with 0
-combined            lipschitz's of all, a lower bound           one product of norms
+local_lipsdp,       ``validation.samples`` samples; with 0
+second_order        lipschitz's of all, a lower bound           one product of norms
 a user's own        its own, of the first                       certificates of so many samples
                     ``validation.samples`` samples
-global              lipschitz's, which are those that it gives  one product of norms
+global_robustness   lipschitz's, which are those that it gives  one product of norms
                     to samples
 smoothing           lipschitz's, which are no bound of its      one product of norms
                     own: they speak of the network itself

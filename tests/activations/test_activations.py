@@ -11,7 +11,7 @@ import flint
 import pytest
 import torch
 from flint import arb
-from helpers.references import FEATURES, REFERENCES, balls
+from helpers.references import FEATURES, REFERENCES, balls, referenced
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev, vmap
@@ -42,22 +42,12 @@ from robustcert.activations.features import (
     split_pairs,
 )
 from robustcert.activations.group_sort import comparators, group_sort
+from robustcert.check.activations.table import KINDS
 from robustcert.network.activation import Activation
 from robustcert.network.forward_error import UNIT
 
 CONFIGS = sorted((Path(__file__).parents[2] / "conf" / "activation").glob("*.yaml"))
 NAMES = [path.stem for path in CONFIGS]
-SMOOTH = {
-    "identity",
-    "norm_pair",
-    "sin_cos",
-    "smooth",
-    "smooth_abs",
-    "smooth_householder",
-    "smooth_n",
-    "softplus",
-    "tanh",
-}
 ISOMETRIC = {
     "abs",
     "beta_abs",
@@ -86,6 +76,10 @@ def build(name: str, **options: Any) -> Module:
     assert config.pop("_partial_") is True
     module, cls = config.pop("_target_").rsplit(".", 1)
     return getattr(import_module(module), cls)(FEATURES, **config | options)
+
+
+# Those that bound how fast their Jacobian changes.
+SMOOTH = {name for name in NAMES if hasattr(build(name), "jacobian_lipschitz_bound")}
 
 
 def perturb(module: Module, scale: float = 0.5) -> Module:
@@ -181,9 +175,21 @@ def test_isometric_activations_preserve_gradient_norms(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_smooth_activations_and_only_they_bound_their_curvature(name: str) -> None:
-    module = build(name)
-    assert hasattr(module, "jacobian_lipschitz_bound") == (name in SMOOTH)
-    assert math.isfinite(module.fold().jacobian_lipschitz) == (name in SMOOTH)
+    operation = build(name).fold()
+    assert math.isfinite(operation.jacobian_lipschitz) == (name in SMOOTH)
+    assert operation.jacobian is None or name in SMOOTH
+
+
+def test_the_smooth_activations_of_the_package_are_known_as_such() -> None:
+    assert {
+        *("identity", "norm_pair", "sin_cos", "smooth", "smooth_abs", "smooth_householder"),
+        *("smooth_n", "softplus", "tanh"),
+    } <= SMOOTH
+
+
+def test_what_the_checker_knows_has_a_reference() -> None:
+    # Two are functions of a layer and of a model.
+    assert {*REFERENCES} == {*KINDS} - {"norm_pool", "circular_shift"}
 
 
 @pytest.mark.parametrize("state", STATES)
@@ -264,10 +270,10 @@ def hard_points(operation: Activation, dtype: torch.dtype) -> Tensor:
     return torch.cat(rows).to(dtype)
 
 
-def variants() -> list[Any]:
+def variants(chosen: list[str]) -> list[Any]:
     """Every yaml, and with a tiny and a large temperature, one for each feature."""
     found = []
-    for name in NAMES:
+    for name in chosen:
         found.append(pytest.param(name, {}, id=name))
         if hasattr(build(name), "temperature"):
             for t in (1e-6, 3.0, 1e6):
@@ -277,7 +283,7 @@ def variants() -> list[Any]:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize(("name", "options"), variants())
+@pytest.mark.parametrize(("name", "options"), variants(referenced()))
 def test_evaluation_error_against_balls(
     name: str, options: dict[str, Any], dtype: torch.dtype
 ) -> None:
@@ -323,7 +329,7 @@ def test_elementary_functions_are_within_four_ulp(function: str, dtype: torch.dt
 
 
 @pytest.mark.parametrize("magnitude", [0.0, 1e-30, 1e-3, 1.0, 1e30])
-@pytest.mark.parametrize(("name", "options"), variants())
+@pytest.mark.parametrize(("name", "options"), variants(NAMES))
 def test_values_and_gradients_are_finite(
     name: str, options: dict[str, Any], magnitude: float
 ) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import pytest
 import torch
-from helpers.configs import build_model, names
+from helpers.configs import build, build_model, names
 from helpers.deployed import plain_network, write_folder
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ from robustcert.certifiers import (
 )
 from robustcert.certifiers.base import certificates
 from robustcert.check import UnreadableError
+from robustcert.check.activations.table import KINDS
 from robustcert.errors import UnsoundNetworkError
 from robustcert.layers import NormPool2d
 from robustcert.network.activation import Activation
@@ -85,14 +86,25 @@ def test_every_activation_is_restored_with_no_less_than_its_error(
     activation: str, tmp_path: Path
 ) -> None:
     network = mlp(activation)
-    restored = robustcert.load(write_folder(tmp_path / "folder", network)).network
+    folder = write_folder(tmp_path / "folder", network)
+    function = build("activation", activation)(8).fold().function.__name__
+    if function not in KINDS:
+        with pytest.raises(UnreadableError, match=f"unknown activation '{function}', of which"):
+            robustcert.load(folder)
+        return
+    restored = robustcert.load(folder).network
     x = torch.rand(20, 2, 8, 8, dtype=torch.float64)
     assert torch.equal(restored(x), network(x))
     for own, other in zip(network.operations, restored.operations, strict=True):
         if isinstance(own, Activation):
             assert isinstance(other, Activation)
             assert other.function is own.function
+            assert other.relaxation is own.relaxation
+            assert other.jacobian is own.jacobian
             assert other.lipschitz >= own.lipschitz
+            if own.jacobian is not None:
+                steepest = own.jacobian_lipschitz
+                assert steepest * (1 - 1e-12) <= other.jacobian_lipschitz <= steepest * (1 + 1e-6)
             assert other.error >= own.error
             assert other.error[1] >= own.error[1]
 

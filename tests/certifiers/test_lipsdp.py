@@ -24,7 +24,7 @@ from robustcert.activations import (
     Tanh,
 )
 from robustcert.certifiers import LipschitzCertifier, LipSDPCertifier
-from robustcert.certifiers.lipsdp import semidefinite
+from robustcert.certifiers.lipsdp import search, semidefinite
 from robustcert.certifiers.lipsdp.certifier import ROOM, layers_of
 from robustcert.config.build import build
 from robustcert.errors import NormBoundError, UnsoundNetworkError
@@ -207,7 +207,7 @@ def test_the_recursion_equals_one_quadratic_form(name: str) -> None:
     net = network(ACTIVATIONS[name], 3, 4, 4, 4, 3)
     layers, head = layers_of(net)
     # Growing from layer to layer, which keeps them feasible.
-    start = enumerate(semidefinite.closed_form(layers), start=1)
+    start = enumerate(search.closed_form(layers), start=1)
     diagonals = [3.0**depth * d * (1 + torch.rand_like(d) / 2) for depth, d in start]
     bound = semidefinite.pairwise_bound(layers, head, diagonals)
     form = QuadraticForm(net, (0, 2))
@@ -222,7 +222,7 @@ def test_the_recursion_equals_one_quadratic_form(name: str) -> None:
 @pytest.mark.parametrize("sizes", [(2, 4, 4, 2), (4, 6, 2), (3, 4, 4, 4, 2)])
 def test_the_optimum_is_that_of_a_barrier_method(name: str, sizes: tuple[int, ...]) -> None:
     net = network(ACTIVATIONS[name], *sizes)
-    start = semidefinite.closed_form(layers_of(net)[0])
+    start = search.closed_form(layers_of(net)[0])
     optimum = QuadraticForm(net, (0, 1)).minimum(torch.cat(start).reciprocal())
     bound = float(LipSDPCertifier(200).pairwise_bound(net)[0, 1])
     # Without a barrier of its own the problem with absolute values is only solved roughly.
@@ -296,7 +296,7 @@ def test_any_multipliers_give_a_bound_or_an_error() -> None:
     least = off_diagonal(steepest(net))
     generator = torch.Generator().manual_seed(0)
     refused = 0
-    start = semidefinite.closed_form(layers)
+    start = search.closed_form(layers)
     for _ in range(80):
         diagonals = [
             d * 10 ** (2 * torch.rand(len(d), generator=generator).double() - 1) for d in start

@@ -158,7 +158,7 @@ def test_frames_need_not_be_orthonormal() -> None:
 
 def test_no_lipschitz_certificate_is_given() -> None:
     folded, x, _ = network()
-    with pytest.raises(UnsoundNetworkError, match="certifier=quadric"):
+    with pytest.raises(UnsoundNetworkError, match="certifier=quadratic"):
         LipschitzCertifier().certify(folded, x)
     assert QuadricCertifier().proof(folded) == "quadric"
 

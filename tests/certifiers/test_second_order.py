@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from helpers.smooth_networks import COVERED, NETWORKS, Factory, dense, gradient, points, steps_from
+from helpers.smooth_networks import COVERED, EVERY, Factory, dense, gradient, points, steps_from
 from torch import Tensor, nn
 
 from robustcert.activations import (
@@ -23,6 +23,7 @@ from robustcert.certifiers.second_order.curvature import (
     is_covered,
     jacobian_lipschitz_bound,
     pairwise_curvature_bound,
+    say_once,
     second_order_distance,
 )
 from robustcert.network.fold import fold_network
@@ -37,9 +38,9 @@ def least_margin(network: PlainNetwork, x: Tensor, label: Tensor, radius: Tensor
     return margin_attack(network, x, label, radius)[0]
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", EVERY)
 def test_the_global_bound_holds_between_any_two_points(name: str) -> None:
-    network = NETWORKS[name]()
+    network = EVERY[name]()
     bound = pairwise_curvature_bound(network)
     x = points(network, 500)
     for exponent in (-4.0, -1.0, 0.0, 1.0):
@@ -58,9 +59,9 @@ def test_the_global_bound_composes_over_sums_and_sees_folds() -> None:
     assert pairwise_curvature_bound(dense(GroupSort))[0, 0] == 0
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", EVERY)
 def test_the_anchored_bounds_hold_within_their_reach(name: str) -> None:
-    network = NETWORKS[name]()
+    network = EVERY[name]()
     count = 400
     x = points(network, count)
     reaches = torch.tensor([1e-3, 0.03, 0.1, 0.3, 1.0, math.inf], dtype=torch.float64)
@@ -148,9 +149,9 @@ def test_a_curvature_that_grows_with_distance_is_integrated_piece_by_piece() -> 
     assert folds.item() == pytest.approx(0.5, rel=1e-8)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", EVERY)
 def test_radii_are_never_below_lipschitz_and_survive_attacks(name: str) -> None:
-    network = NETWORKS[name]()
+    network = EVERY[name]()
     x = points(network, 60)
     first = LipschitzCertifier().certify(network, x)
     both = CombinedCertifier().certify(network, x)
@@ -186,9 +187,19 @@ def test_networks_that_are_not_covered_get_their_lipschitz_radii(activation: Fac
     assert CombinedCertifier().adversarial_distance(network, x).isinf().all()
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+def test_what_an_activation_lacks_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    say_once.cache_clear()
+    network = dense(SinCos)
+    for _ in range(2):
+        CombinedCertifier().certify(network, points(network, 3))
+    (line,) = caplog.messages
+    assert "the activation sin_cos" in line
+    assert "states no jacobian" in line
+
+
+@pytest.mark.parametrize("name", EVERY)
 def test_proved_adversarial_inputs_exist(name: str) -> None:
-    network = NETWORKS[name]()
+    network = EVERY[name]()
     # Samples close to the boundary, where it can be proved that it is close.
     x = points(network, 80)
     distance, delta = ddn(network, x, network(x).argmax(1), steps=60, restarts=2)
@@ -219,7 +230,7 @@ def test_the_bracket_holds_the_robust_accuracy() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["smooth_maxmin", "free softplus", "smooth_abs", "free norm_pair"])
 def test_no_attack_breaks_any_of_thousands_of_radii(name: str) -> None:
-    network = NETWORKS[name]()
+    network = EVERY[name]()
     x = points(network, 3000, seed=7)
     result = CombinedCertifier().certify(network, x)
     inside = result.radius * (1 - 1e-6)

@@ -41,7 +41,8 @@ from robustcert import activations
 from robustcert import norms as norms_module
 from robustcert.certificate.samples import CertifiedSplit
 from robustcert.certifiers import LipschitzCertifier, lipschitz
-from robustcert.check import UnreadableError, check, norms
+from robustcert.check import UnreadableError, check
+from robustcert.check.arithmetic import FLOAT64
 from robustcert.check.command import main
 from robustcert.check.exact_products import (
     add_up,
@@ -51,9 +52,12 @@ from robustcert.check.exact_products import (
     split_integers,
 )
 from robustcert.check.fixed_point import to_integers
-from robustcert.check.forward import FLOAT64, evaluate, evaluate_exactly
-from robustcert.check.network import Operation, read_network
-from robustcert.check.norms import find, prove
+from robustcert.check.forward.exact import evaluate_exactly
+from robustcert.check.forward.floating import evaluate
+from robustcert.check.network.operation import Operation
+from robustcert.check.network.reading import read_network
+from robustcert.check.norms import convolution as checked_convolution
+from robustcert.check.norms.operation import find, prove
 from robustcert.data import to_unit
 from robustcert.network.activation import Activation
 from robustcert.network.fold import fold_network
@@ -383,7 +387,7 @@ def test_symbols_along_one_dimension(size: tuple[int, int], groups: int, stride:
     matrix = torch.nn.functional.conv2d(columns, torch.from_numpy(weight).double(), **options)
     true = float(torch.linalg.eigvalsh(matrix.flatten(1) @ matrix.flatten(1).T).max().sqrt())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(norms, "_whole_matrices", lambda _: iter(()))
+        patch.setattr(checked_convolution, "_whole_matrices", lambda _: iter(()))
         found = prove(op, claimed).method
         assert "1x" in found or "x1 " in found
         assert not prove(op, true * (1 - 1e-9)).method

@@ -20,17 +20,13 @@ from benchmarks.soundness.forgeries import Folder, build
 from robustcert.certifiers import CombinedCertifier, LipschitzCertifier
 from robustcert.certifiers.second_order.curvature import second_order_distance
 from robustcert.check import UnreadableError, activation_curvature, check, curvature
+from robustcert.check.arithmetic import FLOAT64
 from robustcert.check.fixed_point import to_integers
-from robustcert.check.forward import (
-    FLOAT64,
-    Exact,
-    adjoint,
-    adjoint_exactly,
-    linear,
-    trace,
-    trace_exactly,
-)
-from robustcert.check.network import Operation, read_network
+from robustcert.check.forward.exact import Exact, adjoint_exactly, trace_exactly
+from robustcert.check.forward.floating import trace
+from robustcert.check.forward.linear import adjoint, linear
+from robustcert.check.network.operation import Operation
+from robustcert.check.network.reading import read_network
 from robustcert.network.fold import fold_network
 from robustcert.network.network import PlainNetwork
 
@@ -159,9 +155,9 @@ def test_the_transpose_of_a_convolution(place: int, tmp_path: Path) -> None:
 
 def changed(name: str, **parts: Callable[..., Any]) -> Callable[[pytest.MonkeyPatch], None]:
     def plant(patch: pytest.MonkeyPatch) -> None:
-        bend = activation_curvature.BENDS[name]
+        bend = activation_curvature.CURVATURES[name]
         new = {key: make(getattr(bend, key)) for key, make in parts.items()}
-        patch.setitem(activation_curvature.BENDS, name, replace(bend, **new))
+        patch.setitem(activation_curvature.CURVATURES, name, replace(bend, **new))
 
     return plant
 

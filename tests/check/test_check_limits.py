@@ -24,10 +24,16 @@ from benchmarks.soundness.forgeries import Folder, build, certify, with_header, 
 from robustcert import activations
 from robustcert.certificate.samples import CertifiedSplit
 from robustcert.certifiers import LipschitzCertifier, LipSDPCertifier
-from robustcert.check import UnreadableError, check, forward, memory, norms, reader
-from robustcert.check.forward import FLOAT64
-from robustcert.check.network import Operation, read_network
-from robustcert.check.norms import round_up
+from robustcert.check import UnreadableError, check, memory, reader
+from robustcert.check.arithmetic import FLOAT64
+from robustcert.check.forward import linear
+from robustcert.check.forward.batches import float_bytes
+from robustcert.check.forward.exact import trace_exactly
+from robustcert.check.forward.floating import evaluate, trace
+from robustcert.check.network.operation import Operation, walk
+from robustcert.check.network.reading import read_network
+from robustcert.check.norms import convolution
+from robustcert.check.norms.scalars import round_up
 from robustcert.check.reader import parse_safetensors, read_bytes, show
 from robustcert.check.report import MAX_MISMATCHES, Report
 from robustcert.data import to_unit
@@ -118,13 +124,13 @@ def test_an_honest_folder_is_checked_in_the_memory_that_is_said_beforehand(
 
 def test_the_last_state_alone_is_kept() -> None:
     activation = Operation("activation", "", "0", {"function": "relu"}, {}, (4,), (4,))
-    states = forward.trace([activation] * 5, np.ones((3, 4)), {"0": 1.0}, [FLOAT64], every=False)
+    states = trace([activation] * 5, np.ones((3, 4)), {"0": 1.0}, [FLOAT64], every=False)
     assert len(states) == 1
-    exact = forward.trace_exactly([activation] * 5, np.ones((3, 4)), {"0": 1.0}, every=False)
+    exact = trace_exactly([activation] * 5, np.ones((3, 4)), {"0": 1.0}, every=False)
     assert len(exact) == 1
     # Gradients need every state, and batches become smaller.
-    few = forward.float_bytes([activation] * 5, every=True)
-    assert few - forward.float_bytes([activation], every=True) == 8 * 4 * 4
+    few = float_bytes([activation] * 5, every=True)
+    assert few - float_bytes([activation], every=True) == 8 * 4 * 4
 
 
 @pytest.mark.parametrize("stride", [1, 2])
@@ -138,12 +144,12 @@ def test_windows_in_pieces_are_the_whole(stride: int, monkeypatch: pytest.Monkey
     )
     x = random.randint(-9, 9, (5, 4, 9, 5)).astype(np.float64)
     u = random.randint(-9, 9, (5, 6, height, 6)).astype(np.float64)
-    whole = forward.linear(operation, x, weight), forward.adjoint(operation, u, weight)
+    whole = linear.linear(operation, x, weight), linear.adjoint(operation, u, weight)
     assert whole[0].ravel() @ u.ravel() == x.ravel() @ whole[1].ravel()
     for chunk in (1, 100, 3000):
-        monkeypatch.setattr(forward, "CHUNK", chunk)
-        assert (forward.linear(operation, x, weight) == whole[0]).all()
-        assert (forward.adjoint(operation, u, weight) == whole[1]).all()
+        monkeypatch.setattr(linear, "MAX_WINDOW_VALUES", chunk)
+        assert (linear.linear(operation, x, weight) == whole[0]).all()
+        assert (linear.adjoint(operation, u, weight) == whole[1]).all()
 
 
 def test_a_file_is_read_in_its_own_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -392,7 +398,7 @@ def test_no_loop_over_the_entries_of_a_map_as_one_matrix() -> None:
     options = {"stride": [1, 1], "padding": [199, 199], "dilation": [1, 1], "groups": 1}
     weight = np.random.RandomState(0).randn(1, 1, 200, 200)
     wide = Operation("convolution", "", "0", options, {"weight": weight}, (1, 1, 1), (1, 200, 200))
-    (matrix,) = norms._whole_matrices(wide)
+    (matrix,) = convolution._whole_matrices(wide)
     assert (matrix[0, :, 0].reshape(200, 200) == weight[0, 0, ::-1, ::-1]).all()
 
 
@@ -601,9 +607,9 @@ def still_true(folder: Folder, honest: Path) -> bool:
     tensors = load_file(folder.path / "network.safetensors")
     operations = read_network(folder.claim["network"], tensors)
     inputs = torch.from_numpy(load_file(folder.path / "samples.safetensors")["inputs"])
-    ones = dict.fromkeys((op.path for op in forward.walk(operations)), 1.0)
+    ones = dict.fromkeys((op.path for op in walk(operations)), 1.0)
     x = to_unit(inputs).double().numpy()
-    logits = forward.evaluate(operations, x, ones, [FLOAT64]).values
+    logits = evaluate(operations, x, ones, [FLOAT64]).values
     own = np.array([int(row[2]) for row in folder.rows])
     rest = logits.copy()
     rest[np.arange(len(own)), own] = -math.inf

@@ -19,9 +19,12 @@ from benchmarks.soundness.forgeries import Folder, build
 from robustcert.activations import Abs, GroupSort, Identity, ReLU, Softplus
 from robustcert.certifiers import LipschitzCertifier, LipSDPCertifier
 from robustcert.check import UnreadableError, check
+from robustcert.check.arithmetic import FLOAT64
 from robustcert.check.constants import _find
-from robustcert.check.forward import FLOAT64, evaluate, evaluate_exactly
-from robustcert.check.network import Operation, read_network
+from robustcert.check.forward.exact import evaluate_exactly
+from robustcert.check.forward.floating import evaluate
+from robustcert.check.network.operation import Operation
+from robustcert.check.network.reading import read_network
 from robustcert.check.semidefinite import constants, layers
 from robustcert.layers.pool import NormPool2d
 from robustcert.models import CircularShift

@@ -17,9 +17,12 @@ import torch
 from benchmarks.soundness.forgeries import SAMPLES, Folder, build, certify, write
 from robustcert.certificate.samples import CertifiedSplit, read_radii
 from robustcert.certifiers import CROWNCertifier, LipschitzCertifier
-from robustcert.check import Report, UnreadableError, check, network, prove_network
+from robustcert.check import Report, UnreadableError, check, prove_network
+from robustcert.check.arithmetic import FLOAT32, FLOAT64
 from robustcert.check.dataset import by_digest, compare
-from robustcert.check.forward import FLOAT32, FLOAT64, evaluate
+from robustcert.check.forward.floating import evaluate
+from robustcert.check.network.digest import digest
+from robustcert.check.network.reading import read_network
 from robustcert.data import to_unit
 from robustcert.errors import ReportError
 from robustcert.network.linear import Dense, Flatten
@@ -77,7 +80,7 @@ def test_predictions_that_rounding_excuses_are_not_correct(
 ) -> None:
     folder = Folder(Path(shutil.copytree(wide_error, tmp_path / "forged")))
     # What the worst case of float32 allows, for all labels at once.
-    operations = network.read_network(folder.claim["network"], folder.tensors)
+    operations = read_network(folder.claim["network"], folder.tensors)
     bounds = zip(operations, folder.claim["bounds"], strict=True)
     norms = {op.path: float.fromhex(entry["bound"]) for op, entry in bounds}
     x = folder.samples["inputs"].astype(np.float32) / np.float32(255)
@@ -251,8 +254,8 @@ def test_functions_that_differ_in_their_branches_alone_have_two_digests(tmp_path
     assert apart.digest() != together.digest()
     for name, net in {"apart": apart, "together": together}.items():
         folder = Folder(certify(tmp_path / name, net))
-        operations = network.read_network(folder.claim["network"], folder.tensors)
-        assert network.digest((4,), operations) == net.digest()
+        operations = read_network(folder.claim["network"], folder.tensors)
+        assert digest((4,), operations) == net.digest()
 
 
 def test_the_digest_of_a_chain_is_that_of_its_operations_and_constants() -> None:

@@ -1,5 +1,6 @@
 """Every file under conf/ composes, and every class that it names can be called with its values."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,22 @@ def test_every_experiment_composes_and_fits_its_classes(experiment: str) -> None
     config = compose(f"experiment={experiment}")
     check_sections(config)
     assert config["epsilon"] in config["radii"]
+
+
+# Experiments that show something else than a verified accuracy.
+STUDIES = ("grafting_digits", "pwl_limits")
+
+
+@pytest.mark.parametrize("experiment", sorted({*EXPERIMENTS} - {*STUDIES}))
+def test_an_experiment_has_a_measured_result_or_says_that_it_is_a_recipe(experiment: str) -> None:
+    root = CONFIG_DIR.parent
+    row = re.compile(rf"^\| `python train.py experiment={experiment}[ `]", re.MULTILINE)
+    measured = bool(row.search((root / "docs" / "results.md").read_text()))
+    first = (CONFIG_DIR / "experiment" / f"{experiment}.yaml").read_text().splitlines()[1]
+    assert measured != (first == "# Recipe: no result was measured.")
+    pages = [page.read_text() for page in (*(root / "docs").glob("*.md"), root / "README.md")]
+    named = [line for page in pages for line in page.splitlines() if experiment in line]
+    assert measured or all("recipe" in line for line in named)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers.configs import build_model, names
+from helpers.configs import build, build_model, names
 from helpers.deployed import perturbed, plain_network
 from torch import Tensor, nn
 
@@ -19,6 +19,7 @@ from robustcert.certificate.predictor import Predictor
 from robustcert.errors import ConfigError, UnsoundNetworkError
 from robustcert.export import check_runtime, to_onnx
 from robustcert.export.__main__ import main
+from robustcert.export.activations import ACTIVATIONS
 from robustcert.layers import NormPool2d
 from robustcert.network.activation import Activation
 from robustcert.network.blocks import ResidualBlock
@@ -78,6 +79,11 @@ def assert_equivalent(network: PlainNetwork, dtype: Any, path: Path) -> None:
 @pytest.mark.parametrize("activation", names("activation"))
 def test_every_activation_is_exported(activation: str, dtype: Any, tmp_path: Path) -> None:
     network = plain_network(build_model("mlp", "unconstrained", activation), 2, 8, 8)
+    function = build("activation", activation)(8).fold().function.__name__
+    if function not in ACTIVATIONS:
+        with pytest.raises(UnsoundNetworkError, match=f"{function} cannot be exported: add its"):
+            assert_equivalent(network, dtype, tmp_path / "m.onnx")
+        return
     assert_equivalent(network, dtype, tmp_path / "m.onnx")
 
 
@@ -191,6 +197,15 @@ def test_what_cannot_be_exported_is_named(tmp_path: Path) -> None:
     with pytest.raises(UnsoundNetworkError, match="odd: the activation cube cannot be exported"):
         round_trip(network, "float64", tmp_path / "m.onnx")
     assert not list(tmp_path.iterdir())
+
+
+def test_another_function_of_a_known_name_is_not_exported(tmp_path: Path) -> None:
+    def relu(x: Tensor) -> Tensor:
+        return x.clamp(-1, 1)
+
+    network = PlainNetwork((Activation(relu, {}, lipschitz=1.0),), (3,))
+    with pytest.raises(UnsoundNetworkError, match="activation relu of test_export cannot be"):
+        round_trip(network, "float64", tmp_path / "m.onnx")
 
 
 def test_without_onnx_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

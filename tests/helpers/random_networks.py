@@ -4,11 +4,23 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from helpers.configs import build_model
+from helpers.configs import build, build_model, names
+from robustcert.errors import UnsoundNetworkError
 from robustcert.network.fold import fold_network
 from robustcert.network.network import PlainNetwork
+from robustcert.relaxations.curves import Curve, Smooth, curve_of
 
-COVERED = ["abs", "beta_abs", "identity", "maxmin", "n_activation", "relu"]
+
+def _curve(name: str) -> Curve | None:
+    try:
+        return curve_of(build("activation", name)(8).fold(), 8)
+    except UnsoundNetworkError:
+        return None
+
+
+# Activations of conf/ that linear bounds cover, and those among them that are piecewise linear.
+WITH_LINES = [name for name in names("activation") if _curve(name) is not None]
+COVERED = [name for name in WITH_LINES if not isinstance(_curve(name), Smooth)]
 
 
 def random_network(

@@ -6,6 +6,8 @@ from typing import Any
 from flint import arb
 from torch import Tensor
 
+from helpers.configs import build, names
+
 FEATURES = 8
 
 
@@ -135,3 +137,12 @@ REFERENCES: dict[str, Callable[[list[Any], Constants], list[Any]]] = {
         for y in point
     ],
 }
+
+
+def referenced() -> list[str]:
+    """Activations of conf/ whose function has its definition here."""
+    return [
+        name
+        for name in names("activation")
+        if build("activation", name)(FEATURES).fold().function.__name__ in REFERENCES
+    ]

@@ -6,6 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from helpers.configs import build, names
 from robustcert.activations import (
     NormPair,
     SmoothAbs,
@@ -71,6 +72,19 @@ NETWORKS: dict[str, Callable[[], PlainNetwork]] = {
     **{f"free {name}": partial(dense, factory, False) for name, factory in COVERED.items()},
     "convolutional": convolutional,
 }
+
+
+def _others() -> dict[str, Callable[[], PlainNetwork]]:
+    found = {}
+    for name in names("activation"):
+        operation = build("activation", name)(8).fold()
+        if operation.jacobian is not None and operation.function.__name__ not in COVERED:
+            found[name] = partial(dense, build("activation", name))
+    return found
+
+
+# With whatever else of conf/ states how its Jacobian changes; the checker need not know it.
+EVERY = {**NETWORKS, **_others()}
 
 
 def gradient(network: PlainNetwork, x: Tensor, pair: tuple[int, int]) -> Tensor:

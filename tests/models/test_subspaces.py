@@ -90,7 +90,7 @@ def test_the_validated_accuracy_is_the_certified_one(
 
 
 def test_another_certifier_is_refused_before_training(tmp_path: Path) -> None:
-    for name in ("lipschitz", "combined", "crown", "lipsdp"):
+    for name in ("lipschitz", "second_order", "crown", "lipsdp"):
         with pytest.raises(ConfigError, match="certifier: quadratics"):
             train(compose(*OVERRIDES, f"certifier={name}"), tmp_path / name)
     assert list(tmp_path.iterdir()) == []

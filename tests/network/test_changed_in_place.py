@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from helpers.configs import build, names
 from torch import Tensor, nn
 
-from robustcert.activations import LinearSpline, NActivation, Softplus
+from robustcert.activations import LinearSpline, NActivation, ReLU, Softplus
 from robustcert.certificate.predictor import Predictor
 from robustcert.certifiers import Certificates, LipschitzCertifier
 from robustcert.errors import UnsoundNetworkError
@@ -22,9 +23,9 @@ from robustcert.network.network import PlainNetwork, Sum, operation_bound, pairw
 
 SMALL: dict[str, dict[str, Any]] = {
     "smoothing": {"n": 50, "n0": 10},
-    "global": {"method": "symbolic", "tries": 5},
+    "global_robustness": {"method": "symbolic", "tries": 5},
     "lipsdp": {"iterations": 1},
-    "local_lipschitz": {"rounds": 1, "iterations": 0},
+    "local_lipsdp": {"rounds": 1, "iterations": 0},
 }
 
 
@@ -55,8 +56,8 @@ def quadrics() -> PlainNetwork:
 
 NETWORKS = {"dense": dense, "quadrics": quadrics}
 CERTIFIERS = [
-    *(("dense", name) for name in names("certifier") if name != "quadric"),
-    *(("quadrics", "quadric"),),
+    *(("dense", name) for name in names("certifier") if name != "quadratic"),
+    *(("quadrics", "quadratic"),),
 ]
 
 
@@ -180,3 +181,30 @@ def test_a_predictor_keeps_its_own_network_and_bounds(way: str, dtype: str) -> N
     after = predictor(x), predictor.evaluate(x.to(predictor.dtype)).output
     assert torch.equal(before[0].radius, after[0].radius)
     assert torch.equal(before[1], after[1])
+
+
+def relu(x: Tensor) -> Tensor:
+    return 3 * x.relu()
+
+
+@pytest.mark.parametrize("certifier", ["lipschitz", "crown", "local_lipschitz", "combined"])
+def test_bounds_of_another_function_of_the_same_name_are_refused(certifier: str) -> None:
+    network = PlainNetwork((replace(ReLU(2).fold(), function=relu), Dense(torch.eye(2))), (2,))
+    found = build("certifier", certifier, **SMALL.get(certifier, {}))
+    with pytest.raises(UnsoundNetworkError, match="the function relu was replaced after"):
+        found.certify(network, torch.rand(1, 2))
+
+
+@pytest.mark.parametrize("field", ["relaxation", "jacobian"])
+def test_bounds_that_hold_values_of_their_own_are_refused(field: str) -> None:
+    slope = torch.ones(1)
+
+    def closed(*_: Any) -> Tensor:
+        return slope
+
+    def defaulted(*_: Any, slope: Tensor = slope) -> Tensor:
+        return slope
+
+    for bound in (closed, defaulted, partial(closed), slope.mul):
+        with pytest.raises(TypeError, match=f"{field} of the activation relu: expected a module"):
+            replace(ReLU(2).fold(), **{field: bound})

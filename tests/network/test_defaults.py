@@ -74,7 +74,7 @@ def crossed() -> list[Any]:
     found = []
     for activation, certifier in product((*names("activation"), "quadrics"), names("certifier")):
         fast = certifier == "lipschitz" or activation == "maxmin"
-        fast = fast or (activation == "quadrics" and certifier == "quadric")
+        fast = fast or (activation == "quadrics" and certifier == "quadratic")
         slow = () if fast else pytest.mark.slow
         found.append(pytest.param(activation, certifier, marks=slow))
     return found
@@ -83,9 +83,9 @@ def crossed() -> list[Any]:
 # So few steps of a search that a test of it is fast.
 SMALL: dict[str, dict[str, Any]] = {
     "smoothing": {"n": 50, "n0": 10},
-    "global": {"tries": 20, "seconds": 1e6, "nodes": 20},
+    "global_robustness": {"tries": 20, "seconds": 1e6, "nodes": 20},
     "lipsdp": {"iterations": 2},
-    "local_lipschitz": {"rounds": 2, "iterations": 1},
+    "local_lipsdp": {"rounds": 2, "iterations": 1},
 }
 
 
@@ -101,7 +101,7 @@ def statements(certifier: str, module: nn.Module, x: Tensor) -> list[object]:
         said += sorted((found.multiplier_tensors(net) or {}).items())
         claim = found.global_claim(net, [x])
         said += [{**(claim or {}), "seconds": None}]
-        if certifier == "combined":
+        if certifier == "second_order":
             said.append(found.adversarial_distance(net, x))
     except UnsoundNetworkError as error:
         said.append(str(error))

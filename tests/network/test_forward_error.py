@@ -9,9 +9,9 @@ import flint
 import pytest
 import torch
 from flint import arb
-from helpers.configs import build, names
+from helpers.configs import build
 from helpers.exact import distance, evaluate, norm
-from helpers.references import balls
+from helpers.references import balls, referenced
 from torch import Tensor, nn
 
 from robustcert.activations import ReLU
@@ -100,7 +100,7 @@ def check(network: PlainNetwork, x: Tensor, radii: tuple[float, ...] = (1e-6, 0.
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("activation", names("activation"))
+@pytest.mark.parametrize("activation", referenced())
 @pytest.mark.parametrize("kind", NETWORKS)
 def test_the_error_is_below_its_bound_around_every_input(
     kind: str, activation: str, dtype: torch.dtype

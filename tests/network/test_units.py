@@ -34,7 +34,10 @@ def network() -> PlainNetwork:
 
 
 def certifier(name: str) -> Any:
-    fewer = {"smoothing": {"n0": 10, "n": 100}, "global": {"method": "lipschitz", "tries": 10}}
+    fewer = {
+        "smoothing": {"n0": 10, "n": 100},
+        "global_robustness": {"method": "lipschitz", "tries": 10},
+    }
     return build("certifier", name, **fewer.get(name, {}))
 
 
@@ -124,7 +127,7 @@ def test_what_is_no_number_is_never_certified(name: str, value: float) -> None:
         Dense(torch.tensor([[1.0, 1.0], [-1.0, -1.0]]), torch.tensor([1.0, 0.0])),
     )
     x = torch.tensor([[value, 0.5], [0.5, value], [0.5, 0.5]])
-    if name in ("quadric", "crown", "local_lipschitz", "lipsdp", "eclipse_fast"):
+    if name in ("quadratic", "crown", "local_lipsdp", "lipsdp", "eclipse_fast"):
         operations = (Dense(torch.eye(2)), *plain_network(nn.Sequential(nn.ReLU()), 2).operations)
     found = certifier(name).certify(PlainNetwork(operations, (2,)), x)
     assert (found.radius[:2] == 0).all()

@@ -71,13 +71,13 @@ def certified(best: Path, folder: Path, *overrides: str, **options: Any) -> dict
         (("certifier=lipschitz", "certifier.arithmetic=float32"), 50),
         (("certifier=lipsdp", "certifier.iterations=20"), None),
         pytest.param(("certifier=eclipse_fast",), None, marks=pytest.mark.slow),
-        pytest.param(("certifier=quadric",), None, marks=pytest.mark.slow),
-        pytest.param(("certifier=combined",), None, marks=pytest.mark.slow),
+        pytest.param(("certifier=quadratic",), None, marks=pytest.mark.slow),
+        pytest.param(("certifier=second_order",), None, marks=pytest.mark.slow),
         # The batch that has the last of them goes on with samples that are not certified.
-        (("certifier=combined", "loader.eval_batch_size=30"), 50),
+        (("certifier=second_order", "loader.eval_batch_size=30"), 50),
         (("certifier=crown",), 12),
         pytest.param(
-            ("certifier=local_lipschitz", "certifier.rounds=3", "certifier.iterations=1"),
+            ("certifier=local_lipsdp", "certifier.rounds=3", "certifier.iterations=1"),
             12,
             marks=pytest.mark.slow,
         ),
@@ -162,7 +162,7 @@ def test_ranks_certify_the_same_samples_together(ranks: int, samples: int | None
     ("name", "options", "remark"),
     [
         ("smoothing", {}, "has no cheap lower bound"),
-        ("global", {}, "too expensive to validate"),
+        ("global_robustness", {}, "too expensive to validate"),
     ],
 )
 def test_what_is_not_validated_is_said(name: str, options: Any, remark: str) -> None:
@@ -180,7 +180,7 @@ def test_what_is_not_validated_is_said(name: str, options: Any, remark: str) -> 
 
 def test_a_run_says_by_what_it_chooses(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
-        combined = ("activation=smooth", "certifier=combined")
+        combined = ("activation=smooth", "certifier=second_order")
         run(tmp_path / "run", *combined, "certify=false", "trainer.max_epochs=1")
     (said,) = [m for m in caplog.messages if m.startswith("val/vra, which chooses best.ckpt")]
     assert said.endswith("is by CombinedCertifier() of the first 128 samples")

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from robustcert.certifiers.lipschitz import LipschitzCertifier
-from robustcert.certifiers.lipsdp import semidefinite
-from robustcert.certifiers.lipsdp.semidefinite import Layer, compose
+from robustcert.certifiers.lipsdp import search, semidefinite
+from robustcert.certifiers.lipsdp.layers import NOTHING, Layer, compose
 from robustcert.errors import NormBoundError, UnsoundNetworkError
 from robustcert.network.activation import Activation
 from robustcert.network.linear import Affine, Dense, Flatten
@@ -38,7 +38,7 @@ class LipSDPCertifier(LipschitzCertifier):
     and equal to it for orthogonal layers with norm-preserving activations, where nothing can be
     gained.
 
-    References: see :mod:`robustcert.certifiers.lipsdp.semidefinite`.
+    References: see :mod:`robustcert.certifiers.lipsdp.search`.
 
     Args:
         iterations: Steps of the optimiser; 0 keeps the closed form, which is that of ECLipsE-Fast
@@ -129,18 +129,18 @@ def _prove(
 def _candidates(
     layers: list[Layer], head: Scaled, iterations: int, per_pair: bool
 ) -> Iterator[list[Tensor]]:
-    yield semidefinite.closed_form(layers)
+    yield search.closed_form(layers)
     if iterations:
         rows = torch.from_numpy(head.values)
-        shared = semidefinite.search(layers, rows, iterations)
+        shared = search.search(layers, rows, iterations)
         yield shared
         if per_pair:
             for pair in itertools.combinations(range(len(rows)), 2):
-                yield semidefinite.search(layers, rows[list(pair)], iterations, shared)
+                yield search.search(layers, rows[list(pair)], iterations, shared)
 
 
 def layers_of(network: PlainNetwork) -> tuple[list[Layer], Scaled]:
-    """The network as layers of ``semidefinite`` and the linear map after them.
+    """The network as layers and the linear map after them.
 
     Raises:
         UnsoundNetworkError: an operation is not covered; the message names it.
@@ -175,20 +175,18 @@ def layers_of(network: PlainNetwork) -> tuple[list[Layer], Scaled]:
             # In sums and differences of neighbours, the former are kept.
             pair = ones.new_tensor([[1.0, 1.0], [-1.0, 1.0]])
             basis = torch.block_diag(*[pair] * (size // 2))
-            matrix = compose(Scaled(basis.numpy(), 0, semidefinite.NOTHING), linear)
+            matrix = compose(Scaled(basis.numpy(), 0, NOTHING), linear)
             low, high = (ones.clone() for _ in range(2))
             low[1::2], high[1::2] = slopes.low, slopes.high
             layers.append(Layer(matrix, low, high))
-            linear = Scaled(basis.mT.contiguous().numpy(), -1, semidefinite.NOTHING)
+            linear = Scaled(basis.mT.contiguous().numpy(), -1, NOTHING)
     return layers, _dense(linear, size)
 
 
 def _dense(linear: Scaled | None, size: int) -> Scaled:
     """The map as a matrix of ``size`` rows."""
     if linear is None:
-        return Scaled(
-            torch.eye(size, dtype=torch.float64, device="cpu").numpy(), 0, semidefinite.NOTHING
-        )
+        return Scaled(torch.eye(size, dtype=torch.float64, device="cpu").numpy(), 0, NOTHING)
     if linear.values.ndim == 1:
         matrix = torch.from_numpy(linear.values).diag().numpy()
         return Scaled(matrix, linear.exponent, linear.tail)

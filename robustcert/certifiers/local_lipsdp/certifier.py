@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from robustcert.certifiers.lipschitz import LipschitzCertifier
-from robustcert.certifiers.lipsdp import semidefinite
+from robustcert.certifiers.lipsdp import search, semidefinite
 from robustcert.certifiers.local_lipsdp.ellipsoids import (
     Chain,
     Slopes,
@@ -165,7 +165,7 @@ def _prepared(network: PlainNetwork) -> tuple[Chain, list[Tensor]]:
     curves = [step for step in steps if isinstance(step, Curve)]
     layers = chain.layers(curves)
     try:
-        found = semidefinite.search(layers, chain.head.values, ITERATIONS) if layers else []
+        found = search.search(layers, chain.head.values, ITERATIONS) if layers else []
     except NormBoundError as error:
         raise UnsoundNetworkError(f"no multipliers: {error}. Use certifier=lipschitz") from error
     start = []

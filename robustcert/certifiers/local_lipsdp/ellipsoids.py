@@ -11,17 +11,17 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from robustcert.certifiers.lipsdp.semidefinite import NOTHING, Layer, compose, frobenius
+from robustcert.certifiers.lipsdp.layers import NOTHING, Layer, compose, frobenius
 from robustcert.network.local_error import gamma
 from robustcert.norms.proof import Scaled, scaled
-from robustcert.norms.scalars import round_up
-from robustcert.relaxations.backward import FLOOR, SLACK, UNIT, Diagonal, Linear, Matrix, Step
+from robustcert.norms.scalars import UNIT_ROUNDOFF, round_up
+from robustcert.relaxations.backward import FLOOR, SLACK, Diagonal, Linear, Matrix, Step
 from robustcert.relaxations.curves import Curve
 
 # Of the power mean over rivals that the multipliers are chosen for.
 SHARPNESS = 32
 # Share of the radius of slopes that their middle is moved by for the search, see `soften` of
-# certifiers/lipsdp/semidefinite.py.
+# certifiers/lipsdp/search.py.
 SOFTNESS = 0.03
 
 # Note [images] (why the bounds hold)
@@ -40,7 +40,7 @@ SOFTNESS = 0.03
 # B = [-X; L] [-X; L]'. L and X are not trusted: eta is the norm of what is left of B, computed with
 # its rounding. Where a slope is known, r = 0, nothing is lost, and on a ball without folds P = JJ'.
 #
-# g = D_g / r_g of the global bound (Note [ellipsoids] of certifiers/lipsdp/semidefinite.py; D_g,
+# g = D_g / r_g of the global bound (Note [ellipsoids] of certifiers/lipsdp/search.py; D_g,
 # r_g there) is feasible for all slopes in the global intervals, and gives no larger an ellipsoid:
 # with a = (m - m_g) / r_g and b = r / r_g, |a| + b <= 1, put a x + b z into the global form and use
 # (a x + b z)^2 <= |a| x^2 + b z^2, coordinate by coordinate.
@@ -81,7 +81,7 @@ class Chain:
     gram: Tensor
 
     def layers(self, curves: Sequence[Curve]) -> list[Layer]:
-        """The maps with the slopes of all inputs, as ``semidefinite`` has them."""
+        """The maps with the slopes of all inputs, as ``lipsdp`` has them."""
         layers = []
         for linear, curve in zip(self.maps, curves, strict=True):
             far = torch.full((1, len(curve.fixed)), 1e150, dtype=torch.float64, device="cpu")
@@ -150,7 +150,7 @@ def image(linear: Map, ellipsoid: Tensor | None) -> Tensor:
         gram = values @ ellipsoid @ values.mT
         gram = (gram + gram.mT) / 2
         size = _length(ellipsoid)
-    terms = gamma(2 * max(values.shape) + 16, UNIT)
+    terms = gamma(2 * max(values.shape) + 16, UNIT_ROUNDOFF)
     error = terms * linear.norm**2 + linear.tail * (2 * linear.norm + linear.tail)
     return _raised(gram, (error * size + FLOOR) * SLACK)
 
@@ -218,7 +218,7 @@ def proved(gram: Tensor, slopes: Slopes, multipliers: Tensor) -> Tensor:
     size = slopes.middle.abs().amax(1) + root.amax((1, 2))
     size = size.square() * _length(gram) + (_length(lower) + _length(across)).square()
     size = size + (1 + slopes.radius.amax(1)) * multipliers.norm(dim=1)
-    terms = gamma(2 * multipliers.shape[1] + 16, UNIT)
+    terms = gamma(2 * multipliers.shape[1] + 16, UNIT_ROUNDOFF)
     eta = (corner + beside + 4 * terms * size + FLOOR) * SLACK
     ellipsoid = (found.ellipsoid + found.ellipsoid.mT) / 2
     return _raised(ellipsoid, eta * (1 + slopes.radius.amax(1)) * SLACK)
@@ -306,6 +306,6 @@ def row_lengths(ellipsoid: Tensor | None, linear: Map, own: Tensor) -> Tensor:
         square, size = norm.square(), torch.ones_like(norm[:, :1])
     else:
         square, size = ((rows @ ellipsoid) * rows).sum(2), _length(ellipsoid)[:, None]
-    error = gamma(2 * rows.shape[2] + 16, UNIT) * norm.square() * size
+    error = gamma(2 * rows.shape[2] + 16, UNIT_ROUNDOFF) * norm.square() * size
     length = (square.clamp(min=0) + error + FLOOR).sqrt() + 2 * linear.tail * size.sqrt()
     return length * SLACK

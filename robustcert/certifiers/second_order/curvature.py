@@ -9,39 +9,32 @@ References: Singla and Feizi, `Second-order provable defenses against adversaria
 curvature bounds for deep neural networks <https://arxiv.org/abs/2406.05119>`_, ICML 2024.
 """
 
+import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
 from torch.nn.grad import conv2d_input
 
 from robustcert import norms
-from robustcert.activations.norm_pair import norm_pair, norm_pair_jacobian
-from robustcert.activations.smooth_abs import smooth_abs, smooth_abs_jacobian
-from robustcert.activations.smooth_householder import (
-    smooth_householder,
-    smooth_householder_jacobian,
-)
-from robustcert.activations.smooth_maxmin import smooth_maxmin, smooth_maxmin_jacobian
-from robustcert.activations.smooth_n import smooth_n, smooth_n_jacobian
-from robustcert.activations.softplus import softplus, softplus_jacobian
-from robustcert.activations.tanh import tanh, tanh_jacobian
 from robustcert.network import forward_error
 from robustcert.network.activation import Activation
-from robustcert.network.jacobian import Bend
 from robustcert.network.linear import Affine, Convolution, Dense, Flatten
 from robustcert.network.local_error import absolute_norm, gamma
 from robustcert.network.network import PlainNetwork, Sum, operation_bound, shapes
 from robustcert.network.operation import Operation, Shape
+from robustcert.norms.scalars import UNIT_ROUNDOFF
 
-UNIT = 2.0**-53
+log = logging.getLogger(__name__)
+
 # Relative error of one activation's vector-Jacobian product: a derivative within 24 units of
 # rounding and at most ten operations, on pairs or groups.
-PULL = 64 * UNIT
-# Above what underflow can lose in a network whose weights are below 2^128.
-FLOOR = 2.0**-700
+PULL = 64 * UNIT_ROUNDOFF
+# Underflow allowance of a network whose weights are below 2^128.
+UNDERFLOW = 2.0**-700
 
 
 def jacobian_lipschitz_bound(operations: Sequence[Operation], input_shape: Shape) -> float:
@@ -249,20 +242,21 @@ class Trace:
             z, centre, length = state.output[rows], state.centre[rows], norm_up(u)
             bound = operation_bound(operation, tuple(z.shape[1:]))
             if isinstance(operation, Activation):
-                bend = _BENDS[operation.function](operation, z, centre)
-                share = bend.share(u)
+                assert operation.jacobian is not None
+                local = operation.jacobian(operation, z, centre)
+                share = local.share(u)
                 # The error may lie in any group.
                 weight = share + error.view(-1, *(1,) * (share.dim() - 1))
                 for i, reach in enumerate(reaches):
-                    chord = bend.chord(reach * (state.lipschitz * (1 + 1e-12)))
+                    chord = local.chord(reach * (state.lipschitz * (1 + 1e-12)))
                     most = (chord * weight).flatten(1).amax(1)
                     total[i] += state.lipschitz**2 * (1 + 1e-12) * most
-                u = bend.pull(u)
+                u = local.pull(u)
                 own = operation.jacobian_lipschitz * centre + PULL
             else:
                 u, relative = _transpose(operation, z, u)
                 own = torch.full_like(centre, relative)
-            error = (bound * error + own * length) * (1 + 1e-12) + FLOOR
+            error = (bound * error + own * length) * (1 + 1e-12) + UNDERFLOW
         norm = u.flatten(1).norm(dim=1)
         return LocalSlope(u, norm, error + 2.0**-22 * norm, total * (1 + 1e-9))
 
@@ -271,46 +265,47 @@ def is_covered(network: PlainNetwork) -> bool:
     """Whether the gradients of the network can be bounded: smooth, and made of known operations."""
     for operation in network.operations:
         if type(operation) is Activation:
-            if operation.function not in _BENDS or not operation.jacobian_lipschitz < math.inf:
+            if operation.jacobian is None:
+                say_once(operation.function.__name__)
+            if operation.jacobian is None or not operation.jacobian_lipschitz < math.inf:
                 return False
         elif type(operation) not in (Dense, Convolution, Affine, Flatten):
             return False
-        # See FLOOR.
+        # See UNDERFLOW.
         if any(t.numel() and float(t.abs().max()) > 2.0**127 for t in operation.tensors().values()):
             return False
     return True
 
 
+@cache
+def say_once(activation: str) -> None:
+    """Warn, once in a process, that gradients are not used because of an activation."""
+    log.warning(
+        "second-order bounds do not cover the activation %s, whose networks get their Lipschitz "
+        "radii: its fold() states no jacobian (robustcert/activations/tanh.py is an example; "
+        "one with kinks has none)",
+        activation,
+    )
+
+
 def norm_up(u: Tensor) -> Tensor:
     """L2 norm of every sample, not below the exact one, underflow aside."""
-    return u.flatten(1).norm(dim=1) * (1 + 2.0**-22) + FLOOR
+    return u.flatten(1).norm(dim=1) * (1 + 2.0**-22) + UNDERFLOW
 
 
 def _transpose(operation: Operation, z: Tensor, u: Tensor) -> tuple[Tensor, float]:
     """A linear operation's transpose times ``u``, and its relative error."""
     if isinstance(operation, Dense):
         weight = operation.weight.to(u)
-        return u @ weight, gamma(len(weight) + 1, UNIT) * absolute_norm(operation.weight)
+        return u @ weight, gamma(len(weight) + 1, UNIT_ROUNDOFF) * absolute_norm(operation.weight)
     if isinstance(operation, Convolution):
         weight = operation.weight.to(u)
         o = operation
         pulled = conv2d_input(list(z.shape), weight, u, o.stride, o.padding, o.dilation, o.groups)
         terms = weight.shape[0] * math.prod(weight.shape[2:]) + 1
-        return pulled, gamma(terms, UNIT) * absolute_norm(operation.weight)
+        return pulled, gamma(terms, UNIT_ROUNDOFF) * absolute_norm(operation.weight)
     if isinstance(operation, Affine):
         scale = operation.scale.to(u).view(-1, *(1,) * (u.dim() - 2))
-        return u * scale.expand(u.shape[1:]), 2 * UNIT * float(operation.scale.abs().max())
+        return u * scale.expand(u.shape[1:]), 2 * UNIT_ROUNDOFF * float(operation.scale.abs().max())
     assert isinstance(operation, Flatten)
     return u.view(z.shape), 0.0
-
-
-# By the function itself: what computes something else under the same name is not covered.
-_BENDS: dict[Callable[..., Tensor], Callable[[Activation, Tensor, Tensor], Bend]] = {
-    norm_pair: norm_pair_jacobian,
-    smooth_abs: smooth_abs_jacobian,
-    smooth_householder: smooth_householder_jacobian,
-    smooth_maxmin: smooth_maxmin_jacobian,
-    smooth_n: smooth_n_jacobian,
-    softplus: softplus_jacobian,
-    tanh: tanh_jacobian,
-}

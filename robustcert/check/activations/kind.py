@@ -1,4 +1,4 @@
-"""What an activation is, and the conditions on its constants."""
+"""The description of an activation, and conditions on constants that keep it 1-Lipschitz."""
 
 import math
 from collections.abc import Callable
@@ -12,13 +12,15 @@ from robustcert.check.fixed_point import Floats, Integers, balls, to_integers
 
 Constants = dict[str, Floats]
 Options = dict[str, int]
-Exact = tuple[Integers, int, float]
-MIN_VALUE, MAX_VALUE = 2.0**-24, 2.0**24
+FixedPoint = tuple[Integers, int, float]
+
+# Range of temperatures, frequencies and steps.
+MIN_CONSTANT, MAX_CONSTANT = 2.0**-24, 2.0**24
 
 
 @dataclass(frozen=True)
 class Kind:
-    """One activation.
+    """One activation: its formula, its exact values and its rounding.
 
     Attributes:
         features: Number of output features for C input features; ``ValueError`` for constants with
@@ -26,7 +28,7 @@ class Kind:
         apply: The formula in float64, on ``(N, C, *)``.
         exact: ``(z, q)`` to ``(z', q', error)``: values on ``z * 2**-q``, every entry of the result
             within ``error``.
-        rounding: ``(a, b)``, see above.
+        rounding: ``(a, b)``, which bound the rounding of the formula as ``table.py`` says.
         tensors: Names of the constants.
         integers: Names of the integer options.
         shape: Output shape for an input shape, where more than the number of features changes;
@@ -36,7 +38,7 @@ class Kind:
 
     features: Callable[[int, Options, Constants], int]
     apply: Callable[..., Floats]
-    exact: Callable[..., Exact]
+    exact: Callable[..., FixedPoint]
     rounding: Callable[..., tuple[float, float]] = lambda: (0.0, 0.0)
     tensors: tuple[str, ...] = ()
     integers: tuple[str, ...] = ()
@@ -44,7 +46,7 @@ class Kind:
     squares: bool = False
 
 
-# Slopes of those that act on each entry.
+# Least and largest slope of activations that act on each entry.
 SLOPES = {
     "relu": (0.0, 1.0),
     "softplus": (0.0, 1.0),
@@ -66,7 +68,7 @@ def slopes_of(function: str, constants: Constants) -> tuple[float, float] | None
 
 
 def counted(relative: float, absolute: float = 0.0) -> tuple[float, float]:
-    """Bounds of all orders from counts of first order, for at most 2^18 roundings: see above."""
+    """Bounds of all orders from counts of first order, as ``table.py`` derives them."""
     return 17 / 16 * relative, 17 / 16 * absolute
 
 
@@ -85,7 +87,7 @@ def same_features(count: int, options: Options, constants: Constants) -> int:
 def require_positive(value: Floats, count: int, name: str) -> None:
     """Refuse constants that are not one or ``count`` numbers from 2^-24 to 2^24."""
     require(value.shape in ((), (count,)), f"{name} of shape {value.shape} for {count} values")
-    inside = (value >= MIN_VALUE) & (value <= MAX_VALUE)
+    inside = (value >= MIN_CONSTANT) & (value <= MAX_CONSTANT)
     require(bool(inside.all()), f"{name} is not between 2^-24 and 2^24")
 
 
@@ -103,7 +105,7 @@ def group_count(count: int, options: Options) -> int:
 
 
 def not_above_count(count: int, options: Options, constants: Constants) -> int:
-    """The features, of which at most all may be rectified."""
+    """The features, if the number of rectified ones is not larger."""
     del constants
     require(options["count"] <= count, f"count {options['count']} exceeds {count} features")
     return count
@@ -125,7 +127,7 @@ def rays_in_order(count: int, options: Options, constants: Constants) -> int:
     rays = constants["rays"]
     require(rays.shape == (3, 2, pair_count(count)), f"rays of shape {rays.shape}")
     require(bool((abs((rays**2).sum(1) - 1) < 0.01).all()), "a ray is not of length 1")
-    # In float64, with room to spare: sectors are between 2^-10 and pi - 2^-10 wide.
+    # In float64, which is accurate enough: sectors are between 2^-10 and pi - 2^-10 wide.
     for first, second in ((rays[0], rays[1]), (rays[1], rays[2])):
         cross = first[0] * second[1] - first[1] * second[0]
         require(bool((cross > 2.0**-10).all()), "rays are not in order, or too close")
@@ -190,7 +192,7 @@ def along(value: NDArray[Any], x: NDArray[Any]) -> NDArray[Any]:
 
 
 def grouped(x: NDArray[Any], size: int) -> NDArray[Any]:
-    """Features in groups of neighbours, which are a dimension of their own."""
+    """Features in groups of neighbours, with a dimension of their own for the group."""
     return x.reshape(x.shape[0], -1, size, *x.shape[2:])
 
 
@@ -225,11 +227,12 @@ def ball_constants(value: Floats, z: Integers) -> Integers:
 def selecting(function: Callable[..., Any]) -> dict[str, Any]:
     """Formula, exact values and rounding of a function that only selects and negates."""
 
-    # Only selects, negates and reorders: the same code on floats and on integers, no rounding.
-    def exact(z: Integers, q: int, **options: int) -> Exact:
+    # Selecting, negating and reordering have no rounding: floats and integers share the code.
+    def exact(z: Integers, q: int, **options: int) -> FixedPoint:
         return function(z, **options), q, 0.0
 
     return {"apply": function, "exact": exact, "rounding": lambda **_: (0.0, 0.0)}
 
 
+# Names of the constants of an activation that has a temperature only.
 TAU = ("temperature",)

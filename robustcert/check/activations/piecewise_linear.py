@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from robustcert.check.activations.kind import (
     Constants,
-    Exact,
+    FixedPoint,
     Kind,
     Options,
     along,
@@ -51,7 +51,7 @@ def _n_activation(x: NDArray[Any], corners: NDArray[Any]) -> NDArray[Any]:
     return x - 2 * np.minimum(np.maximum(x, low), high)
 
 
-def _n_exact(z: Integers, q: int, corners: Floats) -> Exact:
+def _n_exact(z: Integers, q: int, corners: Floats) -> FixedPoint:
     whole, places = to_integers(corners)
     grid = max(q, places)
     return _n_activation(shift(z, grid - q), shift(whole, grid - places)), grid, 0.0
@@ -81,7 +81,7 @@ def _linear_spline(x: Floats, slopes: Floats, step: Floats) -> Floats:
     return _pick(slopes, piece) * x + _pick(intercepts, piece)
 
 
-def _spline_exact(z: Integers, q: int, slopes: Floats, step: Floats) -> Exact:
+def _spline_exact(z: Integers, q: int, slopes: Floats, step: Floats) -> FixedPoint:
     pieces = slopes.shape[1]
     slope, q_slope = to_integers(slopes)
     (unit,), q_step = to_integers(step.reshape(1))
@@ -106,9 +106,9 @@ def _householder(x: Floats, normal: Floats) -> Floats:
     return interleave(a - depth * u, b - depth * v)
 
 
-def _householder_exact(z: Integers, q: int, normal: Floats) -> Exact:
+def _householder_exact(z: Integers, q: int, normal: Floats) -> FixedPoint:
     a, b = halves(z)
-    whole, _ = to_integers(normal)  # its scale cancels
+    whole, _ = to_integers(normal)  # the scale of the normal cancels
     u, v = along(whole[0], a), along(whole[1], a)
     up = max(GRID_BITS - q, 0)
     depth = shift(2 * np.minimum(u * a + v * b, 0), up)
@@ -118,7 +118,7 @@ def _householder_exact(z: Integers, q: int, normal: Floats) -> Exact:
 
 
 def _householder2(x: NDArray[Any], rays: NDArray[Any], up: int | None = None) -> NDArray[Any]:
-    # Integers where `up` says by how many places results are finer; else floats.
+    # Of floats; or of integers, with `up` more binary places in the result.
     z = halves(x)
     first, second, third = ((along(u, z[0]), along(v, z[0])) for u, v in rays)
     minus_first, conjugate = (-first[0], -first[1]), (second[0], -second[1])
@@ -145,11 +145,12 @@ def _mirror(z: tuple[Any, Any], ray: tuple[Any, Any], plain: bool) -> tuple[Any,
     return along * u // square - z[0], along * v // square - z[1]
 
 
-def _householder2_exact(z: Integers, q: int, rays: Floats) -> Exact:
+def _householder2_exact(z: Integers, q: int, rays: Floats) -> FixedPoint:
     up = max(GRID_BITS - q, 0)
     whole, _ = to_integers(rays)
     result = _householder2(z, whole, up)
-    # One reflection rounds by one place; an error of sqrt 2 places may turn into the next.
+    # A reflection is rounded in the last place; the next one carries on that error of sqrt 2
+    # places.
     return result, q + up, math.ldexp(3.0, -q - up)
 
 
@@ -168,7 +169,7 @@ def _graft(count: int, options: Options, constants: Constants) -> int:
 def _grafted(
     x: NDArray[Any], graft: Floats, slope: NDArray[Any], offset: NDArray[Any], pairs: int, one: int
 ) -> NDArray[Any]:
-    # In units of which there are `one` to 1, where x, slope and offset are integers.
+    # Integers x, slope and offset have a slope of 1 represented by `one`; floats have 1.
     if not pairs:
         units, folded, line = along(graft, x), np.maximum(x, 0), x
     else:
@@ -186,7 +187,7 @@ def _graft_rounding(graft: Floats, slope: Floats, shift: Floats, pairs: int) -> 
 
 def _grafted_exact(
     z: Integers, q: int, graft: Floats, slope: Floats, offset: Floats, pairs: int
-) -> Exact:
+) -> FixedPoint:
     slopes, places = to_integers(slope)
     offsets, finer = to_integers(offset)
     grid = max(q + places, finer)
@@ -198,6 +199,7 @@ def _grafted_exact(
     )
 
 
+# Every activation of this file by its name.
 PIECEWISE_LINEAR: Mapping[str, Kind] = {
     "relu": Kind(same_features, **selecting(lambda x: np.maximum(x, 0))),
     "absolute": Kind(same_features, **selecting(abs)),

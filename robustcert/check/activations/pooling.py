@@ -1,4 +1,4 @@
-"""Norm pooling and circular shifts."""
+"""Pooling by the norm of windows, and circular shifts of channels."""
 
 import math
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from robustcert.check.activations.kind import (
     Constants,
-    Exact,
+    FixedPoint,
     Kind,
     Options,
     counted,
@@ -40,7 +40,7 @@ def _norm_pool(x: Floats, size: int) -> Floats:
     return np.sqrt((_windows(x, size) ** 2).sum(4))
 
 
-def _norm_pool_exact(z: Integers, q: int, size: int) -> Exact:
+def _norm_pool_exact(z: Integers, q: int, size: int) -> FixedPoint:
     grid = max(GRID_BITS, q)
     windows = _windows(shift(z, grid - q), size)
     return integer_root((windows * windows).sum(4)), grid, math.ldexp(1.0, -grid)
@@ -66,6 +66,7 @@ def _circular_shift(x: NDArray[Any], moved: int) -> NDArray[Any]:
     return x
 
 
+# Every function of this file by its name.
 POOLING: Mapping[str, Kind] = {
     "circular_shift": Kind(
         _shifted, **selecting(_circular_shift), integers=("moved",), shape=_on_maps

@@ -8,7 +8,7 @@ import numpy as np
 
 from robustcert.check.activations.kind import (
     TAU,
-    Exact,
+    FixedPoint,
     Kind,
     along,
     ball_constants,
@@ -44,7 +44,7 @@ def _norm_pair(x: Floats, temperature: Floats, group_size: int) -> Floats:
     return norm - tau
 
 
-def _norm_pair_exact(z: Integers, q: int, temperature: Floats, group_size: int) -> Exact:
+def _norm_pair_exact(z: Integers, q: int, temperature: Floats, group_size: int) -> FixedPoint:
     tau, places = to_integers(temperature)
     grid = max(GRID_BITS, q, places)
     groups = grouped(shift(z, grid - q), group_size)
@@ -62,7 +62,7 @@ def _smooth_abs(x: Floats, temperature: Floats) -> Floats:
     return _norm_pair(x, temperature, 1)
 
 
-def _smooth_abs_exact(z: Integers, q: int, temperature: Floats) -> Exact:
+def _smooth_abs_exact(z: Integers, q: int, temperature: Floats) -> FixedPoint:
     return _norm_pair_exact(z, q, temperature, 1)
 
 
@@ -79,7 +79,9 @@ def _smooth_householder(x: Floats, normal: Floats, temperature: Floats) -> Float
     return interleave(a + change * u, b + change * v)
 
 
-def _smooth_householder_exact(z: Integers, q: int, normal: Floats, temperature: Floats) -> Exact:
+def _smooth_householder_exact(
+    z: Integers, q: int, normal: Floats, temperature: Floats
+) -> FixedPoint:
     a, b = halves(balls(z, q))
 
     def fold(a: Any, b: Any, u: Any, v: Any, tau: Any) -> tuple[Any, Any]:
@@ -117,7 +119,7 @@ def _smooth_maxmin(x: Floats, temperature: Floats) -> Floats:
     return interleave(low - excess, high + excess)
 
 
-def _smooth_maxmin_exact(z: Integers, q: int, temperature: Floats) -> Exact:
+def _smooth_maxmin_exact(z: Integers, q: int, temperature: Floats) -> FixedPoint:
     a, b = halves(z)
     low, high = np.minimum(a, b), np.maximum(a, b)
     grid = max(GRID_BITS, q)
@@ -130,7 +132,7 @@ def _softplus(x: Floats, temperature: Floats) -> Floats:
     return np.maximum(x, 0) + _soft_excess(-abs(x), along(temperature, x))
 
 
-def _softplus_exact(z: Integers, q: int, temperature: Floats) -> Exact:
+def _softplus_exact(z: Integers, q: int, temperature: Floats) -> FixedPoint:
     grid = max(GRID_BITS, q)
     excess = _excess_exact(-abs(z), q, temperature, grid)
     return shift(np.maximum(z, 0), grid - q) + excess, grid, math.ldexp(2.0, -grid)
@@ -145,7 +147,7 @@ def _smooth_n(x: Floats, corners: Floats, temperature: Floats) -> Floats:
     return 2 * _softplus(x - high, temperature) - 2 * _softplus(low - x, temperature) - x
 
 
-def _smooth_n_exact(z: Integers, q: int, corners: Floats, temperature: Floats) -> Exact:
+def _smooth_n_exact(z: Integers, q: int, corners: Floats, temperature: Floats) -> FixedPoint:
     whole, places = to_integers(corners)
     grid = max(q, places)
     z, whole = shift(z, grid - q), shift(whole, grid - places)
@@ -159,7 +161,7 @@ def _smooth_n_rounding(corners: Floats, temperature: Floats) -> tuple[float, flo
     return counted(7.0, 8 * offset + 52 * float(temperature.max()))
 
 
-def _tanh_exact(z: Integers, q: int) -> Exact:
+def _tanh_exact(z: Integers, q: int) -> FixedPoint:
     found = enclose(lambda x: (x.tanh(),), 1, GRID_BITS, exponent(z, q), balls(z, q))
     return found[0], GRID_BITS, math.ldexp(2.0, -GRID_BITS)
 
@@ -170,7 +172,7 @@ def _sin_cos(x: Floats, frequency: Floats) -> Floats:
     return interleave(np.cos(phase) / omega, np.sin(phase) / omega)
 
 
-def _sin_cos_exact(z: Integers, q: int, frequency: Floats) -> Exact:
+def _sin_cos_exact(z: Integers, q: int, frequency: Floats) -> FixedPoint:
     def wind(x: Any, omega: Any) -> tuple[Any, Any]:
         sine, cosine = (omega * x).sin_cos()
         return cosine / omega, sine / omega
@@ -184,6 +186,7 @@ def _sin_cos_rounding(frequency: Floats) -> tuple[float, float]:
     return counted(1.0, 6.4 / float(frequency.min()))
 
 
+# Every activation of this file by its name.
 SMOOTH: Mapping[str, Kind] = {
     "norm_pair": Kind(
         each_group, _norm_pair, _norm_pair_exact, _norm_pair_rounding, TAU, ("group_size",)

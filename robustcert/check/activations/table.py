@@ -1,6 +1,6 @@
-r"""What an activation is: its constants, its formula, its rounding, its exact values.
+r"""The table of all activations: why they are 1-Lipschitz, and how their formulas are rounded.
 
-Every function in the table is 1-Lipschitz for the constants that ``features`` lets pass:
+Every function in the table is 1-Lipschitz for constants that ``features`` accepts:
 
 * ``relu``, ``absolute``, ``identity``, ``beta_abs``, ``n_activation`` (for corners in order) and
   ``linear_spline`` (for slopes in [-1, 1]) act on each entry by a continuous function with slopes
@@ -21,13 +21,13 @@ Every function in the table is 1-Lipschitz for the constants that ``features`` l
 
 Rounding. ``rounding`` returns (a, b) such that the formula, evaluated with unit roundoff u, stays
 within :math:`u (a |z| + b \sqrt n)` of the real function in the l2 norm, n being the number of
-outputs. It is assumed that exp, log1p, tanh, cos, sin and hypot are within 4 ulp, that is 8u.
-The counts below are of first order: factors 1 + d, \|d\| <= c u, of all roundings, K being the
-sum of their c. Within those ranges no derivative by a d, taken with the sizes of values that are
-counted here, grows by more than (1 + u)^{2 K}, or by 1 + 2^-15 besides where an exponential's
-argument is wrong relatively (3 u times at most 104 in float32, 745 in float64, beyond which it
-underflows). For K u <= 2^-6 that is below 1.032, so 17/16 of the count bounds all orders; no
-constants pass ``features`` with more than 2^18 roundings, which is that for u = 2^-24.
+outputs. It is assumed that exp, log1p, tanh, cos, sin and hypot are within 4 ulp, that is 8u. The
+counts below are of first order: factors 1 + d, \|d\| <= c u, of all roundings, K being the sum of
+their c. Within those ranges no derivative by a d, taken with the sizes of values that are counted
+here, grows by more than (1 + u)^{2 K}, or by 1 + 2^-15 besides where an exponential's argument is
+wrong relatively (3 u times at most 104 in float32, 745 in float64, beyond which it underflows). For
+K u <= 2^-6 that is below 1.032, so 17/16 of the count bounds all orders; ``features`` accepts no
+constants that lead to more than 2^18 roundings, which is K u <= 2^-6 for u = 2^-24.
 
 * ``grafted``: a product within \|x\| and a sum within \|x\| + \|b\|.
 * ``n_activation``: one rounding of an output within \|z\| + \|N(0)\|. ``tanh``: 8.
@@ -57,16 +57,5 @@ from robustcert.check.activations.piecewise_linear import PIECEWISE_LINEAR
 from robustcert.check.activations.pooling import POOLING
 from robustcert.check.activations.smooth import SMOOTH
 
-# Conditions on the constants.
-
-
-# Layout: features lie along dimension 1.
-
-
-# Piecewise linear and piecewise isometric ones.
-
-
-# Smooth ones, with exact values from square roots of integers or from balls.
-
-
+# Every activation that the checker knows, by its name.
 KINDS: Mapping[str, Kind] = {**PIECEWISE_LINEAR, **SMOOTH, **POOLING}

@@ -1,0 +1,1 @@
+"""Evaluation of a network with proved bounds on the errors of its logits."""

@@ -1,0 +1,1 @@
+"""The network of a certificate: operations, the rules that they obey, and its digest."""

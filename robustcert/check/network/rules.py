@@ -1,0 +1,251 @@
+"""Rules of every kind of operation: its options, its tensors, and the shape of its output."""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from robustcert.check.activations.kind import slopes_of
+from robustcert.check.activations.table import KINDS
+from robustcert.check.network.operation import MAX_SIDE, MAX_SIZE, Shape
+from robustcert.check.reader import (
+    Array,
+    UnreadableError,
+    fail,
+    items,
+    keys,
+    show,
+    text,
+    whole,
+)
+
+# Maximum number of quadratics of all classes together.
+MAX_PIECES = 2**14
+# Maximum number of values that the windows of a convolution read of one sample.
+MAX_READS = 2**27
+
+
+def _names(
+    options: dict[str, Any], tensors: dict[str, Array], where: str, known: tuple[set[str], set[str]]
+) -> None:
+    keys(options, f"{where} options", known[0], set())
+    keys(tensors, f"{where} tensors", known[1], {"bias"} if "weight" in known[1] else set())
+
+
+def _check_bias(tensors: dict[str, Array], outputs: int, where: str) -> None:
+    if "bias" in tensors and tensors["bias"].shape != (outputs,):
+        raise fail(f"{where} bias", f"shape ({outputs},)", tensors["bias"].shape)
+
+
+def _dense(options: dict[str, Any], tensors: dict[str, Array], shape: Shape, where: str) -> Shape:
+    _names(options, tensors, where, (set(), {"weight"}))
+    weight = tensors["weight"]
+    if weight.ndim != 2 or weight.shape[1] != shape[-1] or weight.shape[0] < 1:
+        raise fail(f"{where} weight", f"shape (m, {shape[-1]})", weight.shape)
+    _check_bias(tensors, weight.shape[0], where)
+    return (*shape[:-1], weight.shape[0])
+
+
+def _convolution(
+    options: dict[str, Any], tensors: dict[str, Array], shape: Shape, where: str
+) -> Shape:
+    geometry = {"stride": 1, "padding": 0, "dilation": 1}
+    _names(options, tensors, where, ({*geometry, "groups"}, {"weight"}))
+    for key, least in geometry.items():
+        if len(items(options[key], f"{where} {key}")) != 2:
+            raise fail(f"{where} {key}", "two integers", options[key])
+        for value in options[key]:
+            whole(value, f"{where} {key}", least, MAX_SIDE)
+    groups = whole(options["groups"], f"{where} groups", 1, MAX_SIDE)
+    weight = tensors["weight"]
+    if (
+        len(shape) != 3
+        or weight.ndim != 4
+        or 0 in weight.shape
+        or weight.shape[1] * groups != shape[0]
+        or weight.shape[0] % groups
+    ):
+        raise UnreadableError(
+            f"{where}: a weight {weight.shape} with {groups} groups does not fit inputs {shape}"
+        )
+    _check_bias(tensors, weight.shape[0], where)
+    sides = []
+    for axis in (0, 1):
+        stride, padding, dilation = (options[key][axis] for key in geometry)
+        reach = dilation * (weight.shape[2 + axis] - 1) + 1
+        padded = shape[1 + axis] + 2 * padding
+        if padded > MAX_SIDE or reach > padded:
+            raise UnreadableError(f"{where}: a window of {reach} in a padded side of {padded}")
+        sides.append((padded - reach) // stride + 1)
+    if shape[0] * math.prod(
+        n + 2 * p for n, p in zip(shape[1:], options["padding"], strict=True)
+    ) > (MAX_SIZE):
+        raise UnreadableError(f"{where}: the padded input is too large")
+    if math.prod(sides) * math.prod(weight.shape[2:]) * shape[0] > MAX_READS:
+        raise UnreadableError(f"{where}: its windows read too many values")
+    return (weight.shape[0], sides[0], sides[1])
+
+
+def _affine(options: dict[str, Any], tensors: dict[str, Array], shape: Shape, where: str) -> Shape:
+    _names(options, tensors, where, (set(), {"scale", "shift"}))
+    # The shift may have one value for every entry.
+    for key, array in tensors.items():
+        if array.shape != (shape[0],) and (key, array.shape) != ("shift", shape):
+            raise fail(f"{where} {key}", f"shape ({shape[0]},)", array.shape)
+    return shape
+
+
+def _flatten(options: dict[str, Any], tensors: dict[str, Array], shape: Shape, where: str) -> Shape:
+    _names(options, tensors, where, (set(), set()))
+    return (math.prod(shape),)
+
+
+def _activation(
+    options: dict[str, Any], tensors: dict[str, Array], shape: Shape, where: str
+) -> Shape:
+    function = text(options.get("function"), f"{where} function")
+    kind = KINDS.get(function)
+    if kind is None:
+        raise UnreadableError(
+            f"{where}: unknown activation {show(function)}, of which nothing is proved here: those "
+            "that are known stand in robustcert/check/activations"
+        )
+    integers = {key: value for key, value in options.items() if key != "function"}
+    keys(integers, f"{where} options", set(kind.integers), set())
+    keys(tensors, f"{where} tensors", set(kind.tensors), set())
+    for key, value in integers.items():
+        whole(value, f"{where} {key}", 0, MAX_SIZE)
+    constants = {key: array.astype(np.float64) for key, array in tensors.items()}
+    try:
+        features = kind.features(shape[0], integers, constants)
+        if kind.shape is not None:
+            return kind.shape(shape, integers)
+    except ValueError as error:
+        raise UnreadableError(f"{where}, {function}: {error}") from None
+    return (features, *shape[1:])
+
+
+def _slope_activation(
+    options: dict[str, Any], tensors: dict[str, Array], hidden: Shape, where: str
+) -> dict[str, Array]:
+    # The tensors without those of the activation, whose slopes have to be in [0, 1] on each entry.
+    inside = keys(options["activation"], f"{where} activation", set())
+    constants = inner_constants(tensors)
+    if _activation(inside, constants, hidden, where) != hidden:
+        raise UnreadableError(f"{where}: its activation changes the shape")
+    wide = {key: array.astype(np.float64) for key, array in constants.items()}
+    slopes = slopes_of(inside["function"], wide)
+    if slopes is None or slopes[0] < 0 or slopes[1] > 1:
+        raise UnreadableError(f"{where}: {inside['function']} has other slopes than 0 to 1")
+    return {key: array for key, array in tensors.items() if not key.startswith("activation.")}
+
+
+def inner_constants(tensors: dict[str, Array]) -> dict[str, Array]:
+    """Tensors of the activation inside an operation, under its own names."""
+    prefix = "activation."
+    return {k.removeprefix(prefix): array for k, array in tensors.items() if k.startswith(prefix)}
+
+
+def _sandwich(
+    options: dict[str, Any], tensors: dict[str, Array], shape: Shape, where: str
+) -> Shape:
+    keys(options, f"{where} options", {"activation"}, set())
+    inner, outer, psi = (tensors.get(key) for key in ("inner", "outer", "multiplier"))
+    if inner is None or inner.ndim != 2 or outer is None or psi is None or len(shape) != 1:
+        raise UnreadableError(f"{where}: no inner, outer and multiplier, or inputs {shape}")
+    rows = inner.shape[:1]
+    own = _slope_activation(options, tensors, rows, where)
+    keys(own, f"{where} tensors", {"inner", "outer", "multiplier"}, {"bias"})
+    fits = inner.shape == (*rows, shape[0]) and outer.ndim == 2 and outer.shape[:1] == rows
+    if rows[0] < 1 or not fits or psi.shape != rows:
+        raise UnreadableError(f"{where}: shapes {inner.shape}, {outer.shape} and {psi.shape}")
+    if not ((psi >= 2.0**-64) & (psi <= 2.0**64)).all():
+        raise UnreadableError(f"{where}: a multiplier is not between 2^-64 and 2^64")
+    _check_bias(tensors, rows[0], where)
+    return outer.shape[1:]
+
+
+def _residual_block(
+    options: dict[str, Any], tensors: dict[str, Array], shape: Shape, where: str
+) -> Shape:
+    keys(options, f"{where} options", {"activation", "padding"}, set())
+    padding = whole(options["padding"], f"{where} padding", 0, MAX_SIDE)
+    weight, scale = tensors.get("weight"), tensors.get("scale")
+    if weight is None or scale is None or weight.ndim not in (2, 4):
+        raise UnreadableError(f"{where}: no weight and scale")
+    linear, inside = linear_of(weight, padding)
+    bias = {"bias": tensors["bias"]} if "bias" in tensors else {}
+    if len(shape) != weight.ndim - 1:
+        raise UnreadableError(f"{where}: inputs {shape} for a weight {weight.shape}")
+    hidden = RULES[linear](inside, {"weight": weight, **bias}, shape, where)
+    own = _slope_activation(options, tensors, hidden, where)
+    keys(own, f"{where} tensors", {"weight", "scale"}, {"bias"})
+    if scale.shape != weight.shape[:1] or any(padding >= k for k in weight.shape[2:]):
+        raise UnreadableError(f"{where}: a scale {scale.shape}, or a padding of {padding}")
+    return shape
+
+
+def linear_of(weight: Array, *padding: int) -> tuple[str, dict[str, Any]]:
+    """Kind and options of a dense map, or of a convolution of stride 1, with a weight."""
+    if weight.ndim == 2:
+        return "dense", {}
+    height, width = padding * (2 // len(padding))
+    ones = {"stride": [1, 1], "dilation": [1, 1], "groups": 1}
+    return "convolution", {**ones, "padding": [height, width]}
+
+
+def _circular(
+    options: dict[str, Any], tensors: dict[str, Array], shape: Shape, where: str
+) -> Shape:
+    least = {"input_size": 1, "output_size": 1, "stride": 1, "padding": 0}
+    _names(options, tensors, where, (set(least), {"weight"}))
+    for key in least:
+        if len(items(options[key], f"{where} {key}")) != 2:
+            raise fail(f"{where} {key}", "two integers", options[key])
+        for value in options[key]:
+            whole(value, f"{where} {key}", least[key], MAX_SIDE)
+    weight = tensors["weight"]
+    sizes = tuple(options["input_size"])
+    if weight.ndim != 4 or 0 in weight.shape or shape != (weight.shape[1], *sizes):
+        raise UnreadableError(f"{where}: a weight {weight.shape} does not fit inputs {shape}")
+    for axis in (0, 1):
+        period, stride = weight.shape[2 + axis], options["stride"][axis]
+        fits = period % stride == 0 and sizes[axis] <= period <= MAX_SIDE
+        if not fits or options["output_size"][axis] > period // stride:
+            raise UnreadableError(f"{where}: period {period}, stride {stride} and sizes do not fit")
+    _check_bias(tensors, weight.shape[0], where)
+    return (weight.shape[0], *options["output_size"])
+
+
+def _quadratics(
+    options: dict[str, Any], tensors: dict[str, Array], shape: Shape, where: str
+) -> Shape:
+    _names(options, tensors, where, ({"classes"}, {"frame", "offset", "slope", "shift"}))
+    classes = whole(options["classes"], f"{where} classes", 2, MAX_SIDE)
+    frame = tensors["frame"]
+    count, rank, width = frame.shape if frame.ndim == 3 else (0, 0, 0)
+    if count < 1 or rank < 1 or count % classes or (width,) != shape:
+        raise UnreadableError(
+            f"{where}: frames {frame.shape} for {classes} classes do not fit inputs {shape}"
+        )
+    if count > MAX_PIECES:
+        raise UnreadableError(f"{where}: {count} pieces, more than {MAX_PIECES}")
+    sizes = {"offset": (count, rank), "slope": (count, width), "shift": (count,)}
+    for key, expected in sizes.items():
+        if tensors[key].shape != expected:
+            raise fail(f"{where} {key}", f"shape {expected}", tensors[key].shape)
+    return (classes,)
+
+
+# The rule of every kind but sums: from options, tensors and input shape to the output shape.
+RULES = {
+    "dense": _dense,
+    "convolution": _convolution,
+    "affine": _affine,
+    "flatten": _flatten,
+    "activation": _activation,
+    "sandwich": _sandwich,
+    "residual_block": _residual_block,
+    "circular_convolution": _circular,
+    "quadratics": _quadratics,
+}

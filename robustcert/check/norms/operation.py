@@ -1,0 +1,129 @@
+r"""Proofs of the norm claimed for an operation, and proved norms where none is claimed.
+
+Sandwich layers and residual blocks, which have an activation inside, are bounded as a whole, by the
+norm of a linear map that their weights define.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from fractions import Fraction
+
+import numpy as np
+
+from robustcert.check.arithmetic import UNIT
+from robustcert.check.network.operation import Operation
+from robustcert.check.norms.convolution import (
+    convolution_bytes,
+    estimate_convolution,
+    prove_convolution,
+)
+from robustcert.check.norms.dense import (
+    MAX_ARRAYS,
+    MAX_FACTOR_ENTRIES,
+    MAX_FACTOR_SIDE,
+    Proof,
+    estimate,
+    frobenius,
+    prove_dense,
+)
+from robustcert.check.norms.scalars import UNDERFLOW, root_down
+from robustcert.check.norms.symbols import circles_of, estimate_symbols, prove_symbols, symbol_bytes
+
+
+def prove(operation: Operation, bound: float) -> Proof:
+    """Prove the claimed bound of an operation with weights."""
+    if operation.kind in ("sandwich", "residual_block"):
+        return _prove_sloped(operation, bound)
+    if operation.kind == "circular_convolution":
+        return prove_symbols(operation, Fraction(bound), *circles_of(operation))
+    if operation.kind == "dense":
+        return prove_dense(operation.wide("weight"), Fraction(bound))
+    return prove_convolution(operation, Fraction(bound))
+
+
+def find(operation: Operation) -> float:
+    """A proved bound for an operation of which the folder claims none; NaN if none is found."""
+    if operation.kind in ("sandwich", "residual_block"):
+        inside, _ = _between_activations(operation)
+        square = _estimate_linear(inside) ** 2 / (2 if operation.kind == "sandwich" else 1)
+        if square < 1 and prove(operation, 1.0).method:
+            return 1.0
+        return _first_proved(max(1.0, 2 * square - 1), lambda b: prove(operation, float(b)))
+    if operation.kind == "circular_convolution":
+        guess = estimate_symbols(operation, *circles_of(operation))
+        return _first_proved(guess, lambda b: prove(operation, float(b)))
+    if operation.kind == "dense":
+        weight = operation.wide("weight")
+        return _first_proved(_estimate_linear(operation), lambda b: prove_dense(weight, b))
+    guess = _estimate_linear(operation)
+    return _first_proved(guess, lambda b: prove_convolution(operation, b))
+
+
+def _first_proved(guess: float, attempt: Callable[[Fraction], Proof]) -> float:
+    if not math.isfinite(guess):
+        return math.nan
+    for slack in (2e-10, 1e-8, 1e-6, 1e-4, 1e-2):
+        value = guess * (1 + slack)
+        if attempt(Fraction(value)).method:
+            return value
+    return math.nan
+
+
+def _prove_sloped(operation: Operation, bound: float) -> Proof:
+    # Slopes in [0, 1] make f'f <= f'v for the differences v and f before and after the activation.
+    # For x -> x - 2 A'f with v = A x, |x - 2 A'f|^2 <= |x|^2 + 4 h |f|^2 with h >= |A|^2 - 1, and
+    # |f| <= |A| |x|: the square of the constant is at most 1 + 4 h (1 + h) = (1 + 2 h)^2, so that
+    # |A|^2 <= (1 + bound) / 2 suffices. For x -> G'f it is the same with [G / psi, psi V] and twice
+    # the square: with g = psi f, |G'f|^2 <= (2 + 2 h) |g|^2 - |V' psi g|^2 <= 2 f' psi^2 V x -
+    # |V' psi g|^2 + 2 h |g|^2, whose first two terms are at most |x|^2, and |g| <= |psi V| |x|.
+    if not 1 <= bound <= 2.0**60:
+        return Proof()
+    square = (1 + Fraction(bound)) / (1 if operation.kind == "sandwich" else 2)
+    inside, loss = _between_activations(operation)
+    below = math.nextafter(float(root_down(square) - loss), 0.0)
+    return prove(inside, below) if below > 0 else Proof()
+
+
+def _between_activations(operation: Operation) -> tuple[Operation, Fraction]:
+    # [G / psi, psi V] or A as a linear map with rounded weights, and a bound on the norm of the
+    # rounding.
+    if operation.kind == "sandwich":
+        psi = operation.wide("multiplier")[:, None]
+        both = [operation.wide("outer") / psi, operation.wide("inner") * psi]
+        product = np.concatenate(both, axis=1)
+        inside = Operation("dense", "", operation.path, {}, {"weight": product}, (), ())
+        return inside, frobenius(product) * Fraction(UNIT) + UNDERFLOW
+    first = operation.parts[0].branches[1][0]
+    weight = first.wide("weight")
+    product = weight * operation.wide("scale").reshape(-1, *(1,) * (weight.ndim - 1))
+    # A tap reads every input once at most, and its weights are wrong by a unit roundoff each.
+    taps = math.isqrt(math.prod(weight.shape[2:])) + 1
+    inside = replace(first, tensors={"weight": product})
+    return inside, frobenius(product) * Fraction(UNIT) * taps + UNDERFLOW
+
+
+def _estimate_linear(operation: Operation) -> float:
+    if operation.kind == "dense":
+        return estimate(operation.wide("weight")[None])
+    return estimate_convolution(operation)
+
+
+def workspace(operation: Operation) -> int:
+    """Bytes that :func:`prove` and :func:`find` take at most."""
+    size = sum(array.size for array in operation.tensors.values())
+    if operation.kind in ("sandwich", "residual_block"):
+        # The linear map inside has weights of its own.
+        inside, _ = _between_activations(operation)
+        return workspace(inside) + 16 * size
+    copies = 8 * 8 * size
+    if operation.kind == "dense":
+        large = (
+            min(operation.tensors["weight"].shape) > MAX_FACTOR_SIDE or size > MAX_FACTOR_ENTRIES
+        )
+        return copies if large else copies + MAX_ARRAYS * 8 * size
+    if operation.kind == "circular_convolution":
+        return copies + symbol_bytes(operation.tensors["weight"].shape, *circles_of(operation))
+    if operation.kind != "convolution":
+        return 0
+    return copies + convolution_bytes(operation)

@@ -1,0 +1,233 @@
+r"""Proved upper bounds on the norms of convolutions, from the blocks of their Fourier transform.
+
+Write the position that output i reads by tap k as :math:`s i + d k - p = s (i + a) +
+\rho` with :math:`0 \le \rho < s`: on the s subsampled signals :math:`x_\rho[q] = x[s q + \rho]`,
+taps are shifts by a. Taps that read only padding are dropped. Put signals, :math:`\lceil n / s
+\rceil` long, and outputs on a circle of M positions. An output i < n' reads the position i + a; it
+reads what the padded convolution reads if no negative position wraps onto the signal, :math:`M + a
+\ge \lceil n / s \rceil`, and no position passes the end, :math:`n' + a \le M`. With M so large
+the convolution is a part of a circular one, which the Fourier transform splits into the blocks
+:math:`K(\omega) = \sum_a K_a e^{i \omega a}`, :math:`\omega \in 2 \pi \mathbb{Z} / M`: the norm is
+at most the largest norm of a block. Two dimensions are two independent indices, groups are separate
+maps, and the block at :math:`-\omega` is conjugate to that at :math:`\omega`.
+
+For a large M there is a coarser grid. :math:`q = |K(\omega) v|^2 \ge 0` is a trigonometric
+polynomial in each variable, of degree D, the largest difference of shifts. With c = max q / 2, the
+inequality of Bernstein and Szegő for q - c gives :math:`q(\omega_0 + \delta) \ge c (1 + \cos D
+\delta)` around a maximum, hence :math:`\max q \le \max_{grid} q / \cos^2 (\pi D / 2 N)` for N > D
+equidistant points.
+
+A complex block X + iY has the norm of the real matrix [[X, -Y], [Y, X]], to which the dense proof
+applies. Cosines come from balls and are within 2^-52, so that phases, products of two, are within
+10 units of 2^-53, and T of them times taps within 10 + T more, relative to :math:`\sum_a |K_a|`.
+
+A convolution on a circle whose length the stride divides has those blocks with the circle's length
+over the stride for M.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+
+from robustcert.check.arithmetic import UNIT
+from robustcert.check.fixed_point import Floats, flint
+from robustcert.check.network.operation import Operation, Window
+from robustcert.check.norms.dense import MAX_ARRAYS, Proof, estimate, frobenius, proved
+from robustcert.check.norms.scalars import UNDERFLOW, root_down, root_up
+
+# Maximum length of a circle on which every frequency is evaluated; longer ones get a coarser grid.
+MAX_FULL_GRID = 256
+# Maximum number of operations of a proof, roughly.
+MAX_WORK = 2.0**42
+# Maximum numbers of frequencies, and of taps that read the input.
+MAX_POINTS, MAX_TAPS = 2**20, 2**14
+# Maximum number of values of the symbols that are computed at once.
+MAX_SYMBOL_VALUES = 2**19
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One dimension of a convolution.
+
+    Attributes:
+        taps: Taps that read the input, as (kernel index, shift a, residue rho).
+        inputs: Number of input positions.
+        outputs: Number of output positions.
+        points: Number of frequencies of the grid.
+        inverse_loss: Lower bound of the factor cos^2 of a coarser grid; 1 on the full one.
+    """
+
+    taps: list[tuple[int, int, int]]
+    inputs: int
+    outputs: int
+    points: int
+    inverse_loss: Fraction
+
+    @staticmethod
+    def of(
+        kernel: int, size: int, outputs: int, stride: int, padding: int, dilation: int
+    ) -> "Axis":
+        """One dimension of a zero-padded convolution."""
+        taps = []
+        for k in range(kernel):
+            offset = dilation * k - padding
+            first = max(0, -(offset // stride))  # the least i with stride i + offset >= 0
+            if first < outputs and stride * first + offset < size:
+                taps.append((k, offset // stride, offset % stride))
+        shifts = [a for _, a, _ in taps] or [0]
+        signal = -(-size // stride)
+        circle = max(signal - min([*shifts, 0]), outputs + max([*shifts, 0]))
+        degree = max(shifts) - min(shifts)
+        if degree == 0:
+            return Axis(taps, size, outputs, 1, Fraction(1))
+        coarse = 32 * degree
+        if circle <= max(MAX_FULL_GRID, coarse):
+            return Axis(taps, size, outputs, circle, Fraction(1))
+        angle = Fraction(355, 113) / 64  # an upper bound of pi D / 2 N
+        return Axis(taps, size, outputs, coarse, (1 - angle**2 / 2) ** 2)
+
+
+# A dimension of a single position.
+SINGLE = Axis([(0, 0, 0)], 1, 1, 1, Fraction(1))
+
+
+def axes_of(operation: Operation) -> tuple[Axis, Axis]:
+    """Both dimensions of a zero-padded convolution."""
+    window = Window.of(operation)
+    rows, columns = (
+        Axis.of(
+            window.kernel[d],
+            operation.input_shape[1 + d],
+            operation.output_shape[1 + d],
+            window.stride[d],
+            window.padding[d],
+            window.dilation[d],
+        )
+        for d in (0, 1)
+    )
+    return rows, columns
+
+
+def circles_of(operation: Operation) -> tuple[Axis, Axis]:
+    """Both dimensions of a convolution on a circle whose length the stride divides."""
+    options, (height, width) = operation.options, operation.tensors["weight"].shape[2:]
+
+    def axis(period: int, d: int) -> Axis:
+        stride, padding = options["stride"][d], options["padding"][d]
+        offsets = [(k, k - padding) for k in range(period)]
+        taps = [(k, offset // stride, offset % stride) for k, offset in offsets]
+        outputs = operation.output_shape[1 + d]
+        return Axis(taps, operation.input_shape[1 + d], outputs, period // stride, Fraction(1))
+
+    return axis(height, 0), axis(width, 1)
+
+
+def prove_symbols(operation: Operation, bound: Fraction, rows: Axis, columns: Axis) -> Proof:
+    """Prove a bound on the norm of a convolution by the norms of its symbols."""
+    weight = operation.wide("weight")
+    if symbol_work(operation, rows, columns) <= MAX_WORK:
+        loss = symbol_error(operation, rows, columns)
+        # The bound at the frequencies of the grid that implies `bound` at all frequencies.
+        limit = bound * root_down(rows.inverse_loss * columns.inverse_loss)
+        batches = symbols(weight, operation, rows, columns)
+        if all(proved(batch, limit, loss) for batch in batches):
+            return Proof(f"symbols on a {rows.points}x{columns.points} grid, exact residual")
+    return Proof()
+
+
+def estimate_symbols(operation: Operation, rows: Axis, columns: Axis) -> float:
+    """Norm of a convolution by its symbols, without proof; infinite if they take too long."""
+    if symbol_work(operation, rows, columns) > MAX_WORK:
+        return math.inf
+    batches = symbols(operation.wide("weight"), operation, rows, columns)
+    return max(estimate(batch) for batch in batches) / math.sqrt(
+        rows.inverse_loss * columns.inverse_loss
+    )
+
+
+def symbol_work(operation: Operation, rows: Axis, columns: Axis) -> float:
+    """Number of operations of the proof by symbols, roughly; infinite beyond the limits."""
+    if rows.points * columns.points > MAX_POINTS or len(rows.taps) * len(columns.taps) > MAX_TAPS:
+        return math.inf
+    out, inner = operation.tensors["weight"].shape[:2]
+    groups = operation.options.get("groups", 1)
+    inner *= _residues(rows) * _residues(columns)
+    small, large = sorted((2 * out // groups, 2 * inner))
+    return 12.0 * rows.points * columns.points * groups * small**2 * (small + large)
+
+
+def _residues(axis: Axis) -> int:
+    return len({residue for *_, residue in axis.taps}) or 1
+
+
+def symbol_error(operation: Operation, rows: Axis, columns: Axis) -> Fraction:
+    """Upper bound of the norm of the error of a computed symbol."""
+    out, inner = operation.tensors["weight"].shape[:2]
+    taps = max(1, len(rows.taps) * len(columns.taps))
+    weight = abs(operation.wide("weight"))
+    sums: dict[tuple[int, int], Floats] = {}
+    for i, _, r in rows.taps:
+        for j, _, s in columns.taps:
+            sums[r, s] = sums.get((r, s), np.zeros((out, inner))) + weight[:, :, i, j]
+    energy = sum((frobenius(part) ** 2 for part in sums.values()), Fraction(0))
+    # The last term covers products that underflow.
+    return root_up(2 * energy) * (11 + taps) * Fraction(UNIT) * (1 + Fraction(1, 2**10)) + UNDERFLOW
+
+
+def symbols(weight: Floats, operation: Operation, rows: Axis, columns: Axis) -> Iterator[Floats]:
+    """Batches of symbols as real matrices [[X, -Y], [Y, X]]."""
+    groups = operation.options.get("groups", 1)
+    out, inner = weight.shape[0] // groups, weight.shape[1]
+    residues: dict[tuple[int, int], list[tuple[int, int, int, int]]] = {}
+    for i, a, r in rows.taps:
+        for j, b, s in columns.taps:
+            residues.setdefault((r, s), []).append((i, j, a, b))
+    if not residues:
+        yield np.zeros((1, 1, 1))
+        return
+    height, width = rows.points, columns.points
+    row_circle, column_circle = circle(height), circle(width)
+    # Blocks at opposite frequencies are conjugate and have one norm: one of them is enough.
+    points = [
+        (f, g)
+        for f in range(height // 2 + 1)
+        for g in range(width)
+        if (f, g) <= (-f % height, -g % width)
+    ]
+    taps_at_most = max(map(len, residues.values()))
+    step = max(1, MAX_SYMBOL_VALUES // (taps_at_most + groups * 4 * out * inner * len(residues)))
+    for start in range(0, len(points), step):
+        f, g = np.array(points[start : start + step]).T
+        real, imag = [], []
+        for taps in residues.values():
+            kernels = np.stack([weight[:, :, i, j].ravel() for i, j, _, _ in taps])
+            shifts = np.array([(a, b) for _, _, a, b in taps])
+            c1, s1 = row_circle[:, np.outer(f, shifts[:, 0]) % height]
+            c2, s2 = column_circle[:, np.outer(g, shifts[:, 1]) % width]
+            shape = (len(f) * groups, out, inner)
+            real.append(((c1 * c2 - s1 * s2) @ kernels).reshape(shape))
+            imag.append(((s1 * c2 + c1 * s2) @ kernels).reshape(shape))
+        x, y = np.concatenate(real, axis=2), np.concatenate(imag, axis=2)
+        yield np.concatenate((np.concatenate((x, -y), 2), np.concatenate((y, x), 2)), 1)
+
+
+def circle(points: int) -> Floats:
+    """Cosines and sines of ``2 pi k / points``, shape ``(2, points)``, within 2^-52."""
+    if points == 1:
+        return np.array([[1.0], [0.0]])
+    module = flint()
+    with module.ctx.workprec(128):
+        angles = [module.fmpq(2 * k, points) for k in range(points)]
+        pairs = [module.arb.sin_cos_pi_fmpq(angle) for angle in angles]
+        return np.array([[float(c) for _, c in pairs], [float(s) for s, _ in pairs]])
+
+
+def symbol_bytes(shape: tuple[int, ...], rows: Axis, columns: Axis) -> int:
+    """Bytes that a batch of symbols takes, or the symbols at one point if they are more."""
+    at_one = len(rows.taps) * len(columns.taps) + 4 * shape[0] * shape[1] * _residues(
+        rows
+    ) * _residues(columns)
+    return MAX_ARRAYS * 8 * max(MAX_SYMBOL_VALUES, at_one)

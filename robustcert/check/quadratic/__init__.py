@@ -1,0 +1,1 @@
+"""Proofs of the radii of networks whose logits are quadratic functions of features."""
