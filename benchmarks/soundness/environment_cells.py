@@ -580,9 +580,8 @@ def write_folder(folder: Path, network: PlainNetwork) -> None:
     inputs = torch.randint(0, 256, (32, *network.input_shape), dtype=torch.uint8, generator=draw)
     found = certifier.certify(network, inputs.float() / 255)
     split = CertifiedSplit(inputs, found.prediction, torch.arange(len(inputs)), found)
-    record = {"functions": certifier.functions, "proof": "lipschitz", "smoothing": None}
-    pairwise = certifier.pairwise_bound(network)
-    robustcert.certificate.claim.write_certificate(folder, network, pairwise, split, [1e-4], record)
+    claim = certifier.claim(network)
+    robustcert.certificate.claim.write_certificate(folder, network, claim, split, [1e-4])
 
 
 def forge(folder: Path) -> None:

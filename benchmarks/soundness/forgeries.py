@@ -24,7 +24,7 @@ from torch import nn
 from robustcert import activations
 from robustcert.certificate.claim import write_certificate
 from robustcert.certificate.samples import CertifiedSplit
-from robustcert.certifiers import LipschitzCertifier, QuadricCertifier
+from robustcert.certifiers import Certifier, LipschitzCertifier, QuadricCertifier
 from robustcert.check import FLOAT64, UnreadableError, check, evaluate, read_network, walk
 from robustcert.data import to_unit
 from robustcert.models import MLP, ConvNet, DeepSubspaces, LayerFamily, Subspaces
@@ -106,12 +106,8 @@ def build(kind: str) -> PlainNetwork:
     return fold_network(unsettle(model), (1, 4, 4))
 
 
-def write(
-    folder: Path, network: PlainNetwork, split: CertifiedSplit, certifier: LipschitzCertifier
-) -> None:
-    record = {"functions": certifier.functions, "proof": certifier.proof(network)}
-    pairwise = certifier.pairwise_bound(network)
-    write_certificate(folder, network, pairwise, split, [0.001, 0.01], record)
+def write(folder: Path, network: PlainNetwork, split: CertifiedSplit, certifier: Certifier) -> None:
+    write_certificate(folder, network, certifier.claim(network), split, [0.001, 0.01])
 
 
 def certify(folder: Path, network: PlainNetwork, arithmetic: Any = "float64") -> Path:
@@ -120,7 +116,7 @@ def certify(folder: Path, network: PlainNetwork, arithmetic: Any = "float64") ->
     torch.manual_seed(1)
     inputs = torch.randint(0, 256, (SAMPLES, *network.input_shape), dtype=torch.uint8)
     quadratic = network.operations[-1].kind == "quadratics"
-    certifier = QuadricCertifier() if quadratic else LipschitzCertifier(arithmetic)
+    certifier: Certifier = QuadricCertifier() if quadratic else LipschitzCertifier(arithmetic)
     certificates = certifier.certify(network, to_unit(inputs))
     target = certificates.prediction.clone()
     target[::4] = (target[::4] + 1) % 3

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from robustcert.certificate.samples import (
     SampleFiles,
     positive_status,
 )
+from robustcert.certifiers.base import FUNCTIONS as FUNCTIONS
+from robustcert.certifiers.base import Claim, Proof
 from robustcert.network.network import PlainNetwork, Sum, operation_bound, shapes
 from robustcert.network.operation import Operation
 from robustcert.network.quadratics import split_quadratics
@@ -33,6 +35,8 @@ SMOOTHED_CLAIM = (
     "every input at l2 distance less than r from the sample gets the listed prediction from the "
     "smoothed classifier."
 )
+NETWORK = "network.safetensors"
+MULTIPLIERS = "multipliers.safetensors"
 # Beside the claim about samples, with certifiers that speak of all pairs of inputs.
 GLOBAL = "global.json"
 GLOBAL_CLAIM = (
@@ -40,15 +44,6 @@ GLOBAL_CLAIM = (
     "of the network changes by at most its eps_bar, and the difference of two outputs by at most "
     "its entry of differences. Not proved again by the checker."
 )
-FUNCTIONS = {
-    "R": "the real-valued function that the float constants of the network define",
-    "F64": "the network evaluated in IEEE float64, summed in any order",
-    "F32": "the network evaluated in IEEE float32, summed in any order, without TF32",
-    "smoothed": "the classifier that returns the most probable class of the network under Gaussian "
-    "noise of standard deviation sigma, in real arithmetic",
-}
-# What of a record is said in the claim itself.
-CLAIMED = ("functions", "proof", "smoothing")
 
 
 def describe_bounds(network: PlainNetwork) -> list[dict[str, Any]]:
@@ -105,110 +100,114 @@ def is_certificate(folder: Path) -> bool:
 def write_certificate(
     folder: Path,
     network: PlainNetwork,
-    pairwise: Tensor,
+    claim: Claim,
     split: CertifiedSplit,
     radii: Sequence[float],
-    record: dict[str, Any],
-    multipliers: dict[str, Tensor] | None = None,
-    pairs: dict[str, Any] | None = None,
+    record: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write a certificate into a folder; see :func:`write_claim`."""
     for name in (SAMPLES, RADII):
         (folder / name).unlink(missing_ok=True)
     size = len(split.target)
     shape, dtype = split.inputs.shape[1:], split.inputs.dtype
-    positive = positive_status(record.get("smoothing"))
+    positive = positive_status(claim.smoothing)
     files = SampleFiles(folder, split.indices, split.target, shape, dtype, size, positive)
     files.append(split.inputs[:], split.certificates)
-    return write_claim(folder, network, pairwise, split, radii, record, multipliers, pairs)
+    return write_claim(folder, network, claim, split, radii, record or {})
 
 
 def write_claim(
     folder: Path,
     network: PlainNetwork,
-    pairwise: Tensor,
+    claim: Claim,
     split: CertifiedSplit,
     radii: Sequence[float],
-    record: dict[str, Any],
-    multipliers: dict[str, Tensor] | None = None,
-    pairs: dict[str, Any] | None = None,
+    record: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Write whatever a certificate has beside samples and radii, and return the claim as written.
+    """Write what a certificate has beside samples and radii; returns what certificate.json says.
 
     Args:
         folder: Holds the complete :class:`SampleFiles` of ``split``.
         network: The certified network.
-        pairwise: The pairwise constants that the radii rest on, shape ``(C, C)``; of shape
-            ``(0, 0)`` if they rest on none; then no bounds of operations are written either, but
-            for those before quadratics.
+        claim: What the certifier says of it.
         split: Samples with their certificates.
         radii: Radii at which certified samples are counted.
-        record: Provenance: configuration, checkpoint, dataset, environment, attack; and
-            ``functions``, the keys of :data:`FUNCTIONS` that the claim speaks of, and ``proof``,
-            see :meth:`robustcert.certifiers.LipschitzCertifier.proof`; and ``smoothing``, what
-            :meth:`robustcert.certifiers.LipschitzCertifier.smoothing` says of claims without proof.
-        multipliers: What proves pairwise constants below the product of norms, see
-            :meth:`robustcert.certifiers.LipschitzCertifier.multiplier_tensors`.
-        pairs: What is claimed of all pairs of near inputs, see
-            :meth:`robustcert.certifiers.LipschitzCertifier.global_claim`.
+        record: Provenance: configuration, checkpoint, dataset, environment, attack.
 
     Raises:
         OSError: a file cannot be written.
     """
     tensors: dict[str, Tensor] = {}
     operations = describe_operations(network.operations, "", tensors)
-    save_file(tensors, folder / "network.safetensors")
-    names = ["network.safetensors", SAMPLES, RADII]
-    if multipliers is not None:
-        save_file(multipliers, folder / "multipliers.safetensors")
-        names.append("multipliers.safetensors")
-    if pairs is not None:
-        _write_global(folder, network, pairs)
+    save_file(tensors, folder / NETWORK)
+    names = [NETWORK, SAMPLES, RADII]
+    if claim.multipliers is not None:
+        save_file(dict(claim.multipliers), folder / MULTIPLIERS)
+        names.append(MULTIPLIERS)
+    if claim.pairs is not None:
+        _write_global(folder, network, claim.pairs)
         names.append(GLOBAL)
-    smoothing = record.get("smoothing")
-    # Quadratics have no bound, what is before them has.
-    quadratic = split_quadratics(network) if record.get("proof") == "quadric" else None
-    bounded = quadratic[0] if quadratic else network if len(pairwise) else None
-    count = len(split.target)
-    correct = int(split.correct.sum())
-    claim = {
+    written = {
         "format": FORMAT,
         "robustcert": __version__,
-        "claim": {
-            "statement": CLAIM if smoothing is None else SMOOTHED_CLAIM,
-            "norm": "l2",
-            "units": "input units: distances between inputs with values in [0, 1]",
-            "domain": "all of R^d, no clipping",
-            "inputs": "float32 values; a uint8 pixel p stands for float32(p / 255)",
-            "functions": {key: FUNCTIONS[key] for key in record["functions"]},
-            "proof": record.get("proof", "lipschitz"),
-            **({} if smoothing is None else {"smoothing": smoothing}),
-        },
+        "claim": _statement(claim),
         "network": {
             "input_shape": list(network.input_shape),
             "digest": network.digest(),
             "operations": operations,
         },
-        "bounds": [] if bounded is None else describe_bounds(bounded),
-        "pairwise": [[k.hex() for k in row] for row in pairwise.tolist()],
-        "summary": {
-            "samples": count,
-            "correct": correct,
-            "undecided": int(split.undecided.sum()),
-            "certified": [
-                {"radius": float(r).hex(), "decimal": float(r), "count": split.certified_count(r)}
-                for r in radii
-            ],
-        },
-        **{key: value for key, value in record.items() if key not in CLAIMED},
+        "bounds": _bounds(network, claim),
+        "pairwise": in_hexadecimal(claim.pairwise),
+        "summary": _summary(split, radii),
+        **record,
         "files": {name: _digest(folder / name) for name in names},
     }
-    text = json.dumps(claim, indent=1, allow_nan=False)
+    text = json.dumps(written, indent=1, allow_nan=False)
     (folder / "certificate.json").write_text(text + "\n")
-    return claim
+    return written
 
 
-def _write_global(folder: Path, network: PlainNetwork, pairs: dict[str, Any]) -> None:
+def in_hexadecimal(pairwise: Tensor | None) -> list[list[str]]:
+    """Pairwise constants as rows of hexadecimal numbers; no row for None."""
+    return [] if pairwise is None else [[k.hex() for k in row] for row in pairwise.tolist()]
+
+
+def _statement(claim: Claim) -> dict[str, Any]:
+    """The words of the claim."""
+    proved = claim.smoothing is None
+    return {
+        "statement": CLAIM if proved else SMOOTHED_CLAIM,
+        "norm": "l2",
+        "units": "input units: distances between inputs with values in [0, 1]",
+        "domain": "all of R^d, no clipping",
+        "inputs": "float32 values; a uint8 pixel p stands for float32(p / 255)",
+        "functions": {key: FUNCTIONS[key] for key in claim.functions},
+        "proof": str(claim.proof),
+        **({} if proved else {"smoothing": claim.smoothing}),
+    }
+
+
+def _bounds(network: PlainNetwork, claim: Claim) -> list[dict[str, Any]]:
+    """Bounds of the operations that radii rest on: those before quadratics, which have none."""
+    quadratic = split_quadratics(network) if claim.proof == Proof.QUADRIC else None
+    if quadratic is not None:
+        return describe_bounds(quadratic[0])
+    return [] if claim.pairwise is None else describe_bounds(network)
+
+
+def _summary(split: CertifiedSplit, radii: Sequence[float]) -> dict[str, Any]:
+    return {
+        "samples": len(split.target),
+        "correct": int(split.correct.sum()),
+        "undecided": int(split.undecided.sum()),
+        "certified": [
+            {"radius": float(r).hex(), "decimal": float(r), "count": split.certified_count(r)}
+            for r in radii
+        ],
+    }
+
+
+def _write_global(folder: Path, network: PlainNetwork, pairs: Mapping[str, Any]) -> None:
     said = {
         "format": FORMAT,
         "robustcert": __version__,

@@ -10,7 +10,7 @@ from torch import Tensor
 from robustcert.arithmetic.products import tested_products
 from robustcert.certificate.restore import restore_network
 from robustcert.certifiers import float64_products_are_strict, strict_arithmetic
-from robustcert.certifiers.base import moved
+from robustcert.certifiers.base import Proof, moved
 from robustcert.check import prove_network
 from robustcert.errors import UnsoundNetworkError
 from robustcert.network.activation import Activation
@@ -218,12 +218,12 @@ def load(
     if not report.verified:
         reasons = [*report.mismatches, *report.uncovered]
         raise UnsoundNetworkError(f"{folder}: not proved, so not loaded: {reasons[0]}")
-    if proved.proof == "smoothing":
+    if proved.proof == Proof.SMOOTHING:
         raise UnsoundNetworkError(
             f"{folder} speaks of a smoothed classifier, which no single forward pass evaluates: "
             "load a certificate of another certifier"
         )
-    if proved.proof == "quadric":
+    if proved.proof == Proof.QUADRIC:
         raise UnsoundNetworkError(
             f"{folder} speaks of quadratics, which have no Lipschitz constant that a predictor "
             "could use: certify inputs with certify.py certifier=quadratic"

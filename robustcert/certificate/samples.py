@@ -7,7 +7,7 @@ import json
 import math
 import os
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_FLOOR, Decimal, localcontext
 from pathlib import Path
@@ -238,11 +238,11 @@ def has_radii(folder: Path) -> bool:
     return (folder / RADII).is_file()
 
 
-def positive_status(smoothing: dict[str, Any] | None) -> str:
+def positive_status(smoothing: Mapping[str, Any] | None) -> str:
     """What a sample with a radius is called: certified, or true with some confidence only.
 
     Args:
-        smoothing: See :meth:`robustcert.certifiers.LipschitzCertifier.smoothing`.
+        smoothing: Noise and confidence of a :class:`robustcert.certifiers.Claim` without proof.
     """
     return "certified" if smoothing is None else f"confidence {smoothing['confidence']}"
 

@@ -1,8 +1,8 @@
-"""Certifiers: a plain network and inputs to predictions and proved radii."""
+"""Certifiers: a folded network and inputs to predictions and proved radii."""
 
 from robustcert.arithmetic.settings import UnsoundArithmeticError
 from robustcert.certifiers.arithmetic import float64_products_are_strict, strict_arithmetic
-from robustcert.certifiers.base import Certificates
+from robustcert.certifiers.base import Certificates, Certifier, Claim, Proof
 from robustcert.certifiers.crown import CROWNCertifier
 from robustcert.certifiers.global_robustness.certifier import GlobalBounds, GlobalCertifier
 from robustcert.certifiers.lipschitz import LipschitzCertifier, certify
@@ -16,12 +16,15 @@ from robustcert.certifiers.smoothing import SmoothingCertifier
 __all__ = [
     "CROWNCertifier",
     "Certificates",
+    "Certifier",
+    "Claim",
     "CombinedCertifier",
     "GlobalBounds",
     "GlobalCertifier",
     "LipSDPCertifier",
     "LipschitzCertifier",
     "LocalLipschitzCertifier",
+    "Proof",
     "QuadricCertifier",
     "SmoothingCertifier",
     "UnsoundArithmeticError",

@@ -1,15 +1,78 @@
-"""What certifiers return, and radii from margins."""
+"""The certifier's contract: what it says of inputs and of a network, and radii from margins."""
 
 import math
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from robustcert.margins import margins
 from robustcert.network.forward_error import ForwardError
+from robustcert.network.network import PlainNetwork
 from robustcert.network.units import finite_samples
+
+# Functions that radii speak of, in the words of a claim.
+FUNCTIONS: Mapping[str, str] = {
+    "R": "the real-valued function that the float constants of the network define",
+    "F64": "the network evaluated in IEEE float64, summed in any order",
+    "F32": "the network evaluated in IEEE float32, summed in any order, without TF32",
+    "smoothed": "the classifier that returns the most probable class of the network under Gaussian "
+    "noise of standard deviation sigma, in real arithmetic",
+}
+
+
+class Proof(StrEnum):
+    """What radii rest on, in the words of a certificate's claim."""
+
+    LIPSCHITZ = "lipschitz"  # norms of the operations
+    LIPSDP = "lipsdp"  # semidefinite bounds of pairwise constants
+    SECOND_ORDER = "second-order"  # gradients at the samples
+    CROWN = "crown"  # linear bounds on balls around the samples
+    LOCAL_LIPSCHITZ = "local-lipschitz"  # semidefinite bounds on such balls
+    QUADRIC = "quadric"  # the dual of the distance to quadrics
+    SMOOTHING = "smoothing"  # no proof: a vote under noise
+
+
+@dataclass(frozen=True, eq=False)
+class Claim:
+    """What a certifier says of a network, beside the radii of samples.
+
+    Attributes:
+        proof: What the radii rest on: a :class:`Proof`, or the name of another. The independent
+            checker refuses a folder whose proof it does not know.
+        functions: Functions that the radii speak of, of :data:`FUNCTIONS`.
+        dtype: Arithmetic in which the network is evaluated.
+        pairwise: Proved bounds on the constants of logit i minus logit j, shape ``(C, C)``,
+            float64; None if the radii rest on none.
+        multipliers: Tensors from which the checker proves semidefinite bounds again; None without.
+        smoothing: Noise and ``confidence`` of radii that are true with some probability; None if
+            they are proved.
+        pairs: Claim about all pairs of near inputs, whatever the samples, for ``global.json``; None
+            without.
+
+    Raises:
+        ValueError: the proof has no name, or a function is not known.
+    """
+
+    proof: str
+    functions: tuple[str, ...]
+    dtype: torch.dtype = torch.float64
+    pairwise: Tensor | None = None
+    multipliers: Mapping[str, Tensor] | None = None
+    smoothing: Mapping[str, float | int] | None = None
+    pairs: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.proof, str) and self.proof):
+            raise ValueError(f"Claim.proof: expected the name of a proof, got {self.proof!r}")
+        if not self.functions or not set(self.functions) <= set(FUNCTIONS):
+            raise ValueError(
+                f"Claim.functions: expected some of {', '.join(FUNCTIONS)}, got {self.functions!r}"
+            )
 
 
 @dataclass(frozen=True)
@@ -39,6 +102,40 @@ class Certificates:
             object.__setattr__(self, "decided", ahead)
 
 
+class Certifier(ABC):
+    """Proves of a network how far from an input its prediction does not change.
+
+    A certifier of another package derives from this class; ``certify.py`` takes it with
+    ``certifier._target_=their_package.TheirCertifier allow_targets=[their_package]``.
+    """
+
+    @abstractmethod
+    def claim(self, network: PlainNetwork, samples: Iterable[Tensor] = ()) -> Claim:
+        """What is said of the network beside the radii.
+
+        Args:
+            network: The folded network.
+            samples: The samples to be certified, in batches of shape ``(N, *input_shape)``, for
+                claims that count some of them.
+
+        Raises:
+            UnsoundNetworkError: a bound cannot be proved, or the network is not covered.
+        """
+
+    @abstractmethod
+    def certify(self, network: PlainNetwork, x: Tensor) -> Certificates:
+        """Certify inputs of shape ``(N, *input_shape)``.
+
+        Args:
+            network: The folded network.
+            x: uint8, of which p stands for float32(p / 255), or floating point.
+
+        Raises:
+            UnsoundNetworkError: a bound of the network cannot be proved.
+            ValueError: the inputs have another shape than the network's, or stand for no numbers.
+        """
+
+
 def exceeds_error(margin: Tensor, error: Tensor) -> Tensor:
     """Whether margins are positive in real arithmetic, logits being off by ``error`` in l2."""
     # The subtraction of two float64 logits rounds once, hence the relative term.
@@ -57,7 +154,8 @@ def certificates(
         result: Logits of ``inputs`` with their error.
         x: What is certified, shape ``(N, *input_shape)``.
         inputs: The same in the arithmetic of the network.
-        distances: ``distances(prediction, gap, drift)``, see :meth:`LipschitzCertifier.distances`.
+        distances: ``distances(prediction, gap, drift)``, see
+            :meth:`robustcert.certifiers.lipschitz.PairwiseCertifier.distances`.
     """
     logits = result.output.double()
     prediction = logits.argmax(1)

@@ -6,7 +6,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from robustcert.certifiers.lipschitz import LipschitzCertifier
+from robustcert.certifiers.base import Proof
+from robustcert.certifiers.lipschitz import PairwiseCertifier
 from robustcert.network.forward_error import forward_error
 from robustcert.network.network import PlainNetwork
 from robustcert.relaxations.backward import Relaxation, Step, chunks, rival_rows, steps_of
@@ -19,8 +20,8 @@ HALVINGS = 18
 ENTRIES = 2**23
 
 
-class CROWNCertifier(LipschitzCertifier):
-    r"""Like :class:`LipschitzCertifier`, and never below it, with linear bounds on the ball.
+class CROWNCertifier(PairwiseCertifier):
+    r"""Lipschitz radii, or larger ones from linear bounds of the network on the ball.
 
     Every activation is put between two lines that hold for the arguments that it can have on the
     ball; the margins are then bounded by linear functions of the input, whose least value on the
@@ -33,18 +34,16 @@ class CROWNCertifier(LipschitzCertifier):
 
     Args:
         alone: Whether to leave the Lipschitz bound out, to compare the two.
-        arithmetic: As in :class:`LipschitzCertifier`.
+        arithmetic: As in :class:`robustcert.certifiers.LipschitzCertifier`.
     """
+
+    proof = Proof.CROWN
 
     def __init__(
         self, alone: bool = False, arithmetic: Literal["float64", "float32"] = "float64"
     ) -> None:
         super().__init__(arithmetic)
         self.alone = alone
-
-    def proof(self, network: PlainNetwork) -> str:
-        """``crown``."""
-        return "crown"
 
     def distances(
         self,

@@ -4,13 +4,21 @@ import math
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import lru_cache
-from typing import Any, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from robustcert.certifiers.arithmetic import strict_arithmetic
-from robustcert.certifiers.base import Certificates, certificates, exceeds_error, moved
+from robustcert.certifiers.base import (
+    Certificates,
+    Certifier,
+    Claim,
+    Proof,
+    certificates,
+    exceeds_error,
+    moved,
+)
 from robustcert.margins import margins
 from robustcert.network.agreement import require_agreement
 from robustcert.network.fold import fold_network
@@ -19,68 +27,33 @@ from robustcert.network.network import PlainNetwork, pairwise_bound
 from robustcert.network.units import in_units, network_inputs
 
 
-class LipschitzCertifier:
-    r"""Certify by the margins over sound pairwise Lipschitz bounds.
-
-    .. math:: r = \min_{j \ne c} \frac{m_j - 2 \sqrt 2\, \alpha}{K_{cj} + \sqrt 2\, \beta}
-
-    m is the computed margin and :math:`\alpha + \beta r` bounds the error of the computed logits
-    within distance r, so that neither the real-valued network (R) nor the network deployed in the
-    given arithmetic (F64 or F32) changes its prediction at any point of the open ball that
-    it can be given. One :math:`\sqrt 2 \alpha` is spent at the centre, the other at the point. An
-    input that the arithmetic cannot represent is rounded first, and what that moves it is taken off
-    the radius.
+class PairwiseCertifier(Certifier):
+    """Radii from margins over pairwise constants, which a subclass may make larger.
 
     Args:
-        arithmetic: Of the forward pass, and so of the deployed network that is spoken of:
-            float64, or float32, whose worst-case error often leaves nothing.
+        arithmetic: Arithmetic of the forward pass, and so of the deployed network that radii speak
+            of: float64, or float32, whose worst-case error often leaves nothing.
     """
 
-    # Whether what it says of the network is proved, rather than true with some probability.
-    deterministic = True
+    # What the radii rest on.
+    proof: ClassVar[str]
 
     def __init__(self, arithmetic: Literal["float64", "float32"] = "float64") -> None:
         self.dtype = {"float64": torch.float64, "float32": torch.float32}[arithmetic]
-        self.functions = ["R", "F64"] if arithmetic == "float64" else ["R", "F32"]
+        self.functions = ("R", "F64") if arithmetic == "float64" else ("R", "F32")
 
     def pairwise_bound(self, network: PlainNetwork) -> Tensor:
         """Bounds on the constants of logit i minus logit j, shape ``(C, C)``, float64.
-
-        Of shape ``(0, 0)`` where the radii rest on no such constants.
 
         Raises:
             UnsoundNetworkError: a bound cannot be proved.
         """
         return _pairwise_bound(network.owned()).clone()
 
-    def proof(self, network: PlainNetwork) -> str:
-        """What the radii rest on, in the words of a certificate's claim.
-
-        ``lipschitz``: norms of operations; ``lipsdp``: semidefinite pairwise bounds;
-        ``second-order``: gradients at the samples; ``crown``: linear bounds on the balls;
-        ``local-lipschitz``: semidefinite bounds on the balls; ``quadric``: the dual of the distance
-        to quadrics.
-        """
-        return "lipschitz"
-
-    def multiplier_tensors(self, network: PlainNetwork) -> dict[str, Tensor] | None:
-        """What the independent checker needs to prove semidefinite bounds; None without them."""
-        return None
-
-    def smoothing(self) -> dict[str, float | int] | None:
-        """Noise and confidence of a claim that is true with some probability; None of a proof."""
-        return None
-
-    def global_claim(
-        self, network: PlainNetwork, batches: Iterable[Tensor]
-    ) -> dict[str, Any] | None:
-        """What is claimed of all pairs of near inputs, whatever the samples; None of nothing.
-
-        Args:
-            network: The network.
-            batches: The samples, in turn, each of shape ``(N, *input_shape)``.
-        """
-        return None
+    def claim(self, network: PlainNetwork, samples: Iterable[Tensor] = ()) -> Claim:
+        """The proof, the functions and the pairwise constants; see :class:`Certifier`."""
+        pairwise = self.pairwise_bound(network)
+        return Claim(self.proof, self.functions, self.dtype, pairwise=pairwise)
 
     def distances(
         self,
@@ -122,6 +95,25 @@ class LipschitzCertifier:
             return self.distances(network, inputs, prediction, gap, pairwise, drift)
 
         return decide(network, x, inputs, certificates(result, x, inputs, distances))
+
+
+class LipschitzCertifier(PairwiseCertifier):
+    r"""Certify by the margins over sound pairwise Lipschitz bounds.
+
+    .. math:: r = \min_{j \ne c} \frac{m_j - 2 \sqrt 2\, \alpha}{K_{cj} + \sqrt 2\, \beta}
+
+    m is the computed margin and :math:`\alpha + \beta r` bounds the error of the computed logits
+    within distance r, so that neither the real-valued network (R) nor the network deployed in the
+    given arithmetic (F64 or F32) changes its prediction at any point of the open ball that
+    it can be given. One :math:`\sqrt 2 \alpha` is spent at the centre, the other at the point. An
+    input that the arithmetic cannot represent is rounded first, and what that moves it is taken off
+    the radius.
+
+    Args:
+        arithmetic: As in :class:`PairwiseCertifier`.
+    """
+
+    proof = Proof.LIPSCHITZ
 
 
 def decide(network: PlainNetwork, x: Tensor, inputs: Tensor, found: Certificates) -> Certificates:

@@ -1,6 +1,7 @@
 """Certified radii of quadratic logits, exact up to rounding, by duality."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from robustcert.arithmetic.products import linear
 from robustcert.certifiers.arithmetic import strict_arithmetic
-from robustcert.certifiers.base import Certificates
+from robustcert.certifiers.base import Certificates, Certifier, Claim, Proof
 from robustcert.certifiers.lipschitz import LipschitzCertifier
 from robustcert.errors import UnsoundNetworkError
 from robustcert.margins import margins
@@ -31,7 +32,7 @@ PER_OPERATION = 2.0**-23
 TINY = 2.0**-500
 
 
-class QuadricCertifier(LipschitzCertifier):
+class QuadricCertifier(Certifier):
     r"""Radii of networks that end in ``Quadratics``, exact of these.
 
     Let u be the predicted class's largest quadratic at x, the features of the sample, and v one of
@@ -57,17 +58,13 @@ class QuadricCertifier(LipschitzCertifier):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        self._otherwise = LipschitzCertifier()
 
-    def proof(self, network: PlainNetwork) -> str:
-        """``quadric`` for networks that end in quadratics, else ``lipschitz``."""
-        return super().proof(network) if split_quadratics(network) is None else "quadric"
-
-    def pairwise_bound(self, network: PlainNetwork) -> Tensor:
-        """Bounds on the constants of logit i minus logit j; none, ``(0, 0)``, for quadratics."""
+    def claim(self, network: PlainNetwork, samples: Iterable[Tensor] = ()) -> Claim:
+        """``quadric`` for networks that end in quadratics, else that of Lipschitz radii."""
         if split_quadratics(network) is None:
-            return super().pairwise_bound(network)
-        return torch.empty(0, 0, dtype=torch.float64, device="cpu")
+            return self._otherwise.claim(network)
+        return Claim(Proof.QUADRIC, ("R", "F64"))
 
     @torch.no_grad()
     @strict_arithmetic()
@@ -82,7 +79,7 @@ class QuadricCertifier(LipschitzCertifier):
         x = network_inputs(x, network.input_shape)
         split = split_quadratics(network)
         if split is None:
-            return super().certify(network, x)
+            return self._otherwise.certify(network, x)
         before, quadratics = split
         features = forward_error(before, x.double())
         known = _prepare(quadratics)

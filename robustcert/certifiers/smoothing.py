@@ -2,19 +2,19 @@
 
 import hashlib
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
 from robustcert.certifiers.arithmetic import strict_arithmetic
-from robustcert.certifiers.base import Certificates
-from robustcert.certifiers.lipschitz import LipschitzCertifier
+from robustcert.certifiers.base import Certificates, Certifier, Claim, Proof
 from robustcert.certifiers.quantiles import clopper_pearson_low, normal_quantile_low, product_low
-from robustcert.network.network import PlainNetwork
+from robustcert.network.network import PlainNetwork, pairwise_bound
 from robustcert.network.units import finite_samples, network_inputs
 
 
-class SmoothingCertifier(LipschitzCertifier):
+class SmoothingCertifier(Certifier):
     r"""Certify the classifier that takes the class most probable under Gaussian noise.
 
     With :math:`g(x) = \arg\max_c P(f(x + \sigma \xi) = c)` for a standard normal :math:`\xi`, any
@@ -44,8 +44,6 @@ class SmoothingCertifier(LipschitzCertifier):
         batch_size: Noisy copies evaluated at once.
     """
 
-    deterministic = False
-
     def __init__(
         self,
         sigma: float = 0.25,
@@ -55,7 +53,6 @@ class SmoothingCertifier(LipschitzCertifier):
         seed: int = 0,
         batch_size: int = 10_000,
     ) -> None:
-        super().__init__()
         if not 0 < sigma < math.inf:
             raise ValueError(f"expected noise above 0, got {sigma}: set certifier.sigma")
         if not 0 < alpha < 1:
@@ -66,17 +63,11 @@ class SmoothingCertifier(LipschitzCertifier):
             if value < 1:
                 raise ValueError(f"expected at least 1, got {value}: set certifier.{name}")
         self.sigma, self.n0, self.n, self.alpha = sigma, n0, n, alpha
-        self.seed, self.batch_size = seed, batch_size
-        self.dtype = torch.float32
-        self.functions = ["smoothed"]
+        self.seed, self.batch_size, self.dtype = seed, batch_size, torch.float32
 
-    def proof(self, network: PlainNetwork) -> str:
-        """``smoothing``: nothing is proved."""
-        return "smoothing"
-
-    def smoothing(self) -> dict[str, float | int]:
-        """What a claim says of the noise and of its own probability."""
-        return {
+    def claim(self, network: PlainNetwork, samples: Iterable[Tensor] = ()) -> Claim:
+        """Noise and confidence, with the constants of the network itself beside them."""
+        smoothing = {
             "sigma": self.sigma,
             "n0": self.n0,
             "n": self.n,
@@ -84,6 +75,9 @@ class SmoothingCertifier(LipschitzCertifier):
             "confidence": 1 - self.alpha,
             "seed": self.seed,
         }
+        pairwise = pairwise_bound(network)
+        functions = ("smoothed",)
+        return Claim(Proof.SMOOTHING, functions, self.dtype, pairwise, smoothing=smoothing)
 
     @torch.no_grad()
     @strict_arithmetic()

@@ -9,18 +9,20 @@ import functools
 import importlib
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 
-from robustcert.certifiers import LipschitzCertifier
+from robustcert.certifiers import Certifier, LipschitzCertifier
 from robustcert.config.moved_targets import current_target
 from robustcert.config.schema import check_call, join_key
-from robustcert.data import DataModule, Dataset
+from robustcert.data import Dataset, Parts
 from robustcert.errors import ConfigError
-from robustcert.training.module import CertifiedClassifier
-from robustcert.training.validation import ValidationCertifier
+
+if TYPE_CHECKING:
+    from robustcert.data.datamodule import DataModule
+    from robustcert.training.module import CertifiedClassifier
+    from robustcert.training.validation import ValidationCertifier
 
 Config = dict[str, Any]
 # What a command line may name, and what a checkpoint may: to be certified, and to be trained on.
@@ -33,7 +35,7 @@ RESUME_TARGETS = (
     "lightning.pytorch.loggers",
     "lightning.pytorch.strategies",
 )
-_REFUSALS = (ValueError, TypeError, RuntimeError, OSError, ImportError, MisconfigurationException)
+_REFUSALS = (ValueError, TypeError, RuntimeError, OSError, ImportError)
 
 
 def build(
@@ -114,14 +116,24 @@ def build_dataset(config: Config, allowed: Sequence[str]) -> Dataset:
     return build(config["dataset"], "dataset", allowed, expected=Dataset)
 
 
-def build_data(config: Config, dataset: Dataset, allowed: Sequence[str]) -> DataModule:
-    """Splits and batches of a dataset."""
+def build_data(config: Config, dataset: Dataset, allowed: Sequence[str]) -> "DataModule":
+    """Batches of a dataset for training."""
+    # Imported here, as the module is below: certification builds neither, and needs no Lightning.
+    from robustcert.data.datamodule import DataModule
+
     loader = dict(config["loader"])
     augmentation = loader.pop("augmentation", None) or []
     modules = [build(a, f"loader.augmentation[{i}]", allowed) for i, a in enumerate(augmentation)]
     provided = {"dataset": dataset, "augmentation": modules, "seed": config["seed"]}
     check_call(DataModule, loader, "loader", frozenset(provided))
     return DataModule(**loader, **provided)
+
+
+def build_parts(config: Config, dataset: Dataset) -> Parts:
+    """The parts of a dataset, cut as training cuts them."""
+    loader = {k: v for k, v in config["loader"].items() if k in ("validation", "num_workers")}
+    check_call(Parts, loader, "loader", frozenset({"dataset"}))
+    return Parts(dataset, **loader)
 
 
 def build_model(
@@ -138,8 +150,10 @@ def build_model(
     )
 
 
-def build_module(config: Config, dataset: Dataset, allowed: Sequence[str]) -> CertifiedClassifier:
+def build_module(config: Config, dataset: Dataset, allowed: Sequence[str]) -> "CertifiedClassifier":
     """The LightningModule around model, objective, optimizer and schedules."""
+    from robustcert.training.module import CertifiedClassifier
+
     return CertifiedClassifier(
         build_model(config, dataset.input_shape, dataset.num_classes, allowed),
         build(config["objective"], "objective", allowed),
@@ -154,13 +168,16 @@ def build_module(config: Config, dataset: Dataset, allowed: Sequence[str]) -> Ce
     )
 
 
-def build_validation(config: Config) -> ValidationCertifier:
+def build_validation(config: Config) -> "ValidationCertifier":
     """The configured certifier as validation uses it."""
+    from robustcert.training.validation import ValidationCertifier
+
     # A checkpoint of an earlier version has no such options.
     options = dict(config.get("validation") or {})
     check_call(ValidationCertifier, options, "validation", frozenset({"certifier"}))
+    certifier = build_certifier(config.get("certifier"), config.get("allow_targets") or ())
     try:
-        return ValidationCertifier(build_certifier(config.get("certifier")), **options)
+        return ValidationCertifier(certifier, **options)
     except ValueError as error:
         raise ConfigError(str(error)) from error
 
@@ -203,8 +220,16 @@ def _inside(module: str, allowed: Sequence[str]) -> bool:
     return any(module == package or module.startswith(package + ".") for package in allowed)
 
 
-def build_certifier(node: Config | None) -> LipschitzCertifier:
-    """The certifier that a node names."""
-    if node is None:
+def build_certifier(node: Config | None, allow_targets: Sequence[str] = ()) -> Certifier:
+    """The certifier that a node names, of this package or of one that the user allows.
+
+    Args:
+        node: Node with ``_target_``; :class:`LipschitzCertifier` without any.
+        allow_targets: Packages that it may come from beside ours.
+
+    Raises:
+        ConfigError: as for :func:`build`.
+    """
+    if not node:
         return LipschitzCertifier()
-    return build(node, "certifier", ("robustcert",), expected=LipschitzCertifier)
+    return build(node, "certifier", ("robustcert", *allow_targets), expected=Certifier)

@@ -1,5 +1,7 @@
 """Datasets with inputs in [0, 1], their readers, and batches of them for Lightning."""
 
+from typing import TYPE_CHECKING
+
 from robustcert.data.augment import (
     ImageAugmentation,
     RandomAffine,
@@ -8,7 +10,6 @@ from robustcert.data.augment import (
     RandomNoise,
 )
 from robustcert.data.cifar import CIFAR10, CIFAR100
-from robustcert.data.datamodule import DataModule
 from robustcert.data.dataset import Dataset, DatasetError, Examples, Stream, to_unit
 from robustcert.data.digits import Digits
 from robustcert.data.files import FileDataset
@@ -18,9 +19,13 @@ from robustcert.data.imagenet import ImageNet, TinyImageNet
 from robustcert.data.mixing import CutMix, Mixing, Mixup
 from robustcert.data.moons import Moons
 from robustcert.data.npz import NPZ
+from robustcert.data.parts import Part, Parts
 from robustcert.data.rand_augment import RandAugment
 from robustcert.data.sampler import EpochSampler, EvaluationSampler, MixedSampler
 from robustcert.data.toys import XOR, Disc, HalfPlane, Orthant, Spheres, Square, Toy, Wedge
+
+if TYPE_CHECKING:
+    from robustcert.data.datamodule import DataModule
 
 __all__ = [
     "CIFAR10",
@@ -48,6 +53,8 @@ __all__ = [
     "Mixup",
     "Moons",
     "Orthant",
+    "Part",
+    "Parts",
     "RandAugment",
     "RandomAffine",
     "RandomCrop",
@@ -61,3 +68,12 @@ __all__ = [
     "Wedge",
     "to_unit",
 ]
+
+
+# Resolved on first use: the DataModule is Lightning's, which certification does not need.
+def __getattr__(name: str) -> object:
+    if name == "DataModule":
+        from robustcert.data.datamodule import DataModule
+
+        return DataModule
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,13 +1,12 @@
-"""From a dataset to Lightning's batches: validation split, epoch order, augmentation."""
+"""From a dataset to Lightning's batches: epoch order, augmentation, ranks."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from torch.utils.data import Dataset as TorchDataset
 
 from robustcert.data.augment import ImageAugmentation
 from robustcert.data.dataset import (
@@ -15,31 +14,12 @@ from robustcert.data.dataset import (
     DatasetError,
     Examples,
     Joined,
-    Stream,
-    check_examples,
     to_unit,
 )
 from robustcert.data.generated import read_generated
 from robustcert.data.mixing import Mixing
+from robustcert.data.parts import Batches, Part, Parts
 from robustcert.data.sampler import EpochSampler, EvaluationSampler, MixedSampler, derive_seed
-from robustcert.data.split import stratified_split
-
-Part = Literal["train", "validation", "test"]
-
-VALIDATION_KEY = 20_210_217
-
-
-class Batches(TorchDataset[tuple[Tensor, Tensor]]):
-    """Indexed by whole lists of rows: one gather, or one reading of a stream, per batch."""
-
-    def __init__(self, examples: Examples) -> None:
-        self.examples = examples
-
-    def __len__(self) -> int:
-        return len(self.examples)
-
-    def __getitem__(self, rows: list[int]) -> tuple[Tensor, Tensor]:
-        return self.examples.inputs[rows], self.examples.labels[rows]
 
 
 class TrainLoader(DataLoader[Any]):
@@ -85,12 +65,11 @@ class TrainLoader(DataLoader[Any]):
 
 
 class DataModule(LightningDataModule):
-    """Batches of a dataset for Lightning, and plain tensors for everyone else.
+    """Batches of a dataset for Lightning.
 
-    Validation examples are cut from the train split, stratified by class, by a permutation that is
-    the same for every run; the test split is read for testing only. Data stays in memory as read
-    (images as uint8), unless the dataset streams, and then each batch is read when it is its turn;
-    batches become float32 in [0, 1], and are augmented in training, on the device.
+    Examples are those of :class:`Parts`; the test split is read for testing only. Data stays in
+    memory as read (images as uint8), unless the dataset streams, and then each batch is read when
+    it is its turn; batches become float32 in [0, 1], and are augmented in training, on the device.
 
     Training batches depend on ``(seed, epoch, batch number, rank)`` only, so a resumed run sees
     those of an uninterrupted one, bit for bit on the same device type, also when the checkpoint was
@@ -131,18 +110,10 @@ class DataModule(LightningDataModule):
         generated_sha256: str | None = None,
     ) -> None:
         super().__init__()
-        for name, value, least in (
-            ("batch_size", batch_size, 1),
-            ("eval_batch_size", eval_batch_size, 1),
-            ("num_workers", num_workers, 0),
-        ):
-            if value < least:
-                raise ValueError(f"expected loader.{name} to be at least {least}, but got {value}")
-        if not 0 < validation < 1:
-            raise ValueError(
-                "expected loader.validation, the share of the train split held out, to lie between "
-                f"0 and 1, but got {validation}"
-            )
+        self.parts = Parts(dataset, validation, num_workers)
+        for name, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
+            if value < 1:
+                raise ValueError(f"expected loader.{name} to be at least 1, but got {value}")
         if not generated_ratio > 0:
             raise ValueError(
                 f"expected loader.generated_ratio to be above 0, but got {generated_ratio}"
@@ -160,24 +131,20 @@ class DataModule(LightningDataModule):
         self.dataset = dataset
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
-        self.validation = validation
         self.seed = seed
-        self.num_workers = num_workers
         self.drop_last = drop_last
         self.generated = generated
         self.generated_ratio = generated_ratio
         self.generated_sha256 = generated_sha256
         self._generated: Examples | None = None
-        self._parts: dict[Part, Examples] = {}
 
     def examples(self, part: Part) -> Examples:
-        """All examples of a part, as float32 in [0, 1]; a stream is read from end to end.
+        """All examples of a part as float32 in [0, 1]; see :meth:`Parts.examples`."""
+        return self.parts.examples(part)
 
-        ``indices`` are positions in the official split's file order: the train split's for
-        ``"train"`` and ``"validation"``.
-        """
-        stored = self.stored(part)
-        return Examples(to_unit(stored.inputs[:]), stored.labels, stored.indices)
+    def stored(self, part: Part) -> Examples:
+        """All examples of a part as the dataset gives them; see :meth:`Parts.stored`."""
+        return self.parts.stored(part)
 
     def first_of_each_class(self, count: int) -> Examples:
         """The first ``count`` training examples of each class, as float32 in [0, 1]."""
@@ -265,40 +232,6 @@ class DataModule(LightningDataModule):
                 inputs = augment(inputs, generator)
         return inputs, labels
 
-    def stored(self, part: Part) -> Examples:
-        """All examples of a part as the dataset gives them: images as uint8, or as a stream."""
-        if part not in self._parts:
-            if part == "test":
-                self._parts["test"] = self._read("test")
-            elif part in ("train", "validation"):
-                train = self._read("train")
-                if len(train) < 2:
-                    raise DatasetError(
-                        f"{self.dataset.name}: expected at least two training examples, one of "
-                        f"them for validation, but got {len(train)}"
-                    )
-                rest, held_out = stratified_split(train.labels, self.validation, VALIDATION_KEY)
-                self._parts["train"] = train.take(rest)
-                self._parts["validation"] = train.take(held_out)
-            else:
-                raise ValueError(f"expected 'train', 'validation' or 'test', but got {part!r}")
-        return self._parts[part]
-
-    def _read(self, split: Literal["train", "test"]) -> Examples:
-        examples = self.dataset.read(split)
-        check_examples(self.dataset, split, examples)
-        if examples.inputs.dtype == torch.uint8 or isinstance(examples.inputs, Stream):
-            return examples
-        return Examples(to_unit(examples.inputs), examples.labels, examples.indices)
-
-    def in_order(self, part: Part, batch_size: int, first: int, last: int) -> DataLoader[Any]:
-        """Batches of the rows from ``first`` to ``last`` (not included) of a part, as stored."""
-        starts = range(first, last, batch_size)
-        rows = [list(range(start, min(start + batch_size, last))) for start in starts]
-        return DataLoader(
-            Batches(self.stored(part)), sampler=rows, batch_size=None, num_workers=self.num_workers
-        )
-
     def _eval_loader(self, part: Part) -> DataLoader[Any]:
         rank, world_size = self._rank()
         examples = self.stored(part)
@@ -306,7 +239,7 @@ class DataModule(LightningDataModule):
         return DataLoader(Batches(examples), sampler=sampler, batch_size=None, **self._options())
 
     def _options(self) -> dict[str, Any]:
-        return {"num_workers": self.num_workers, "pin_memory": torch.cuda.is_available()}
+        return {"num_workers": self.parts.num_workers, "pin_memory": torch.cuda.is_available()}
 
     def _rank(self) -> tuple[int, int]:
         if self.trainer is None:

@@ -6,34 +6,34 @@ import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from robustcert import __version__
 from robustcert.atomic import resumable_folder
-from robustcert.certificate.claim import FORMAT, is_certificate, write_claim
+from robustcert.certificate.claim import FORMAT, in_hexadecimal, is_certificate, write_claim
 from robustcert.certificate.figures import draw_level_sets, draw_vra_curve
 from robustcert.certificate.samples import CertifiedSplit, SampleFiles, has_radii, positive_status
-from robustcert.certifiers import Certificates, LipschitzCertifier, strict_arithmetic
+from robustcert.certifiers import Certificates, Certifier, Claim, strict_arithmetic
 from robustcert.config.build import (
     CHECKPOINT_TARGETS,
     Config,
     build_certifier,
-    build_data,
     build_dataset,
     build_model,
+    build_parts,
 )
-from robustcert.data import DataModule, Dataset, Examples, Stream, to_unit
+from robustcert.data import Dataset, Examples, Part, Parts, Stream, to_unit
 from robustcert.errors import ConfigError
 from robustcert.metrics.gradient_ratio import gradient_ratio
-from robustcert.metrics.radii import check_radii
+from robustcert.metrics.thresholds import check_radii
 from robustcert.network.agreement import compared_rows, require_agreement
 from robustcert.network.fold import fold_network
 from robustcert.network.network import PlainNetwork
-from robustcert.runs.attack import attack_samples, build_attack, in_words
+from robustcert.runs.attack import Attack, attack_samples, build_attack, in_words
 from robustcert.runs.console import print_global, print_table, verified
 from robustcert.training.checkpoint import Checkpoint, read_checkpoint
 
@@ -53,12 +53,57 @@ def _on_the_cpu() -> Iterator[None]:
         yield
 
 
+@dataclass(frozen=True)
+class _Options:
+    """How much of which split is certified, where and in what portions, and how it is attacked."""
+
+    split: Part
+    samples: int | None
+    radii: list[float] | None
+    batch_size: int
+    device: torch.device
+    attack: Attack
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ConfigError(f"batch_size: expected a number above 0, got {self.batch_size}")
+        if self.samples is not None and self.samples < 1:
+            raise ConfigError(f"samples: expected a number above 0 or null, got {self.samples}")
+        if self.radii is not None:
+            check_radii(self.radii)
+
+
+@dataclass(frozen=True, eq=False)
+class _Subject:
+    """A checkpoint as read, with the objects that its configuration and the command line name."""
+
+    checkpoint: Checkpoint
+    config: Config
+    certifier: Certifier
+    named: Config  # the certifier's node
+    dataset: Dataset
+    parts: Parts
+    model: torch.nn.Module
+    network: PlainNetwork
+
+
+@dataclass(frozen=True, eq=False)
+class _Prepared:
+    """What is certified, on its device, and what is claimed of the network before any radius."""
+
+    network: PlainNetwork
+    examples: Examples
+    claim: Claim
+    record: dict[str, Any]
+    key: str  # whatever the bits of a radius depend on
+
+
 @_on_the_cpu()
 def certify(
     checkpoint: str,
     *,
     certifier: Config | None = None,
-    split: Literal["train", "validation", "test"] = "test",
+    split: Part = "test",
     samples: int | None = None,
     radii: list[float] | None = None,
     dataset: Mapping[str, Any] | None = None,
@@ -80,30 +125,43 @@ def certify(
         output: Folder to write; see :func:`default_output`.
         batch_size: Samples certified at once.
         device: Where to compute.
-        allow_targets: Packages whose classes the checkpoint may name, beside ours and torch.nn.
+        allow_targets: Packages whose classes the checkpoint and ``certifier`` may name, beside ours
+            and torch.nn.
         attack: Options of :class:`Attack`.
 
     Returns:
         ``<split>/accuracy`` and ``<split>/vra_<radius>``.
     """
     started = time.perf_counter()
-    allowed = (*CHECKPOINT_TARGETS, *(allow_targets or []))
     attacking = build_attack(attack or {})
-    proving = build_certifier(certifier)
-    if batch_size < 1:
-        raise ConfigError(f"batch_size: expected a number above 0, got {batch_size}")
-    if samples is not None and samples < 1:
-        raise ConfigError(f"samples: expected a number above 0 or null, got {samples}")
-    if radii is not None:
-        check_radii(radii)
-    where = _device(device)
-    read = read_checkpoint(checkpoint)
-    config = dict(read.config)
-    changed = {key: value for key, value in (dataset or {}).items() if value is not None}
-    config["dataset"] = {**config["dataset"], **changed}
-    thresholds = check_radii(radii or [*config["radii"], config["epsilon"]])
-    folder = Path(output) if output else default_output(read.path, split, samples)
+    options = _Options(split, samples, radii, batch_size, _device(device), attacking)
+    subject = _read(checkpoint, certifier or {}, dataset or {}, allow_targets or [])
+    folder = Path(output) if output else default_output(subject.checkpoint.path, split, samples)
+    with strict_arithmetic() as arithmetic:
+        prepared = _prepare(subject, options, arithmetic)
+        # Whatever fails after the first radius, all radii are kept; a setting that was changed is
+        # an error before the folder is complete.
+        with (
+            resumable_folder(folder, is_certificate, prepared.key, keep=has_radii) as partial,
+            strict_arithmetic(),
+        ):
+            result = _certify(subject, options, prepared, partial)
+            seconds = time.perf_counter() - started
+            log.info("%d samples certified in %.1f s", len(result.target), seconds)
+            attacked = _attack(subject, options, prepared, result)
+            written = _write(subject, options, prepared, result, attacked, seconds, partial)
+    return _tell(written, prepared.claim, folder)
 
+
+def _read(
+    checkpoint: str, certifier: Config, dataset: Mapping[str, Any], allow_targets: Sequence[str]
+) -> _Subject:
+    """Read a checkpoint and build what its configuration names; nothing is computed yet."""
+    allowed = (*CHECKPOINT_TARGETS, *allow_targets)
+    proving = build_certifier(certifier, allow_targets)
+    read = read_checkpoint(checkpoint)
+    changed = {key: value for key, value in dataset.items() if value is not None}
+    config = {**read.config, "dataset": {**read.config["dataset"], **changed}}
     source = build_dataset(config, allowed)
     if tuple(source.input_shape) != read.input_shape:
         raise ConfigError(
@@ -111,78 +169,118 @@ def certify(
             f"{tuple(source.input_shape)} from {source.name}"
         )
     model, network = _load_network(read, config, allowed)
+    parts = build_parts(config, source)
+    return _Subject(read, config, proving, certifier, source, parts, model, network)
+
+
+def _prepare(subject: _Subject, options: _Options, arithmetic: Mapping[str, Any]) -> _Prepared:
+    """Read the samples, compare model and folded network, and claim what needs no radius."""
+    source, network, batch_size = subject.dataset, subject.network, options.batch_size
     source.prepare()
-    data = build_data(config, source, allowed)
-    stored = data.stored(split)
-    count = len(stored) if samples is None else min(samples, len(stored))
+    stored = subject.parts.stored(options.split)
+    count = len(stored) if options.samples is None else min(options.samples, len(stored))
     stored = stored.take(slice(count))
-    origin = {"name": source.name, "split": split, **source.provenance()}
-    with strict_arithmetic() as arithmetic:
-        # A stream is read in order, so that a damaged file keeps what is before it.
-        streamed = isinstance(stored.inputs, Stream)
-        rows = compared_rows(min(count, batch_size) if streamed else count)
-        require_agreement(model, network, stored.inputs[rows])
-        moved = network.to(where)
-        with strict_arithmetic():
-            pairwise = proving.pairwise_bound(moved)
-        record: dict[str, Any] = {
-            "functions": proving.functions,
-            "proof": proving.proof(network),
-            "certifier": in_words(certifier or {}),
-            "checkpoint": {"file": read.path.name, "sha256": read.sha256, "epoch": read.epoch},
-            "config": in_words(config),
-            "dataset": origin,
-            "arithmetic": {**arithmetic, "device": str(where), "dtype": str(proving.dtype)},
-            "smoothing": proving.smoothing(),
-        }
-        if not proving.deterministic:
-            # An attack on the network says nothing about the smoothed classifier.
-            attacking = replace(attacking, samples=0)
-        key = _key(record, network, pairwise, stored, batch_size)
-        # Whatever fails after the first radius, all radii are kept; a setting that was changed is
-        # an error before the folder is complete.
-        with (
-            resumable_folder(folder, is_certificate, key, keep=has_radii) as partial,
-            strict_arithmetic(),
-        ):
-            result = _certify_all(proving, moved, data, split, stored, batch_size, where, partial)
-            seconds = time.perf_counter() - started
-            log.info("%d samples certified in %.1f s", count, seconds)
-            batches = (to_unit(result.inputs[part]) for part in _parts(count, batch_size))
-            pairs = proving.global_claim(network, batches)
-            attacked = attack_samples(network, result, thresholds, attacking)
-            record |= {
-                "attack": {**attacked, "took": round(time.perf_counter() - started - seconds, 3)},
-                "gradient_over_bound": _tightness(network, result, pairwise),
-                "seconds": round(seconds, 3),
-            }
-            claim = write_claim(
-                partial,
-                network,
-                pairwise,
-                result,
-                thresholds,
-                record,
-                proving.multiplier_tensors(moved),
-                pairs,
-            )
-            draw_vra_curve(
-                partial / "vra.png",
-                result.curve(),
-                accuracy=claim["summary"]["correct"] / count,
-                empirical=list(zip(attacked["radii"], attacked["accuracy"], strict=True)),
-                samples=count,
-                attacked=attacked["samples"],
-                title=f"{source.name}, {split} split",
-                label=verified(claim),
-            )
-            if read.input_shape == (2,):
-                _draw_plane(partial / "levels.png", proving, network, source)
-    print_table(claim, folder)
-    if pairs is None:
-        return summarize(claim)
-    print_global(pairs)
-    return summarize(claim) | {"global/eps_bar": max(row["eps_bar"] for row in pairs["outputs"])}
+    # A stream is read in order, so that a damaged file keeps what is before it.
+    streamed = isinstance(stored.inputs, Stream)
+    rows = compared_rows(min(count, batch_size) if streamed else count)
+    require_agreement(subject.model, network, stored.inputs[rows])
+    moved = network.to(options.device)
+    with strict_arithmetic():
+        batches = (to_unit(stored.inputs[part]) for part in _parts(count, batch_size))
+        claim = subject.certifier.claim(moved, batches)
+    read = subject.checkpoint
+    record: dict[str, Any] = {
+        "certifier": in_words(subject.named),
+        "checkpoint": {"file": read.path.name, "sha256": read.sha256, "epoch": read.epoch},
+        "config": in_words(subject.config),
+        "dataset": {"name": source.name, "split": options.split, **source.provenance()},
+        "arithmetic": {**arithmetic, "device": str(options.device), "dtype": str(claim.dtype)},
+    }
+    return _Prepared(moved, stored, claim, record, _key(record, network, claim, stored, batch_size))
+
+
+def _certify(
+    subject: _Subject, options: _Options, prepared: _Prepared, folder: Path
+) -> CertifiedSplit:
+    """Certify batch after batch, from where an interrupted run stopped, into the folder's files."""
+    stored, count = prepared.examples, len(prepared.examples)
+    files = SampleFiles(
+        folder,
+        stored.indices,
+        stored.labels,
+        stored.inputs.shape[1:],
+        stored.inputs.dtype,
+        options.batch_size,
+        positive_status(prepared.claim.smoothing),
+    )
+    if files.done:
+        log.info("%d of %d samples were certified before: going on", files.done, count)
+    for batch, _ in subject.parts.in_order(options.split, options.batch_size, files.done, count):
+        found = subject.certifier.certify(prepared.network, to_unit(batch.to(options.device)))
+        names = ("prediction", "radius", "margin", "error", "decided")
+        files.append(batch, Certificates(*(getattr(found, name).cpu() for name in names)))
+    return files.split(stored.inputs)
+
+
+def _attack(
+    subject: _Subject, options: _Options, prepared: _Prepared, result: CertifiedSplit
+) -> dict[str, Any]:
+    """Attack the network at what was certified of it; a smoothed classifier is another function."""
+    started = time.perf_counter()
+    attack = options.attack
+    if prepared.claim.smoothing is not None:
+        attack = replace(attack, samples=0)
+    attacked = attack_samples(subject.network, result, _thresholds(subject, options), attack)
+    return {**attacked, "took": round(time.perf_counter() - started, 3)}
+
+
+def _write(
+    subject: _Subject,
+    options: _Options,
+    prepared: _Prepared,
+    result: CertifiedSplit,
+    attacked: Mapping[str, Any],
+    seconds: float,
+    folder: Path,
+) -> dict[str, Any]:
+    """Write the claim and the pictures beside samples and radii; returns certificate.json."""
+    source, network, claim = subject.dataset, subject.network, prepared.claim
+    record = {
+        **prepared.record,
+        "attack": attacked,
+        "gradient_over_bound": _tightness(network, result, claim.pairwise),
+        "seconds": round(seconds, 3),
+    }
+    written = write_claim(folder, network, claim, result, _thresholds(subject, options), record)
+    count = len(result.target)
+    draw_vra_curve(
+        folder / "vra.png",
+        result.curve(),
+        accuracy=written["summary"]["correct"] / count,
+        empirical=list(zip(attacked["radii"], attacked["accuracy"], strict=True)),
+        samples=count,
+        attacked=attacked["samples"],
+        title=f"{source.name}, {options.split} split",
+        label=verified(written),
+    )
+    if subject.checkpoint.input_shape == (2,):
+        _draw_plane(folder / "levels.png", subject.certifier, network, source)
+    return written
+
+
+def _tell(written: Mapping[str, Any], claim: Claim, folder: Path) -> dict[str, float]:
+    """Print what was certified; returns it as metrics."""
+    print_table(written, folder)
+    metrics = summarize(written)
+    if claim.pairs is not None:
+        print_global(claim.pairs)
+        metrics["global/eps_bar"] = max(row["eps_bar"] for row in claim.pairs["outputs"])
+    return metrics
+
+
+def _thresholds(subject: _Subject, options: _Options) -> list[float]:
+    """Radii at which certified samples are counted."""
+    return check_radii(options.radii or [*subject.config["radii"], subject.config["epsilon"]])
 
 
 def summarize(claim: Mapping[str, Any]) -> dict[str, float]:
@@ -246,7 +344,7 @@ def _load_network(
 def _key(
     record: Mapping[str, Any],
     network: PlainNetwork,
-    pairwise: torch.Tensor,
+    claim: Claim,
     stored: Examples,
     batch_size: int,
 ) -> str:
@@ -254,9 +352,12 @@ def _key(
     samples = b"".join(t.numpy().tobytes() for t in (stored.indices, stored.labels))
     content = {
         **record,
+        "functions": claim.functions,
+        "proof": claim.proof,
+        "smoothing": claim.smoothing,
         "format": FORMAT,
         "network": network.digest(),
-        "pairwise": [[k.hex() for k in row] for row in pairwise.tolist()],
+        "pairwise": in_hexadecimal(claim.pairwise),
         "samples": hashlib.sha256(samples).hexdigest(),
         "inputs": [list(stored.inputs.shape), str(stored.inputs.dtype)],
         "batch_size": batch_size,
@@ -266,39 +367,10 @@ def _key(
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _certify_all(
-    certifier: LipschitzCertifier,
-    network: PlainNetwork,
-    data: DataModule,
-    split: Literal["train", "validation", "test"],
-    stored: Examples,
-    batch_size: int,
-    device: torch.device,
-    folder: Path,
-) -> CertifiedSplit:
-    inputs, count = stored.inputs, len(stored)
-    files = SampleFiles(
-        folder,
-        stored.indices,
-        stored.labels,
-        inputs.shape[1:],
-        inputs.dtype,
-        batch_size,
-        positive_status(certifier.smoothing()),
-    )
-    if files.done:
-        log.info("%d of %d samples were certified before: going on", files.done, count)
-    for batch, _ in data.in_order(split, batch_size, files.done, count):
-        found = certifier.certify(network, to_unit(batch.to(device)))
-        names = ("prediction", "radius", "margin", "error", "decided")
-        files.append(batch, Certificates(*(getattr(found, name).cpu() for name in names)))
-    return files.split(inputs)
-
-
 def _tightness(
-    network: PlainNetwork, result: CertifiedSplit, pairwise: torch.Tensor
+    network: PlainNetwork, result: CertifiedSplit, pairwise: torch.Tensor | None
 ) -> dict[str, float] | None:
-    if not len(pairwise):
+    if pairwise is None:
         return None
     x = to_unit(result.inputs[:_DIAGNOSED]).double()
     # A gradient for every class: of all samples at once they would be the peak of memory.
@@ -315,9 +387,7 @@ def _parts(count: int, size: int) -> Iterator[slice]:
     return (slice(start, start + size) for start in range(0, count, size))
 
 
-def _draw_plane(
-    path: Path, certifier: LipschitzCertifier, network: PlainNetwork, source: Dataset
-) -> None:
+def _draw_plane(path: Path, certifier: Certifier, network: PlainNetwork, source: Dataset) -> None:
     line = torch.linspace(0, 1, _GRID, dtype=torch.float64, device="cpu")
     grid = torch.cartesian_prod(line, line)
     found = certifier.certify(network, grid)

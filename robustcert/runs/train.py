@@ -122,7 +122,7 @@ def _check_settings(config: Config) -> None:
         raise ConfigError(f"epsilon: expected a radius above 0, got {config['epsilon']}")
     check_radii(config["radii"])
     # What is only needed after hours of training is checked before.
-    build_certifier(config["certifier"])
+    build_certifier(config["certifier"], config["allow_targets"])
     build_attack(config["attack"])
     trainer = config["trainer"]
     for key in ("max_epochs", "max_steps"):

@@ -5,7 +5,7 @@ import math
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from lightning.pytorch.strategies.launchers import (
     _MultiProcessingLauncher,
     _SubprocessScriptLauncher,
 )
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from robustcert.config.build import Config, build, resolve
 from robustcert.config.schema import check_value
@@ -33,7 +34,7 @@ def build_logger(config: Config, run_dir: Path, allowed: tuple[str, ...]) -> Log
     parameters = inspect.signature(resolve(node.get("_target_"), "logger", allowed)).parameters
     takes_folder = "save_dir" in parameters and "save_dir" not in node
     folder = {"save_dir": str(run_dir)} if takes_folder else {}
-    return build(node, "logger", allowed, expected=Logger, **folder)
+    return _build(node, "logger", allowed, expected=Logger, **folder)
 
 
 def build_trainer(
@@ -47,7 +48,7 @@ def build_trainer(
     node = dict(config["trainer"])
     cluster: dict[str, Any] = {}
     for i, own in enumerate(node.pop("callbacks", None) or []):
-        callbacks.append(build(own, f"trainer.callbacks[{i}]", allowed, expected=Callback))
+        callbacks.append(_build(own, f"trainer.callbacks[{i}]", allowed, expected=Callback))
     bar = node.get("enable_progress_bar", True) and sys.stdout.isatty()
     callbacks.append(ProgressBar() if bar else EpochLog())
     if "SLURM_NTASKS" in os.environ and SLURMEnvironment.detect() and "plugins" not in node:
@@ -55,7 +56,7 @@ def build_trainer(
         cluster["plugins"] = SLURMEnvironment(auto_requeue=False)
         callbacks.append(OutlastSigterm())
     with expected_warnings():
-        trainer: Trainer = build(
+        trainer: Trainer = _build(
             {**node, "enable_progress_bar": bar},
             "trainer",
             allowed,
@@ -73,6 +74,14 @@ def build_trainer(
         raise ConfigError(f"trainer.{key}: {node[key]} leaves nothing to choose best.ckpt by")
     trainer.strategy.checkpoint_io = AtomicCheckpointIO()
     return trainer
+
+
+def _build(node: Config, key: str, allowed: Sequence[str], *, expected: type, **extra: Any) -> Any:
+    """As :func:`build`, for Lightning's classes, which refuse by an exception of their own."""
+    try:
+        return build(node, key, allowed, expected=expected, **extra)
+    except MisconfigurationException as error:
+        raise ConfigError(f"{key}: {error}") from error
 
 
 def guard_launch(trainer: Trainer, multirun: bool) -> None:

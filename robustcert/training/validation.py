@@ -30,13 +30,13 @@ every sample.
 import math
 from dataclasses import dataclass
 from inspect import signature
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from robustcert.certifiers import (
-    Certificates,
+    Certifier,
     CombinedCertifier,
     CROWNCertifier,
     GlobalCertifier,
@@ -47,6 +47,7 @@ from robustcert.certifiers import (
     SmoothingCertifier,
     strict_arithmetic,
 )
+from robustcert.certifiers.lipschitz import PairwiseCertifier
 from robustcert.certifiers.second_order.curvature import is_covered
 from robustcert.margins import certified_radius
 from robustcert.models.scores import TrainingScores
@@ -70,15 +71,8 @@ REMARKS: dict[type, str] = {
 NEVER_BELOW = (CROWNCertifier, LocalLipschitzCertifier, CombinedCertifier)
 
 
-class CertifiesSamples(Protocol):
-    """What every certifier does."""
-
-    def certify(self, network: PlainNetwork, x: Tensor) -> Certificates:
-        """Certificates of inputs of shape ``(N, *input_shape)``."""
-
-
 class BoundsPairs(Protocol):
-    """What a certifier does whose radii are margins over constants of the whole space."""
+    """What a certifier has whose radii are margins over constants of the whole space."""
 
     def pairwise_bound(self, network: PlainNetwork) -> Tensor:
         """Bounds on the constants of logit i minus logit j, shape ``(C, C)``, float64."""
@@ -110,14 +104,12 @@ class ValidationCertifier:
             are taken, for certifiers whose own are never below them.
     """
 
-    def __init__(
-        self, certifier: CertifiesSamples | None = None, samples: int | None = 128
-    ) -> None:
+    def __init__(self, certifier: Certifier | None = None, samples: int | None = 128) -> None:
         if samples is not None and samples < 0:
             raise ValueError(
                 f"expected at least 0 samples or null, got {samples}: set validation.samples"
             )
-        self.certifier: CertifiesSamples = certifier or QuadricCertifier()
+        self.certifier: Certifier = certifier or QuadricCertifier()
         self.samples = samples
         self.pairwise: Tensor | None = None
         self._network: PlainNetwork | None = None
@@ -232,7 +224,7 @@ class ValidationCertifier:
         return TrainingScores(lambda target: logits, self.pairwise.float())
 
 
-def constants_of(certifier: Any, network: PlainNetwork) -> BoundsPairs | None:
+def constants_of(certifier: Certifier, network: PlainNetwork) -> BoundsPairs | None:
     """The certifier whose pairwise constants alone make the radii of validation.
 
     None where a certifier bounds every sample by itself. By exact class: a subclass may do so.
@@ -243,9 +235,8 @@ def constants_of(certifier: Any, network: PlainNetwork) -> BoundsPairs | None:
         return lipschitz
     if getattr(certifier, "dtype", torch.float64) != torch.float64:
         return None
-    if kind in (LipschitzCertifier, LipSDPCertifier):
-        own: BoundsPairs = certifier
-        return own
+    if isinstance(certifier, PairwiseCertifier) and kind in (LipschitzCertifier, LipSDPCertifier):
+        return certifier
     # The radii of these are the Lipschitz ones for other networks.
     if kind is QuadricCertifier and split_quadratics(network) is None:
         return lipschitz

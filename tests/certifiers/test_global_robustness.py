@@ -350,7 +350,8 @@ def test_stable_samples_keep_their_prediction() -> None:
     network = dense((2, 8, 3), bias=1.0)
     certifier = GlobalCertifier([[0, 1], [0, 0.5]], delta=0.02, tries=100)
     x = torch.rand(400, 2).double()
-    said = certifier.global_claim(network, x.split(150))
+    said = certifier.claim(network, x.split(150)).pairs
+    assert said is not None
     assert said["samples"]["samples"] == 400
     assert said["samples"]["inside"] == int((x[:, 1] <= 0.5).sum())
     assert 0 < said["samples"]["stable"] <= said["samples"]["inside"]

@@ -30,7 +30,15 @@ from robustcert.attacks.crosscheck import INSIDE
 from robustcert.certificate import samples
 from robustcert.certificate.claim import write_certificate
 from robustcert.certificate.samples import CertifiedSplit
-from robustcert.certifiers import Certificates, LipschitzCertifier, arithmetic, base, certify
+from robustcert.certifiers import (
+    Certificates,
+    Claim,
+    LipschitzCertifier,
+    Proof,
+    arithmetic,
+    base,
+    certify,
+)
 from robustcert.certifiers import lipschitz as lipschitz_module
 from robustcert.errors import NormBoundError, UnsoundNetworkError
 from robustcert.layers import ConstrainedLinear, NormPool2d, UnconstrainedLinear
@@ -479,10 +487,9 @@ def written_radii() -> None:
         claim = write_certificate(
             Path(folder),
             network,
-            pairwise_bound(network),
+            Claim(Proof.LIPSCHITZ, ("R",), pairwise=pairwise_bound(network)),
             split_of(radius),
             [0.1, 2.5],
-            {"functions": ["R"]},
         )
         with (Path(folder) / "radii.csv").open() as file:
             rows = list(csv.DictReader(file))

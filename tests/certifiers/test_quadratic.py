@@ -19,6 +19,7 @@ from robustcert.layers import CholeskyResidualLinear
 from robustcert.models import DeepSubspaces, LayerFamily, Subspaces
 from robustcert.network.fold import fold_network
 from robustcert.network.forward_error import ForwardError, forward_error
+from robustcert.network.linear import Dense
 from robustcert.network.network import PlainNetwork, sequence_bound
 from robustcert.network.quadratics import Quadratics, quadric_distance, split_quadratics
 
@@ -160,7 +161,8 @@ def test_no_lipschitz_certificate_is_given() -> None:
     folded, x, _ = network()
     with pytest.raises(UnsoundNetworkError, match="certifier=quadratic"):
         LipschitzCertifier().certify(folded, x)
-    assert QuadricCertifier().proof(folded) == "quadric"
+    claim = QuadricCertifier().claim(folded)
+    assert (claim.proof, claim.pairwise) == ("quadric", None)
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0])
@@ -173,8 +175,16 @@ def test_ties_and_overflow_are_not_certified(value: float) -> None:
     for overflowing in (folded, deep_network()[0]):
         radius = QuadricCertifier().certify(overflowing, far).radius
         assert (radius == 0).all()
-    empty = PlainNetwork((), (8,))
-    assert QuadricCertifier().proof(empty) == "lipschitz"
+
+
+def test_other_networks_get_their_lipschitz_radii() -> None:
+    network, x = PlainNetwork((Dense(torch.eye(3)),), (3,)), torch.rand(4, 3)
+    claim = QuadricCertifier().claim(network)
+    assert claim.proof == "lipschitz"
+    assert torch.equal(claim.pairwise, LipschitzCertifier().pairwise_bound(network))
+    found = QuadricCertifier().certify(network, x)
+    assert torch.equal(found.radius, LipschitzCertifier().certify(network, x).radius)
+    assert split_quadratics(PlainNetwork((), (8,))) is None
 
 
 def without_curvature(*arguments: Tensor) -> Tensor:

@@ -18,6 +18,10 @@ from helpers.dashboard_metrics import METRICS
 from helpers.runs import TINY
 
 import robustcert.runs.commands
+from robustcert.certificate.predictor import load
+from robustcert.certificate.samples import read_radii
+from robustcert.check import UnreadableError
+from robustcert.check.command import main as check
 from robustcert.config.command_line import find_mistake, ordered
 
 ROOT = Path(__file__).parents[2]
@@ -206,6 +210,59 @@ def test_a_users_groups_and_classes_come_from_their_own_folder(
     assert "is not allowed" in str(command("certify", checkpoint))
     assert command("certify", checkpoint, "allow_targets=[mylab]", "attack.samples=4") == 0
     assert "did you mean mine?" in str(command("train", "--config-dir", "lab", "activation=mime"))
+
+
+CERTIFIER = """
+from robustcert.certifiers import Certifier, Claim, LipschitzCertifier
+
+class Halved(Certifier):
+    def __init__(self, arithmetic: str = "float64") -> None:
+        self.whole = LipschitzCertifier(arithmetic)
+
+    def claim(self, network, samples=()):
+        return Claim("halved", ("R", "F64"))
+
+    def certify(self, network, x):
+        found = self.whole.certify(network, x)
+        object.__setattr__(found, "radius", found.radius / 2)
+        return found
+"""
+
+
+def test_a_users_certifier_says_what_it_proved_and_the_checker_refuses_it(
+    command: Command, tmp_path: Path, tiny_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "halves").mkdir()
+    (tmp_path / "halves" / "__init__.py").write_text(CERTIFIER)
+    typed = (f"checkpoint={tiny_run}/checkpoints/best.ckpt", "attack.samples=4", "output=folder")
+    own = "certifier._target_=halves.Halved"
+    assert "add allow_targets=[halves] to the command line" in str(command("certify", *typed, own))
+    assert command("certify", *typed, own, "allow_targets=[halves]") == 0
+    claim = json.loads((tmp_path / "folder" / "certificate.json").read_text())
+    assert claim["claim"]["proof"] == "halved"
+    assert (claim["bounds"], claim["pairwise"], claim["gradient_over_bound"]) == ([], [], None)
+    folders = (tiny_run / "certificate", tmp_path / "folder")
+    whole, halves = (read_radii(folder / "radii.csv").radius for folder in folders)
+    assert torch.equal(halves, whole / 2)
+    capsys.readouterr()
+    assert check(["folder"]) == 2
+    (said,) = capsys.readouterr().out.splitlines()
+    assert said.startswith("UNREADABLE, nothing is verified: claim proof: expected one of lips")
+    assert said.endswith("got 'halved'")
+    with pytest.raises(UnreadableError, match="'halved'"):
+        load(tmp_path / "folder")
+
+
+def test_a_users_certifier_certifies_what_was_trained(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "quarters").mkdir()
+    (tmp_path / "quarters" / "__init__.py").write_text(CERTIFIER)
+    typed = (*TINY, "trainer.max_epochs=1", "certifier._target_=quarters.Halved")
+    assert "add allow_targets=[quarters]" in str(command("train", *typed))
+    folder = tmp_path / "run"
+    typed = (*typed, "allow_targets=[quarters]", f"hydra.run.dir={folder}")
+    assert command("train", *typed) == 0
+    claim = json.loads((folder / "certificate" / "certificate.json").read_text())
+    assert claim["claim"]["proof"] == "halved"
 
 
 def test_resuming_writes_into_the_same_folder_and_keeps_its_record(

@@ -7,23 +7,22 @@ import torch
 
 from robustcert.certificate.claim import write_certificate
 from robustcert.certificate.samples import CertifiedSplit
-from robustcert.certifiers import Certificates, CombinedCertifier, LipschitzCertifier
+from robustcert.certifiers import Certificates, Certifier, CombinedCertifier, LipschitzCertifier
 from robustcert.network.network import PlainNetwork
 
 SAMPLES = 16
 
 
 def write(
-    folder: Path, net: PlainNetwork, found: Certificates, x: torch.Tensor, certifier: Any
+    folder: Path, net: PlainNetwork, found: Certificates, x: torch.Tensor, certifier: Certifier
 ) -> Path:
     folder.mkdir(parents=True)
     write_certificate(
         folder,
         net,
-        certifier.pairwise_bound(net),
+        certifier.claim(net),
         CertifiedSplit(x, found.prediction, torch.arange(len(x)), found),
         [0.01],
-        {"functions": certifier.functions, "proof": certifier.proof(net)},
     )
     return folder
 

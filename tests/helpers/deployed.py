@@ -1,14 +1,13 @@
 """Certificate folders for tests of what is made from them."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
 from robustcert.certificate.claim import write_certificate
 from robustcert.certificate.samples import CertifiedSplit
-from robustcert.certifiers import LipschitzCertifier
+from robustcert.certifiers import Certifier, LipschitzCertifier
 from robustcert.data import to_unit
 from robustcert.network.fold import fold_network
 from robustcert.network.network import PlainNetwork
@@ -30,7 +29,7 @@ def plain_network(module: nn.Module, *shape: int) -> PlainNetwork:
 def write_folder(
     folder: Path,
     network: PlainNetwork,
-    certifier: LipschitzCertifier | None = None,
+    certifier: Certifier | None = None,
     samples: int = 12,
 ) -> Path:
     """The certificate of random images, labelled as they are predicted but for every fourth."""
@@ -41,21 +40,9 @@ def write_folder(
     inputs = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
     certificates = certifier.certify(network, to_unit(inputs))
     target = certificates.prediction.clone()
-    target[::4] = (target[::4] + 1) % len(certifier.pairwise_bound(network))
+    claim = certifier.claim(network, [to_unit(inputs)])
+    assert claim.pairwise is not None
+    target[::4] = (target[::4] + 1) % len(claim.pairwise)
     split = CertifiedSplit(inputs, target, torch.arange(samples), certificates)
-    record: dict[str, Any] = {
-        "functions": certifier.functions,
-        "proof": certifier.proof(network),
-        "smoothing": certifier.smoothing(),
-    }
-    write_certificate(
-        folder,
-        network,
-        certifier.pairwise_bound(network),
-        split,
-        [0.01, 0.1],
-        record,
-        certifier.multiplier_tensors(network),
-        certifier.global_claim(network, [to_unit(inputs)]),
-    )
+    write_certificate(folder, network, claim, split, [0.01, 0.1])
     return folder

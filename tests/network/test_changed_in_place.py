@@ -70,8 +70,10 @@ def anew(network: PlainNetwork) -> PlainNetwork:
 def statements(certifier: str, network: PlainNetwork, x: Tensor) -> list[Tensor]:
     found = build("certifier", certifier, **SMALL.get(certifier, {}))
     result: Certificates = found.certify(network, x)
-    tensors = (found.multiplier_tensors(network) or {}).values()
-    return [found.pairwise_bound(network), result.radius, result.margin, result.error, *tensors]
+    claim = found.claim(network)
+    tensors = [*(claim.multipliers or {}).values()]
+    tensors += [] if claim.pairwise is None else [claim.pairwise]
+    return [result.radius, result.margin, result.error, *tensors]
 
 
 @pytest.mark.parametrize(("kind", "certifier"), CERTIFIERS)

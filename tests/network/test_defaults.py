@@ -95,12 +95,12 @@ def statements(certifier: str, module: nn.Module, x: Tensor) -> list[object]:
     found = build("certifier", certifier, **SMALL.get(certifier, {}))
     said: list[object] = [net.digest()]
     try:
-        said += [found.pairwise_bound(net)]
+        claim = found.claim(net, [x])
+        said += [claim.pairwise]
         result = found.certify(net, x)
         said += [result.prediction, result.radius, result.margin, result.error]
-        said += sorted((found.multiplier_tensors(net) or {}).items())
-        claim = found.global_claim(net, [x])
-        said += [{**(claim or {}), "seconds": None}]
+        said += sorted((claim.multipliers or {}).items())
+        said += [{**(claim.pairs or {}), "seconds": None}]
         if certifier == "second_order":
             said.append(found.adversarial_distance(net, x))
     except UnsoundNetworkError as error:

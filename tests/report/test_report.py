@@ -226,8 +226,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     x, label = torch.rand(6, 3), torch.arange(6) % 4
     certifier = LipschitzCertifier()
     split = CertifiedSplit(x, label, torch.arange(6) + 10, certifier.certify(network, x))
-    record = {"functions": certifier.functions}
-    write_certificate(folder, network, certifier.pairwise_bound(network), split, [0.1], record)
+    write_certificate(folder, network, certifier.claim(network), split, [0.1])
     return folder
 
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,13 @@ from helpers.runs import TINY, compose, run
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
-from robustcert.certifiers import Certificates, LipschitzCertifier, LipSDPCertifier
+from robustcert.certifiers import (
+    Certificates,
+    Certifier,
+    Claim,
+    LipschitzCertifier,
+    LipSDPCertifier,
+)
 from robustcert.config.build import COMMAND_LINE_TARGETS, build_data, build_dataset, build_module
 from robustcert.errors import ConfigError
 from robustcert.network.fold import fold_network
@@ -119,11 +126,14 @@ def test_best_is_chosen_by_the_certifier_that_certifies(tmp_path: Path) -> None:
     assert best.metrics["val/lipschitz"] == pytest.approx(largest, rel=1e-6)
 
 
-class Remember:
-    """A user's own certifier, which has nothing but ``certify``."""
+class Remember(Certifier):
+    """A user's own certifier, of which nothing else is known."""
 
     def __init__(self) -> None:
         self.seen: list[float] = []
+
+    def claim(self, network: PlainNetwork, samples: Iterable[Tensor] = ()) -> Claim:
+        return Claim("halves", ("R",))
 
     def certify(self, network: PlainNetwork, x: Tensor) -> Certificates:
         self.seen += x[:, 0].tolist()

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from robustcert.attacks import largest_changes
 from robustcert.certifiers.arithmetic import strict_arithmetic
+from robustcert.certifiers.base import Certificates, Certifier, Claim
 from robustcert.certifiers.global_robustness.twin import Domain, Twin
 from robustcert.certifiers.lipschitz import LipschitzCertifier
 from robustcert.errors import UnsoundNetworkError
@@ -61,7 +62,7 @@ class GlobalBounds:
         return torch.stack(list(self.proved.values())).amin(0)
 
 
-class GlobalCertifier(LipschitzCertifier):
+class GlobalCertifier(Certifier):
     r"""Bound every output's change over all pairs of near inputs of a box, beside the radii.
 
     Proves :math:`\bar\epsilon_j` such that for all x and x' of the domain
@@ -116,7 +117,7 @@ class GlobalCertifier(LipschitzCertifier):
         tries: int = 10_000,
         seed: int = 0,
     ) -> None:
-        super().__init__()
+        self._samples = LipschitzCertifier()
         self.domain = _ranges(domain)
         if not 0 < delta < math.inf:
             raise ValueError(f"expected a distance above 0, got {delta}: set certifier.delta")
@@ -212,13 +213,20 @@ class GlobalCertifier(LipschitzCertifier):
         error = _rounding(network, domain)
         return GlobalBounds(proved, error, attacked, solver, closed, clock.seconds)
 
-    def global_claim(self, network: PlainNetwork, batches: Iterable[Tensor]) -> dict[str, Any]:
-        """What ``global.json`` says: bounds of outputs, what they rest on, samples that are stable.
+    def pairwise_bound(self, network: PlainNetwork) -> Tensor:
+        """As :meth:`LipschitzCertifier.pairwise_bound`."""
+        return self._samples.pairwise_bound(network)
 
-        Args:
-            network: The network.
-            batches: Samples, each of shape ``(N, *input_shape)``.
-        """
+    def certify(self, network: PlainNetwork, x: Tensor) -> Certificates:
+        """As :meth:`LipschitzCertifier.certify`."""
+        return self._samples.certify(network, x)
+
+    def claim(self, network: PlainNetwork, samples: Iterable[Tensor] = ()) -> Claim:
+        """That of :class:`LipschitzCertifier`, and what ``global.json`` says of all pairs."""
+        return replace(self._samples.claim(network), pairs=self._claim_pairs(network, samples))
+
+    def _claim_pairs(self, network: PlainNetwork, samples: Iterable[Tensor]) -> dict[str, Any]:
+        """Bounds of outputs, what they rest on, and samples that are stable."""
         network = network.owned().to(torch.device("cpu"))
         lengths, pairwise = output_bound(network), self.pairwise_bound(network)
         classes = len(lengths)
@@ -242,7 +250,7 @@ class GlobalCertifier(LipschitzCertifier):
             "rests_on": {name: RESTS_ON[name] for name in (*found.proved, *beside, "attacked")},
             "outputs": [_output(found, j) for j in range(classes)],
             "differences": [[_up(d, found.rounding) for d in row] for row in apart.tolist()],
-            "samples": self._stable(network, apart, found.rounding, batches),
+            "samples": self._stable(network, apart, found.rounding, samples),
             "seconds": {key: round(value, 3) for key, value in found.seconds.items()},
         }
 

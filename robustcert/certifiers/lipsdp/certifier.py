@@ -3,14 +3,16 @@
 import itertools
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from functools import lru_cache
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from robustcert.certifiers.lipschitz import LipschitzCertifier
+from robustcert.certifiers.base import Claim, Proof
+from robustcert.certifiers.lipschitz import PairwiseCertifier
 from robustcert.certifiers.lipsdp import search, semidefinite
 from robustcert.certifiers.lipsdp.layers import NOTHING, Layer, compose
 from robustcert.errors import NormBoundError, UnsoundNetworkError
@@ -27,8 +29,8 @@ ROOM = 1e-5
 log = logging.getLogger(__name__)
 
 
-class LipSDPCertifier(LipschitzCertifier):
-    r"""Like :class:`LipschitzCertifier`, with semidefinite pairwise bounds.
+class LipSDPCertifier(PairwiseCertifier):
+    r"""Certify by the margins over semidefinite pairwise bounds.
 
     The product of the layers' norms is attained only if what one layer stretches most is what the
     next one stretches most, and no unit is switched off. These bounds take both into account, for
@@ -45,8 +47,10 @@ class LipSDPCertifier(LipschitzCertifier):
             for slopes in [0, 1].
         per_pair: Whether to optimise for every pair of classes by itself after all together, which
             is tighter by a few per cent and costs about as much again for each pair.
-        arithmetic: As in :class:`LipschitzCertifier`.
+        arithmetic: As in :class:`robustcert.certifiers.LipschitzCertifier`.
     """
+
+    proof = Proof.LIPSDP
 
     def __init__(
         self,
@@ -63,10 +67,6 @@ class LipSDPCertifier(LipschitzCertifier):
         self.iterations = iterations
         self.per_pair = per_pair
 
-    def proof(self, network: PlainNetwork) -> str:
-        """``lipsdp``."""
-        return "lipsdp"
-
     def pairwise_bound(self, network: PlainNetwork) -> Tensor:
         """Bounds on the constants of logit i minus logit j, shape ``(C, C)``, float64.
 
@@ -75,6 +75,10 @@ class LipSDPCertifier(LipschitzCertifier):
                 be proved.
         """
         return _prove(network.owned(), self.iterations, self.per_pair)[0].clone()
+
+    def claim(self, network: PlainNetwork, samples: Iterable[Tensor] = ()) -> Claim:
+        """The pairwise constants with the multipliers that prove them."""
+        return replace(super().claim(network), multipliers=self.multiplier_tensors(network))
 
     def multipliers(self, network: PlainNetwork) -> list[list[Tensor]]:
         r"""What a checker needs to prove the pairwise bounds again: diagonals, layer by layer.

@@ -7,7 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from robustcert.certifiers.lipschitz import LipschitzCertifier
+from robustcert.certifiers.base import Proof
+from robustcert.certifiers.lipschitz import PairwiseCertifier
 from robustcert.certifiers.lipsdp import search, semidefinite
 from robustcert.certifiers.local_lipsdp.ellipsoids import (
     Chain,
@@ -29,8 +30,8 @@ ENTRIES = 2**22
 ITERATIONS = 100
 
 
-class LocalLipschitzCertifier(LipschitzCertifier):
-    r"""Like :class:`LipschitzCertifier`, and never below it, with constants of balls.
+class LocalLipschitzCertifier(PairwiseCertifier):
+    r"""Lipschitz radii, or larger ones from constants of balls around the samples.
 
     On the ball of radius s around a sample the arguments of every activation lie in intervals, and
     so its slopes do. LipSDP with these slopes bounds the constants :math:`K_{cj}(s)` of the
@@ -52,8 +53,10 @@ class LocalLipschitzCertifier(LipschitzCertifier):
         rounds: Number of balls, at least 1.
         iterations: Steps of the search for multipliers on every ball; 0 keeps those of the whole
             space.
-        arithmetic: As in :class:`LipschitzCertifier`.
+        arithmetic: As in :class:`robustcert.certifiers.LipschitzCertifier`.
     """
+
+    proof = Proof.LOCAL_LIPSCHITZ
 
     def __init__(
         self,
@@ -66,10 +69,6 @@ class LocalLipschitzCertifier(LipschitzCertifier):
             if value < least:
                 raise ValueError(f"expected at least {least}, got {value}: set certifier.{name}")
         self.rounds, self.iterations = rounds, iterations
-
-    def proof(self, network: PlainNetwork) -> str:
-        """``local-lipschitz``."""
-        return "local-lipschitz"
 
     def distances(
         self,

@@ -1,13 +1,16 @@
 """Certified radii from Lipschitz bounds and, where the network is smooth, from its gradients."""
 
 import math
+from collections.abc import Iterable
+from dataclasses import replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from robustcert.certifiers.arithmetic import strict_arithmetic
-from robustcert.certifiers.lipschitz import LipschitzCertifier
+from robustcert.certifiers.base import Claim, Proof
+from robustcert.certifiers.lipschitz import PairwiseCertifier
 from robustcert.certifiers.second_order.curvature import (
     LocalSlope,
     Trace,
@@ -29,8 +32,8 @@ ROOM = 1e-6
 ATTACKED = 3
 
 
-class CombinedCertifier(LipschitzCertifier):
-    r"""Like :class:`LipschitzCertifier`, and never below it, with gradients of smooth networks.
+class CombinedCertifier(PairwiseCertifier):
+    r"""Lipschitz radii, or larger ones from the gradients of smooth networks.
 
     The margin over class j falls by at most the integral of
 
@@ -47,15 +50,18 @@ class CombinedCertifier(LipschitzCertifier):
     References: see :mod:`robustcert.certifiers.second_order.curvature`.
 
     Args:
-        arithmetic: As in :class:`LipschitzCertifier`.
+        arithmetic: As in :class:`robustcert.certifiers.LipschitzCertifier`.
     """
+
+    proof = Proof.SECOND_ORDER
 
     def __init__(self, arithmetic: Literal["float64", "float32"] = "float64") -> None:
         super().__init__(arithmetic)
 
-    def proof(self, network: PlainNetwork) -> str:
-        """``second-order`` for networks that gradients are used of, else ``lipschitz``."""
-        return "second-order" if is_covered(network) else super().proof(network)
+    def claim(self, network: PlainNetwork, samples: Iterable[Tensor] = ()) -> Claim:
+        """``second-order`` for networks whose gradients are used, else ``lipschitz``."""
+        claim = super().claim(network)
+        return claim if is_covered(network) else replace(claim, proof=Proof.LIPSCHITZ)
 
     def distances(
         self,

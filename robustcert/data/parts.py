@@ -1,0 +1,105 @@
+"""The parts of a dataset in a run: train, validation and test, as stored and as plain tensors."""
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from robustcert.data.dataset import (
+    Dataset,
+    DatasetError,
+    Examples,
+    Stream,
+    check_examples,
+    to_unit,
+)
+from robustcert.data.split import stratified_split
+
+Part = Literal["train", "validation", "test"]
+
+VALIDATION_KEY = 20_210_217
+
+
+class Batches(TorchDataset[tuple[Tensor, Tensor]]):
+    """Indexed by whole lists of rows: one gather, or one reading of a stream, per batch."""
+
+    def __init__(self, examples: Examples) -> None:
+        self.examples = examples
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, rows: list[int]) -> tuple[Tensor, Tensor]:
+        return self.examples.inputs[rows], self.examples.labels[rows]
+
+
+class Parts:
+    """Train, validation and test examples of a dataset, each read when it is first asked for.
+
+    Validation examples are cut from the train split, stratified by class, by a permutation that is
+    the same for every run. Lightning is not needed: certification reads its samples here, and
+    :class:`DataModule` makes batches of the same parts.
+
+    Args:
+        dataset: What to read.
+        validation: Share of the train split held out for validation, between 0 and 1.
+        num_workers: Processes that gather batches, at least 0.
+    """
+
+    def __init__(self, dataset: Dataset, validation: float = 0.1, num_workers: int = 0) -> None:
+        if num_workers < 0:
+            raise ValueError(f"expected loader.num_workers to be at least 0, but got {num_workers}")
+        if not 0 < validation < 1:
+            raise ValueError(
+                "expected loader.validation, the share of the train split held out, to lie between "
+                f"0 and 1, but got {validation}"
+            )
+        self.dataset = dataset
+        self.validation = validation
+        self.num_workers = num_workers
+        self._parts: dict[Part, Examples] = {}
+
+    def examples(self, part: Part) -> Examples:
+        """All examples of a part, as float32 in [0, 1]; a stream is read from end to end.
+
+        ``indices`` are positions in the official split's file order: the train split's for
+        ``"train"`` and ``"validation"``.
+        """
+        stored = self.stored(part)
+        return Examples(to_unit(stored.inputs[:]), stored.labels, stored.indices)
+
+    def stored(self, part: Part) -> Examples:
+        """All examples of a part as the dataset gives them: images as uint8, or as a stream."""
+        if part not in self._parts:
+            if part == "test":
+                self._parts["test"] = self._read("test")
+            elif part in ("train", "validation"):
+                train = self._read("train")
+                if len(train) < 2:
+                    raise DatasetError(
+                        f"{self.dataset.name}: expected at least two training examples, one of "
+                        f"them for validation, but got {len(train)}"
+                    )
+                rest, held_out = stratified_split(train.labels, self.validation, VALIDATION_KEY)
+                self._parts["train"] = train.take(rest)
+                self._parts["validation"] = train.take(held_out)
+            else:
+                raise ValueError(f"expected 'train', 'validation' or 'test', but got {part!r}")
+        return self._parts[part]
+
+    def _read(self, split: Literal["train", "test"]) -> Examples:
+        examples = self.dataset.read(split)
+        check_examples(self.dataset, split, examples)
+        if examples.inputs.dtype == torch.uint8 or isinstance(examples.inputs, Stream):
+            return examples
+        return Examples(to_unit(examples.inputs), examples.labels, examples.indices)
+
+    def in_order(self, part: Part, batch_size: int, first: int, last: int) -> DataLoader[Any]:
+        """Batches of the rows from ``first`` to ``last`` (not included) of a part, as stored."""
+        starts = range(first, last, batch_size)
+        rows = [list(range(start, min(start + batch_size, last))) for start in starts]
+        return DataLoader(
+            Batches(self.stored(part)), sampler=rows, batch_size=None, num_workers=self.num_workers
+        )
