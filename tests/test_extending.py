@@ -52,14 +52,20 @@ def execute(name: str, code: str) -> dict[str, object]:
     return found
 
 
+def forget() -> None:
+    """Take the user's modules out of Python's memory, whatever test they are from."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == "mylab"]:
+        del sys.modules[name]
+
+
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty folder that a user works in."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    forget()
     yield tmp_path
-    for name in [name for name in sys.modules if name.partition(".")[0] == "mylab"]:
-        del sys.modules[name]
+    forget()
 
 
 def test_the_page_is_made_of_what_this_test_runs() -> None:

@@ -27,7 +27,7 @@ from robustcert.lipschitz import pairwise_lipschitz_estimate
 from robustcert.models import MLP, LayerFamily, Subspaces
 from robustcert.network.fold import fold_network
 from robustcert.objectives import EMMA
-from robustcert.training.module import STARTING
+from robustcert.training.module import MAX_STARTING_EXAMPLES
 from robustcert.training.schedules import CosineSchedule, EpsilonSchedule
 
 EPSILON = {"digits": 0.5, "mnist": 1.58, "fashion_mnist": 0.5}
@@ -71,7 +71,7 @@ def fit(
 
 def starting(x: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
     """The first examples of each class, from which a training run starts the subspaces."""
-    rows = torch.cat([(label == c).nonzero()[:STARTING, 0] for c in range(CLASSES)])
+    rows = torch.cat([(label == c).nonzero()[:MAX_STARTING_EXAMPLES, 0] for c in range(CLASSES)])
     return x[rows], label[rows]
 
 

@@ -19,7 +19,7 @@ from robustcert.certifiers.base import (
     exceeds_error,
     moved,
 )
-from robustcert.margins import margins
+from robustcert.margins import smallest_margin
 from robustcert.network.agreement import require_agreement
 from robustcert.network.fold import fold_network
 from robustcert.network.forward_error import forward_error
@@ -133,7 +133,7 @@ def decide(network: PlainNetwork, x: Tensor, inputs: Tensor, found: Certificates
         return found
     result = forward_error(network, x[rows].double())
     prediction = found.prediction[rows]
-    margin = margins(result.output, prediction).scatter(1, prediction[:, None], math.inf).amin(1)
+    margin = smallest_margin(result.output, prediction)
     ahead = exceeds_error(margin, result.centre * (1 + 1e-9)) & torch.isfinite(margin)
     return replace(found, decided=found.decided.index_copy(0, rows, ahead))
 

@@ -13,7 +13,7 @@ from robustcert.certifiers.arithmetic import strict_arithmetic
 from robustcert.certifiers.base import Certificates, Certifier, Claim, Proof
 from robustcert.certifiers.lipschitz import LipschitzCertifier
 from robustcert.errors import UnsoundNetworkError
-from robustcert.margins import margins
+from robustcert.margins import smallest_margin
 from robustcert.network.forward_error import UNIT, forward_error
 from robustcert.network.local_error import gamma
 from robustcert.network.network import PlainNetwork
@@ -150,7 +150,7 @@ class _Pairs:
         # NaN compares false: whatever is not a positive number is not certified.
         finite = torch.isfinite(logits).all(1) & torch.isfinite(distance).logical_or(same).all(1)
         radius = torch.where(finite & (radius > 0), radius, 0.0)
-        margin = margins(logits, prediction).scatter(1, prediction[:, None], math.inf).amin(1)
+        margin = smallest_margin(logits, prediction)
         error = self.error(size[:, None])
         error = error + self.steepness((size + doubt)[:, None]) * doubt[:, None]
         error = error.amax(1) * math.sqrt(q.classes) * (1 + 1e-9)

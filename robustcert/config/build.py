@@ -22,6 +22,7 @@ from robustcert.errors import ConfigError
 if TYPE_CHECKING:
     from robustcert.data.datamodule import DataModule
     from robustcert.training.module import CertifiedClassifier
+    from robustcert.training.validation import ValidationCertifier
 
 Config = dict[str, Any]
 # What a command line may name, and what a checkpoint may: to be certified, and to be trained on.
@@ -163,7 +164,22 @@ def build_module(config: Config, dataset: Dataset, allowed: Sequence[str]) -> "C
         optimizer=build(config["optimizer"], "optimizer", allowed),
         epsilon_schedule=build(config["epsilon_schedule"], "epsilon_schedule", allowed),
         lr_schedule=build(config["lr_schedule"], "lr_schedule", allowed),
+        validation=build_validation(config),
     )
+
+
+def build_validation(config: Config) -> "ValidationCertifier":
+    """The configured certifier as validation uses it."""
+    from robustcert.training.validation import ValidationCertifier
+
+    # A checkpoint of an earlier version has no such options.
+    options = dict(config.get("validation") or {})
+    check_call(ValidationCertifier, options, "validation", frozenset({"certifier"}))
+    certifier = build_certifier(config.get("certifier"), config.get("allow_targets") or ())
+    try:
+        return ValidationCertifier(certifier, **options)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def _arguments(node: Mapping[str, Any]) -> Config:

@@ -10,8 +10,8 @@ from robustcert.margins import smallest_margin
 from robustcert.network.activation import Activation, Slopes
 from robustcert.network.network import PlainNetwork
 
-# Entries of the seeds of batched gradients, to bound the memory of a batch.
-_ENTRIES = 2**24
+# Maximum number of entries of the seeds of batched gradients, which bounds their memory.
+_MAX_SEED_ENTRIES = 2**24
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def _near_folds(
             continue
         inputs = _unit_inputs(network, index, _in_pairs(operation))
         count = inputs(points[:1]).numel()
-        parts = points.split(max(1, _ENTRIES // count**2))
+        parts = points.split(max(1, _MAX_SEED_ENTRIES // count**2))
         near = torch.cat([_near(inputs, part, epsilon) for part in parts])
         if _is_grafted(operation):
             near = near & (operation.tensors()["graft"] == 0).to(near.device)[:, None]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from robustcert.metrics.thresholds import check_radii as check_radii
+from robustcert.metrics.thresholds import check_radii
 
 
 class VerifiedRobustAccuracy(Metric):

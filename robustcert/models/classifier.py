@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from robustcert.lipschitz import estimate_children
 from robustcert.margins import row_distances
 from robustcert.models.head import Head
+from robustcert.models.scores import TrainingScores, lipschitz_scores
 from robustcert.network.fold import fold_children
 from robustcert.network.operation import Operation
 
@@ -25,6 +26,10 @@ class Classifier(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Logits of shape ``(N, C)``."""
         return self.head(self.backbone(x))
+
+    def training_scores(self, x: Tensor) -> TrainingScores:
+        """Logits and the estimates of their pairwise constants."""
+        return lipschitz_scores(self, x)
 
     def lipschitz_estimate(self) -> Tensor:
         """Estimate for the map from input to all logits."""

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from robustcert.lipschitz import estimate_children
 from robustcert.models.classifier import check_sizes
 from robustcert.models.layer_family import LayerFamily
+from robustcert.models.scores import TrainingScores, distance_scores
 from robustcert.models.stack import Stack
 from robustcert.models.subspaces import Subspaces
 from robustcert.network.fold import fold_children
@@ -77,6 +78,11 @@ class DeepSubspaces(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Logits of shape ``(N, C)``."""
         return self.subspaces(self.backbone(x))
+
+    def training_scores(self, x: Tensor) -> TrainingScores:
+        """Minus the estimated distances to other classes as logits, with constants of 1."""
+        classes = self.subspaces.num_classes
+        return distance_scores(lambda y: self.distance_logits(x, y), classes, x.device)
 
     def distance_logits(self, x: Tensor, target: Tensor) -> Tensor:
         """Minus the estimated radius towards each class, 0 for the target; shape ``(N, C)``."""

@@ -7,16 +7,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from robustcert.models.scores import TrainingScores, distance_scores
 from robustcert.network.linear import Flatten
 from robustcert.network.operation import Operation, constant
 from robustcert.network.quadratics import Quadratics, quadric_distance
 
-# Rounds of Lloyd's algorithm, and halvings of the interval of multipliers in training.
-ROUNDS, HALVINGS = 10, 14
-# Subspaces of a class whose radius is found by duality in training.
-CANDIDATES = 2
-# Of the directions' lengths at the start of training, before the sigmoid.
-LONG = 2.0
+# Number of rounds of Lloyd's algorithm, which puts the subspaces at clusters before training.
+CLUSTER_ROUNDS = 10
+# Number of halvings of the interval in which training seeks the multiplier of a distance.
+TRAINING_HALVINGS = 14
+# Maximum number of subspaces of a class whose distance training finds by duality.
+MAX_CANDIDATES = 2
+# Initial value of the directions' lengths, before the sigmoid.
+INITIAL_RAW_LENGTH = 2.0
 
 
 class Subspaces(nn.Module):
@@ -59,7 +62,7 @@ class Subspaces(nn.Module):
         count = num_classes * per_class
         self.point = nn.Parameter(torch.rand(count, features))
         self.raw = nn.Parameter(torch.randn(count, features, rank))
-        self.raw_length = nn.Parameter(torch.full((count, rank), LONG))
+        self.raw_length = nn.Parameter(torch.full((count, rank), INITIAL_RAW_LENGTH))
         self.shift = nn.Parameter(torch.zeros(count))
         self.register_buffer("started", torch.tensor(False))
 
@@ -111,6 +114,10 @@ class Subspaces(nn.Module):
         least = square.view(len(x), self.num_classes, -1).amin(2)
         return x.square().sum(1, keepdim=True) - least
 
+    def training_scores(self, x: Tensor) -> TrainingScores:
+        """Minus the estimated distances to other classes as logits, with constants of 1."""
+        return distance_scores(lambda y: self.distance_logits(x, y), self.num_classes, x.device)
+
     def distance_logits(self, x: Tensor, target: Tensor) -> Tensor:
         r"""Minus the estimated radius towards each class, 0 for the target; shape ``(N, C)``.
 
@@ -145,7 +152,7 @@ class Subspaces(nn.Module):
         gradient2 = 4 * (size2 + size2[rows, own][:, None] - 2 * inner).clamp_min(1e-9)
         closed = 2 * ahead / (gradient2.sqrt() + (gradient2 + 4 * ahead.abs()).sqrt())
         # Of a class, those that are nearest by the closed form.
-        count = min(CANDIDATES, self.per_class)
+        count = min(MAX_CANDIDATES, self.per_class)
         found = closed.detach().view(group.shape).topk(count, dim=2, largest=False)[1]
         every = torch.arange(len(basis), dtype=torch.int64, device=x.device)
         first = every[:: self.per_class]
@@ -153,7 +160,9 @@ class Subspaces(nn.Module):
         within, turned = (v[rows[:, None], rival] for v in (within, turned))
         along = 2 * ((1 - length2[rival]) * within - turned)
         across = (gradient2.gather(1, rival) - along.square().sum(2)).clamp_min(0)
-        radius = quadric_distance(ahead.gather(1, rival), along, across, -length2[rival], HALVINGS)
+        radius = quadric_distance(
+            ahead.gather(1, rival), along, across, -length2[rival], TRAINING_HALVINGS
+        )
         radius = torch.where(radius > 1e-4, radius, closed.gather(1, rival))
         nearest = radius.view(len(x), self.num_classes, -1).amin(2)
         return -nearest.scatter(1, target[:, None], 0.0)
@@ -192,7 +201,7 @@ def _clusters(points: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """Centres of clusters, by Lloyd's algorithm from random points."""
     order = torch.randperm(len(points), generator=generator, dtype=torch.int64, device="cpu")
     centre = points[order[:count]].clone()
-    for _ in range(ROUNDS):
+    for _ in range(CLUSTER_ROUNDS):
         nearest = torch.cdist(points, centre).argmin(1)
         for j in range(count):
             if (nearest == j).any():

@@ -179,7 +179,7 @@ def resumed(values: dict[str, Any], typed: list[str]) -> dict[str, Any]:
         if override.is_delete() or not re.fullmatch(_MAY_CHANGE, key):
             raise ValueError(
                 f"{override.input_line}: a resumed run stays the same run: only values of trainer, "
-                "logger, certify, certifier, attack and the place of the data can change"
+                "logger, certify, certifier, validation, attack and the place of the data can change"
             )
         if key not in ("resume", "allow_targets"):
             OmegaConf.update(config, key, override.value(), force_add=override.is_add())
@@ -188,7 +188,7 @@ def resumed(values: dict[str, Any], typed: list[str]) -> dict[str, Any]:
 
 
 _MAY_CHANGE = (
-    r"resume|allow_targets|certify|(trainer|logger|certifier|attack)\..+"
+    r"resume|allow_targets|certify|(trainer|logger|certifier|validation|attack)\..+"
     r"|dataset\.(root|download|checksum)|loader\.(num_workers|eval_batch_size|generated)"
 )
 

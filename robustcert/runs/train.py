@@ -24,8 +24,7 @@ from robustcert.config.build import (
 from robustcert.config.schema import check_values
 from robustcert.data import DataModule
 from robustcert.errors import ConfigError, DivergedError, UnsoundNetworkError
-from robustcert.metrics.radii import check_radii
-from robustcert.models.distance import MeasuresDistances
+from robustcert.metrics.thresholds import check_radii
 from robustcert.network.fold import fold_network
 from robustcert.runs.attack import build_attack
 from robustcert.runs.certify import certify
@@ -41,6 +40,7 @@ from robustcert.training.callbacks import (
 from robustcert.training.checkpoint import Checkpoint, read_checkpoint
 from robustcert.training.metrics_file import MetricsFile
 from robustcert.training.module import CertifiedClassifier
+from robustcert.training.validation import ValidationCertifier
 from robustcert.training.wandb_run import finish, log_certificate, start
 
 log = logging.getLogger(__name__)
@@ -92,14 +92,14 @@ def train(
     dataset = build_dataset(config, allowed)
     data = build_data(config, dataset, allowed)
     module = build_module(config, dataset, allowed)
-    _check_certifier(config, module)
+    measure, validated_by = _check_certifier(config, module)
     before = _read_resumed(resume, module) if resume else None
     recorded = _record(config, data)
     logger = build_logger(config, run_dir, allowed)
-    own = _callbacks(config, run_dir, module, recorded)
+    own = _callbacks(config, run_dir, module, recorded, measure)
     trainer = build_trainer(config, run_dir, allowed, logger, [*own, *callbacks])
     guard_launch(trainer, multirun)
-    _announce(run_dir, module, trainer, before)
+    _announce(run_dir, module, trainer, before, validated_by)
     try:
         if logger:
             _begin_log(logger, trainer, module, before)
@@ -135,14 +135,18 @@ def _check_settings(config: Config) -> None:
         )
 
 
-def _check_certifier(config: Config, module: CertifiedClassifier) -> None:
-    if not (config["certify"] and isinstance(module.model, MeasuresDistances)):
-        return
+def _check_certifier(config: Config, module: CertifiedClassifier) -> tuple[str, str]:
+    """What validation counts, and a line that says so; or an error before training, not after."""
+    network, said = fold_network(module.model, module.input_shape), ""
     try:
-        certifier = build_certifier(config["certifier"], config["allow_targets"])
-        certifier.claim(fold_network(module.model, module.input_shape))
+        module.validation.check(network)
     except UnsoundNetworkError as error:
-        raise ConfigError(f"certifier: {error}") from error
+        if config["certify"]:
+            raise ConfigError(f"certifier: {error}") from error
+        module.validation = ValidationCertifier()
+        said = f", as certifier does not cover the network: {error}"
+    validation = module.validation
+    return validation.measure(network), validation.describe(network) + said
 
 
 def _find_resumed(config: Config, run_dir: Path, multirun: bool) -> str | None:
@@ -169,14 +173,14 @@ def _record(config: Config, data: DataModule) -> Config:
 
 
 def _callbacks(
-    config: Config, run_dir: Path, module: CertifiedClassifier, recorded: Config
+    config: Config, run_dir: Path, module: CertifiedClassifier, recorded: Config, measure: str
 ) -> list[Callback]:
     checkpoints = run_dir / "checkpoints"
     return [
         RecordRun(recorded, module.input_shape, module.num_classes),
         SeedEpochs(config["seed"]),
         CheckRanks(),
-        BestCheckpoint(checkpoints),
+        BestCheckpoint(checkpoints, measure),
         LastCheckpoint(checkpoints),
     ]
 
@@ -197,7 +201,11 @@ def _read_resumed(resume: str, module: CertifiedClassifier) -> Checkpoint:
 
 
 def _announce(
-    run_dir: Path, module: CertifiedClassifier, trainer: Trainer, before: Checkpoint | None
+    run_dir: Path,
+    module: CertifiedClassifier,
+    trainer: Trainer,
+    before: Checkpoint | None,
+    validated_by: str,
 ) -> None:
     if not trainer.is_global_zero:
         return
@@ -208,6 +216,7 @@ def _announce(
         f"{_count_parameters(module):,}",
         _device_name(trainer),
     )
+    log.info("val/vra, which chooses best.ckpt, is by %s", validated_by)
     if before:
         log.info("continuing after epoch %d", before.epoch)
 

@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-FORMAT = 1
+# Version of what a checkpoint holds under RECORD_KEY; no other is read.
+CHECKPOINT_FORMAT = 1
+# Key of what we put into a checkpoint beside Lightning's own state.
 RECORD_KEY = "robustcert"
 
 
@@ -86,10 +88,11 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     record = content.get(RECORD_KEY) if isinstance(content, dict) else None
     if not isinstance(record, dict):
         raise CheckpointError(f"{path}: not a checkpoint of robustcert")
-    if record.get("format") != FORMAT:
+    if record.get("format") != CHECKPOINT_FORMAT:
         raise CheckpointError(
             f"{path}: checkpoint format {record.get('format')!r} (robustcert "
-            f"{record.get('version')}); this version reads format {FORMAT}"
+            f"{record.get('version')}); this version reads "
+            f"format {CHECKPOINT_FORMAT}"
         )
     try:
         checkpoint = Checkpoint(

@@ -13,23 +13,20 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy
 
-from robustcert.certifiers import QuadricCertifier
 from robustcert.errors import DivergedError
-from robustcert.lipschitz import pairwise_lipschitz_estimate
 from robustcert.margins import certified_radius
 from robustcert.metrics import AverageCertifiedRadius, RejectionRate, VerifiedRobustAccuracy
-from robustcert.models.distance import MeasuresDistances
+from robustcert.models.scores import training_scores
 from robustcert.network.fold import fold_network
-from robustcert.network.network import PlainNetwork, pairwise_bound
 from robustcert.training.schedules import CosineSchedule, EpsilonSchedule
+from robustcert.training.validation import ValidationCertifier
 
 Batch = tuple[Tensor, Tensor]
 # Of mixed images: inputs, targets, their partners' targets, share of their own.
 TrainBatch = tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor, Tensor]
 
-
-# Training examples of each class that a model may look at before training.
-STARTING = 2000
+# Maximum number of training examples of each class that a model's ``start_at`` is given.
+MAX_STARTING_EXAMPLES = 2000
 
 
 class CertifiedClassifier(LightningModule):
@@ -38,15 +35,15 @@ class CertifiedClassifier(LightningModule):
     Logged per epoch: ``train/loss``, ``train/accuracy``, ``train/vra_estimate``, ``train/epsilon``;
     ``val/loss``, ``val/accuracy``, ``val/vra`` (at ``epsilon``), ``val/vra_<radius>``, ``val/acr``,
     ``val/rejection`` and ``val/lipschitz`` (the largest pairwise constant). Whatever is under
-    ``val/`` comes from the folded network and a bound of it, computed once an epoch; only the
-    rounding of the logits, a matter of 1e-6, is left to certification.
+    ``val/`` comes from the folded network; what its radii are, and what they cost, stands in
+    :mod:`robustcert.training.validation`.
 
-    A model that :class:`MeasuresDistances` is trained on its own estimates of them, validated by
-    :class:`robustcert.certifiers.QuadricCertifier`, and has no ``val/lipschitz``; its ``val/loss``
-    rests on those estimates.
+    Training rests on :func:`robustcert.models.scores.training_scores`; so does ``val/loss`` of a
+    network without pairwise constants, which has no ``val/lipschitz``.
 
     Args:
-        model: Network with ``backbone`` and ``head``, or one that :class:`MeasuresDistances`.
+        model: Any module that :func:`robustcert.models.scores.training_scores` takes and that can
+            be folded. Its ``start_at(inputs, labels)``, if it has one, is called before training.
         objective: ``objective(logits, target, pairwise_lipschitz, epsilon)``.
         input_shape: Shape of one input.
         num_classes: Number of classes.
@@ -55,6 +52,7 @@ class CertifiedClassifier(LightningModule):
         optimizer: Called with the parameters.
         epsilon_schedule: Training radius over training.
         lr_schedule: Learning rate over training.
+        validation: Certifier whose radii choose ``best.ckpt``.
     """
 
     def __init__(
@@ -69,6 +67,7 @@ class CertifiedClassifier(LightningModule):
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
         epsilon_schedule: EpsilonSchedule | None = None,
         lr_schedule: CosineSchedule | None = None,
+        validation: ValidationCertifier | None = None,
     ) -> None:
         super().__init__()
         self.model = model
@@ -80,6 +79,7 @@ class CertifiedClassifier(LightningModule):
         self.optimizer = optimizer
         self.epsilon_schedule = epsilon_schedule or EpsilonSchedule(1.0, 1.0, 0.0)
         self.lr_schedule = lr_schedule or CosineSchedule()
+        self.validation = validation or ValidationCertifier()
         # A metric's ranks meet where compute is called, a value's wherever someone reads it.
         # Updated with a copy for every sample: with this strategy weights are ignored.
         self.train_loss = MeanMetric(nan_strategy="disable")
@@ -93,8 +93,6 @@ class CertifiedClassifier(LightningModule):
         # Every rank computes the same buffers; DDP would broadcast them with every step, and wait
         # for a rank that has no validation batch.
         self._ddp_params_and_buffers_to_ignore = [name for name, _ in self.named_buffers()]
-        self._plain: PlainNetwork | None = None
-        self._pairwise = torch.empty(0, dtype=torch.float32, device="cpu")
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits of shape ``(N, C)``."""
@@ -106,36 +104,27 @@ class CertifiedClassifier(LightningModule):
         return min(1.0, self.global_step / max(1, self.trainer.estimated_stepping_batches))
 
     def on_fit_start(self) -> None:
-        """Start a model that measures distances at the training data."""
-        if isinstance(self.model, MeasuresDistances):
+        """Start a model at the training data, if it has a ``start_at``."""
+        start: Any = getattr(self.model, "start_at", None)
+        if start is not None:
             datamodule: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-            examples = datamodule.first_of_each_class(STARTING)
-            self.model.start_at(examples.inputs, examples.labels)
-
-    def scores(self, x: Tensor) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-        """From targets to logits with estimates of their pairwise constants."""
-        model = self.model
-        if isinstance(model, MeasuresDistances):
-            constants = 1 - torch.eye(self.num_classes, dtype=torch.float32, device=x.device)
-            return lambda target: (model.distance_logits(x, target).float(), constants)
-        scores = model(x).float(), pairwise_lipschitz_estimate(model).float()
-        return lambda target: scores
+            examples = datamodule.first_of_each_class(MAX_STARTING_EXAMPLES)
+            start(examples.inputs, examples.labels)
 
     def training_step(self, batch: TrainBatch, batch_idx: int) -> Tensor:
-        """Objective on the estimate of the pairwise constants, or of distances.
+        """Objective on the model's training scores.
 
         The loss of mixed images is that of both their targets, by their shares; metrics count the
         first target.
         """
         x, target, *mixed = batch
         epsilon = self.epsilon_schedule(self.epsilon, self.progress)
-        scores = self.scores(x)
-        logits, pairwise = scores(target)
+        scores = training_scores(self.model, x)
+        logits, pairwise = scores.logits(target), scores.pairwise
         loss = self.objective(logits, target, pairwise, epsilon)
         if mixed:
             partner, share = mixed
-            others, _ = scores(partner)
-            other = self.objective(others, partner, pairwise, epsilon)
+            other = self.objective(scores.logits(partner), partner, pairwise, epsilon)
             loss = share * loss + (1 - share) * other
         with torch.no_grad():
             prediction = logits.argmax(1)
@@ -181,10 +170,11 @@ class CertifiedClassifier(LightningModule):
             getattr(optimizer, mode, lambda: None)()
 
     def on_validation_epoch_start(self) -> None:
-        """Fold the network and bound it, once.
+        """Fold the network and prove what holds for all samples, once.
 
         Raises:
             DivergedError: a weight is NaN or infinite.
+            UnsoundNetworkError: see :meth:`ValidationCertifier.prepare`.
         """
         for name, parameter in self.model.named_parameters():
             if not torch.isfinite(parameter).all():
@@ -192,30 +182,23 @@ class CertifiedClassifier(LightningModule):
         # A reduced precision is for training steps: it never reaches a verified number.
         with torch.autocast(self.device.type, enabled=False):
             network = fold_network(self.model, self.input_shape)
-        self._plain = network.to(self.device)
-        if not isinstance(self.model, MeasuresDistances):
-            self._pairwise = pairwise_bound(network).to(self.device)
+        ranks = (self.trainer.global_rank, self.trainer.world_size) if self._trainer else (0, 1)
+        self.validation.prepare(network, self.device, *ranks)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Count certified samples of the validation split."""
         x, target = batch
-        assert self._plain is not None
         with torch.autocast(x.device.type, enabled=False):
-            if isinstance(self.model, MeasuresDistances):
-                logits, pairwise = self.scores(x)(target)
-                found = QuadricCertifier().certify(self._plain, x)
-                prediction, radius = found.prediction, found.radius
-            else:
-                logits, pairwise = self._plain(x.float()), self._pairwise.float()
-                prediction = logits.argmax(1)
-                radius = certified_radius(logits.double(), prediction, self._pairwise)
-            loss = self.objective(logits, target, pairwise, self.epsilon)
-        correct = prediction == target
+            found = self.validation.certify(x)
+            scores = found.scores or training_scores(self.model, x)
+            loss = self.objective(scores.logits(target), target, scores.pairwise, self.epsilon)
+        # Not every sample may have been certified.
+        correct = (found.prediction == target)[: len(found.radius)]
         self.val_loss.update(loss.expand(len(x)))
-        self.val_accuracy.update(prediction, target)
-        self.val_vra.update(radius, correct)
-        self.val_acr.update(radius, correct)
-        self.val_rejection.update(radius)
+        self.val_accuracy.update(found.prediction, target)
+        self.val_vra.update(found.radius, correct)
+        self.val_acr.update(found.radius, correct)
+        self.val_rejection.update(found.radius)
 
     def on_validation_epoch_end(self) -> None:
         """Log the verified metrics of the validation split."""
@@ -225,11 +208,11 @@ class CertifiedClassifier(LightningModule):
                 self.log("val/vra", vra, prog_bar=True)
         for key, metric in self._val_metrics.items():
             self.log(key, metric.compute().float(), prog_bar=key == "val/accuracy")
-        if not isinstance(self.model, MeasuresDistances):
-            self.log("val/lipschitz", float(self._pairwise.max()))
+        if self.validation.pairwise is not None:
+            self.log("val/lipschitz", float(self.validation.pairwise.max()))
         for metric in (self.val_vra, *self._val_metrics.values()):
             metric.reset()
-        self._plain = None
+        self.validation.release()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer, with the learning-rate schedule stepped every batch."""

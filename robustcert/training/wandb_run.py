@@ -11,6 +11,7 @@ from lightning.pytorch.loggers import WandbLogger
 
 log = logging.getLogger(__name__)
 
+# Files of a certificate folder that are shown, and their names there.
 PICTURES = {"vra.png": "vra_curve", "levels.png": "level_sets"}
 
 

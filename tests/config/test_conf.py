@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from robustcert.config.build import COMMAND_LINE_TARGETS, build_module, check
 from robustcert.config.command_line import CONFIG_DIR
 from robustcert.data import Dataset, Examples
+from robustcert.models.scores import training_scores
 
 GROUPS = sorted(
     p.name for p in CONFIG_DIR.iterdir() if p.is_dir() and p.name not in ("hydra", "experiment")
@@ -100,8 +101,8 @@ def test_every_experiment_builds_a_narrow_network(experiment: str) -> None:
     dataset.input_shape = (len(config["normalization"]["mean"]), 16, 16)
     module = build_module(config, dataset, COMMAND_LINE_TARGETS)
     target = torch.tensor([0, 2])
-    logits, pairwise = module.scores(torch.rand(2, *dataset.input_shape))(target)
-    loss = module.objective(logits, target, pairwise, module.epsilon)
+    scores = training_scores(module.model, torch.rand(2, *dataset.input_shape))
+    loss = module.objective(scores.logits(target), target, scores.pairwise, module.epsilon)
     loss.backward()
     assert loss.isfinite()
 

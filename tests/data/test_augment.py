@@ -16,6 +16,7 @@ from robustcert.data.dataset import Dataset, Examples
 from robustcert.data.mixing import Mixing
 from robustcert.data.rand_augment import OPERATIONS, apply_operations
 from robustcert.margins import row_distances
+from robustcert.models.scores import TrainingScores
 from robustcert.training.module import CertifiedClassifier
 
 
@@ -245,6 +246,10 @@ def test_the_loss_of_a_mixed_batch_is_that_of_both_targets() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return x @ self.weight.T
 
+        def training_scores(self, x: Tensor) -> TrainingScores:
+            logits, pairwise = self(x), row_distances(self.weight)
+            return TrainingScores(lambda target: logits, pairwise)
+
     torch.manual_seed(0)
     network = Linear()
     options: dict[str, Any] = {"input_shape": (4,), "num_classes": 3, "epsilon": 0.2, "radii": []}
@@ -254,10 +259,6 @@ def test_the_loss_of_a_mixed_batch_is_that_of_both_targets() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(CertifiedClassifier, "progress", 0.0)
         patch.setattr(CertifiedClassifier, "log", lambda *a, **k: None)
-        patch.setattr(
-            "robustcert.training.module.pairwise_lipschitz_estimate",
-            lambda m: row_distances(m.weight),
-        )
         x, target, partner = torch.rand(5, 4), torch.arange(5) % 3, torch.arange(5).flip(0) % 3
         both = module.training_step((x, target, partner, torch.tensor(0.3)), 0)
         one, other = (module.training_step((x, y), 0) for y in (target, partner))

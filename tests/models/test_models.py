@@ -16,7 +16,7 @@ from robustcert.layers import UnconstrainedConv2d, UnconstrainedLinear
 from robustcert.lipschitz import lipschitz_bound, lipschitz_estimate, pairwise_lipschitz_estimate
 from robustcert.margins import row_distances
 from robustcert.models import MLP, ConvNet, Head, LayerFamily, Normalize
-from robustcert.models.distance import MeasuresDistances
+from robustcert.models.scores import training_scores
 from robustcert.network.agreement import require_agreement
 from robustcert.network.fold import fold_network
 from robustcert.network.linear import Convolution, Dense
@@ -104,8 +104,11 @@ def test_the_plain_network_is_the_model_of_distances(name: str) -> None:
     deep = "width" in read("model", name)
     model = build_model(name, "aol", "smooth", rank=3) if deep else build("model", name, **sizes)
     perturb(model).eval()
-    assert isinstance(model, MeasuresDistances)
     x = images()
+    scores = training_scores(model, x)
+    assert torch.equal(scores.pairwise, 1 - torch.eye(3))
+    target = torch.arange(len(x)) % 3
+    assert torch.equal(scores.logits(target), model.distance_logits(x, target))
     agree(fold_network(model, SHAPE), model, x, 1e-5)
     require_agreement(model, fold_network(model, SHAPE), x)
     agree(fold_network(model.double(), SHAPE), model, x.double(), 1e-12)

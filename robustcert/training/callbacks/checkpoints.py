@@ -1,6 +1,7 @@
 """The two checkpoints of a run, ``best.ckpt`` and ``last.ckpt``, and what they record."""
 
 import io
+import logging
 import os
 import time
 from pathlib import Path
@@ -14,7 +15,12 @@ from torch import Tensor
 
 from robustcert import __version__
 from robustcert.atomic import complete_file
-from robustcert.training.checkpoint import FORMAT, RECORD_KEY
+from robustcert.training.checkpoint import CHECKPOINT_FORMAT, RECORD_KEY
+
+log = logging.getLogger(__name__)
+
+# Names of the radii that were validated before checkpoints named them.
+UNNAMED_MEASURES = ("LipschitzCertifier()", "QuadricCertifier() of every sample")
 
 
 class RecordRun(Callback):
@@ -30,7 +36,7 @@ class RecordRun(Callback):
         self, config: dict[str, Any], input_shape: tuple[int, ...], num_classes: int
     ) -> None:
         self.record = {
-            "format": FORMAT,
+            "format": CHECKPOINT_FORMAT,
             "version": __version__,
             "config": config,
             "input_shape": list(input_shape),
@@ -66,9 +72,14 @@ class BestCheckpoint(ModelCheckpoint):
     """``best.ckpt``: the epoch of the highest verified robust accuracy, the last of equals.
 
     At a large radius the accuracy may be 0 for many epochs, and the first is not the best of them.
+
+    Args:
+        folder: Where the file is.
+        measure: Name of the radii that validation counts. A run that is resumed with others
+            chooses anew from the epochs that follow: the accuracies do not compare.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, measure: str) -> None:
         super().__init__(
             dirpath=folder,
             filename="best",
@@ -77,6 +88,11 @@ class BestCheckpoint(ModelCheckpoint):
             save_on_train_epoch_end=True,
             enable_version_counter=False,
         )
+        self.measure = measure
+
+    def state_dict(self) -> dict[str, Any]:
+        """Lightning's state and the name of the radii behind the score."""
+        return {**super().state_dict(), "measure": self.measure}
 
     def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
         """Whether the score is at least the best, and of this epoch."""
@@ -87,6 +103,15 @@ class BestCheckpoint(ModelCheckpoint):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Remember the best score of a resumed run, also if its folder has moved."""
+        before = state_dict.get("measure")
+        if not (before == self.measure or (before is None and self.measure in UNNAMED_MEASURES)):
+            log.info(
+                "best.ckpt is chosen anew from the epochs that follow: val/vra was by %s, and is "
+                "by %s now",
+                before or " or ".join(UNNAMED_MEASURES),
+                self.measure,
+            )
+            return
 
         def here(path: str) -> str:
             return str(Path(str(self.dirpath)) / Path(path).name) if path else path

@@ -55,4 +55,5 @@ class EpochLog(Callback):
             )
 
 
+# Metrics that a line of progress shows, where they are logged.
 _KEYS = ("train/loss", "val/accuracy", "val/vra", "val/acr")

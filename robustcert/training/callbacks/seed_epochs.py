@@ -5,7 +5,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from robustcert.data.sampler import derive_seed
 
-KEY = 18_060_421
+# First part of these seeds, which keeps them apart from those of batches.
+EPOCH_SEED_KEY = 18_060_421
 
 
 class SeedEpochs(Callback):
@@ -23,4 +24,6 @@ class SeedEpochs(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Seed."""
-        torch.manual_seed(derive_seed(KEY, self.seed, trainer.current_epoch, trainer.global_rank))
+        torch.manual_seed(
+            derive_seed(EPOCH_SEED_KEY, self.seed, trainer.current_epoch, trainer.global_rank)
+        )

@@ -9,6 +9,7 @@ from torchmetrics import MeanMetric
 
 from robustcert.attacks import ddn
 from robustcert.certifiers import LipschitzCertifier
+from robustcert.errors import UnsoundNetworkError
 from robustcert.margins import margins
 from robustcert.metrics.kinks import folds_within
 from robustcert.metrics.tightness import (
@@ -17,7 +18,6 @@ from robustcert.metrics.tightness import (
     split_tightness,
     steepest_slopes,
 )
-from robustcert.models.distance import MeasuresDistances
 from robustcert.network.fold import fold_network
 from robustcert.network.network import PlainNetwork
 
@@ -59,11 +59,14 @@ class LogTightness(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse a network without Lipschitz constants, which the two factors are made of."""
         module: Any = pl_module
-        if isinstance(module.model, MeasuresDistances):
+        network = fold_network(module.model, module.input_shape)
+        try:
+            LipschitzCertifier().pairwise_bound(network)
+        except UnsoundNetworkError as error:
             raise ValueError(
                 f"{type(module.model).__name__} has no Lipschitz constant, of which tightness is "
-                "measured: leave LogTightness out of trainer.callbacks (trainer=default)"
-            )
+                f"measured ({error}): leave LogTightness out of trainer.callbacks (trainer=default)"
+            ) from error
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget the samples of the epoch before."""
