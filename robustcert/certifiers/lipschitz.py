@@ -1,6 +1,5 @@
 """Certified radii from global pairwise Lipschitz bounds."""
 
-import math
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import lru_cache
