@@ -27,30 +27,6 @@ def complete_file(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def complete_folder(path: Path, replaceable: Callable[[Path], bool]) -> Iterator[Path]:
-    """Yield a temporary folder that becomes ``path`` at the end, if nothing was raised.
-
-    Args:
-        path: What stands there is removed, but only when its replacement is complete.
-        replaceable: Whether an existing folder, not empty, may be removed.
-
-    Raises:
-        FileExistsError: ``path`` may not be replaced.
-    """
-    _may_replace(path, replaceable)
-    temporary = _beside(path, "tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    try:
-        yield temporary
-        _replace(temporary, path)
-    except OSError as error:
-        raise _naming(error, path) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-@contextmanager
 def resumable_folder(
     path: Path,
     replaceable: Callable[[Path], bool],

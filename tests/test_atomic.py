@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from robustcert.atomic import complete_file, complete_folder
+from robustcert.atomic import complete_file, resumable_folder
 
 
 def write_half(path: Path) -> None:
@@ -27,32 +27,33 @@ def test_a_file_is_replaced_only_when_complete(tmp_path: Path) -> None:
 def test_a_folder_is_replaced_only_when_complete(tmp_path: Path) -> None:
     path = tmp_path / "new" / "folder"
     for text in ("one", "two"):
-        with complete_folder(path, replaceable=lambda folder: True) as temporary:
-            (temporary / text).write_text(text)
+        with resumable_folder(path, replaceable=lambda folder: True, key="k") as partial:
+            (partial / text).write_text(text)
     with (
         pytest.raises(OSError, match=rf"full: '{path}'"),
-        complete_folder(path, replaceable=lambda folder: True) as temporary,
+        resumable_folder(path, replaceable=lambda folder: True, key="k") as partial,
     ):
-        write_half(temporary / "three")
+        write_half(partial / "three")
     assert [p.name for p in path.iterdir()] == ["two"]
-    assert [p.name for p in path.parent.iterdir()] == ["folder"]
 
 
 def test_what_is_not_replaceable_stays(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
     with (
         pytest.raises(FileExistsError, match="holds something else: it is not replaced"),
-        complete_folder(tmp_path, replaceable=lambda folder: False),
+        resumable_folder(tmp_path, replaceable=lambda folder: False, key="k"),
     ):
         pass
     with (
         pytest.raises(FileExistsError, match="not replaced"),
-        complete_folder(tmp_path / "thesis.txt", replaceable=lambda folder: True),
+        resumable_folder(tmp_path / "thesis.txt", replaceable=lambda folder: True, key="k"),
     ):
         pass
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
     (tmp_path / "empty").mkdir()
-    with complete_folder(tmp_path / "empty", replaceable=lambda folder: False) as temporary:
+    with resumable_folder(
+        tmp_path / "empty", replaceable=lambda folder: False, key="k"
+    ) as temporary:
         (temporary / "x").touch()
     assert (tmp_path / "empty" / "x").exists()
 
@@ -66,14 +67,14 @@ def test_a_folder_comes_back_if_its_replacement_cannot_be_moved(
     rename = Path.rename
 
     def failing(self: Path, target: Path) -> Path:
-        if self.name.endswith(".tmp"):
+        if self.name.endswith(".partial"):
             raise OSError("no")
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", failing)
     with (
         pytest.raises(OSError, match="no"),
-        complete_folder(path, replaceable=lambda folder: True),
+        resumable_folder(path, replaceable=lambda folder: True, key="k"),
     ):
         pass
     assert (path / "old").exists()

@@ -2,7 +2,7 @@
 
     python -m benchmarks.publish.release outputs/<run> mnist_1.58
 
-The folder is verified first, and the copy again. It holds the claim, the plain network, the radii,
+The folder is verified first, and the copy again. It holds the claim, the folded network, the radii,
 and the samples: as they are where they are few, else as SHA-256 digests, which the checker looks up
 in the dataset's own files (``--data``). Where the data lay on this machine is left out.
 """

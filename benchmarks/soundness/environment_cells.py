@@ -455,12 +455,8 @@ def run_cell(
 ) -> dict[str, Any]:
     """Run an operation under the settings of a cell; how it ended, and what came out.
 
-    Args:
-        cell: The operation, the network and the settings.
-        run: Performs the operation.
-        key: Name of the result to compare with.
-        job: The process.
-        before: What earlier cells have left that cannot be taken back, as settings of a process.
+    The result has the name ``key`` among those to compare with; earlier cells of the process have
+    left ``before``, which cannot be taken back.
     """
     settings, active = cell["settings"], {*cell["settings"], *job["process"], *before}
     process = job["process"]

@@ -1,4 +1,4 @@
-"""Certified radius and CPU seconds per sample of each verifier on the same plain networks.
+"""Certified radius and CPU seconds per sample of each verifier on the same folded networks.
 
 python -m benchmarks.studies.compare_verifiers --seeds 3 --samples 20
 

@@ -10,7 +10,7 @@ from robustcert.network.units import in_units
 
 
 class PlainModule(nn.Module):
-    """A plain network as a torch module, which attack libraries expect."""
+    """A folded network as a torch module, which attack libraries expect."""
 
     def __init__(self, network: PlainNetwork) -> None:
         super().__init__()

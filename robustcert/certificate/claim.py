@@ -1,4 +1,4 @@
-"""The folder that certify.py writes: the claim, the plain network, the radii, the picture."""
+"""The folder that certify.py writes: the claim, the folded network, the radii, the picture."""
 
 import hashlib
 import json

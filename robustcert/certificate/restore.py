@@ -1,4 +1,4 @@
-"""From the operations that the checker has read back to a plain network that torch evaluates."""
+"""From the operations that the checker has read back to a folded network that torch evaluates."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +25,7 @@ _COUNTS, _MORE = 2.0, 1e-12
 
 
 def restore_network(operations: Sequence[Operation]) -> PlainNetwork:
-    """The plain network of operations that the checker has read, which judged every constant.
+    """The folded network of operations that the checker has read, which judged every constant.
 
     Raises:
         ValueError: an activation is known to the checker and not here.

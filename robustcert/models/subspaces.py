@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from robustcert.models.scores import TrainingScores, distance_scores
 from robustcert.network.linear import Flatten
 from robustcert.network.operation import Operation, constant
-from robustcert.network.quadratics import Quadratics, quadric_distance
+from robustcert.network.quadratics import Quadratics, quadratic_distance
 
 # Number of rounds of Lloyd's algorithm, which puts the subspaces at clusters before training.
 CLUSTER_ROUNDS = 10
@@ -123,7 +123,7 @@ class Subspaces(nn.Module):
 
         The difference of the brackets of a subspace V of another class and of W, the target's best
         one, is :math:`f + g^T \delta + \delta^T A \delta` with :math:`A = W W^T - V V^T \succeq
-        -V V^T`, so it is the radius of :func:`robustcert.network.quadratics.quadric_distance` for
+        -V V^T`, so it is the radius of :func:`robustcert.network.quadratics.quadratic_distance` for
         :math:`-V V^T`, whose eigenvectors need no decomposition. Where another class is nearer, f
         and the radius are negative, and :math:`2 f / (g + \sqrt{g^2 + 4 \lvert f \rvert})`, for the
         eigenvalue -1 everywhere.
@@ -160,7 +160,7 @@ class Subspaces(nn.Module):
         within, turned = (v[rows[:, None], rival] for v in (within, turned))
         along = 2 * ((1 - length2[rival]) * within - turned)
         across = (gradient2.gather(1, rival) - along.square().sum(2)).clamp_min(0)
-        radius = quadric_distance(
+        radius = quadratic_distance(
             ahead.gather(1, rival), along, across, -length2[rival], TRAINING_HALVINGS
         )
         radius = torch.where(radius > 1e-4, radius, closed.gather(1, rival))

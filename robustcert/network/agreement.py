@@ -23,7 +23,7 @@ from robustcert.network.units import in_units
 COMPARED = 64
 # Smallest number of those that are moved, however few inputs there are.
 MIN_MOVED = 8
-# Inputs of one forward pass of the plain network, whose kernels may be as large as the maps.
+# Inputs of one forward pass of the folded network, whose kernels may be as large as the maps.
 _AT_ONCE = 4
 # Largest difference in float64, in units of the largest value.
 TOLERANCE = 1e-9
@@ -44,7 +44,7 @@ def compared_rows(count: int) -> Tensor:
 
 
 def require_agreement(module: nn.Module, network: PlainNetwork, inputs: Tensor) -> None:
-    """Compare a module with its plain network on some inputs and on others near them.
+    """Compare a module with its folded network on some inputs and on others near them.
 
     A copy of the module is evaluated in its own precision, in which the outputs must agree to half
     of its digits, and in float64, in which it is folded again and agrees to ``TOLERANCE`` of the
@@ -192,7 +192,7 @@ def _hooked(module: nn.Module, begin: Any, end: Any) -> Iterator[None]:
 
 
 def _wide(x: Tensor) -> Tensor:
-    # Plain networks are evaluated in float32 or float64.
+    # Folded networks are evaluated in float32 or float64.
     return x if x.dtype == torch.float64 else x.float()
 
 

@@ -67,7 +67,7 @@ def fold_children(*named: tuple[str, nn.Module]) -> list[Operation]:
 
 
 def fold_network(module: nn.Module, input_shape: Shape) -> PlainNetwork:
-    """The plain network of a classifier for inputs of shape ``(N, *input_shape)``."""
+    """The folded network of a classifier for inputs of shape ``(N, *input_shape)``."""
     return PlainNetwork(tuple(fold(module)), tuple(input_shape))
 
 

@@ -42,7 +42,7 @@ class ForwardError:
 
 
 def forward_error(network: PlainNetwork, x: Tensor) -> ForwardError:
-    r"""Evaluate a plain network with a bound on the error of its arithmetic.
+    r"""Evaluate a folded network with a bound on the error of its arithmetic.
 
     With N the operation's Lipschitz bound, :math:`(a, b)` its local error
     :math:`a \lVert z \rVert + b`, :math:`\hat z` the computed input and P the Lipschitz bound of

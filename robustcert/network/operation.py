@@ -36,7 +36,7 @@ def join_path(*parts: str) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Operation(ABC):
-    """One step of a plain network: a function with constant weights.
+    """One step of a folded network: a function with constant weights.
 
     ``kind`` names it in files; ``name`` is the module that it was folded from.
     """

@@ -128,7 +128,7 @@ def best_multiplier(
     return torch.where(value > 0, low, 0.0)
 
 
-def quadric_distance(
+def quadratic_distance(
     value: Tensor, along: Tensor, across: Tensor, eigenvalues: Tensor, iterations: int = 60
 ) -> Tensor:
     """Lower bounds on the distance at which quadratic functions vanish, tight up to bisection.

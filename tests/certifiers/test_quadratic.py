@@ -21,7 +21,7 @@ from robustcert.network.fold import fold_network
 from robustcert.network.forward_error import ForwardError, forward_error
 from robustcert.network.linear import Dense
 from robustcert.network.network import PlainNetwork, sequence_bound
-from robustcert.network.quadratics import Quadratics, quadric_distance, split_quadratics
+from robustcert.network.quadratics import Quadratics, quadratic_distance, split_quadratics
 
 
 def found(f: Tensor, g: Tensor, eigenvalues: Tensor) -> Tensor:
@@ -45,7 +45,7 @@ def test_it_is_the_distance(eigenvalues: list[float]) -> None:
     f = 0.2 + torch.rand(20, generator=generator, dtype=torch.float64)
     g = 3 * torch.randn(20, 3, generator=generator, dtype=torch.float64)
     a = torch.tensor(eigenvalues, dtype=torch.float64)
-    bound = quadric_distance(f, g, torch.zeros_like(f), a)
+    bound = quadratic_distance(f, g, torch.zeros_like(f), a)
     search = found(f, g, a)
     reached = search.isfinite()
     assert reached.any()
@@ -56,7 +56,7 @@ def test_it_is_the_distance(eigenvalues: list[float]) -> None:
 def test_a_linear_function_vanishes_at_value_over_slope() -> None:
     f, g = torch.tensor([2.0, -1.0]).double(), torch.tensor([[3.0], [3.0]]).double()
     rest, zero = torch.tensor([16.0, 16.0]).double(), torch.zeros(1).double()
-    distance = quadric_distance(f, g, rest, zero)
+    distance = quadratic_distance(f, g, rest, zero)
     assert distance.tolist() == pytest.approx([0.4, 0.0], rel=1e-6)
 
 

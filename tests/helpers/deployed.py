@@ -22,7 +22,7 @@ def perturbed(module: nn.Module, scale: float = 0.2) -> nn.Module:
 
 
 def plain_network(module: nn.Module, *shape: int) -> PlainNetwork:
-    """The plain network of a perturbed module."""
+    """The folded network of a perturbed module."""
     return fold_network(perturbed(module), shape)
 
 

@@ -1,4 +1,4 @@
-"""Plain networks in ball arithmetic: the real-valued function, for tests."""
+"""Folded networks in ball arithmetic: the real-valued function, for tests."""
 
 import math
 from typing import Any

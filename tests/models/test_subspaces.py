@@ -18,7 +18,7 @@ from robustcert.errors import ConfigError, UnsoundNetworkError
 from robustcert.models import Subspaces
 from robustcert.network.fold import fold_network
 from robustcert.network.network import PlainNetwork
-from robustcert.network.quadratics import quadric_distance
+from robustcert.network.quadratics import quadratic_distance
 from robustcert.report.claim import read_claim
 from robustcert.runs.certify import certify
 from robustcert.runs.train import train
@@ -164,9 +164,9 @@ def test_the_dual_is_above_the_closed_form_and_differentiable() -> None:
     eigenvalues = 2 * torch.rand(50, 4, generator=generator, dtype=torch.float64) - 1
     g = (along.square().sum(1) + across).sqrt()
     closed = 2 * f / (g + (g.square() + 4 * f).sqrt())
-    assert (quadric_distance(f, along, across, eigenvalues) >= closed).all()
+    assert (quadratic_distance(f, along, across, eigenvalues) >= closed).all()
     inputs = [t[:5].requires_grad_() for t in (f, along, across, eigenvalues)]
-    torch.autograd.gradcheck(quadric_distance, inputs, eps=1e-5, atol=1e-3, rtol=1e-3)
+    torch.autograd.gradcheck(quadratic_distance, inputs, eps=1e-5, atol=1e-3, rtol=1e-3)
 
 
 def test_training_radii_are_below_the_proved_ones() -> None:

@@ -1,4 +1,4 @@
-"""Folding: the plain network is the module, and what is not known for certain is refused."""
+"""Folding: the folded network is the module, and what is not known for certain is refused."""
 
 import copy
 import math

@@ -75,7 +75,7 @@ class GlobalCertifier(Certifier):
       :math:`K_j \sqrt n\, \delta`, n inputs. Any network.
     * ``symbolic``: linear bounds of the differences of all neurons, see Note [twin] of
       :mod:`robustcert.certifiers.global_robustness.twin`. Dense networks.
-    * ``lp``: linear programmes with these differences as variables, see Note [interleaved] of
+    * ``lp``: linear programmes with these differences as variables, see Note [twin programme] of
       :mod:`robustcert.certifiers.global_robustness.mip`. For linf, and ReLU, MaxMin or absolute
       values.
     * ``exact``: the same with every fold decided, by branch and bound; HiGHS' own optimum beside.

@@ -33,7 +33,7 @@ from robustcert.relaxations.curves import Curve, Folded
 
 Places = NDArray[np.int64]
 
-# Note [interleaved] (why the programme holds of every pair)
+# Note [twin programme] (why the programme holds of every pair)
 # ~~~~~~~~~~~~~~~~~~
 # Variables are z and d = z' - z before every step, in the boxes that Twin proves. Coefficients are
 # the weights, halves and bounds themselves, so that no row is rounded.
@@ -117,7 +117,7 @@ def folds_of(steps: Sequence[Step]) -> list[Folded]:
 
 
 class Encoding:
-    """The programme of the steps from ``start`` to ``stop``: Note [interleaved].
+    """The programme of the steps from ``start`` to ``stop``: Note [twin programme].
 
     Args:
         twin: Bounds of the network.
