@@ -3,7 +3,7 @@
 python -m benchmarks.studies.grafting [--seeds N] [--share 0.3]
 
 Runs experiment=grafting_digits, by default three seeds, for MaxMin and ReLU; the control grafts no
-unit. Of each: the share of units with a fold within epsilon of training samples (graft/folds) and
+unit. Of each: the share of units with a kink within epsilon of training samples (graft/kinks) and
 verified accuracy on the validation split, before grafting and after the last epoch, and verified
 accuracy of the last epoch's network on the test split. Means and standard deviations over seeds,
 one thread.
@@ -56,7 +56,7 @@ def measure(base: str, share: float, seed: int, folder: Path) -> list[float]:
         found = certify(last, attack={"samples": 0}, output=str(folder / "last"))
     steps = list(rows(folder))
     before, after = steps[config["trainer"]["callbacks"][0]["epoch"] - 1], steps[-1]
-    keys = ("graft/folds", "val/vra")
+    keys = ("graft/kinks", "val/vra")
     values = [float(row[key]) for key in keys for row in (before, after)]
     return [*values, found["test/accuracy"], found[f"test/vra_{config['epsilon']:.4g}"]]
 

@@ -1,4 +1,4 @@
-"""Plain operations as ONNX nodes.
+"""Folded operations as ONNX nodes.
 
 Convolutions gather their windows and multiply by one matrix: onnxruntime has no convolution in
 float64, and a matrix product is a sum of products in some order, which is all that the rounding

@@ -1,4 +1,4 @@
-"""Layers with a Lipschitz constraint or estimate, each with its plain form."""
+"""Layers with a Lipschitz constraint or estimate, each with its folded form."""
 
 from robustcert.layers.aol import AOLConv2d, AOLConvolution, AOLDense, AOLLinear
 from robustcert.layers.bcop import BCOP, BCOPConv2d

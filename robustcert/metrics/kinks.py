@@ -1,4 +1,4 @@
-"""Folds of piecewise linear units near samples, and which of them a network can do without."""
+"""Kinks of piecewise linear units near samples, and which of them a network can do without."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ class UnitScores:
 
     Attributes:
         name: Of the activation in the network.
-        density: Share of samples and positions at which the fold lies within epsilon, shape (U,).
+        density: Share of samples and positions at which the kink lies within epsilon, shape (U,).
         significance: Mean norm of the gradient of the margin by the unit's outputs, shape (U,).
         inputs: Of the activation at the samples, shape ``(N, C, *)``.
     """
@@ -32,18 +32,18 @@ class UnitScores:
 
     @property
     def score(self) -> Tensor:
-        """Density of folds removed for each unit of significance that is put at stake."""
+        """Density of kinks removed for each unit of significance that is put at stake."""
         tiny = torch.finfo(self.significance.dtype).tiny
         return self.density / self.significance.clamp(min=tiny)
 
 
-def folds_within(network: PlainNetwork, x: Tensor, epsilon: float) -> Tensor:
-    r"""Share of piecewise linear units whose fold lies within epsilon, to first order.
+def kinks_within(network: PlainNetwork, x: Tensor, epsilon: float) -> Tensor:
+    r"""Share of piecewise linear units whose kink lies within epsilon, to first order.
 
-    A unit counts if its input is nearer to the fold than epsilon times the norm of the gradient of
+    A unit counts if its input is nearer to the kink than epsilon times the norm of the gradient of
     that input at the sample, which is exact for the first layer and a linearisation further on.
     ReLU, absolute values, MaxMin and what of them has been grafted are looked at: a grafted unit is
-    counted and has no fold. Others have no single fold.
+    counted and has no kink. Others have no single kink.
 
     Args:
         network: The network.
@@ -66,7 +66,7 @@ def unit_scores(network: PlainNetwork, x: Tensor, epsilon: float) -> list[UnitSc
     Args:
         network: The network.
         x: Inputs of shape ``(N, *input_shape)``.
-        epsilon: Distance in input units within which a fold counts.
+        epsilon: Distance in input units within which a kink counts.
     """
     z, values, results = x.detach().double(), {}, {}
     for operation in network.operations:
@@ -95,7 +95,7 @@ def unit_scores(network: PlainNetwork, x: Tensor, epsilon: float) -> list[UnitSc
 def _near_folds(
     network: PlainNetwork, x: Tensor, epsilon: float
 ) -> Iterator[tuple[Activation, Tensor]]:
-    """Activations with folds, and which folds are near, shape ``(N, units, positions)``."""
+    """Activations with kinks, and which kinks are near, shape ``(N, units, positions)``."""
     points = x.detach().double()
     for index, operation in enumerate(network.operations):
         if not isinstance(operation, Activation) or not _has_one_fold(operation):
@@ -110,7 +110,7 @@ def _near_folds(
 
 
 def _unit_inputs(network: PlainNetwork, index: int, pairs: bool) -> Callable[[Tensor], Tensor]:
-    """What is 0 at the folds, as a function of samples, of shape ``(N, units, positions)``."""
+    """What is 0 at the kinks, as a function of samples, of shape ``(N, units, positions)``."""
 
     def inputs(z: Tensor) -> Tensor:
         for operation in network.operations[:index]:

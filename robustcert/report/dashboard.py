@@ -50,7 +50,7 @@ def _sections(radii: Sequence[str]) -> dict[str, list[Any]]:
             _line("Certified share of the distance", "val/tightness", "val/tightness_worst"),
             _line("Shares of bound and shape in it", "val/tightness_bound", "val/tightness_shape"),
             _line("Area between attack and proof", "val/certifiability_gap"),
-            _line("Units with a fold within epsilon", "val/folds"),
+            _line("Units with a kink within epsilon", "val/kinks"),
         ],
         "Capacity": [
             *(

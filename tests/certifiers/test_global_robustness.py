@@ -152,7 +152,7 @@ def test_every_pair_satisfies_the_programme(activation: str, window: int | None)
     point = np.full((2000, len(program.low)), np.nan)
     for (z, d), before, after in zip(encoding.blocks, one[start:], two[start:], strict=True):
         point[:, z], point[:, d] = before, after - before
-    for fold in encoding.folds:
+    for fold in encoding.unstable:
         before, after = point[:, fold.y], point[:, fold.y] + point[:, fold.d]
         point[:, fold.signs] = np.stack([before > 0, after > 0], 2)
     assert (point >= program.low - 1e-12).all()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from robustcert.activations import GroupSort, NormPair
 from robustcert.attacks import ddn
 from robustcert.certifiers import LipschitzCertifier
-from robustcert.metrics.kinks import folds_within
+from robustcert.metrics.kinks import kinks_within
 from robustcert.metrics.tightness import (
     CertifiabilityGap,
     Tightness,
@@ -113,10 +113,10 @@ def test_samples_without_a_known_distance_are_left_out() -> None:
 
 def test_folds_are_counted_within_epsilon() -> None:
     x = torch.tensor([[1.0, 0.8], [1.0, -1.0], [0.3, 0.3]], dtype=torch.float64)
-    share = folds_within(corner(), x, epsilon=0.2)
+    share = kinks_within(corner(), x, epsilon=0.2)
     assert share.tolist() == [1, 0, 1]
     smooth = fold_network(nn.Sequential(NormPair(2), nn.Linear(1, 2)), (2,))
-    assert folds_within(smooth, x, 0.2).isnan().all()
+    assert kinks_within(smooth, x, 0.2).isnan().all()
 
 
 @pytest.mark.parametrize("quantile", [-0.1, 1.1])
@@ -146,9 +146,9 @@ def test_the_callback_logs_tightness_and_its_factors(tmp_path: Path, activation:
     assert max(by_bound, by_shape) <= 1
     assert metrics["val/certifiability_gap"] > 0
     if activation == "maxmin":
-        assert 0 < metrics["val/folds"] < 1
+        assert 0 < metrics["val/kinks"] < 1
     else:
-        assert math.isnan(metrics["val/folds"])
+        assert math.isnan(metrics["val/kinks"])
 
 
 def test_two_ranks_share_the_samples(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from benchmarks.soundness.forgeries import Folder
 from robustcert.activations import Grafted
 from robustcert.check import UnreadableError, check
 from robustcert.errors import ConfigError
-from robustcert.metrics.kinks import folds_within, unit_scores
+from robustcert.metrics.kinks import kinks_within, unit_scores
 from robustcert.network.fold import fold, fold_network
 from robustcert.network.network import PlainNetwork
 from robustcert.training.callbacks import LinearityGrafting
@@ -85,8 +85,8 @@ def test_a_graft_changes_nothing_for_the_samples_on_the_main_side(base: Base) ->
 
 def test_folds_of_grafted_units_are_gone_and_the_others_stay() -> None:
     x = torch.rand(30, 8)
-    before = folds_within(network("relu"), x, 0.2)
-    after = folds_within(network("relu", 0, 5), x, 0.2)
+    before = kinks_within(network("relu"), x, 0.2)
+    after = kinks_within(network("relu", 0, 5), x, 0.2)
     (score,) = unit_scores(network("relu"), x, 0.2)
     assert score.density[[0, 5]].sum() > 0
     assert (before - after).mean() == pytest.approx(float(score.density[[0, 5]].sum() / 8))
@@ -118,7 +118,7 @@ def test_densities_of_maps_are_means_over_positions() -> None:
     x = torch.rand(5, 1, 6, 6)
     (score,) = unit_scores(plain, x, 0.3)
     assert score.density.shape == score.significance.shape == (2,)
-    assert score.density.mean() == pytest.approx(float(folds_within(plain, x, 0.3).mean()))
+    assert score.density.mean() == pytest.approx(float(kinks_within(plain, x, 0.3).mean()))
     model[1].graft_units(torch.tensor([True, False]), score.inputs)
     assert torch.equal(fold_network(model, (1, 6, 6))(x).argmax(1), model(x).argmax(1))
 

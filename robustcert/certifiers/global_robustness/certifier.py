@@ -78,7 +78,8 @@ class GlobalCertifier(Certifier):
     * ``lp``: linear programmes with these differences as variables, see Note [twin programme] of
       :mod:`robustcert.certifiers.global_robustness.mip`. For linf, and ReLU, MaxMin or absolute
       values.
-    * ``exact``: the same with every fold decided, by branch and bound; HiGHS' own optimum beside.
+    * ``exact``: the same with every unstable neuron decided, by branch and bound; HiGHS' own
+      optimum beside.
 
     All of these are proved with their rounding; of what a solver says only multipliers are used,
     see :func:`robustcert.certifiers.global_robustness.linear_program.dual_bound`. Radii of samples
@@ -96,7 +97,7 @@ class GlobalCertifier(Certifier):
         delta: In input units.
         norm: ``linf`` or ``l2``.
         method: See above.
-        window: Folds that one programme spans; all if None.
+        window: Activations that one programme spans; all if None.
         refine: With ``lp``, folding neurons of a programme that are decided rather than relaxed.
         nodes: Linear programmes of one bound.
         seconds: Nothing is begun after so long; with ``exact``, HiGHS gets as much again.

@@ -39,8 +39,8 @@ Places = NDArray[np.int64]
 # the weights, halves and bounds themselves, so that no row is rounded.
 #  * Input: low <= z, z + d <= high, |d| <= delta.
 #  * Linear step: w = M z + b, e = M d.
-#  * Fold s(y) = max(y, p y) with p = 0 (ReLU) or -1 (absolute value), where l < 0 < u: for both
-#    (y, x) and (y + d, x + e), with a variable t of its own, 0 or 1,
+#  * Activation s(y) = max(y, p y) with p = 0 (ReLU) or -1 (absolute value), where l < 0 < u: for
+#    both (y, x) and (y + d, x + e), with a variable t of its own, 0 or 1,
 #        x >= y,   x >= p y,   x <= y - (1 - p) l (1 - t),   x <= p y + (1 - p) u t.
 #    t = 1 says y >= 0 and t = 0 says y <= 0. With t anywhere in [0, 1] this is the triangle under
 #    the chord. Where l >= 0, x = y and e = d; where u <= 0, x = p y and e = p d.
@@ -50,16 +50,16 @@ Places = NDArray[np.int64]
 #    the same with the copies exchanged; u - D and -l - D are rounded up and at least 0.
 #  * The difference: |e - m d| <= h D with |d| <= D, m = (1 + p) / 2 and h = (1 - p) / 2. With whole
 #    t this follows from the rest; relaxed, it is what keeps a small difference small.
-# A window begins at the arguments of a fold a few layers before, of which only their boxes are
-# known: a relaxation, since the true values are among those.
+# A window begins at the arguments of an activation a few layers before, of which only their boxes
+# are known: a relaxation, since the true values are among those.
 
 
 @dataclass(frozen=True, eq=False)
-class Fold:
-    """The neurons of a fold whose sign is not known, of the programme's variables.
+class Unstable:
+    """The unstable neurons of an activation, on both sides of its kink, by their variables.
 
     Attributes:
-        neurons: Which of the fold's they are.
+        neurons: Which of the activation's they are.
         left: p.
         change: D.
         y: Places of the arguments.
@@ -77,7 +77,7 @@ class Fold:
     signs: Places
 
     def error(self, point: Floats) -> Floats:
-        """How far the relaxation's changes of values are from those of the fold."""
+        """How far the relaxation's changes of values are from those of the activation."""
         before, after = point[self.y], point[self.y] + point[self.d]
         before, after = (np.maximum(v, self.left * v) for v in (before, after))
         return np.abs(point[self.e] - (after - before))
@@ -88,7 +88,7 @@ class Effort:
     """How much is spent on the bounds of a network.
 
     Attributes:
-        window: Folds that one programme spans, at most; all if None.
+        window: Activations that one programme spans, at most; all if None.
         refine: Folding neurons of a programme that are decided rather than relaxed; all if None.
         nodes: Linear programmes of one maximum, at most.
         deadline: :func:`time.monotonic` after which nothing is begun: what is proved then stands.
@@ -101,7 +101,7 @@ class Effort:
 
 
 def folds_of(steps: Sequence[Step]) -> list[Folded]:
-    """The curves of a network, if each folds once, at 0.
+    """The curves of a network, if each has one kink, at 0.
 
     Raises:
         UnsoundNetworkError: one does not.
@@ -126,7 +126,7 @@ class Encoding:
 
     Attributes:
         blocks: Places of z and of d before every step from ``start`` to ``stop``.
-        folds: The open neurons of every fold.
+        unstable: The unstable neurons of every activation.
     """
 
     def __init__(self, twin: Twin, start: int, stop: int) -> None:
@@ -139,7 +139,7 @@ class Encoding:
         self._most: list[Floats] = []
         self._value: list[Floats] = []
         self._sizes: list[Floats | None] = []
-        self.folds: list[Fold] = []
+        self.unstable: list[Unstable] = []
         self._curve = sum(isinstance(step, Curve) for step in twin.steps[:start])
         z, d = self._begin(start)
         self.blocks = [(z, d)]
@@ -163,11 +163,11 @@ class Encoding:
         return self.blocks[-1][1]
 
     def importance(self, row: Floats) -> list[Floats]:
-        """How much the outputs of every fold's open neurons may weigh in ``row . z``."""
-        found, size, folds = [], np.abs(row), list(self.folds)
+        """How much the outputs of every activation's unstable neurons may weigh in ``row . z``."""
+        found, size, unstable = [], np.abs(row), list(self.unstable)
         for matrix in reversed(self._sizes):
             if matrix is None:
-                found.append(size[folds.pop().neurons])
+                found.append(size[unstable.pop().neurons])
             else:
                 size = size @ matrix
         return found[::-1]
@@ -294,7 +294,7 @@ class Encoding:
             middle = -sign * (1 + p) / 2
             self._at_most(rise / 2 * change, (e_open, sign), (d, middle))
         signs = np.stack([one, other], 1)
-        self.folds.append(Fold(np.flatnonzero(~known), p, change, y, d, e_open, signs))
+        self.unstable.append(Unstable(np.flatnonzero(~known), p, change, y, d, e_open, signs))
         self._sizes.append(None)
         return x, e
 
@@ -306,8 +306,8 @@ def _numbers(known: Known) -> tuple[Floats, Floats, Floats]:
 def tighten(steps: Sequence[Step], domain: Domain, effort: Effort) -> Twin:
     """Bounds of values and differences by linear programmes, layer by layer.
 
-    The first layer's are exact already. Every programme spans ``effort.window`` folds; its maximum
-    is proved, see :func:`robustcert.certifiers.global_robustness.linear_program.branch`.
+    The first layer's are exact already. Every programme spans ``effort.window`` activations; its
+    maximum is proved, see :func:`robustcert.certifiers.global_robustness.linear_program.branch`.
 
     Raises:
         UnsoundNetworkError: an activation is not covered.
@@ -362,7 +362,7 @@ def mixed_change(twin: Twin, row: Tensor, seconds: float = math.inf) -> MixedOpt
     encoding = Encoding(twin, 0, len(twin.steps))
     goal = np.zeros(len(encoding.program().low))
     goal[encoding.changes] = row.numpy()
-    binary = np.concatenate([np.zeros(0, np.int64), *(f.signs.ravel() for f in encoding.folds)])
+    binary = np.concatenate([np.zeros(0, np.int64), *(f.signs.ravel() for f in encoding.unstable)])
     return mixed_optimum(encoding.program(), goal, binary, seconds)
 
 
@@ -385,14 +385,14 @@ class _Solver:
             return Branched(math.inf, False, 0, None)
         goal = np.zeros(len(self.program.low))
         goal[places] = row
-        folds, weights = self.encoding.folds, self.encoding.importance(row)
-        cost = [(1 - f.left) * f.change * w for f, w in zip(folds, weights, strict=True)]
+        unstable, weights = self.encoding.unstable, self.encoding.importance(row)
+        cost = [(1 - f.left) * f.change * w for f, w in zip(unstable, weights, strict=True)]
         chosen = np.argsort(-np.concatenate([np.zeros(0), *cost]), kind="stable")
         chosen = chosen[: self.effort.refine]
-        signs = np.concatenate([np.zeros((0, 2), np.int64), *(f.signs for f in folds)])
+        signs = np.concatenate([np.zeros((0, 2), np.int64), *(f.signs for f in unstable)])
 
         def score(point: Floats) -> Floats:
-            wrong = [f.error(point) * w for f, w in zip(folds, weights, strict=True)]
+            wrong = [f.error(point) * w for f, w in zip(unstable, weights, strict=True)]
             return np.concatenate([np.zeros(0), *wrong])[chosen].repeat(2)
 
         nodes, deadline = self.effort.nodes, self.effort.deadline
@@ -402,5 +402,5 @@ class _Solver:
 
 
 def exactly(effort: Effort) -> Effort:
-    """The same budget with every fold of the whole network decided."""
+    """The same budget with every unstable neuron of the whole network decided."""
     return replace(effort, window=None, refine=None)

@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from robustcert.activations import Grafted
 from robustcert.data import to_unit
 from robustcert.errors import ConfigError
-from robustcert.metrics.kinks import UnitScores, folds_within, unit_scores
+from robustcert.metrics.kinks import UnitScores, kinks_within, unit_scores
 from robustcert.network.fold import fold_network
 
 log = logging.getLogger(__name__)
@@ -19,16 +19,16 @@ class LinearityGrafting(Callback):
     r"""Turns a share of the units of :class:`robustcert.activations.Grafted` into lines, once.
 
     Units are chosen by :math:`d / s`: d is the share of training samples whose input of the unit
-    is nearer to its fold than epsilon times the local Lipschitz constant of that input (unstable,
+    is nearer to its kink than epsilon times the local Lipschitz constant of that input (unstable,
     in the words of the paper), and s the mean norm of the gradient of the margin by the unit's
     output (its significance). What is left of training fine-tunes the network, lines included.
 
-    Logs ``graft/folds``, the share of units with a fold within epsilon, after every epoch. The
+    Logs ``graft/kinks``, the share of units with a kink within epsilon, after every epoch. The
     chosen units are part of the network's state, so that a resumed run goes on with them.
 
     Reference: Chen et al., `Linearity grafting: relaxed neuron pruning helps certifiable robustness
     <https://arxiv.org/abs/2206.07839>`_, ICML 2022. There, units are unstable if an interval of
-    their inputs around a sample has a fold in it, for a box around the sample.
+    their inputs around a sample has a kink in it, for a box around the sample.
 
     Args:
         share: Of the units of all activations together, in [0, 1].
@@ -80,13 +80,13 @@ class LinearityGrafting(Callback):
         log.info("grafted %d of %d units", count, sum(map(len, chosen)))
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log the share of folds within epsilon, of the samples that units are judged by."""
+        """Log the share of kinks within epsilon, of the samples that units are judged by."""
         if trainer.sanity_checking:
             return
         module: Any = pl_module
         network, x = self._network_and_samples(trainer, pl_module)
-        share = folds_within(network, x, module.epsilon).mean()
-        module.log("graft/folds", share.float())
+        share = kinks_within(network, x, module.epsilon).mean()
+        module.log("graft/kinks", share.float())
 
     def _scores(self, trainer: Trainer, pl_module: LightningModule) -> list[UnitScores]:
         module: Any = pl_module

@@ -11,7 +11,7 @@ from robustcert.attacks import ddn
 from robustcert.certifiers import LipschitzCertifier
 from robustcert.errors import UnsoundNetworkError
 from robustcert.margins import margins
-from robustcert.metrics.kinks import folds_within
+from robustcert.metrics.kinks import kinks_within
 from robustcert.metrics.tightness import (
     CertifiabilityGap,
     Tightness,
@@ -28,7 +28,7 @@ class LogTightness(Callback):
     ``val/tightness`` and ``val/tightness_worst`` are mean and 5 % quantile of radius over distance;
     ``val/tightness_bound`` and ``val/tightness_shape`` the means of the two factors, both at most
     1; ``val/certifiability_gap`` the area between the accuracy under attack and the verified one up
-    to the largest of ``radii``; ``val/folds`` the share of units with a fold within ``epsilon``.
+    to the largest of ``radii``; ``val/kinks`` the share of units with a kink within ``epsilon``.
     Only correctly classified samples have a tightness. Distances are those of restarted DDN.
 
     Args:
@@ -101,7 +101,7 @@ class LogTightness(Callback):
             "tightness_bound": MeanMetric(nan_strategy="ignore"),
             "tightness_shape": MeanMetric(nan_strategy="ignore"),
             "certifiability_gap": CertifiabilityGap(module.radii[-1]),
-            "folds": MeanMetric(nan_strategy="ignore"),
+            "kinks": MeanMetric(nan_strategy="ignore"),
         }
         for key, metric in metrics.items():
             metric.to(module.device).update(*(t.to(module.device) for t in found[key]))
@@ -124,7 +124,7 @@ class LogTightness(Callback):
                 "tightness_bound": (nothing,),
                 "tightness_shape": (nothing,),
                 "certifiability_gap": (nothing, nothing, none),
-                "folds": (nothing,),
+                "kinks": (nothing,),
             }
         x, label = torch.cat(self._inputs).double(), torch.cat(self._labels)
         certifier = LipschitzCertifier()
@@ -147,7 +147,7 @@ class LogTightness(Callback):
             "tightness_bound": (by_bound,),
             "tightness_shape": (by_shape,),
             "certifiability_gap": (found.radius, distance, correct),
-            "folds": (folds_within(network, x, epsilon),),
+            "kinks": (kinks_within(network, x, epsilon),),
         }
 
     def _is_due(self, trainer: Trainer) -> bool:
