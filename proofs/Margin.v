@@ -228,3 +228,32 @@ Proof.
     by (apply Rmult_le_compat_l; [lra|]; nra).
   lra.
 Qed.
+
+(** The same where something else than a constant says how far a margin can fall within r, such as
+    a gradient and its curvature (Curvature.v). *)
+Theorem margin_fall : forall n C c f g (representable : vector -> Prop) D beta x r,
+  (c < C)%nat -> 0 <= D -> 0 <= beta ->
+  computed_within n C f g representable D beta x r ->
+  (forall j, (j < C)%nat -> j <> c -> exists fall,
+     (forall y, distance n x y < r -> f x c - f x j - fall <= f y c - f y j)
+     /\ fall + sqrt 2 * (D + beta * r) < f x c - f x j) ->
+  forall y, distance n x y < r ->
+  unique_largest C c (f y) /\ (representable y -> unique_largest C c (g y)).
+Proof.
+  intros n C c f g rep D beta x r Hc HD Hb He Hm y Hy.
+  assert (S0 : 0 < sqrt 2) by (apply sqrt_lt_R0; lra).
+  assert (D0 := distance_nonneg n x y).
+  assert (0 <= D + beta * distance n x y <= D + beta * r) by nra.
+  assert (sqrt 2 * (D + beta * distance n x y) <= sqrt 2 * (D + beta * r))
+    by (apply Rmult_le_compat_l; lra).
+  assert (0 <= sqrt 2 * (D + beta * distance n x y)) by (apply Rmult_le_pos; lra).
+  split.
+  - intros j Hj Hjc; destruct (Hm j Hj Hjc) as (fall & Hf & Hr); specialize (Hf y Hy); lra.
+  - intros Hrep j Hj Hjc; destruct (Hm j Hj Hjc) as (fall & Hf & Hr); specialize (Hf y Hy).
+    assert (E : Rabs ((g y c - g y j) - (f y c - f y j)) <= sqrt 2 * (D + beta * distance n x y)).
+    { replace (g y c - g y j - (f y c - f y j)) with (vsub (g y) (f y) c - vsub (g y) (f y) j)
+        by (unfold vsub; ring).
+      eapply Rle_trans; [apply (coordinate_difference C); assumption|].
+      apply Rmult_le_compat_l; [lra|apply He; assumption]. }
+    generalize (Rle_abs (- (g y c - g y j - (f y c - f y j)))); rewrite Rabs_Ropp; lra.
+Qed.
