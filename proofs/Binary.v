@@ -2,7 +2,7 @@
     2^-24 and eta = 2^-150; u = 2^-53 and eta = 2^-1075. Flocq's definitions. *)
 
 Require Import Reals ZArith Lra Lia Psatz Bool List Permutation.
-From Flocq Require Import Core Relative IEEE754.BinarySingleNaN.
+From Flocq Require Import Core Relative Plus_error IEEE754.BinarySingleNaN.
 From Robustcert Require Import Sums Vectors Lipschitz Residual Rounding DenseRounding.
 Import ListNotations.
 Open Scope R_scope.
@@ -35,6 +35,25 @@ Proof.
       rewrite ulp_FLT_small; [lra|exact prec_gt_0|].
       apply (Rlt_le_trans _ _ _ H), bpow_le; lia. }
     rewrite E in S; generalize (bpow_ge_0 radix2 (- prec)) (Rabs_pos z); intros; nra.
+Qed.
+
+(** Sums of numbers of the format lose nothing to underflow. *)
+Lemma nearest_sums_round :
+  sums_round (generic_format radix2 (FLT_exp emin prec)) nearest unit_roundoff.
+Proof.
+  split; [apply bpow_ge_0|]; intros a b Fa Fb; split.
+  - apply generic_format_round; [apply FLT_exp_valid, prec_gt_0|apply valid_rnd_N].
+  - destruct (FLT_plus_error_N_ex radix2 emin prec (fun x => negb (Z.even x)) a b Fa Fb)
+      as (d & Bd & Hd).
+    unfold nearest; rewrite Hd.
+    replace ((a + b) * (1 + d) - (a + b)) with (d * (a + b)) by ring.
+    rewrite Rabs_mult; apply Rmult_le_compat_r; [apply Rabs_pos|].
+    eapply Rle_trans; [exact Bd|].
+    assert (U : u_ro radix2 prec = unit_roundoff).
+    { unfold u_ro, unit_roundoff; rewrite bpow_plus; simpl; lra. }
+    rewrite U; assert (P : 0 <= unit_roundoff) by apply bpow_ge_0.
+    apply Rmult_le_reg_r with (1 + unit_roundoff); [lra|].
+    unfold Rdiv; rewrite Rmult_assoc, Rinv_l by lra; nra.
 Qed.
 
 (** Ways to evaluate a sum of products of floats by IEEE operations. *)
@@ -120,6 +139,14 @@ Proof. exact (nearest_rounds 24 128 gt_0_32). Qed.
 
 Theorem rounds_binary64 : rounds (nearest 53 1024) (bpow radix2 (-53)) (bpow radix2 (-1075)).
 Proof. exact (nearest_rounds 53 1024 gt_0_64). Qed.
+
+Theorem sums_round_binary32 :
+  sums_round (generic_format radix2 (FLT_exp (-149) 24)) (nearest 24 128) (bpow radix2 (-24)).
+Proof. exact (nearest_sums_round 24 128 gt_0_32). Qed.
+
+Theorem sums_round_binary64 :
+  sums_round (generic_format radix2 (FLT_exp (-1074) 53)) (nearest 53 1024) (bpow radix2 (-53)).
+Proof. exact (nearest_sums_round 53 1024 gt_0_64). Qed.
 
 (** A dense layer in IEEE arithmetic, whatever the order and the fusing of each of its sums, if no
     output overflowed. N bounds the norm of |W|, tiny is the smallest normal number. *)

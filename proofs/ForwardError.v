@@ -80,6 +80,93 @@ Proof.
     lra.
 Qed.
 
+(** ** A sum of branches *)
+
+Definition vsum (k : nat) (v : nat -> vector) : vector := fun i => sum k (fun j => v j i).
+
+Lemma norm_vsum : forall m k v, norm m (vsum k v) <= sum k (fun j => norm m (v j)).
+Proof.
+  intros m k v; induction k as [|k IH]; simpl.
+  - unfold vsum; simpl; rewrite norm_zero; lra.
+  - change (vsum (S k) v) with (vadd (vsum k v) (v k)).
+    eapply Rle_trans; [apply norm_triangle|lra].
+Qed.
+
+Lemma lipschitz_vsum : forall p m k (K : nat -> R) (f : nat -> vector -> vector),
+  (forall j, (j < k)%nat -> lipschitz p m (K j) (f j)) ->
+  lipschitz p m (sum k K) (fun y => vsum k (fun j => f j y)).
+Proof.
+  intros p m k K f H y z; unfold distance at 1.
+  rewrite (norm_ext m _ (vsum k (fun j => vsub (f j y) (f j z))))
+    by (intros; unfold vsub, vsum; rewrite sum_minus; reflexivity).
+  eapply Rle_trans; [apply norm_vsum|]; rewrite <- sum_scal_r.
+  apply sum_le; intros j Hj; apply (H j Hj).
+Qed.
+
+(** k branches, whose sum is computed within gam times the sizes of its terms in every entry
+    ([number_sum_error] of Rounding.v, with k terms). *)
+Theorem forward_error_sum : forall m k (f g : nat -> vector -> vector) (h : vector -> vector) gam
+    (s : nat -> state) s',
+  (forall j, (j < k)%nat -> within m (f j) (g j) (s j)) -> 0 <= gam ->
+  (forall y, representable y -> distance n x y < r -> forall i, (i < m)%nat ->
+     Rabs (h y i - vsum k (fun j => g j y) i) <= gam * sum k (fun j => Rabs (g j y i))) ->
+  sum k (fun j => alpha (s j)) + gam * sum k (fun j => norm m (g j x) + 2 * alpha (s j))
+    <= alpha s' ->
+  sum k (fun j => beta (s j))
+    + gam * (sum k (fun j => steep (s j)) + sum k (fun j => beta (s j))) <= beta s' ->
+  sum k (fun j => steep (s j)) <= steep s' ->
+  within m (fun y => vsum k (fun j => f j y)) h s'.
+Proof.
+  intros m k f g h gam s s' W Hg Hh HA HB HP.
+  assert (A0 : 0 <= sum k (fun j => alpha (s j))) by (apply sum_nonneg; intros j Hj; apply (W j Hj)).
+  assert (B0 : 0 <= sum k (fun j => beta (s j))) by (apply sum_nonneg; intros j Hj; apply (W j Hj)).
+  assert (P0 : 0 <= sum k (fun j => steep (s j))) by (apply sum_nonneg; intros j Hj; apply (W j Hj)).
+  assert (S0 : 0 <= sum k (fun j => norm m (g j x) + 2 * alpha (s j))).
+  { apply sum_nonneg; intros j Hj; destruct (W j Hj) as (A & _).
+    generalize (norm_nonneg m (g j x)); lra. }
+  assert (0 <= gam * sum k (fun j => norm m (g j x) + 2 * alpha (s j)))
+    by (apply Rmult_le_pos; assumption).
+  assert (0 <= gam * (sum k (fun j => steep (s j)) + sum k (fun j => beta (s j))))
+    by (apply Rmult_le_pos; lra).
+  unfold within; repeat split; try lra.
+  - apply (lipschitz_weaken _ _ _ _ _ HP), lipschitz_vsum; intros j Hj; apply (W j Hj).
+  - intros y Hy Hr; assert (D := distance_nonneg n x y).
+    (* Rounding of the sum, then what the branches bring. *)
+    assert (Own : distance m (h y) (vsum k (fun j => g j y))
+                  <= gam * sum k (fun j => norm m (g j y))).
+    { apply Rle_trans with (norm m (vscale gam (vsum k (fun j i => Rabs (g j y i))))).
+      - apply norm_le; intros i Hi; eapply Rle_trans; [apply (Hh y Hy Hr i Hi)|apply Rle_abs].
+      - rewrite norm_scale, (Rabs_pos_eq gam Hg); apply Rmult_le_compat_l; [exact Hg|].
+        eapply Rle_trans; [apply norm_vsum|].
+        apply Req_le, sum_ext; intros j _; apply norm_abs. }
+    assert (Inherited : distance m (vsum k (fun j => g j y)) (vsum k (fun j => f j y))
+                        <= sum k (fun j => alpha (s j) + beta (s j) * distance n x y)).
+    { unfold distance at 1; rewrite (norm_ext m _ (vsum k (fun j => vsub (g j y) (f j y))))
+        by (intros; unfold vsub, vsum; rewrite sum_minus; reflexivity).
+      eapply Rle_trans; [apply norm_vsum|]; apply sum_le; intros j Hj.
+      destruct (W j Hj) as (_ & _ & _ & _ & E); apply (E y Hy Hr). }
+    rewrite sum_plus, sum_scal_r in Inherited.
+    assert (Sizes : sum k (fun j => norm m (g j y))
+      <= sum k (fun j => norm m (g j x) + 2 * alpha (s j))
+         + (sum k (fun j => steep (s j)) + sum k (fun j => beta (s j))) * distance n x y).
+    { rewrite <- sum_plus, <- sum_scal_r, <- sum_plus; apply sum_le; intros j Hj.
+      destruct (W j Hj) as (_ & _ & _ & L & E).
+      generalize (E y Hy Hr) (E x centre); rewrite (distance_same n x); intros Ey Ex.
+      specialize (Ex room).
+      generalize (norm_difference m (g j y) (g j x)) (distance_triangle m (g j y) (f j y) (g j x))
+        (distance_triangle m (f j y) (f j x) (g j x)) (L x y).
+      rewrite (distance_sym m (f j y) (f j x)), (distance_sym m (f j x) (g j x)); lra. }
+    eapply Rle_trans; [apply (distance_triangle m _ (vsum k (fun j => g j y)))|].
+    assert (gam * sum k (fun j => norm m (g j y))
+      <= gam * (sum k (fun j => norm m (g j x) + 2 * alpha (s j))
+         + (sum k (fun j => steep (s j)) + sum k (fun j => beta (s j))) * distance n x y))
+      by (apply Rmult_le_compat_l; assumption).
+    assert ((sum k (fun j => beta (s j))
+             + gam * (sum k (fun j => steep (s j)) + sum k (fun j => beta (s j)))) * distance n x y
+            <= beta s' * distance n x y) by (apply Rmult_le_compat_r; assumption).
+    lra.
+Qed.
+
 (** A list of operations, the first one first. *)
 Fixpoint evaluate_real (network : list layer) (z : vector) : vector :=
   match network with
@@ -131,9 +218,22 @@ Proof.
   intros y _ _; rewrite distance_same, Rmult_0_l; lra.
 Qed.
 
-(** The claim for a network: with alpha and beta of [forward_error_network], logits that keep their
-    order in both functions within r = min_j (m_j - 2 sqrt 2 alpha) / (K_cj + sqrt 2 beta). *)
-Theorem certificate : forall network s C c K,
+(** The claim, however the operations were put together: logits keep their order in both functions
+    within r = min_j (m_j - 2 sqrt 2 alpha) / (K_cj + sqrt 2 beta). *)
+Theorem certificate : forall C c K f g s,
+  within C f g s -> (c < C)%nat -> pairwise n C c K f ->
+  (forall j, (j < C)%nat -> j <> c ->
+     2 * sqrt 2 * alpha s < g x c - g x j
+     /\ (K j + sqrt 2 * beta s) * r <= g x c - g x j - 2 * sqrt 2 * alpha s) ->
+  forall y, distance n x y < r ->
+  unique_largest C c (f y) /\ (representable y -> unique_largest C c (g y)).
+Proof.
+  intros C c K f g s (A & B & _ & _ & W) Hc HK Hr.
+  apply (margin_rounding n C c f g representable K (alpha s) (beta s) x r); assumption.
+Qed.
+
+(** The same for a list of operations. *)
+Theorem certificate_network : forall network s C c K,
   propagates n (fun y => y) network (State 0 0 1) s ->
   logits n network = C -> (c < C)%nat ->
   let f := evaluate_real network in
@@ -145,9 +245,9 @@ Theorem certificate : forall network s C c K,
   forall y, distance n x y < r ->
   unique_largest C c (f y) /\ (representable y -> unique_largest C c (g y)).
 Proof.
-  intros network s C c K Pr HC Hc f g HK Hr.
-  destruct (forward_error_network network s Pr) as (A & B & _ & _ & W); rewrite HC in W.
-  apply (margin_rounding n C c f g representable K (alpha s) (beta s) x r); assumption.
+  intros network s C c K Pr HC Hc f g HK Hr; subst C.
+  apply (certificate _ c K f g s); try assumption.
+  apply forward_error_network, Pr.
 Qed.
 
 End Network.

@@ -317,3 +317,64 @@ Proof.
   rewrite (evaluates_exact _ _ _ _ _ T), (evaluates_magnitude _ _ _ _ _ T),
     (evaluates_terms _ _ _ _ _ T); simpl; rewrite Nat.add_0_r, !Rplus_0_r; auto.
 Qed.
+
+(** ** Sums of numbers *)
+
+(** Of two numbers of the format, a sum is of the format and has a relative error only: nothing is
+    lost to underflow. *)
+Definition sums_round (format : R -> Prop) (rnd : R -> R) (u : R) : Prop :=
+  0 <= u /\ forall a b, format a -> format b ->
+  format (rnd (a + b)) /\ Rabs (rnd (a + b) - (a + b)) <= u * Rabs (a + b).
+
+Lemma number_tree_error : forall format rnd u t,
+  sums_round format rnd u -> products t = [] -> Forall format (numbers t) ->
+  format (computed rnd t)
+  /\ Rabs (computed rnd t - exact t) <= ((1 + u) ^ roundings t - 1) * magnitude t.
+Proof.
+  intros format rnd u t [Hu Hr]; induction t as [a|a b|s IHs t IHt|a b t IHt];
+    simpl; intros HP HN; try discriminate.
+  - inversion HN; subst; split; [assumption|].
+    replace (a - a) with 0 by ring; rewrite Rabs_R0; lra.
+  - apply app_eq_nil in HP; destruct HP as [Ps Pt].
+    apply Forall_app in HN; destruct HN as [Ns Nt].
+    destruct (IHs Ps Ns) as [Fs Es]; destruct (IHt Pt Nt) as [Ft Et].
+    destruct (Hr _ _ Fs Ft) as [F E]; split; [exact F|].
+    set (k := max (roundings s) (roundings t)).
+    assert (Pow : forall j, (j <= k)%nat -> 1 <= (1 + u) ^ j <= (1 + u) ^ k).
+    { intros j Hj; split; [apply pow_R1_Rle; lra|apply Rle_pow; [lra|exact Hj]]. }
+    assert (Es' : Rabs (computed rnd s - exact s) <= ((1 + u) ^ k - 1) * magnitude s).
+    { eapply Rle_trans; [exact Es|]; apply Rmult_le_compat_r; [apply magnitude_nonneg|].
+      generalize (Pow _ (Nat.le_max_l _ _ : (roundings s <= k)%nat)); lra. }
+    assert (Et' : Rabs (computed rnd t - exact t) <= ((1 + u) ^ k - 1) * magnitude t).
+    { eapply Rle_trans; [exact Et|]; apply Rmult_le_compat_r; [apply magnitude_nonneg|].
+      generalize (Pow _ (Nat.le_max_r _ _ : (roundings t <= k)%nat)); lra. }
+    set (z := computed rnd s + computed rnd t) in *.
+    assert (Off : Rabs (z - (exact s + exact t))
+                  <= Rabs (computed rnd s - exact s) + Rabs (computed rnd t - exact t)).
+    { unfold z; replace (computed rnd s + computed rnd t - (exact s + exact t))
+        with ((computed rnd s - exact s) + (computed rnd t - exact t)) by ring; apply Rabs_triang. }
+    generalize (exact_magnitude (Plus s t)); simpl; intros HM.
+    assert (A : Rabs (rnd z - (exact s + exact t)) <= Rabs (rnd z - z) + Rabs (z - (exact s + exact t))).
+    { replace (rnd z - (exact s + exact t)) with ((rnd z - z) + (z - (exact s + exact t))) by ring;
+        apply Rabs_triang. }
+    assert (B : Rabs z <= Rabs (z - (exact s + exact t)) + Rabs (exact s + exact t)).
+    { replace z with ((z - (exact s + exact t)) + (exact s + exact t)) at 1 by ring;
+        apply Rabs_triang. }
+    assert (C : u * Rabs z <= u * (((1 + u) ^ k - 1) * (magnitude s + magnitude t)
+                                   + (magnitude s + magnitude t)))
+      by (apply Rmult_le_compat_l; lra).
+    lra.
+Qed.
+
+Theorem number_sum_error : forall format rnd u t k,
+  sums_round format rnd u -> products t = [] -> Forall format (numbers t) ->
+  (terms t <= k)%nat -> INR k * u < 1 ->
+  Rabs (computed rnd t - exact t) <= gamma k u * magnitude t.
+Proof.
+  intros format rnd u t k M HP HN Hk Hu; generalize M; intros [U _].
+  eapply Rle_trans; [apply (number_tree_error format rnd u t M HP HN)|].
+  apply Rmult_le_compat_r; [apply magnitude_nonneg|].
+  eapply Rle_trans; [|apply (power_gamma k u U Hu)].
+  apply Rplus_le_compat_r, Rle_pow; [lra|].
+  generalize (roundings_terms t); lia.
+Qed.

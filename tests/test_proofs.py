@@ -111,3 +111,21 @@ def test_the_build_refuses_what_is_not_proved(tmp_path: Path) -> None:
     done = build(folder)
     assert done.returncode == 1
     assert "Zero.zero rests on" in done.stderr
+
+
+def test_without_coq_the_command_that_installs_it_is_named(tmp_path: Path) -> None:
+    for tool in ("bash", "dirname"):
+        found = shutil.which(tool)
+        assert found is not None
+        (tmp_path / tool).symlink_to(found)
+    (tmp_path / "id").write_text("#!/bin/sh\necho 1000\n")
+    (tmp_path / "id").chmod(0o755)
+    done = subprocess.run(
+        [str(PROOFS / "build.sh")],
+        env={"PATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "apt-get install -y --no-install-recommends coq libcoq-flocq" in done.stderr
