@@ -103,59 +103,50 @@ Proof.
   rewrite Rmult_assoc; apply Rmult_le_compat_l; [apply sqrt_pos|apply Hf].
 Qed.
 
-(** Section 4: the computed logits g are within alpha + beta d of the real ones f, in l2, at every
-    representable point at distance d. With the computed margins m of a representable x,
+(** Section 4: the logits g of a deployed network are within alpha + beta d of the real ones f, in
+    l2, at every representable point at distance d. The certifier's own evaluation at the sample, z,
+    may be another one (its sums have another order) and is within alpha. With the margins of z,
 
       r = min_j (m_j - 2 sqrt 2 alpha) / (K_cj + sqrt 2 beta),
 
     and both functions keep the prediction: f everywhere on the open ball, g at representable
     points. *)
-Section Rounding.
-
-Variables (n C c : nat) (f g : vector -> vector) (representable : vector -> Prop).
-Variables (K : nat -> R) (alpha beta : R) (x : vector) (r : R).
-
-Definition computed_within : Prop :=
+Definition computed_within (n C : nat) (f g : vector -> vector) (representable : vector -> Prop)
+    (alpha beta : R) (x : vector) (r : R) : Prop :=
   forall y, representable y -> distance n x y < r ->
   distance C (g y) (f y) <= alpha + beta * distance n x y.
 
-Hypothesis class : (c < C)%nat.
-Hypothesis constants : pairwise n C c K f.
-Hypothesis alpha_nonneg : 0 <= alpha.
-Hypothesis beta_nonneg : 0 <= beta.
-Hypothesis centre : representable x.
-Hypothesis error : computed_within.
-Hypothesis radius : forall j, (j < C)%nat -> j <> c ->
-  2 * sqrt 2 * alpha < g x c - g x j
-  /\ (K j + sqrt 2 * beta) * r <= g x c - g x j - 2 * sqrt 2 * alpha.
-
-Lemma computed_margin : forall y j, representable y -> distance n x y < r -> (j < C)%nat ->
-  Rabs ((g y c - g y j) - (f y c - f y j)) <= sqrt 2 * (alpha + beta * distance n x y).
+(** Margins of two vectors of logits that are [off] apart. *)
+Lemma margins_apart : forall C u v c j off,
+  (c < C)%nat -> (j < C)%nat -> distance C u v <= off ->
+  Rabs ((u c - u j) - (v c - v j)) <= sqrt 2 * off.
 Proof.
-  intros y j Hy Hr Hj.
-  replace (g y c - g y j - (f y c - f y j)) with (vsub (g y) (f y) c - vsub (g y) (f y) j)
-    by (unfold vsub; ring).
+  intros C u v c j off Hc Hj H.
+  replace (u c - u j - (v c - v j)) with (vsub u v c - vsub u v j) by (unfold vsub; ring).
   eapply Rle_trans; [apply (coordinate_difference C); assumption|].
-  apply Rmult_le_compat_l; [apply sqrt_pos|apply error; assumption].
+  apply Rmult_le_compat_l; [apply sqrt_pos|exact H].
 Qed.
 
-Theorem margin_rounding :
+Theorem margin_rounding : forall n C c f g z (representable : vector -> Prop) K alpha beta x r,
+  (c < C)%nat -> pairwise n C c K f -> 0 <= alpha -> 0 <= beta ->
+  distance C z (f x) <= alpha ->
+  computed_within n C f g representable alpha beta x r ->
+  (forall j, (j < C)%nat -> j <> c ->
+     2 * sqrt 2 * alpha < z c - z j
+     /\ (K j + sqrt 2 * beta) * r <= z c - z j - 2 * sqrt 2 * alpha) ->
   forall y, distance n x y < r ->
   unique_largest C c (f y) /\ (representable y -> unique_largest C c (g y)).
 Proof.
-  intros y Hy.
+  intros n C c f g z rep K alpha beta x r Hc HK Ha Hb Hz He Hr y Hy.
   assert (D0 := distance_nonneg n x y).
-  assert (Hr : 0 < r) by lra.
   assert (S0 : 0 < sqrt 2) by (apply sqrt_lt_R0; lra).
-  assert (Hxx : distance n x x < r) by (rewrite distance_same; exact Hr).
   assert (F : forall j, (j < C)%nat -> j <> c ->
     sqrt 2 * (alpha + beta * distance n x y) < f y c - f y j).
-  { intros j Hj Hjc; destruct (radius j Hj Hjc) as [Hm Hk].
-    generalize (computed_margin x j centre Hxx Hj); rewrite distance_same; intros Hx.
-    generalize (Rle_abs (g x c - g x j - (f x c - f x j))); intros A.
-    generalize (constants j Hj Hjc x y)
-      (Rle_abs (f x c - f x j - (f y c - f y j))); simpl; intros B B'.
-    assert ((K j + sqrt 2 * beta) * distance n x y < g x c - g x j - 2 * sqrt 2 * alpha); [|lra].
+  { intros j Hj Hjc; destruct (Hr j Hj Hjc) as [Hm Hk].
+    generalize (margins_apart C z (f x) c j alpha Hc Hj Hz)
+      (Rle_abs (z c - z j - (f x c - f x j))); intros A A'.
+    generalize (HK j Hj Hjc x y) (Rle_abs (f x c - f x j - (f y c - f y j))); simpl; intros B B'.
+    assert ((K j + sqrt 2 * beta) * distance n x y < z c - z j - 2 * sqrt 2 * alpha); [|lra].
     destruct (Rle_or_lt (K j + sqrt 2 * beta) 0).
     - apply Rle_lt_trans with 0; [|lra]; nra.
     - eapply Rlt_le_trans; [|exact Hk]; apply Rmult_lt_compat_l; assumption. }
@@ -163,33 +154,32 @@ Proof.
   split.
   - intros j Hj Hjc; specialize (F j Hj Hjc); nra.
   - intros Hrep j Hj Hjc; specialize (F j Hj Hjc).
-    generalize (computed_margin y j Hrep Hy Hj)
+    generalize (margins_apart C (g y) (f y) c j _ Hc Hj (He y Hrep Hy))
       (Rle_abs (- (g y c - g y j - (f y c - f y j)))).
     rewrite Rabs_Ropp; intros; lra.
 Qed.
 
-End Rounding.
-
 (** The same with the quotients themselves. *)
-Theorem margin_rounding_radius : forall n C c f g (representable : vector -> Prop) K alpha beta x,
+Theorem margin_rounding_radius : forall n C c f g z (representable : vector -> Prop) K alpha beta x,
   let r := least_over_rivals C c
-    (fun j => (g x c - g x j - 2 * sqrt 2 * alpha) / (K j + sqrt 2 * beta)) in
-  (c < C)%nat -> pairwise n C c K f -> 0 <= alpha -> 0 <= beta -> representable x ->
+    (fun j => (z c - z j - 2 * sqrt 2 * alpha) / (K j + sqrt 2 * beta)) in
+  (c < C)%nat -> pairwise n C c K f -> 0 <= alpha -> 0 <= beta ->
+  distance C z (f x) <= alpha ->
   computed_within n C f g representable alpha beta x r ->
   (forall j, (j < C)%nat -> j <> c -> 0 < K j) -> 0 < r ->
   forall y, distance n x y < r ->
   unique_largest C c (f y) /\ (representable y -> unique_largest C c (g y)).
 Proof.
-  intros n C c f g rep K alpha beta x r Hc HK Ha Hb Hx He Hpos Hr.
-  apply (margin_rounding n C c f g rep K alpha beta x r); try assumption.
+  intros n C c f g z rep K alpha beta x r Hc HK Ha Hb Hz He Hpos Hr.
+  apply (margin_rounding n C c f g z rep K alpha beta x r); try assumption.
   intros j Hj Hjc.
   assert (S0 : 0 < sqrt 2) by (apply sqrt_lt_R0; lra).
   assert (P : 0 < K j + sqrt 2 * beta) by (specialize (Hpos j Hj Hjc); nra).
-  assert (Q : (K j + sqrt 2 * beta) * r <= g x c - g x j - 2 * sqrt 2 * alpha).
+  assert (Q : (K j + sqrt 2 * beta) * r <= z c - z j - 2 * sqrt 2 * alpha).
   { apply Rmult_le_reg_r with (/ (K j + sqrt 2 * beta)); [apply Rinv_0_lt_compat, P|].
     replace ((K j + sqrt 2 * beta) * r * / (K j + sqrt 2 * beta)) with r by (field; lra).
     apply (least_over_rivals_le C c
-      (fun j => (g x c - g x j - 2 * sqrt 2 * alpha) / (K j + sqrt 2 * beta)) j Hj Hjc). }
+      (fun j => (z c - z j - 2 * sqrt 2 * alpha) / (K j + sqrt 2 * beta)) j Hj Hjc). }
   split; [|exact Q]; nra.
 Qed.
 
@@ -218,10 +208,7 @@ Proof.
   assert (S0 : 0 < sqrt 2) by (apply sqrt_lt_R0; lra).
   generalize (HK j Hj Hjc x y) (Rle_abs (f x c - f x j - (f y c - f y j))); simpl; intros B B'.
   assert (E : Rabs ((g y c - g y j) - (f y c - f y j)) <= sqrt 2 * (D + beta * distance n x y)).
-  { replace (g y c - g y j - (f y c - f y j)) with (vsub (g y) (f y) c - vsub (g y) (f y) j)
-      by (unfold vsub; ring).
-    eapply Rle_trans; [apply (coordinate_difference C); assumption|].
-    apply Rmult_le_compat_l; [apply sqrt_pos|apply He; assumption]. }
+  { apply (margins_apart C); try assumption; apply He; assumption. }
   generalize (Rle_abs (- (g y c - g y j - (f y c - f y j)))); rewrite Rabs_Ropp; intros A.
   assert (K j * distance n x y <= K j * r) by (apply Rmult_le_compat_l; lra).
   assert (sqrt 2 * (D + beta * distance n x y) <= sqrt 2 * (D + beta * r))
@@ -251,9 +238,6 @@ Proof.
   - intros j Hj Hjc; destruct (Hm j Hj Hjc) as (fall & Hf & Hr); specialize (Hf y Hy); lra.
   - intros Hrep j Hj Hjc; destruct (Hm j Hj Hjc) as (fall & Hf & Hr); specialize (Hf y Hy).
     assert (E : Rabs ((g y c - g y j) - (f y c - f y j)) <= sqrt 2 * (D + beta * distance n x y)).
-    { replace (g y c - g y j - (f y c - f y j)) with (vsub (g y) (f y) c - vsub (g y) (f y) j)
-        by (unfold vsub; ring).
-      eapply Rle_trans; [apply (coordinate_difference C); assumption|].
-      apply Rmult_le_compat_l; [lra|apply He; assumption]. }
+    { apply (margins_apart C); try assumption; apply He; assumption. }
     generalize (Rle_abs (- (g y c - g y j - (f y c - f y j)))); rewrite Rabs_Ropp; lra.
 Qed.
