@@ -12,7 +12,7 @@ from robustcert.attacks.gradient import to_length
 from robustcert.network.network import PlainNetwork
 
 # A pair is not further apart than this share of delta, so that rounding cannot help it.
-INSIDE = 1 - 1e-12
+SHARE_OF_DELTA = 1 - 1e-12
 # The share of the tries that go on by gradients.
 CHOSEN = 0.1
 
@@ -49,7 +49,7 @@ def largest_changes(
     Returns:
         Shape ``(R,)``.
     """
-    pairs = _Pairs(low, high, delta * INSIDE, norm)
+    pairs = _Pairs(low, high, delta * SHARE_OF_DELTA, norm)
     x, other = pairs.draw(tries, seed)
 
     def outputs(x: Tensor) -> Tensor:

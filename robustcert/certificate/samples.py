@@ -25,7 +25,8 @@ SAMPLES = "samples.safetensors"
 COLUMNS = ("index", "label", "prediction", "correct", "status", "radius", "radius_hex", "margin")
 # Inputs of more bytes stay where they are, and the certificate holds their digests.
 MAX_INPUT_BYTES = 2**31
-DTYPES = {torch.uint8: "U8", torch.float32: "F32", torch.int64: "I64"}
+# Names of dtypes in a safetensors file.
+SAFETENSORS_DTYPES = {torch.uint8: "U8", torch.float32: "F32", torch.int64: "I64"}
 
 
 @dataclass(frozen=True)
@@ -180,8 +181,8 @@ class SampleFiles:
         kind = "digests" if self.by_digest else "inputs"
         shape = [count, 32] if self.by_digest else [count, *self.shape]
         ends = [0, 8 * count, 16 * count, 16 * count + count * self._row_bytes]
-        integers = DTYPES[torch.int64]
-        last = DTYPES[torch.uint8 if self.by_digest else self.dtype]
+        integers = SAFETENSORS_DTYPES[torch.int64]
+        last = SAFETENSORS_DTYPES[torch.uint8 if self.by_digest else self.dtype]
         described = {
             name: {"dtype": dtype, "shape": shape, "data_offsets": ends[i : i + 2]}
             for i, (name, dtype, shape) in enumerate(

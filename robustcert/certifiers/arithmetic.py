@@ -157,7 +157,7 @@ def float64_products_are_strict() -> bool:
     """Whether dense float64 products on the CPU are computed so already, in a few microseconds.
 
     Reading is much cheaper than switching. No setting asks for less in float64, but those of the
-    thread. Convolutions are not spoken of.
+    thread. Convolutions are not covered.
     """
     strict = not flushes_subnormals() and not torch.is_autocast_enabled("cpu")
     threads = torch.get_num_threads()

@@ -16,8 +16,8 @@ from robustcert.relaxations.curves import Curve
 # Radii are sought between the Lipschitz radius over and times 2^OCTAVES, in so many halvings.
 OCTAVES = 8
 HALVINGS = 18
-# Entries of the largest tensor of a pass.
-ENTRIES = 2**23
+# Maximum number of entries of a tensor of a pass.
+MAX_ENTRIES = 2**23
 
 
 class CROWNCertifier(PairwiseCertifier):
@@ -64,7 +64,7 @@ class CROWNCertifier(PairwiseCertifier):
         found = torch.where(open_, 0.0, known)
         rows = open_.nonzero()[:, 0]
         widest = max((len(step.fixed) for step in steps if isinstance(step, Curve)), default=1)
-        for part in chunks(len(rows), max(1, ENTRIES // (2 * widest * widest))):
+        for part in chunks(len(rows), max(1, MAX_ENTRIES // (2 * widest * widest))):
             some = rows[part]
             x, own = inputs[some].double().flatten(1), prediction[some]
             found[some] = _search(steps, x, own, gap.shape[1], known[some], centre[some], drift)

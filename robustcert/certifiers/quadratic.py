@@ -14,22 +14,22 @@ from robustcert.certifiers.base import Certificates, Certifier, Claim, Proof
 from robustcert.certifiers.lipschitz import LipschitzCertifier
 from robustcert.errors import UnsoundNetworkError
 from robustcert.margins import smallest_margin
-from robustcert.network.forward_error import UNIT, forward_error
+from robustcert.network.forward_error import UNIT_ROUNDOFFS, forward_error
 from robustcert.network.local_error import gamma
 from robustcert.network.network import PlainNetwork
 from robustcert.network.quadratics import Quadratics, best_multiplier, split_quadratics
 from robustcert.network.units import finite_samples, network_inputs
 from robustcert.norms.dense import dense_norm_bound
 
-# Entries of the largest tensor.
-ENTRIES = 2**22
-# Multiple of what rounding can do that is charged, and what radii are lowered by, relatively: room
-# for another proof, whose rounding errors are others.
-ROOM, LOWERED = 2.0, 1e-9
-# The same of the product of constants, for each operation.
+# Maximum number of entries of a tensor.
+MAX_ENTRIES = 2**22
+# Safety factor for rounding errors, and the share of a radius that is given up: the independent
+# checker, whose rounding errors are others, proves what is left.
+ROUNDING_FACTOR, RADIUS_ALLOWANCE = 2.0, 1e-9
+# Share of the product of constants that is given up likewise, for each operation.
 PER_OPERATION = 2.0**-23
-# Far above what underflow can do to any of the sums here, far below what matters.
-TINY = 2.0**-500
+# Underflow allowance of every sum in this file.
+SUM_UNDERFLOW = 2.0**-500
 
 
 class QuadricCertifier(Certifier):
@@ -52,7 +52,7 @@ class QuadricCertifier(Certifier):
     of the input, L being the proved constant of what is before the quadratics: 1 where that only
     flattens, and the radius is the exact one.
 
-    Other networks get their Lipschitz radii. The deployed network spoken of is the one in float64.
+    Other networks get their Lipschitz radii. The deployed network is the one in float64.
 
     Reference: Boyd and Vandenberghe, *Convex Optimization*, appendix B (the S-procedure).
     """
@@ -83,7 +83,7 @@ class QuadricCertifier(Certifier):
         before, quadratics = split
         features = forward_error(before, x.double())
         known = _prepare(quadratics)
-        rows = max(1, ENTRIES // quadratics.slope.numel())
+        rows = max(1, MAX_ENTRIES // quadratics.slope.numel())
         parts = [
             known.certify(part, doubt)
             for part, doubt in zip(
@@ -94,8 +94,8 @@ class QuadricCertifier(Certifier):
         # Features of inputs within r, real or computed, are within L r + 2 D + growth r of the
         # computed ones of the sample.
         steep = features.lipschitz + features.growth
-        radius = (radius - 2 * ROOM * features.centre) / steep
-        radius = radius * (1 - LOWERED - PER_OPERATION * len(network.operations))
+        radius = (radius - 2 * ROUNDING_FACTOR * features.centre) / steep
+        radius = radius * (1 - RADIUS_ALLOWANCE - PER_OPERATION * len(network.operations))
         radius = torch.minimum(radius, features.reach)
         # NaN compares false here too: features may have overflowed.
         radius = torch.where((radius > 0) & finite_samples(x), radius, 0.0)
@@ -125,8 +125,8 @@ class _Pairs:
         same = owner == prediction[:, None]
         own = torch.where(same, value, -math.inf).argmax(1)
         size = x.norm(dim=1) * (1 + 1e-9)
-        # Of two logits, at any point that is spoken of.
-        drift = 2 * ROOM * self.error(2 * size[:, None] + 1).amax(1)
+        # Error of the difference of two logits, at any point of the ball.
+        drift = 2 * ROUNDING_FACTOR * self.error(2 * size[:, None] + 1).amax(1)
         within = linear(x, q.frame.flatten(0, 1)).view(len(x), *q.offset.shape) - q.offset
         slope = 2 * torch.bmm(within.transpose(0, 1), q.frame) + q.slope[:, None]
         slope = slope.transpose(0, 1)
@@ -136,7 +136,7 @@ class _Pairs:
         distance = self.by_gradients(ahead, turn, own, size).masked_fill(same, math.inf)
 
         def improve(rows: Tensor, others: Tensor) -> None:
-            step = max(1, ENTRIES // (2 * q.frame[0].numel()))
+            step = max(1, MAX_ENTRIES // (2 * q.frame[0].numel()))
             for i, j in zip(rows.split(step), others.split(step), strict=True):
                 square = self.by_duality(x[i], own[i], j, ahead[i, j], turn[i, j], drift[i])
                 distance[i, j] = torch.maximum(distance[i, j], square.clamp_min(0).sqrt())
@@ -146,7 +146,7 @@ class _Pairs:
         improve(every, nearest)
         known = distance[every, nearest][:, None]
         improve(*(distance < known).scatter(1, nearest[:, None], False).nonzero(as_tuple=True))
-        radius = torch.minimum(distance.amin(1) * (1 - LOWERED), size * (1 - 1e-8) + 1)
+        radius = torch.minimum(distance.amin(1) * (1 - RADIUS_ALLOWANCE), size * (1 - 1e-8) + 1)
         # NaN compares false: whatever is not a positive number is not certified.
         finite = torch.isfinite(logits).all(1) & torch.isfinite(distance).logical_or(same).all(1)
         radius = torch.where(finite & (radius > 0), radius, 0.0)
@@ -160,7 +160,11 @@ class _Pairs:
         """Proved distances ``(N, P)``: a difference falls by at most ``g s + (norm s)^2`` in s."""
         sizes = self.steepness(size[:, None])
         sizes = sizes + sizes.gather(1, own[:, None])
-        steep = turn.norm(dim=2) * (1 + self.terms) + ROOM * self.terms * sizes + TINY
+        steep = (
+            turn.norm(dim=2) * (1 + self.terms)
+            + ROUNDING_FACTOR * self.terms * sizes
+            + SUM_UNDERFLOW
+        )
         root = (steep.square() + 4 * ahead * self.norm.square()).sqrt()
         return torch.where(ahead > 0, 2 * ahead / (steep + root) * (1 - 1e-12), 0.0)
 
@@ -223,20 +227,22 @@ class _Pairs:
         lost = 2 * (self.error(far, own) + self.error(far, other))
         sizes = self.steepness(far, own) + self.steepness(far, other)
         steepness = steepness * (1 + terms)
-        steepness = steepness + ROOM * terms * (2 * moved + multiplier * sizes) + TINY
+        steepness = (
+            steepness + ROUNDING_FACTOR * terms * (2 * moved + multiplier * sizes) + SUM_UNDERFLOW
+        )
         convexity = 1 - multiplier * self.norm[other].square() * (1 + 1e-12)
         charge = steepness.square() / (4 * convexity)
-        square = moved.square() * (1 - ROOM * 3 * terms)
+        square = moved.square() * (1 - ROUNDING_FACTOR * 3 * terms)
         bound = square + multiplier * (ahead - lost - drift) - charge
         rounded = square + multiplier * (values[0].abs() + values[1].abs() + lost + drift) + charge
-        bound = bound - 2.0**-48 * rounded - TINY
+        bound = bound - 2.0**-48 * rounded - SUM_UNDERFLOW
         return torch.where((multiplier >= 0) & (convexity > 1e-9), bound, 0.0)
 
     @property
     def terms(self) -> float:
         """Relative error of gradients, see :meth:`steepness`."""
         q = self.quadratics
-        return gamma(q.frame.shape[2] + q.frame.shape[1] + 20, UNIT[torch.float64])
+        return gamma(q.frame.shape[2] + q.frame.shape[1] + 20, UNIT_ROUNDOFFS[torch.float64])
 
     def error(self, size: Tensor, piece: Tensor | slice = slice(None)) -> Tensor:
         """Bounds on the error of quadratics at inputs of norms up to ``size``.
@@ -244,11 +250,11 @@ class _Pairs:
         Every term of the sums goes through 2 D + m + 4 roundings at most.
         """
         q = self.quadratics
-        terms = gamma(2 * q.frame.shape[2] + q.frame.shape[1] + 10, UNIT[torch.float64])
+        terms = gamma(2 * q.frame.shape[2] + q.frame.shape[1] + 10, UNIT_ROUNDOFFS[torch.float64])
         rows, offset = self.length[piece], q.offset.abs()[piece]
         linear, shift = self.linear[piece], q.shift.abs()[piece]
         squares = (rows * size[..., None] + offset).square().sum(-1)
-        return terms * (squares + linear * size + shift) * (1 + 1e-9) + TINY
+        return terms * (squares + linear * size + shift) * (1 + 1e-9) + SUM_UNDERFLOW
 
     def steepness(self, size: Tensor, piece: Tensor | slice = slice(None)) -> Tensor:
         """Bounds on the norm of a gradient whose terms all have one sign."""

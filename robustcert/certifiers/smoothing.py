@@ -85,7 +85,7 @@ class SmoothingCertifier(Certifier):
         """Certify inputs of shape ``(N, *input_shape)``.
 
         Where it abstains, radius is 0 and margin NaN; else margin is 2 p - 1, how far the class is
-        ahead of all others together. ``error`` is 0: the rounding of the network is not spoken of.
+        ahead of all others together. ``error`` is 0: the rounding of the network is not covered.
         """
         x = network_inputs(x, network.input_shape)
         fast = network.owned().to(x.device, self.dtype)

@@ -14,7 +14,7 @@ from robustcert.network.network import PlainNetwork, Sum, operation_bound, opera
 from robustcert.network.operation import Operation
 
 # Unit roundoff of the arithmetic: the relative error of one operation is at most this.
-UNIT = {torch.float64: 2.0**-53, torch.float32: 2.0**-24}
+UNIT_ROUNDOFFS = {torch.float64: 2.0**-53, torch.float32: 2.0**-24}
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def _run(operations: Sequence[Operation], state: ForwardError) -> ForwardError:
 def _step(operation: Operation, state: ForwardError) -> ForwardError:
     shape = tuple(state.output.shape[1:])
     bound = operation_bound(operation, shape)
-    a, b = operation_rounding(operation, shape, UNIT[state.output.dtype])
+    a, b = operation_rounding(operation, shape, UNIT_ROUNDOFFS[state.output.dtype])
     exact = ForwardError(
         operation(state.output),
         bound * state.centre,
@@ -133,7 +133,7 @@ def _step_sum(operation: Operation, state: ForwardError) -> ForwardError:
         sum(b.lipschitz for b in branches),
         torch.stack([b.reach for b in branches]).amin(0),
     )
-    g = gamma(len(branches), UNIT[state.output.dtype])
+    g = gamma(len(branches), UNIT_ROUNDOFFS[state.output.dtype])
     size = torch.stack([_norm(b.output) + 2 * b.centre for b in branches]).sum(0)
     return _charge(exact, g * size, g * (exact.lipschitz + exact.growth))
 
@@ -142,7 +142,7 @@ def _charge(exact: ForwardError, centre: Tensor, growth: float) -> ForwardError:
     """Add an operation's own error, ``centre + growth * r`` at distance r, to what it inherits."""
     dtype = exact.output.dtype
     # No intermediate value of an operation exceeds its error over the unit roundoff by 2^40.
-    room = torch.finfo(dtype).max * UNIT[dtype] * 2.0**-40 - centre
+    room = torch.finfo(dtype).max * UNIT_ROUNDOFFS[dtype] * 2.0**-40 - centre
     # A handful of roundings a step; the slack is far above them and far below what matters.
     slack = 1 + 1e-9
     return ForwardError(

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 # Absolute error of the difference of two computed derivatives, each at most 1.
-DERIVATIVE_ERROR = 2.0**-46
+DIFFERENCE_ERROR = 2.0**-46
 # Safety factor for the roundings of a quotient of nonnegative numbers.
 QUOTIENT = 1 + 1e-12
 
@@ -54,7 +54,7 @@ def bump_chord(
     def chord(reach: Tensor) -> Tensor:
         d = per_sample(reach, t)
         run = torch.minimum(near, d)
-        rise = high - derivative(near - d) + DERIVATIVE_ERROR
+        rise = high - derivative(near - d) + DIFFERENCE_ERROR
         return torch.where(run > 0, torch.minimum(rise / run, cap), cap) * QUOTIENT
 
     return chord

@@ -60,7 +60,7 @@ from robustcert.norms.scalars import TINY, UNIT, exact, gamma, root_up, round_up
 Array = NDArray[np.float64]
 
 # What an estimated eigenvalue is raised by, relative to it, until the factorisation succeeds.
-SLACK = (1e-9, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0)
+RAISES = (1e-9, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0)
 # Maximum side of a matrix whose eigenvalues are computed rather than estimated.
 DIRECT_SIZE = 256
 # Number of Lanczos steps of a first estimate.
@@ -380,7 +380,7 @@ def squared_norm_bound(real: Array, imag: Array | None = None, floor: float = 0.
     floor = max(floor, float(gram.energy) * 2.0**-60)
     bound = Fraction(0)
     # A direct eigenvalue is good to rounding, a Lanczos estimate is not.
-    ladder = SLACK if gram.real.shape[-1] <= DIRECT_SIZE else SLACK[1:]
+    ladder = RAISES if gram.real.shape[-1] <= DIRECT_SIZE else RAISES[1:]
     for failures, slack in enumerate(ladder):
         steps = min(LANCZOS_STEPS << failures, 8 * LANCZOS_STEPS)
         t = max(floor, largest_eigenvalue(gram.tensor(), steps) * (1 + slack))

@@ -16,7 +16,7 @@ from robustcert.errors import ReportError
 from robustcert.runs.job import is_running
 
 # Version of the record of a run that is read.
-FORMAT = 1
+RUN_FORMAT = 1
 # States of a run.
 FINISHED = "finished"
 STATES = (
@@ -132,9 +132,9 @@ def read_run(folder: Path, name: str) -> Run:
         results = json.loads(path.read_text())
     except (ValueError, OSError) as error:
         raise ReportError(f"{path}: cannot be read as JSON: {error}") from error
-    if not isinstance(results, dict) or results.get("format") != FORMAT:
+    if not isinstance(results, dict) or results.get("format") != RUN_FORMAT:
         version = results.get("format") if isinstance(results, dict) else None
-        raise ReportError(f"{path}: results format {version!r}; this version reads {FORMAT}")
+        raise ReportError(f"{path}: results format {version!r}; this version reads {RUN_FORMAT}")
     for key in ("config", "metrics", "seconds", "command", "slurm"):
         if not isinstance(results.get(key) or {}, dict):
             raise ReportError(f"{path}: expected {key} to be an object")

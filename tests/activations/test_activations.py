@@ -44,7 +44,7 @@ from robustcert.activations.features import (
 from robustcert.activations.group_sort import comparators, group_sort
 from robustcert.check.activations.table import KINDS
 from robustcert.network.activation import Activation
-from robustcert.network.forward_error import UNIT
+from robustcert.network.forward_error import UNIT_ROUNDOFFS
 
 CONFIGS = sorted((Path(__file__).parents[2] / "conf" / "activation").glob("*.yaml"))
 NAMES = [path.stem for path in CONFIGS]
@@ -288,7 +288,7 @@ def test_evaluation_error_against_balls(
     name: str, options: dict[str, Any], dtype: torch.dtype
 ) -> None:
     operation = perturb(build(name, **options)).fold()
-    a, b = operation.rounding((FEATURES,), UNIT[dtype])
+    a, b = operation.rounding((FEATURES,), UNIT_ROUNDOFFS[dtype])
     reference = REFERENCES[operation.function.__name__]
     x = hard_points(operation, dtype)
     worst = 0.0
@@ -321,11 +321,11 @@ def test_elementary_functions_are_within_four_ulp(function: str, dtype: torch.dt
     if dtype == torch.float32:
         exact = getattr(torch, function)(*(z.double() for z in arguments))
         error = (computed.double() - exact).abs() / exact.abs()
-        assert error.max() <= 8 * UNIT[dtype]
+        assert error.max() <= 8 * UNIT_ROUNDOFFS[dtype]
         return
     for y, *z in zip(balls(computed), *map(balls, arguments), strict=True):
         exact = (z[0] ** 2 + z[1] ** 2).sqrt() if function == "hypot" else getattr(z[0], function)()
-        assert abs(y - exact) <= 8 * UNIT[dtype] * abs(exact)
+        assert abs(y - exact) <= 8 * UNIT_ROUNDOFFS[dtype] * abs(exact)
 
 
 @pytest.mark.parametrize("magnitude", [0.0, 1e-30, 1e-3, 1.0, 1e30])

@@ -25,7 +25,7 @@ from robustcert.activations import (
 )
 from robustcert.certifiers import Certifier, LipschitzCertifier, LipSDPCertifier
 from robustcert.certifiers.lipsdp import search, semidefinite
-from robustcert.certifiers.lipsdp.certifier import ROOM, layers_of
+from robustcert.certifiers.lipsdp.certifier import BOUND_ALLOWANCE, layers_of
 from robustcert.config.build import build
 from robustcert.errors import NormBoundError, UnsoundNetworkError
 from robustcert.metrics.gradient_ratio import gradient_ratio
@@ -173,7 +173,7 @@ def test_exact_arithmetic_confirms_the_bound(name: str, iterations: int) -> None
     certifier = LipSDPCertifier(iterations)
     diagonals = certifier.multipliers(net)[-1]
     bound = semidefinite.pairwise_bound(layers, head, diagonals)
-    assert (bound * (1 + ROOM) >= certifier.pairwise_bound(net)).all()
+    assert (bound * (1 + BOUND_ALLOWANCE) >= certifier.pairwise_bound(net)).all()
 
     def fractions(matrix: Tensor) -> np.ndarray:
         return np.vectorize(Fraction, otypes=[object])(matrix.numpy())
@@ -360,7 +360,7 @@ def test_awkward_weights() -> None:
     linear = bound(first, second, head)
     expected = (head.weight.double() @ second.weight.double() @ first.weight.double())[None]
     torch.testing.assert_close(
-        linear, torch.cdist(expected, expected)[0], rtol=1.01 * ROOM, atol=1e-12
+        linear, torch.cdist(expected, expected)[0], rtol=1.01 * BOUND_ALLOWANCE, atol=1e-12
     )
 
 

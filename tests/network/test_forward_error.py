@@ -19,7 +19,7 @@ from robustcert.errors import UnsoundNetworkError
 from robustcert.layers import NormPool2d
 from robustcert.models import Normalize
 from robustcert.network.fold import fold, fold_network
-from robustcert.network.forward_error import UNIT, forward_error
+from robustcert.network.forward_error import UNIT_ROUNDOFFS, forward_error
 from robustcert.network.linear import Affine, Dense, Flatten
 from robustcert.network.network import PlainNetwork, Sum
 from robustcert.network.operation import Operation
@@ -166,7 +166,7 @@ def test_every_order_of_summation_is_covered(order: str, dtype: torch.dtype) -> 
     weight = torch.randn(4, size) * 2.0 ** torch.randint(-8, 8, (1, size))
     operation = Dense(weight, torch.randn(4))
     z = (torch.randn(size) / weight[0]).to(dtype)
-    a, b = operation.rounding((size,), UNIT[dtype])
+    a, b = operation.rounding((size,), UNIT_ROUNDOFFS[dtype])
     allowed = Fraction(a) * Fraction(float(z.double().norm()) * (1 + 1e-12)) + Fraction(b)
     assert operation.bias is not None
     square = Fraction(0)
@@ -206,14 +206,14 @@ def test_subnormal_numbers_may_be_flushed() -> None:
     weights = [torch.full((2, 3), tiny / 2), torch.full((2, 3), 1e3), torch.eye(2, 3)]
     for weight in weights:
         operation = Dense(weight)
-        a, b = operation.rounding((3,), UNIT[torch.float32])
+        a, b = operation.rounding((3,), UNIT_ROUNDOFFS[torch.float32])
         for size in (tiny / 2, 1.0, 1e6):
             z = torch.full((3,), size, dtype=torch.float64)
             lost = float((weight.double() @ z).norm())
             exists = (weight.abs().max() < tiny) or size < tiny
             assert not exists or lost <= a * float(z.norm()) + b
     affine = Affine(torch.tensor([1e3]), torch.tensor([0.0]))
-    a, b = affine.rounding((1,), UNIT[torch.float32])
+    a, b = affine.rounding((1,), UNIT_ROUNDOFFS[torch.float32])
     assert 1e3 * tiny <= b
 
 

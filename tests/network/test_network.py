@@ -14,7 +14,7 @@ from torch import Tensor
 from robustcert import norms
 from robustcert.errors import UnsoundNetworkError
 from robustcert.network.activation import Activation
-from robustcert.network.forward_error import UNIT
+from robustcert.network.forward_error import UNIT_ROUNDOFFS
 from robustcert.network.linear import Affine, Convolution, Dense, Flatten
 from robustcert.network.local_error import absolute_norm, gamma
 from robustcert.network.network import (
@@ -255,7 +255,7 @@ def test_constants_must_be_real_numbers(dtype: torch.dtype) -> None:
         constant(torch.ones(2, dtype=dtype))
 
 
-@pytest.mark.parametrize("unit", UNIT.values())
+@pytest.mark.parametrize("unit", UNIT_ROUNDOFFS.values())
 @pytest.mark.parametrize("terms", [1, 3, 1000, 2**20])
 def test_gamma_is_rounded_up(terms: int, unit: float) -> None:
     exact = terms * Fraction(unit) / (1 - terms * Fraction(unit))
@@ -265,7 +265,7 @@ def test_gamma_is_rounded_up(terms: int, unit: float) -> None:
 def test_sums_of_too_many_terms_have_no_error_bound() -> None:
     for terms in (2**23, 2**24, 2**25):
         with pytest.raises(UnsoundNetworkError, match="sums of"):
-            gamma(terms, UNIT[torch.float32])
+            gamma(terms, UNIT_ROUNDOFFS[torch.float32])
 
 
 def test_evaluation_takes_the_dtype_of_its_input() -> None:
@@ -332,7 +332,9 @@ def test_a_convolution_takes_images() -> None:
 
 def test_a_dense_operation_on_rows_of_a_matrix_is_charged_for_every_row() -> None:
     operation = Dense(randn(3, 4), randn(3))
-    one, many = (operation.rounding(shape, UNIT[torch.float64]) for shape in ((4,), (25, 4)))
+    one, many = (
+        operation.rounding(shape, UNIT_ROUNDOFFS[torch.float64]) for shape in ((4,), (25, 4))
+    )
     assert one[0] == many[0]
     assert many[1] == pytest.approx(5 * one[1])
 

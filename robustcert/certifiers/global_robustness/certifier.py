@@ -19,7 +19,7 @@ from robustcert.margins import margins
 from robustcert.network.forward_error import forward_error
 from robustcert.network.network import PlainNetwork, output_bound
 from robustcert.network.units import network_inputs
-from robustcert.relaxations.backward import Step, steps_of
+from robustcert.relaxations.backward import SLACK, Step, steps_of
 
 METHODS = ("lipschitz", "symbolic", "lp", "exact")
 RESTS_ON = {
@@ -30,10 +30,8 @@ RESTS_ON = {
     "highs": "not proved: HiGHS' dual bound of the mixed-integer programme, in floats",
     "attacked": "no bound: the largest change that was seen",
 }
-# Of the time, what the bounds of hidden neurons may take.
+# Maximum share of the time that bounds of hidden neurons take.
 HIDDEN = 0.5
-# A handful of roundings of numbers that are not negative.
-SLACK = 1 + 1e-9
 
 
 @dataclass
@@ -138,7 +136,7 @@ class GlobalCertifier(Certifier):
         self.seconds, self.tries, self.seed = seconds, tries, seed
 
     def pairs(self, network: PlainNetwork) -> Domain:
-        """The pairs of inputs that are spoken of.
+        """The pairs of inputs that the claim is about.
 
         Raises:
             UnsoundNetworkError: the network has another number of inputs than the domain.

@@ -22,14 +22,11 @@ from scipy.optimize import Bounds, LinearConstraint, linprog, milp
 from scipy.sparse import csr_array, hstack, identity, vstack
 
 from robustcert.network.local_error import gamma
+from robustcert.norms.scalars import UNIT_ROUNDOFF
+from robustcert.relaxations.backward import FLOOR, SLACK
 
 Floats = NDArray[np.float64]
 
-UNIT = 2.0**-53
-# A handful of roundings of numbers that are not negative.
-SLACK = 1 + 1e-9
-# Above what underflow can lose in sums of fewer than 2^100 products, per unit of magnitude.
-FLOOR = 2.0**-900
 # A binary variable this near to 0 or 1 is one.
 WHOLE = 1e-7
 
@@ -84,7 +81,7 @@ def dual_bound(program: LinearProgram, goal: Floats, rows: Floats, equal: Floats
     """
     rows = np.maximum(rows, 0.0)
     counted = len(goal) + len(rows) + len(equal) + 16
-    g = gamma(counted, UNIT)
+    g = gamma(counted, UNIT_ROUNDOFF)
     size = np.maximum(np.abs(program.low), np.abs(program.high))
     with np.errstate(all="ignore"):
         rest = goal - program.rows.T @ rows - program.equal.T @ equal
@@ -97,7 +94,7 @@ def dual_bound(program: LinearProgram, goal: Floats, rows: Floats, equal: Floats
         charged = (error @ size + g * magnitude + FLOOR * (1 + size.sum())) * SLACK
         found = float(total + charged)
     # One rounding of the last sum.
-    return found + abs(found) * 2 * UNIT if math.isfinite(found) else math.inf
+    return found + abs(found) * 2 * UNIT_ROUNDOFF if math.isfinite(found) else math.inf
 
 
 def maximum(program: LinearProgram, goal: Floats) -> Maximum:

@@ -24,8 +24,8 @@ from robustcert.network.network import pairwise_bound as product_bound
 from robustcert.network.operation import Operation
 from robustcert.norms.proof import Scaled, scaled
 
-# What bounds are raised by, relatively: for another proof, whose rounding errors are others.
-ROOM = 1e-5
+# Share by which bounds are raised: the checker, whose rounding errors are others, proves them.
+BOUND_ALLOWANCE = 1e-5
 
 log = logging.getLogger(__name__)
 
@@ -125,7 +125,7 @@ def _prove(
     try:
         for diagonals in _candidates(layers, head, iterations, per_pair):
             found = semidefinite.pairwise_bound(layers, head, diagonals)
-            bound = torch.minimum(bound, found * (1 + ROOM))
+            bound = torch.minimum(bound, found * (1 + BOUND_ALLOWANCE))
             proved.append(diagonals)
     except (NormBoundError, torch.linalg.LinAlgError) as error:
         log.warning("a semidefinite bound could not be proved, keeping the last one: %s", error)

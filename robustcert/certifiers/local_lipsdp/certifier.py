@@ -24,8 +24,8 @@ from robustcert.network.network import PlainNetwork
 from robustcert.relaxations.backward import Relaxation, chunks, steps_of
 from robustcert.relaxations.curves import Curve
 
-# Entries of the largest tensor of a pass.
-ENTRIES = 2**22
+# Maximum number of entries of a tensor of a pass.
+MAX_ENTRIES = 2**22
 # Of the search for the multipliers of the whole space, from which those of the balls start.
 ITERATIONS = 100
 
@@ -86,7 +86,7 @@ class LocalLipschitzCertifier(PairwiseCertifier):
         rows = ((known > 0) & (known < math.inf)).nonzero()[:, 0]
         chain, _ = _prepared(network.owned())
         widest = max(max(linear.values.shape) for linear in (*chain.maps, chain.head))
-        for part in chunks(len(rows), max(1, ENTRIES // (2 * widest * widest))):
+        for part in chunks(len(rows), max(1, MAX_ENTRIES // (2 * widest * widest))):
             some = rows[part]
             balls = Balls(network, inputs[some].double().flatten(1), prediction[some])
             found[some] = self._march(balls, gap[some], known[some], drift)

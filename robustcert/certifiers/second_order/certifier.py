@@ -26,8 +26,9 @@ from robustcert.network.units import finite_samples, network_inputs
 REACHES = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0, math.inf)
 # The same for attacks, in multiples of the distance at which the tangent plane vanishes.
 ATTACK_REACHES = (1.01, 1.05, 1.1, 1.25, 1.5, 2.0, math.inf)
-# Taken off distances, so that a proof that rounds otherwise, the independent checker's, finds them.
-ROOM = 1e-6
+# Share of a distance that is given up: the checker, whose rounding errors are others, proves what
+# is left.
+DISTANCE_ALLOWANCE = 1e-6
 # Classes nearest by the Lipschitz bound, towards which non-robustness is tried.
 ATTACKED = 3
 
@@ -97,7 +98,7 @@ class CombinedCertifier(PairwiseCertifier):
                 reaches,
                 slope.curvature,
             )
-            reached = reached * (1 - ROOM)
+            reached = reached * (1 - DISTANCE_ALLOWANCE)
             # Where the reached distance is not a number, the known one stays.
             better = torch.where(reached > known[rows], reached, known[rows])
             result[rows, other] = better

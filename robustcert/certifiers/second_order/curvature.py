@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 # rounding and at most ten operations, on pairs or groups.
 PULL = 64 * UNIT_ROUNDOFF
 # Underflow allowance of a network whose weights are below 2^128.
-UNDERFLOW = 2.0**-700
+GRADIENT_UNDERFLOW = 2.0**-700
 
 
 def jacobian_lipschitz_bound(operations: Sequence[Operation], input_shape: Shape) -> float:
@@ -256,7 +256,7 @@ class Trace:
             else:
                 u, relative = _transpose(operation, z, u)
                 own = torch.full_like(centre, relative)
-            error = (bound * error + own * length) * (1 + 1e-12) + UNDERFLOW
+            error = (bound * error + own * length) * (1 + 1e-12) + GRADIENT_UNDERFLOW
         norm = u.flatten(1).norm(dim=1)
         return LocalSlope(u, norm, error + 2.0**-22 * norm, total * (1 + 1e-9))
 
@@ -271,7 +271,7 @@ def is_covered(network: PlainNetwork) -> bool:
                 return False
         elif type(operation) not in (Dense, Convolution, Affine, Flatten):
             return False
-        # See UNDERFLOW.
+        # See GRADIENT_UNDERFLOW.
         if any(t.numel() and float(t.abs().max()) > 2.0**127 for t in operation.tensors().values()):
             return False
     return True
@@ -290,7 +290,7 @@ def say_once(activation: str) -> None:
 
 def norm_up(u: Tensor) -> Tensor:
     """L2 norm of every sample, not below the exact one, underflow aside."""
-    return u.flatten(1).norm(dim=1) * (1 + 2.0**-22) + UNDERFLOW
+    return u.flatten(1).norm(dim=1) * (1 + 2.0**-22) + GRADIENT_UNDERFLOW
 
 
 def _transpose(operation: Operation, z: Tensor, u: Tensor) -> tuple[Tensor, float]:
