@@ -216,7 +216,7 @@ def _announce(
         f"{_count_parameters(module):,}",
         _device_name(trainer),
     )
-    log.info("val/vra, which chooses best.ckpt, is by %s", validated_by)
+    log.info("best.ckpt is chosen by val/vra, which counts the radii of %s", validated_by)
     if before:
         log.info("continuing after epoch %d", before.epoch)
 

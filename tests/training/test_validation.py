@@ -192,8 +192,8 @@ def test_a_run_says_by_what_it_chooses(tmp_path: Path, caplog: pytest.LogCapture
     with caplog.at_level(logging.INFO):
         combined = ("activation=smooth", "certifier=second_order")
         run(tmp_path / "run", *combined, "certify=false", "trainer.max_epochs=1")
-    (said,) = [m for m in caplog.messages if m.startswith("val/vra, which chooses best.ckpt")]
-    assert said.endswith("is by CombinedCertifier() of the first 128 samples")
+    (said,) = [m for m in caplog.messages if m.startswith("best.ckpt is chosen by")]
+    assert said.endswith("the radii of CombinedCertifier() of the first 128 samples")
 
 
 def test_no_samples_stand_for_a_lower_bound_where_there_is_one(
