@@ -253,6 +253,7 @@ def test_a_users_certifier_says_what_it_proved_and_the_checker_refuses_it(
         load(tmp_path / "folder")
 
 
+@pytest.mark.slow
 def test_a_users_certifier_certifies_what_was_trained(command: Command, tmp_path: Path) -> None:
     (tmp_path / "quarters").mkdir()
     (tmp_path / "quarters" / "__init__.py").write_text(CERTIFIER)
