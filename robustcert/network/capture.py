@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from robustcert.errors import UnknownLipschitz, UnsoundNetworkError
 from robustcert.network import torch_functions
@@ -140,7 +141,7 @@ class _Recording(TorchFunctionMode):
     def _evaluate(self, x: Tensor) -> Any:
         output = None
         try:
-            with self:
+            with self, _Kernels(self):
                 output = self.copied(x)
                 self._refuse_draws("its forward")
         except Exception as error:  # whatever a user's class makes it raise
@@ -176,13 +177,19 @@ class _Recording(TorchFunctionMode):
         def step(*args: Any, **kwargs: Any) -> Any:
             if self.quiet:
                 return forward(*args, **kwargs)
-            self.quiet = True
-            try:
+            with self._unwatched():
                 return self._step(forward, original, *args, **kwargs)
-            finally:
-                self.quiet = False
 
         return step
+
+    @contextmanager
+    def _unwatched(self) -> Iterator[None]:
+        """Within it, functions of torch are called by a step that is recorded as a whole."""
+        self.quiet = True
+        try:
+            yield
+        finally:
+            self.quiet = False
 
     def _step(self, forward: Any, original: nn.Module, *args: Any, **kwargs: Any) -> Any:
         name = f"{_kind(original)}, which states its own fold(),"
@@ -197,10 +204,12 @@ class _Recording(TorchFunctionMode):
             raise
         if args[0]._version != version:
             raise self._refuse(name, "changes its input in place")
-        if value.unknown is not None:
-            self._hold_unknown(output, value.unknown)
-        else:
+        try:
+            if value.unknown is not None:
+                raise value.unknown
             self._hold_sum(output, name, [(value, operations)])
+        except UnsoundNetworkError as error:
+            self._hold_unknown(output, error)
         return output
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -215,7 +224,8 @@ class _Recording(TorchFunctionMode):
             raise self._refuse(name, "lets the values of an input decide what is computed")
         values = [self._value(t, name) for t in known]
         versions = [t._version for t in given]
-        output = func(*args, **kwargs)
+        with self._unwatched():
+            output = func(*args, **kwargs)
         self._refuse_draws(name)
         if not known:
             return output
@@ -223,7 +233,10 @@ class _Recording(TorchFunctionMode):
         if any(t is not output or id(t) not in self.values for t in written):
             raise self._refuse(name, "changes in place what depends on no input, or other views")
         try:
-            self._record(func, name, args, kwargs, known, values, output)
+            with self._unwatched():
+                self._record(func, name, args, kwargs, known, values, output)
+        except UnknownLipschitz as error:
+            self._hold_unknown(output, error)
         except UnsoundNetworkError as error:
             self._hold_unknown(output, self._error(name, error.message))
         if written:
@@ -240,11 +253,10 @@ class _Recording(TorchFunctionMode):
         values: list[Value],
         output: Any,
     ) -> None:
+        # Nothing is refused before it is known to matter.
         for value in values:
             if value.unknown is not None:
-                # Nothing is refused before it is known to matter.
-                self._hold_unknown(output, value.unknown)
-                return
+                raise value.unknown
         steps = torch_functions.operations_of(func, args, kwargs, known, output)
         self._hold_sum(output, name, list(zip(values, steps, strict=True)))
 
@@ -312,6 +324,22 @@ class _Recording(TorchFunctionMode):
     def _path(self) -> str:
         owners = (id(owner) for *_, owner in _frames())
         return next((self.paths[owner] for owner in owners if owner in self.paths), "")
+
+
+class _Kernels(TorchDispatchMode):
+    """What reaches torch's kernels, also from compiled code that no function of Python calls."""
+
+    def __init__(self, recording: _Recording) -> None:
+        super().__init__()
+        self.recording = recording
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        recording = self.recording
+        if not recording.quiet:
+            for tensor in _tensors_in((args, kwargs or {})):
+                if id(tensor) in recording.values:
+                    raise recording._refuse(str(func), "is called by code that cannot be followed")
+        return func(*args, **(kwargs or {}))
 
 
 def _frames() -> Iterator[tuple[str, int, str, Any]]:

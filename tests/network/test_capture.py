@@ -1,7 +1,9 @@
 """A module with a forward of its own folds by what it calls of torch, or is refused by its line."""
 
+import functools
 import inspect
 import random
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -17,9 +19,17 @@ from robustcert.certifiers import certify
 from robustcert.errors import UnknownLipschitz, UnsoundNetworkError
 from robustcert.layers import CholeskyLinear
 from robustcert.lipschitz import lipschitz_bound
+from robustcert.network import torch_functions
+from robustcert.network.agreement import DisagreementError
 from robustcert.network.fold import fold_for, fold_network
 from robustcert.network.network import PlainNetwork, Sum, sequence_bound
-from robustcert.network.torch_activations import GELU, GELU_TANH, HARDSWISH, SILU
+from robustcert.network.torch_activations import (
+    GELU,
+    GELU_TANH,
+    HARDSWISH,
+    SILU,
+    gelu_activation,
+)
 
 VALUES = torch.tensor([0.5, -1.5, 2.0, 0.25])
 
@@ -143,6 +153,26 @@ def test_modules_that_state_their_fold_are_one_step() -> None:
     torch.testing.assert_close(PlainNetwork((*operations,), (4,))(x), module(x))
 
 
+def test_a_function_that_is_captured_as_another_is_found(monkeypatch: Any) -> None:
+    net = nn.Sequential(nn.Linear(4, 4), Calls(F.silu))
+    monkeypatch.setitem(torch_functions.RULES, F.silu, lambda x, inplace: [gelu_activation()])
+    message = r"^1: what was captured of test_capture.Calls is another function than its forward"
+    with pytest.raises(DisagreementError, match=message):
+        certify(net, torch.rand(3, 4))
+
+
+@functools.cache
+def compiled() -> Callable[[Tensor], Tensor]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        function: Callable[[Tensor], Tensor] = torch.jit.script(positive_part)
+    return function
+
+
+def positive_part(x: Tensor) -> Tensor:
+    return torch.relu(x)
+
+
 def control_flow(x: Tensor) -> Tensor:
     if x.sum() > 0:
         return x
@@ -210,6 +240,10 @@ def an_operator_of_torch(x: Tensor) -> Tensor:
     return torch.ops.aten.relu(x)
 
 
+def compiled_code(x: Tensor) -> Tensor:
+    return x + compiled()(x).mean(0)
+
+
 def layer_norm(x: Tensor) -> Tensor:
     return F.layer_norm(x, (4,))
 
@@ -263,6 +297,7 @@ REFUSED: dict[Callable[[Tensor], Tensor], tuple[str, str]] = {
     written_to_a_constant: ("add_(x)", "add_ changes in place"),
     unknown_function: ("x.sort(1)[0]", "sort is not known"),
     an_operator_of_torch: ("torch.ops.aten.relu(x)", "relu is not known"),
+    compiled_code: ("compiled()(x)", "called by code that cannot be followed"),
     layer_norm: ("F.layer_norm", "its slope grows without bound"),
     product: ("x * torch.sigmoid(x)", "multiplies two values"),
     batch_size: ("x / len(x)", "another function for a batch of 2 inputs than for 3"),
@@ -282,7 +317,7 @@ def test_what_is_not_one_known_function_is_refused_with_its_line(
     code, reason = REFUSED[function]
     lines, first = inspect.getsourcelines(function)
     place = next(first + k for k, line in enumerate(lines) if code in line)
-    module = Calls(function)
+    module, _ = Calls(function), compiled()
     states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
     with pytest.raises(UnknownLipschitz, match=reason) as error:
         fold_network(module, (4,))
