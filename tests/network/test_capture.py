@@ -3,8 +3,10 @@
 import functools
 import inspect
 import random
+import re
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -509,3 +511,25 @@ def test_largest_slopes_are_where_they_are_said_to_be(
     x = torch.tensor([place], dtype=torch.float64, requires_grad=True)
     (slope,) = torch.autograd.grad(function(x).sum(), x)
     assert constant * (1 - 1e-5) <= slope <= constant
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "shared"), [(2, 2, 1), (3, 1, 9), (3, 2, 4), (2, 3, 1)]
+)
+def test_the_constant_of_max_pooling_is_attained(kernel: int, stride: int, shared: int) -> None:
+    (operation,) = fold_for(nn.Sequential(nn.MaxPool2d(kernel, stride)), (1, 7, 7))
+    changes = []
+    for place in range(49):
+        x = torch.zeros(1, 49, dtype=torch.float64)
+        x[0, place] = 1
+        changes.append(float(operation(x.view(1, 1, 7, 7)).norm()))
+    assert max(changes) == shared**0.5
+    assert shared**0.5 <= operation.lipschitz_bound((1, 7, 7)) <= shared**0.5 * (1 + 1e-12)
+
+
+def test_the_page_lists_what_is_covered() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "methods.md").read_text()
+    (table,) = re.findall(r"\| module of torch \|.*?\n\n", page, re.DOTALL)
+    cells = [line.split("|")[1] for line in table.splitlines()[2:] if line]
+    listed = set(re.findall(r"`(\w+)`", " ".join(cells)))
+    assert listed == {kind.split()[0] for kind in MODULES}
