@@ -56,8 +56,10 @@ def capture(module: nn.Module, input_shape: Shape, fold: Fold) -> list[Operation
     for path, part in _parts(module):
         if reason := override_of(part):
             raise UnknownLipschitz(f"{_kind(part)} cannot be captured: {reason}", path)
-    copied = _copied(module)
-    first, second = (_Recording(module, copied, fold).run(input_shape, size) for size in BATCHES)
+    # Tensors of inference mode do not count how often they were changed.
+    with torch.inference_mode(False):
+        copied = _copied(module)
+        first, second = (_Recording(module, copied, fold).run(input_shape, n) for n in BATCHES)
     _require_same(first, second)
     return decomposed(first)
 
@@ -223,13 +225,13 @@ class _Recording(TorchFunctionMode):
         if known and func in torch_functions.DATA:
             raise self._refuse(name, "lets the values of an input decide what is computed")
         values = [self._value(t, name) for t in known]
-        versions = [t._version for t in given]
+        versions = [_version(t) for t in given]
         with self._unwatched():
             output = func(*args, **kwargs)
         self._refuse_draws(name)
         if not known:
             return output
-        written = [t for t, version in zip(given, versions, strict=True) if t._version != version]
+        written = [t for t, version in zip(given, versions, strict=True) if _version(t) != version]
         if any(t is not output or id(t) not in self.values for t in written):
             raise self._refuse(name, "changes in place what depends on no input, or other views")
         try:
@@ -364,6 +366,11 @@ def _require_same(first: Value, second: Value) -> None:
                 f"{BATCHES[0]} inputs than for {BATCHES[1]}, or in another evaluation",
                 value.name,
             )
+
+
+def _version(tensor: Tensor) -> int:
+    """How often a tensor was changed in place; constants of inference mode cannot be, here."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def _tensors_in(value: Any) -> Iterator[Tensor]:

@@ -37,12 +37,7 @@ def fold(module: nn.Module) -> list[Operation]:
         UnsoundNetworkError: a weight is NaN or infinite.
     """
     refuse_overrides(module)
-    if getattr(parametrize, "_cache_enabled", 0):
-        # Torch keeps weights by the module that was parametrized first, of which others are copies.
-        raise UnsoundNetworkError(
-            "torch.nn.utils.parametrize.cached() is in force, under which a deep copy of a "
-            "parametrized module has the weight of the original: leave it before folding"
-        )
+    _refuse_cached_weights()
     with torch.no_grad(), full_precision(module), _evaluating(module):
         handler = _TORCH_FOLDS.get(class_of(module))
         if handler is not None:
@@ -52,6 +47,15 @@ def fold(module: nn.Module) -> list[Operation]:
             raise unknown(module, "the class that defines its forward does not define fold()")
         folded = own()
         return [folded] if isinstance(folded, Operation) else list(folded)
+
+
+def _refuse_cached_weights() -> None:
+    if getattr(parametrize, "_cache_enabled", 0):
+        # Torch keeps weights by the module that was parametrized first, of which others are copies.
+        raise UnsoundNetworkError(
+            "torch.nn.utils.parametrize.cached() is in force, under which a deep copy of a "
+            "parametrized module has the weight of the original: leave it before folding"
+        )
 
 
 def fold_children(*named: tuple[str, nn.Module]) -> list[Operation]:
@@ -82,7 +86,10 @@ def fold_for(module: nn.Module, input_shape: Shape) -> list[Operation]:
         UnknownLipschitz: what it computes is not known; the line is named.
         UnsoundNetworkError: a weight is NaN or infinite, or the module does not run.
     """
-    return fold(module) if _states_operations(module) else capture(module, input_shape, fold)
+    if _states_operations(module):
+        return fold(module)
+    _refuse_cached_weights()
+    return capture(module, input_shape, fold)
 
 
 def _states_operations(module: nn.Module) -> bool:

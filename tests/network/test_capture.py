@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, parametrize
 
 from robustcert.activations import GroupSort
 from robustcert.certifiers import certify
@@ -372,6 +372,22 @@ def test_state_and_hooks_are_refused_and_the_module_is_as_it_was() -> None:
 def test_an_output_that_is_none_is_refused(function: Any, reason: str) -> None:
     with pytest.raises(UnsoundNetworkError, match=reason):
         fold_network(Calls(function), (4,))
+
+
+def test_inference_mode_changes_nothing() -> None:
+    module, x = Calls(lambda x: torch.relu(x) + x), torch.rand(3, 4)
+    expected = certify(module, x).radius
+    with torch.inference_mode():
+        assert torch.equal(certify(module, x.clone()).radius, expected)
+        made = Calls(torch.relu)
+        assert len(fold_network(made, (4,)).operations) == 2
+
+
+def test_cached_weights_are_refused() -> None:
+    module = Calls(torch.relu)
+    parametrizations.orthogonal(module.layer)
+    with parametrize.cached(), pytest.raises(UnsoundNetworkError, match="cached"):
+        fold_network(module, (4,))
 
 
 def test_what_is_computed_and_not_used_is_not_asked_about() -> None:
