@@ -12,6 +12,7 @@ from robustcert.network.fold import (
     child_modules,
     fold,
     fold_children,
+    fold_for,
     fold_network,
     full_precision,
     refuse_overrides,
@@ -35,7 +36,7 @@ __all__ = [
 
 def lipschitz_bound(module: nn.Module, input_shape: Shape) -> float:
     r"""Upper bound on the :math:`\ell_2` Lipschitz constant of a module, rounding included."""
-    return sequence_bound(fold(module), tuple(input_shape))
+    return sequence_bound(fold_for(module, tuple(input_shape)), tuple(input_shape))
 
 
 def lipschitz_estimate(module: nn.Module) -> Tensor:

@@ -148,13 +148,13 @@ def certify(module: torch.nn.Module | PlainNetwork, x: Tensor) -> Certificates:
     """Certify the predictions of a module, without Lightning or Hydra.
 
     Args:
-        module: A model of this package, a ``torch.nn.Sequential`` of known modules, or a plain
-            network.
+        module: A model of this package, any other module whose forward calls what is known
+            (:mod:`robustcert.network.capture`), or a folded network.
         x: Inputs of shape ``(N, *input_shape)``: uint8, of which p stands for float32(p / 255), or
             floating point.
 
     Raises:
-        UnknownLipschitz: a module is not known.
+        UnknownLipschitz: a module, or a function that its forward calls, is not known.
         DisagreementError: the module computes something else than it folds into.
         UnsoundNetworkError: a bound cannot be proved.
         ValueError: the inputs stand for no real numbers.

@@ -141,8 +141,8 @@ def _activation(graph: Graph, x: str, operation: Any, shape: Shape) -> str:
             "robustcert/export/activations.py",
             operation.label,
         )
-    # By the function itself: the formula is that of the package's function of this name.
-    if function is not torch.relu and function is not parts_of(name).function:
+    # By the function itself: the formula is that of the package's or torch's of this name.
+    if function not in (torch.relu, torch.tanh) and function is not parts_of(name).function:
         raise UnsoundNetworkError(
             f"the activation {name} of {function.__module__} cannot be exported: another function "
             "of the package has this name, rename it",

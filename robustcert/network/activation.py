@@ -54,6 +54,8 @@ class Activation(Operation):
         slopes: What semidefinite bounds may use beside ``lipschitz``; None if it does not act on
             every coordinate by itself.
         squares: Whether inputs are squared, which overflows earlier.
+        jump: Further error of every entry of the output in any arithmetic, where what is deployed
+            may leave the real function, such as beyond a threshold.
         relaxation: ``relaxation(operation, features)``: the lines around its graph, a
             :class:`robustcert.relaxations.curves.Curve` on so many entries; None: linear bounds
             (CROWN, local Lipschitz constants, global robustness) do not cover it.
@@ -81,6 +83,7 @@ class Activation(Operation):
     jacobian: Callable[["Activation", Tensor, Tensor], LocalJacobian] | None = field(
         default=None, kw_only=True
     )
+    jump: float = field(default=0.0, kw_only=True)
     claimed: tuple[Callable[..., Tensor], dict[str, Tensor | int]] | None = field(
         default=None, kw_only=True, repr=False
     )
@@ -119,11 +122,12 @@ class Activation(Operation):
 
     def rounding(self, input_shape: Shape, unit: float) -> tuple[float, float]:
         relative, absolute = self.error
-        if relative == absolute == 0:
+        if relative == absolute == self.jump == 0:
             return 0.0, 0.0
         outputs = math.prod(self.output_shape(input_shape))
-        tiny = 8 * smallest_normal(unit) * math.sqrt(outputs)
-        return relative * unit, (absolute * unit * math.sqrt(outputs) + tiny) * (1 + 1e-12)
+        root = math.sqrt(outputs)
+        tiny = 8 * smallest_normal(unit) * root
+        return relative * unit, (absolute * unit * root + tiny + self.jump * root) * (1 + 1e-12)
 
     def options(self) -> dict[str, Any]:
         integers = {k: v for k, v in self.constants.items() if not isinstance(v, Tensor)}

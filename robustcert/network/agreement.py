@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from robustcert.arithmetic.products import untested_products
 from robustcert.errors import UnsoundNetworkError
-from robustcert.network.fold import fold, fold_network
+from robustcert.network.fold import fold_for, fold_network
 from robustcert.network.network import PlainNetwork, run
 from robustcert.network.overrides import class_of
 from robustcert.network.units import in_units
@@ -117,10 +117,15 @@ def _compare(module: nn.Module, network: PlainNetwork, x: Tensor) -> None:
         return
     worst, message = difference
     path, kind = _first_that_differs(module, x[worst : worst + 1])
+    name = f"{kind.__module__}.{kind.__qualname__}"
+    found_by, advice = (
+        (f"the fold() of {name}", "make fold() return what forward computes in evaluation mode")
+        if hasattr(kind, "fold")
+        else (f"what was captured of {name}", "give the module a fold()")
+    )
     raise DisagreementError(
-        f"the fold() of {kind.__module__}.{kind.__qualname__} is another function than its "
-        f"forward: {message}, among {len(x)} inputs in {x.dtype}. Nothing is certified: make "
-        "fold() return what forward computes in evaluation mode",
+        f"{found_by} is another function than its forward: {message}, among {len(x)} inputs in "
+        f"{x.dtype}. Nothing is certified: {advice}",
         path,
     )
 
@@ -151,7 +156,7 @@ def _first_that_differs(module: nn.Module, x: Tensor) -> tuple[str, type[nn.Modu
     paths = {id(m): path for path, m in module.named_modules()}
     for m, given, output in _calls(module, x):
         try:
-            found = run(fold(m), _wide(given))
+            found = run(fold_for(m, tuple(given.shape[1:])), _wide(given))
         except (UnsoundNetworkError, ValueError, RuntimeError, IndexError):
             continue  # not a module of its own, such as a parametrization
         if _difference(output, found) is not None:

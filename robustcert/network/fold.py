@@ -1,8 +1,8 @@
 """From a module to its operations: constraints folded into constant weights.
 
 A module is known if torch defines it and it is listed here, or if the class that defines its
-``forward`` also defines ``fold``. Everything else is refused: a certificate cannot assume a
-constant of 1.
+``forward`` also defines ``fold``. Everything else is captured for one input shape, by what it calls
+(:mod:`robustcert.network.capture`), or refused: a certificate cannot assume a constant of 1.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,6 +16,7 @@ from torch.nn.utils import parametrize
 
 from robustcert.errors import UnknownLipschitz, UnsoundNetworkError
 from robustcert.network.activation import Activation, Slopes
+from robustcert.network.capture import capture
 from robustcert.network.linear import Convolution, Dense, Flatten
 from robustcert.network.network import PlainNetwork
 from robustcert.network.operation import Operation, Shape, constant, join_path
@@ -36,12 +37,7 @@ def fold(module: nn.Module) -> list[Operation]:
         UnsoundNetworkError: a weight is NaN or infinite.
     """
     refuse_overrides(module)
-    if getattr(parametrize, "_cache_enabled", 0):
-        # Torch keeps weights by the module that was parametrized first, of which others are copies.
-        raise UnsoundNetworkError(
-            "torch.nn.utils.parametrize.cached() is in force, under which a deep copy of a "
-            "parametrized module has the weight of the original: leave it before folding"
-        )
+    _refuse_cached_weights()
     with torch.no_grad(), full_precision(module), _evaluating(module):
         handler = _TORCH_FOLDS.get(class_of(module))
         if handler is not None:
@@ -51,6 +47,15 @@ def fold(module: nn.Module) -> list[Operation]:
             raise unknown(module, "the class that defines its forward does not define fold()")
         folded = own()
         return [folded] if isinstance(folded, Operation) else list(folded)
+
+
+def _refuse_cached_weights() -> None:
+    if getattr(parametrize, "_cache_enabled", 0):
+        # Torch keeps weights by the module that was parametrized first, of which others are copies.
+        raise UnsoundNetworkError(
+            "torch.nn.utils.parametrize.cached() is in force, under which a deep copy of a "
+            "parametrized module has the weight of the original: leave it before folding"
+        )
 
 
 def fold_children(*named: tuple[str, nn.Module]) -> list[Operation]:
@@ -68,7 +73,34 @@ def fold_children(*named: tuple[str, nn.Module]) -> list[Operation]:
 
 def fold_network(module: nn.Module, input_shape: Shape) -> PlainNetwork:
     """The folded network of a classifier for inputs of shape ``(N, *input_shape)``."""
-    return PlainNetwork(tuple(fold(module)), tuple(input_shape))
+    return PlainNetwork(tuple(fold_for(module, input_shape)), tuple(input_shape))
+
+
+def fold_for(module: nn.Module, input_shape: Shape) -> list[Operation]:
+    """The operations of a module on inputs of shape ``(N, *input_shape)``.
+
+    A module that :func:`fold` knows gives them itself; any other is captured
+    (:mod:`robustcert.network.capture`).
+
+    Raises:
+        UnknownLipschitz: what it computes is not known; the line is named.
+        UnsoundNetworkError: a weight is NaN or infinite, or the module does not run.
+    """
+    if _states_operations(module):
+        return fold(module)
+    _refuse_cached_weights()
+    return capture(module, input_shape, fold)
+
+
+def _states_operations(module: nn.Module) -> bool:
+    cls = class_of(module)
+    if cls is nn.Sequential:
+        return all(_states_operations(child) for _, child in child_modules(module))
+    if isinstance(module, nn.Flatten) and (module.start_dim, module.end_dim) != (1, -1):
+        return False
+    if cls is nn.Conv2d and isinstance(module.padding, str):
+        return False
+    return cls in _TORCH_FOLDS or own_method(module, "fold") is not None
 
 
 def child_modules(module: nn.Module) -> list[tuple[str, nn.Module]]:

@@ -196,6 +196,26 @@ class Flatten(Operation):
         return 0.0, 0.0
 
 
+@dataclass(frozen=True, eq=False)
+class Reshape(Operation):
+    """The same entries, in the same order, as ``(N, *shape)``."""
+
+    kind = "reshape"
+    shape: Shape
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return x.reshape(len(x), *self.shape)
+
+    def lipschitz_bound(self, input_shape: Shape) -> float:
+        return 1.0
+
+    def rounding(self, input_shape: Shape, unit: float) -> tuple[float, float]:
+        return 0.0, 0.0
+
+    def options(self) -> dict[str, Any]:
+        return {"shape": list(self.shape)}
+
+
 def plane(input_shape: Shape) -> tuple[int, int]:
     """Height and width of inputs of shape ``(C, H, W)``."""
     if len(input_shape) != 3:
