@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from robustcert.arithmetic.products import tested_products
+from robustcert.certificate.places import certificate_of
 from robustcert.certificate.restore import restore_network
 from robustcert.certifiers import float64_products_are_strict, strict_arithmetic
 from robustcert.certifiers.base import Proof, moved
 from robustcert.check import prove_network
-from robustcert.errors import UnsoundNetworkError
+from robustcert.errors import UnsoundNetworkError, typed
 from robustcert.network.activation import Activation
 from robustcert.network.forward_error import ForwardError, forward_error
 from robustcert.network.linear import Affine, Dense, Flatten
@@ -195,25 +196,24 @@ def load(
     dtype: Literal["float64", "float32"] = "float64",
     device: str | torch.device = "cpu",
 ) -> Predictor:
-    """The predictor of a certificate folder, or of a run's folder with ``certificate`` in it.
+    """The predictor of a certificate folder, or of the run or the checkpoint that it is of.
 
     The folder is read as untrusted data, by the independent checker: hashes are recomputed, and its
     norms and pairwise constants are proved again before they are used. Samples and radii are not
     looked at and need not be there.
 
     Args:
-        path: The folder.
+        path: The certificate folder, a run's folder, or its checkpoint.
         least_radius: As for :class:`Predictor`.
         dtype: As for :class:`Predictor`.
         device: As for :class:`Predictor`.
 
     Raises:
+        NotCertifiedError: the run has no certificate yet.
         UnreadableError: the folder is malformed.
         UnsoundNetworkError: a constant is not proved, or the folder does not speak of the network.
     """
-    folder = Path(path)
-    if not (folder / "certificate.json").exists() and (folder / "certificate").is_dir():
-        folder = folder / "certificate"
+    folder = Path(certificate_of(str(path)))
     proved, report = prove_network(folder)
     if not report.verified:
         reasons = [*report.mismatches, *report.uncovered]
@@ -226,7 +226,7 @@ def load(
     if proved.proof == Proof.QUADRIC:
         raise UnsoundNetworkError(
             f"{folder} speaks of quadratics, which have no Lipschitz constant that a predictor "
-            "could use: certify inputs with certify.py certifier=quadratic"
+            f"could use: certify inputs with {typed('certify')} certifier=quadratic"
         )
     network = restore_network(proved.operations)
     if network.digest() != proved.digest:

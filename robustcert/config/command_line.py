@@ -118,7 +118,7 @@ def _check_resume(override: Override, sweeping: bool) -> str | None:
     path = Path(str(override.value()))
     # The run's folder is found from the file, before anything is written.
     if not path.is_file() or path.resolve().parent.name != "checkpoints":
-        return f"resume={path}: no such checkpoint; expected <run>/checkpoints/last.ckpt"
+        return f"resume={path}: no such checkpoint; expected <run>/checkpoints/last.ckpt or <run>"
     return None
 
 

@@ -16,6 +16,7 @@ from robustcert import __version__
 from robustcert.atomic import resumable_folder
 from robustcert.certificate.claim import FORMAT, in_hexadecimal, is_certificate, write_claim
 from robustcert.certificate.figures import draw_level_sets, draw_vra_curve
+from robustcert.certificate.places import certificate_beside, checkpoint_of
 from robustcert.certificate.samples import CertifiedSplit, SampleFiles, has_radii, positive_status
 from robustcert.certifiers import Certificates, Certifier, Claim, strict_arithmetic
 from robustcert.config.build import (
@@ -116,7 +117,7 @@ def certify(
     """Certify a checkpoint's network on a split and write the certificate folder.
 
     Args:
-        checkpoint: A run's ``checkpoints/best.ckpt``.
+        checkpoint: A run's ``checkpoints/best.ckpt``, or the run's folder.
         certifier: Node that names the certifier; :class:`LipschitzCertifier` by default.
         split: Of the checkpoint's dataset.
         samples: Only the first so many of the split.
@@ -159,7 +160,7 @@ def _read(
     """Read a checkpoint and build what its configuration names; nothing is computed yet."""
     allowed = (*CHECKPOINT_TARGETS, *allow_targets)
     proving = build_certifier(certifier, allow_targets)
-    read = read_checkpoint(checkpoint)
+    read = read_checkpoint(checkpoint_of(checkpoint))
     changed = {key: value for key, value in dataset.items() if value is not None}
     config = {**read.config, "dataset": {**read.config["dataset"], **changed}}
     source = build_dataset(config, allowed)
@@ -302,13 +303,10 @@ def default_output(checkpoint: Path, split: str, samples: int | None) -> Path:
     Whatever differs from ``best.ckpt`` on the whole test split has its difference in the name, so
     that a quick look never replaces a run's certificate.
     """
-    checkpoint = checkpoint.resolve()
-    folder = checkpoint.parent
-    parts = ["certificate"]
-    parts += [checkpoint.stem] if checkpoint.stem != "best" else []
+    parts = [certificate_beside(str(checkpoint.resolve()))]
     parts += [split] if split != "test" else []
     parts += [str(samples)] if samples is not None else []
-    return (folder.parent if folder.name == "checkpoints" else folder) / "-".join(parts)
+    return Path("-".join(parts))
 
 
 def _device(name: str) -> torch.device:

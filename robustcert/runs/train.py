@@ -23,7 +23,7 @@ from robustcert.config.build import (
 )
 from robustcert.config.schema import check_values
 from robustcert.data import DataModule
-from robustcert.errors import ConfigError, DivergedError, UnsoundNetworkError
+from robustcert.errors import ConfigError, DivergedError, UnsoundNetworkError, typed
 from robustcert.metrics.thresholds import check_radii
 from robustcert.network.fold import fold_network
 from robustcert.runs.attack import build_attack
@@ -235,7 +235,7 @@ def _fit(
             raise SystemExit(
                 "interrupted in the first epoch: there is no checkpoint yet"
             ) from error
-        raise SystemExit(f"interrupted: continue with resume={last}") from error
+        raise SystemExit(f"interrupted: continue with {typed('train')} resume={last}") from error
     except torch.linalg.LinAlgError as error:
         raise DivergedError(trainer.current_epoch, str(error).splitlines()[0]) from error
     except MisconfigurationException as error:
@@ -298,7 +298,7 @@ def _certify(config: Config, best: Path) -> dict[str, float]:
         )
     except KeyboardInterrupt as error:
         raise SystemExit(
-            f"interrupted: training is done, certify with python certify.py checkpoint={best}"
+            f"interrupted: training is done, certify with {typed('certify')} {best}"
         ) from error
 
 
