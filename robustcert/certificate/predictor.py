@@ -2,16 +2,18 @@
 
 import math
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Generic, Literal, NamedTuple, TypeVar, overload
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from robustcert.arithmetic.products import tested_products
 from robustcert.certificate.places import certificate_of
 from robustcert.certificate.restore import restore_network
 from robustcert.certifiers import float64_products_are_strict, strict_arithmetic
-from robustcert.certifiers.base import Proof, moved
+from robustcert.certifiers.base import Proof, described, moved, rounded_down
 from robustcert.check import prove_network
 from robustcert.errors import UnsoundNetworkError, typed
 from robustcert.network.activation import Activation
@@ -40,8 +42,12 @@ LENGTH = (1 + 2.0**-22) * (1 + 1e-9)
 # roundings.
 
 
-class Prediction(NamedTuple):
-    """What a predictor says about a batch.
+# What is given: tensors for tensors, arrays for arrays.
+Given = TypeVar("Given", bound=Tensor | NDArray[Any])
+
+
+class Prediction(NamedTuple, Generic[Given]):
+    """What a predictor says about a batch, or about one sample: then without the shape ``(N,)``.
 
     Attributes:
         label: The largest logit's class, shape ``(N,)``.
@@ -50,9 +56,16 @@ class Prediction(NamedTuple):
         abstained: Whether the radius is 0, or not above the least one asked for, shape ``(N,)``.
     """
 
-    label: Tensor
-    radius: Tensor
-    abstained: Tensor
+    label: Given
+    radius: Given
+    abstained: Given
+
+    def __repr__(self) -> str:
+        label, radius, abstained = map(torch.as_tensor, self)
+        if radius.dim():
+            return f"Prediction({described(radius)}; {int(abstained.sum())} abstained from)"
+        shown = f"label={int(label)}, radius={rounded_down(float(radius))}"
+        return f"Prediction({shown}, abstained={bool(abstained)})"
 
 
 class Predictor:
@@ -126,6 +139,19 @@ class Predictor:
         self._offset = -ALLOWANCE * (self.alpha + self.beta * tiny)
         self._room = (self.reach - tiny) * (1 - 2.0**-40)
 
+    def __repr__(self) -> str:
+        shape = ", ".join(map(str, self.input_shape))
+        return (
+            f"Predictor(inputs of shape ({shape}), {self.num_classes} classes, l2 radii of "
+            f"{' and '.join(self.functions)} in input units, abstains up to {self.least_radius:g}, "
+            f"network {self.digest[:12]})"
+        )
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self._pairwise)
+
     @property
     def network(self) -> PlainNetwork:
         """A copy of the network, on the predictor's device and in its arithmetic."""
@@ -136,17 +162,32 @@ class Predictor:
         """A copy of the bounds, shape ``(C, C)``, float64."""
         return self._pairwise.clone()
 
-    @torch.no_grad()
-    def __call__(self, x: Tensor) -> Prediction:
-        """Classify inputs of shape ``(N, *input_shape)``.
+    @overload
+    def __call__(self, x: Tensor) -> Prediction[Tensor]: ...
+
+    @overload
+    def __call__(self, x: NDArray[Any]) -> Prediction[NDArray[Any]]: ...
+
+    def __call__(self, x: Tensor | NDArray[Any]) -> Prediction[Any]:
+        """Classify inputs of shape ``(N, *input_shape)``, or one of shape ``input_shape``.
 
         Args:
             x: Floating point, in the units of training, or uint8, of which p stands for
-                float32(p / 255).
+                float32(p / 255). A tensor is answered with tensors on the predictor's device, a
+                NumPy array with arrays.
 
         Raises:
             ValueError: the inputs have another shape, or are neither bytes nor floats.
         """
+        if isinstance(x, np.ndarray):
+            return Prediction(*(found.cpu().numpy()[()] for found in self(_tensor(x))))
+        if isinstance(x, Tensor) and tuple(x.shape) == self.input_shape:
+            return Prediction(*(found[0] for found in self._classify(x[None])))
+        return self._classify(x)
+
+    @torch.no_grad()
+    def _classify(self, x: Tensor) -> Prediction[Tensor]:
+        """What ``certificates`` says of a batch, in strict arithmetic."""
         x = network_inputs(x, self.input_shape).to(self.device)
         if self._needs_no_region and float64_products_are_strict():
             with tested_products():
@@ -157,7 +198,7 @@ class Predictor:
         with strict_arithmetic(), torch.autocast(self.device.type, enabled=False):
             return self._predict(x)
 
-    def _predict(self, x: Tensor) -> Prediction:
+    def _predict(self, x: Tensor) -> Prediction[Tensor]:
         """What ``certificates`` says, see Note [fused]."""
         inputs = x.to(self.dtype)
         norm = torch.linalg.vector_norm(inputs.flatten(1).double(), dim=1)
@@ -187,6 +228,17 @@ class Predictor:
         centre = (self.alpha + self.beta * distance) * (1 + 1e-9)
         reach = self.reach - distance
         return ForwardError(self._network(inputs), centre, self.beta, self.lipschitz, reach)
+
+
+def _tensor(x: NDArray[Any]) -> Tensor:
+    """A copy of an array, whatever its strides and its order of bytes."""
+    try:
+        return torch.tensor(x.astype(x.dtype.newbyteorder("=")))
+    except TypeError as error:
+        raise ValueError(
+            f"expected inputs of type uint8, where p stands for p / 255, or floating point, got an "
+            f"array of {x.dtype}"
+        ) from error
 
 
 def load(

@@ -24,7 +24,6 @@ from robustcert.config.build import (
     Config,
     build_certifier,
     build_dataset,
-    build_model,
     build_parts,
 )
 from robustcert.data import Dataset, Examples, Part, Parts, Stream, to_unit
@@ -36,6 +35,7 @@ from robustcert.network.fold import fold_network
 from robustcert.network.network import PlainNetwork
 from robustcert.runs.attack import Attack, attack_samples, build_attack, in_words
 from robustcert.runs.console import print_global, print_table, verified
+from robustcert.runs.module import restore_module
 from robustcert.training.checkpoint import Checkpoint, read_checkpoint
 
 log = logging.getLogger(__name__)
@@ -169,7 +169,8 @@ def _read(
             f"dataset: the network of {read.path} takes inputs of shape {read.input_shape}, got "
             f"{tuple(source.input_shape)} from {source.name}"
         )
-    model, network = _load_network(read, config, allowed)
+    model = restore_module(read, config, allowed)
+    network = fold_network(model, read.input_shape)
     parts = build_parts(config, source)
     return _Subject(read, config, proving, certifier, source, parts, model, network)
 
@@ -317,26 +318,6 @@ def _device(name: str) -> torch.device:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"device: no float64 arithmetic on {name!r} here: {reason}") from error
     return device
-
-
-@contextmanager
-def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
-
-
-def _load_network(
-    checkpoint: Checkpoint, config: Config, allowed: Sequence[str]
-) -> tuple[torch.nn.Module, PlainNetwork]:
-    # Some initialisations do not exist in half precision; what they give is replaced.
-    with _default_dtype(torch.float32):
-        model = build_model(config, checkpoint.input_shape, checkpoint.num_classes, allowed)
-    checkpoint.load_into(model)
-    return model, fold_network(model.eval(), checkpoint.input_shape)
 
 
 def _key(
