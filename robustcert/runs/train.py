@@ -235,7 +235,7 @@ def _fit(
             raise SystemExit(
                 "interrupted in the first epoch: there is no checkpoint yet"
             ) from error
-        raise SystemExit(f"interrupted: continue with {typed('train')} resume={last}") from error
+        raise SystemExit(f"interrupted: continue with resume={last}") from error
     except torch.linalg.LinAlgError as error:
         raise DivergedError(trainer.current_epoch, str(error).splitlines()[0]) from error
     except MisconfigurationException as error:
