@@ -35,6 +35,7 @@ from robustcert.network.fold import fold_network
 from robustcert.network.network import PlainNetwork
 from robustcert.runs.attack import Attack, attack_samples, build_attack, in_words
 from robustcert.runs.console import print_global, print_table, verified
+from robustcert.runs.earlier import keep_earlier
 from robustcert.runs.module import restore_module
 from robustcert.training.checkpoint import Checkpoint, read_checkpoint
 
@@ -123,12 +124,16 @@ def certify(
         samples: Only the first so many of the split.
         radii: At which certified samples are counted; those of training by default.
         dataset: Changes to the dataset's node, such as ``{"root": ...}``.
-        output: Folder to write; see :func:`default_output`.
+        output: Folder to write; what stands there is replaced. By default :func:`default_output`,
+            where a certificate of other settings is kept.
         batch_size: Samples certified at once.
         device: Where to compute.
         allow_targets: Packages whose classes the checkpoint and ``certifier`` may name, beside ours
             and torch.nn.
         attack: Options of :class:`Attack`.
+
+    Raises:
+        ConfigError: a setting is wrong, or the default folder holds a certificate of others.
 
     Returns:
         ``<split>/accuracy`` and ``<split>/vra_<radius>``.
@@ -138,6 +143,9 @@ def certify(
     options = _Options(split, samples, radii, batch_size, _device(device), attacking)
     subject = _read(checkpoint, certifier or {}, dataset or {}, allow_targets or [])
     folder = Path(output) if output else default_output(subject.checkpoint.path, split, samples)
+    if output is None:
+        radii = _thresholds(subject, options)
+        keep_earlier(folder, subject.certifier, subject.named, radii, options.attack.samples)
     with strict_arithmetic() as arithmetic:
         prepared = _prepare(subject, options, arithmetic)
         # Whatever fails after the first radius, all radii are kept; a setting that was changed is

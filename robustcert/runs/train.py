@@ -292,6 +292,7 @@ def _certify(config: Config, best: Path) -> dict[str, float]:
     try:
         return certify(
             str(best),
+            output=str(best.parents[1] / "certificate"),
             certifier=config["certifier"],
             attack=config["attack"],
             allow_targets=config["allow_targets"],

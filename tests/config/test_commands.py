@@ -130,7 +130,14 @@ def test_one_command_trains_and_another_certifies(command: Command, tmp_path: Pa
     assert results["command"]["choices"]["activation"] == "smooth"
     assert results["config"]["model"]["width"] == 32
     checkpoint = f"checkpoint={folder}/checkpoints/best.ckpt"
-    assert command("certify", checkpoint, "radii=[0.1]", "attack.samples=4") == 0
+    answer = str(command("certify", checkpoint, "radii=[0.1]"))
+    assert answer.startswith(f"error: {folder}/certificate holds a certificate of other settings")
+    (output,) = re.findall(r"add (output=\S+) ", answer)
+    assert output == f"output={folder}/certificate-radii-0.1"
+    assert command("certify", checkpoint, "radii=[0.1]", output) == 0
+    assert (folder / "certificate-radii-0.1" / "certificate.json").exists()
+    replacing = f"output={folder}/certificate"
+    assert command("certify", checkpoint, "radii=[0.1]", "attack.samples=4", replacing) == 0
     claim = json.loads((folder / "certificate" / "certificate.json").read_text())
     assert [row["decimal"] for row in claim["summary"]["certified"]] == [0.1]
     # Certifying leaves nothing but the certificate.
