@@ -25,6 +25,7 @@ from robustcert.certificate.places import checkpoint_of
 from robustcert.config.command_line import CONFIG_DIR, HYDRA_VERSION, find_mistake, ordered
 from robustcert.config.renamed_options import register_renamed_options
 from robustcert.errors import typed
+from robustcert.runs.fresh import removed_unless
 from robustcert.runs.job import job_key, run_job
 from robustcert.runs.pipes import outlive_readers
 from robustcert.runs.sweep import finish_sweeps
@@ -166,18 +167,19 @@ def _answering(job: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
 
 def _train(config: DictConfig) -> float:
     settings = HydraConfig.get()
-    values = plain(config)
-    _admit_working_folder(values["allow_targets"])
-    from robustcert.runs.train import train as run
+    several = settings.mode == RunMode.MULTIRUN
+    folder, given = Path(settings.runtime.output_dir), list(settings.overrides.task)
+    with removed_unless(lambda: several, folder):
+        values = plain(config)
+        _admit_working_folder(values["allow_targets"])
+        from robustcert.runs.train import train as run
 
-    _one_voice()
-    typed = list(settings.overrides.task)
-    if values["resume"]:
-        values = resumed(values, typed)
+        _one_voice()
+        if values["resume"]:
+            values = resumed(values, given)
     choices = {k: v for k, v in settings.runtime.choices.items() if not str(k).startswith("hydra/")}
-    folder = Path(settings.runtime.output_dir)
-    command = {"overrides": typed, "choices": choices}
-    if settings.mode != RunMode.MULTIRUN:
+    command = {"overrides": given, "choices": choices}
+    if not several:
         return run(values, folder, command=command)
     # A worker of joblib takes several jobs; elsewhere the process is the job's own, or ours.
     shared = "joblib" in settings.launcher._target_

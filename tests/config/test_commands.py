@@ -182,12 +182,13 @@ def test_a_sweep_runs_every_job_and_reports_the_one_that_fails(
     ],
 )
 def test_a_wrong_value_is_one_line_and_an_exit_code(
-    command: Command, name: str, typed: str, answer: str
+    command: Command, tmp_path: Path, name: str, typed: str, answer: str
 ) -> None:
     code = command(name, *typed.split())
     assert isinstance(code, str)  # which Python prints to stderr, exiting with 1
     assert answer in code
     assert "\n" not in code
+    assert not list(tmp_path.glob("outputs/*"))
 
 
 def test_a_users_groups_and_classes_come_from_their_own_folder(
