@@ -33,7 +33,13 @@ from robustcert.metrics.thresholds import check_radii
 from robustcert.network.agreement import compared_rows, require_agreement
 from robustcert.network.fold import fold_network
 from robustcert.network.network import PlainNetwork
-from robustcert.runs.attack import Attack, attack_samples, build_attack, in_words
+from robustcert.runs.attack import (
+    Attack,
+    attack_samples,
+    build_attack,
+    in_words,
+    verified_of_attacked,
+)
 from robustcert.runs.console import print_global, print_table, verified
 from robustcert.runs.earlier import keep_earlier
 from robustcert.runs.module import restore_module
@@ -159,7 +165,9 @@ def certify(
             log.info("%d samples certified in %.1f s", len(result.target), seconds)
             attacked = _attack(subject, options, prepared, result)
             written = _write(subject, options, prepared, result, attacked, seconds, partial)
-    return _tell(written, prepared.claim, folder)
+    radii = _thresholds(subject, options)
+    attacked_only = verified_of_attacked(result, radii, attacked["samples"])
+    return _tell(written, prepared.claim, folder, attacked_only)
 
 
 def _read(
@@ -278,9 +286,11 @@ def _write(
     return written
 
 
-def _tell(written: Mapping[str, Any], claim: Claim, folder: Path) -> dict[str, float]:
+def _tell(
+    written: Mapping[str, Any], claim: Claim, folder: Path, attacked: Mapping[float, float]
+) -> dict[str, float]:
     """Print what was certified; returns it as metrics."""
-    print_table(written, folder)
+    print_table(written, folder, attacked)
     metrics = summarize(written)
     if claim.pairs is not None:
         print_global(claim.pairs)
