@@ -4,7 +4,7 @@ python train.py
 python train.py activation=smooth model.width=1024
 python train.py experiment=mnist_1.58
 python train.py -m activation=relu,maxmin,smooth capacity=tiny,small dataset=digits
-python train.py resume=outputs/<run>/checkpoints/last.ckpt
+python train.py resume=outputs/<run>
 """
 
 from robustcert.runs.commands import train

@@ -1,5 +1,8 @@
 """What the package raises. Every message names the thing, what was expected and what to change."""
 
+import os
+import sys
+
 
 class BrokenCertificate(RuntimeError):
     """An attack changed a prediction inside its certified radius: a defect of ours, always."""
@@ -48,3 +51,36 @@ class NormBoundError(ValueError):
 
 class ConfigError(ValueError):
     """A configuration that cannot be used; the message names the key."""
+
+
+class NotCertifiedError(ValueError):
+    """A run without the certificate that is asked for; the message says how to write it."""
+
+
+# Files and scripts that commands are started by.
+_FILES = ("train.py", "certify.py")
+_SCRIPTS = ("robustcert-train", "robustcert-certify", "robustcert-check")
+_MODULES = ("report", "export", "dashboard")
+
+
+def typed(command: str) -> str:
+    """How a command is typed, in the way in which the user started this process.
+
+    Args:
+        command: ``train``, ``certify``, ``check``, ``report``, ``export`` or ``dashboard``.
+
+    Returns:
+        For ``certify``, ``python certify.py`` to whoever typed ``python train.py``,
+        ``robustcert-certify`` to whoever typed ``robustcert-train``, and else ``robustcert
+        certify``; for the modules, ``python -m robustcert.report`` unless ``robustcert`` was typed.
+    """
+    # What was typed comes first: a command may have replaced the name in sys.argv.
+    words = (os.path.basename(word).removesuffix(".exe") for word in (*sys.orig_argv, sys.argv[0]))
+    by = next((word for word in words if word in ("robustcert", *_FILES, *_SCRIPTS)), "")
+    if by in _FILES and f"{command}.py" in _FILES:
+        return f"python {command}.py"
+    if by in _SCRIPTS and f"robustcert-{command}" in _SCRIPTS:
+        return f"robustcert-{command}"
+    if by != "robustcert" and by not in _SCRIPTS and command in _MODULES:
+        return f"python -m robustcert.{command}"
+    return f"robustcert {command}"

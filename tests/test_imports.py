@@ -25,10 +25,14 @@ MAX_ROOMS, MAX_FLOORS, MAX_ARROWS = 30, 10, 105
 MAX_ROOT_FILES, MAX_SHIM_LINES = 8, 10
 
 # Old public paths, which only import again: no rooms.
-SHIMS = {"dashboard", "main", "spectral"}
+SHIMS = {"dashboard", "spectral"}
 # What each room may import of the others.
 ROOMS: dict[str, set[str]] = {
-    "__init__": set(),
+    # For editors only; at run time it loads nothing.
+    "__init__": {
+        *("activations", "certificate", "certifiers", "layers", "lipschitz", "models"),
+        *("objectives", "runs"),
+    },
     "arithmetic": set(),
     "atomic": set(),
     "check": set(),
@@ -63,7 +67,9 @@ ROOMS: dict[str, set[str]] = {
         *("atomic", "attacks", "certificate", "certifiers", "config", "data", "errors"),
         *("metrics", "models", "network", "training"),
     },
-    "report": {"atomic", "check", "config", "data", "errors", "runs"},
+    "report": {"atomic", "certificate", "check", "config", "data", "errors", "runs"},
+    # The command starts rooms by their names, as console scripts do.
+    "main": {"certificate", "errors", "runs"},
 }
 # The mathematics: rooms that load no framework.
 LIBRARY = (
@@ -248,3 +254,21 @@ def test_examples_in_docstrings_run(path: Path) -> None:
     tried = doctest.testmod(import_module(module(path)), extraglobs={"torch": torch})
     assert tried.attempted
     assert not tried.failed
+
+
+def test_public_names_are_listed_and_loaded_when_they_are_asked_for() -> None:
+    import robustcert
+
+    public = [name for name in dir(robustcert) if not name.startswith("_")]
+    assert {"certify", "load", "load_module", "Certificates", "layers", "activations"} <= {*public}
+    listed = "import sys, robustcert; dir(robustcert); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", listed], capture_output=True, text=True)
+    assert not set(done.stdout.split()) & {"torch", "numpy", "typing_extensions"}
+    for name in {*public} & {*robustcert._PUBLIC, *robustcert._MODULES}:
+        assert getattr(robustcert, name) is not None
+    # What editors read is what is there.
+    tree = ast.parse((PACKAGE / "__init__.py").read_text())
+    told = {a.asname for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) for a in n.names}
+    assert told == {*robustcert._PUBLIC, *robustcert._MODULES}
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        robustcert.nothing  # noqa: B018

@@ -84,6 +84,7 @@ def test_the_scripts_train_and_certify_from_an_empty_folder(
     output = run(environment / "robustcert-certify", checkpoint, "attack.samples=4", cwd=tmp_path)
     assert "run/certificate/certificate.json" in output
     run(environment / "robustcert-check", "run/certificate", cwd=tmp_path)
+    run(environment / "robustcert", "check", "run", cwd=tmp_path)
 
 
 def test_the_scripts_take_a_users_own_groups_and_classes(environment: Path, tmp_path: Path) -> None:
@@ -100,5 +101,9 @@ def test_the_scripts_take_a_users_own_groups_and_classes(environment: Path, tmp_
 @pytest.mark.parametrize("name", ["train", "certify"])
 def test_the_scripts_are_the_two_files(environment: Path, tmp_path: Path, name: str) -> None:
     script = run(environment / f"robustcert-{name}", "--help", cwd=tmp_path)
+    command = run(environment / "robustcert", name, "--help", cwd=tmp_path)
     file = run(sys.executable, ROOT / f"{name}.py", "--help", cwd=tmp_path)
-    assert script == file
+    # But for their own name.
+    assert f"  python {name}.py" in file
+    assert script == file.replace(f"python {name}.py", f"robustcert-{name}")
+    assert command == file.replace(f"python {name}.py", f"robustcert {name}")

@@ -2,17 +2,20 @@
 
 import math
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Generic, Literal, NamedTuple, TypeVar, overload
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from robustcert.arithmetic.products import tested_products
+from robustcert.certificate.places import certificate_of
 from robustcert.certificate.restore import restore_network
 from robustcert.certifiers import float64_products_are_strict, strict_arithmetic
-from robustcert.certifiers.base import Proof, moved
+from robustcert.certifiers.base import Proof, described, moved, rounded_down
 from robustcert.check import prove_network
-from robustcert.errors import UnsoundNetworkError
+from robustcert.errors import UnsoundNetworkError, typed
 from robustcert.network.activation import Activation
 from robustcert.network.forward_error import ForwardError, forward_error
 from robustcert.network.linear import Affine, Dense, Flatten
@@ -39,8 +42,12 @@ LENGTH = (1 + 2.0**-22) * (1 + 1e-9)
 # roundings.
 
 
-class Prediction(NamedTuple):
-    """What a predictor says about a batch.
+# What is given: tensors for tensors, arrays for arrays.
+Given = TypeVar("Given", bound=Tensor | NDArray[Any])
+
+
+class Prediction(NamedTuple, Generic[Given]):
+    """What a predictor says about a batch, or about one sample: then without the shape ``(N,)``.
 
     Attributes:
         label: The largest logit's class, shape ``(N,)``.
@@ -49,9 +56,16 @@ class Prediction(NamedTuple):
         abstained: Whether the radius is 0, or not above the least one asked for, shape ``(N,)``.
     """
 
-    label: Tensor
-    radius: Tensor
-    abstained: Tensor
+    label: Given
+    radius: Given
+    abstained: Given
+
+    def __repr__(self) -> str:
+        label, radius, abstained = map(torch.as_tensor, self)
+        if radius.dim():
+            return f"Prediction({described(radius)}; {int(abstained.sum())} abstained from)"
+        shown = f"label={int(label)}, radius={rounded_down(float(radius))}"
+        return f"Prediction({shown}, abstained={bool(abstained)})"
 
 
 class Predictor:
@@ -125,6 +139,19 @@ class Predictor:
         self._offset = -ALLOWANCE * (self.alpha + self.beta * tiny)
         self._room = (self.reach - tiny) * (1 - 2.0**-40)
 
+    def __repr__(self) -> str:
+        shape = ", ".join(map(str, self.input_shape))
+        return (
+            f"Predictor(inputs of shape ({shape}), {self.num_classes} classes, l2 radii of "
+            f"{' and '.join(self.functions)} in input units, abstains up to {self.least_radius:g}, "
+            f"network {self.digest[:12]})"
+        )
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self._pairwise)
+
     @property
     def network(self) -> PlainNetwork:
         """A copy of the network, on the predictor's device and in its arithmetic."""
@@ -135,17 +162,32 @@ class Predictor:
         """A copy of the bounds, shape ``(C, C)``, float64."""
         return self._pairwise.clone()
 
-    @torch.no_grad()
-    def __call__(self, x: Tensor) -> Prediction:
-        """Classify inputs of shape ``(N, *input_shape)``.
+    @overload
+    def __call__(self, x: Tensor) -> Prediction[Tensor]: ...
+
+    @overload
+    def __call__(self, x: NDArray[Any]) -> Prediction[NDArray[Any]]: ...
+
+    def __call__(self, x: Tensor | NDArray[Any]) -> Prediction[Any]:
+        """Classify inputs of shape ``(N, *input_shape)``, or one of shape ``input_shape``.
 
         Args:
             x: Floating point, in the units of training, or uint8, of which p stands for
-                float32(p / 255).
+                float32(p / 255). A tensor is answered with tensors on the predictor's device, a
+                NumPy array with arrays.
 
         Raises:
             ValueError: the inputs have another shape, or are neither bytes nor floats.
         """
+        if isinstance(x, np.ndarray):
+            return Prediction(*(found.cpu().numpy()[()] for found in self(_tensor(x))))
+        if isinstance(x, Tensor) and tuple(x.shape) == self.input_shape:
+            return Prediction(*(found[0] for found in self._classify(x[None])))
+        return self._classify(x)
+
+    @torch.no_grad()
+    def _classify(self, x: Tensor) -> Prediction[Tensor]:
+        """What ``certificates`` says of a batch, in strict arithmetic."""
         x = network_inputs(x, self.input_shape).to(self.device)
         if self._needs_no_region and float64_products_are_strict():
             with tested_products():
@@ -156,7 +198,7 @@ class Predictor:
         with strict_arithmetic(), torch.autocast(self.device.type, enabled=False):
             return self._predict(x)
 
-    def _predict(self, x: Tensor) -> Prediction:
+    def _predict(self, x: Tensor) -> Prediction[Tensor]:
         """What ``certificates`` says, see Note [fused]."""
         inputs = x.to(self.dtype)
         norm = torch.linalg.vector_norm(inputs.flatten(1).double(), dim=1)
@@ -188,6 +230,17 @@ class Predictor:
         return ForwardError(self._network(inputs), centre, self.beta, self.lipschitz, reach)
 
 
+def _tensor(x: NDArray[Any]) -> Tensor:
+    """A copy of an array, whatever its strides and its order of bytes."""
+    try:
+        return torch.tensor(x.astype(x.dtype.newbyteorder("=")))
+    except TypeError as error:
+        raise ValueError(
+            f"expected inputs of type uint8, where p stands for p / 255, or floating point, got an "
+            f"array of {x.dtype}"
+        ) from error
+
+
 def load(
     path: str | Path,
     *,
@@ -195,25 +248,24 @@ def load(
     dtype: Literal["float64", "float32"] = "float64",
     device: str | torch.device = "cpu",
 ) -> Predictor:
-    """The predictor of a certificate folder, or of a run's folder with ``certificate`` in it.
+    """The predictor of a certificate folder, or of the run or the checkpoint that it is of.
 
     The folder is read as untrusted data, by the independent checker: hashes are recomputed, and its
     norms and pairwise constants are proved again before they are used. Samples and radii are not
     looked at and need not be there.
 
     Args:
-        path: The folder.
+        path: The certificate folder, a run's folder, or its checkpoint.
         least_radius: As for :class:`Predictor`.
         dtype: As for :class:`Predictor`.
         device: As for :class:`Predictor`.
 
     Raises:
+        NotCertifiedError: the run has no certificate yet.
         UnreadableError: the folder is malformed.
         UnsoundNetworkError: a constant is not proved, or the folder does not speak of the network.
     """
-    folder = Path(path)
-    if not (folder / "certificate.json").exists() and (folder / "certificate").is_dir():
-        folder = folder / "certificate"
+    folder = Path(certificate_of(str(path)))
     proved, report = prove_network(folder)
     if not report.verified:
         reasons = [*report.mismatches, *report.uncovered]
@@ -226,7 +278,7 @@ def load(
     if proved.proof == Proof.QUADRIC:
         raise UnsoundNetworkError(
             f"{folder} speaks of quadratics, which have no Lipschitz constant that a predictor "
-            "could use: certify inputs with certify.py certifier=quadratic"
+            f"could use: certify inputs with {typed('certify')} certifier=quadratic"
         )
     network = restore_network(proved.operations)
     if network.digest() != proved.digest:

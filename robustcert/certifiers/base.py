@@ -4,6 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from decimal import ROUND_FLOOR, Context
 from enum import StrEnum
 from typing import Any
 
@@ -75,7 +76,7 @@ class Claim:
             )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Certificates:
     """What a certifier says about a batch.
 
@@ -100,6 +101,24 @@ class Certificates:
         if self.decided is None:
             ahead = (self.radius > 0) | exceeds_error(self.margin, self.error)
             object.__setattr__(self, "decided", ahead)
+
+    def __repr__(self) -> str:
+        return f"Certificates({described(self.radius)})"
+
+
+def described(radius: Tensor) -> str:
+    """Radii in words: how many are above 0, their median and the largest, rounded down."""
+    certified = radius[radius > 0].detach().double().cpu()
+    counted = f"{radius.numel()} samples, {len(certified)} with a radius"
+    if not len(certified):
+        return counted
+    median, largest = (rounded_down(float(r)) for r in (certified.median(), certified.max()))
+    return f"{counted}: median {median}, largest {largest}"
+
+
+def rounded_down(radius: float) -> str:
+    """Four digits of a radius, never more than it."""
+    return f"{Context(4, ROUND_FLOOR).create_decimal_from_float(radius):g}"
 
 
 class Certifier(ABC):

@@ -83,7 +83,9 @@ def _check_overrides(
                 f"{override.input_line}: several values are a sweep: add -m, or write a list as "
                 f"{override.key_or_group}=[...]"
             )
-        mistake = _check_resume(override, sweeping) or _check_extra(override)
+        mistake = (
+            _check_resume(override, sweeping) or _check_extra(override) or _check_group(override)
+        )
         if mistake:
             return mistake
     candidates = [list(_candidates(override)) for override in overrides]
@@ -118,8 +120,25 @@ def _check_resume(override: Override, sweeping: bool) -> str | None:
     path = Path(str(override.value()))
     # The run's folder is found from the file, before anything is written.
     if not path.is_file() or path.resolve().parent.name != "checkpoints":
-        return f"resume={path}: no such checkpoint; expected <run>/checkpoints/last.ckpt"
+        return f"resume={path}: no such checkpoint; expected <run>/checkpoints/last.ckpt or <run>"
     return None
+
+
+def _check_group(override: Override) -> str | None:
+    """An option of a group, set where the group puts it: model.activation=relu."""
+    key = override.key_or_group
+    _, dot, group = key.rpartition(".")
+    values = [candidate.partition("=")[2] for candidate in _candidates(override)]
+    names = values and all(value.isidentifier() and value != "null" for value in values)
+    if not (dot and names) or override.is_delete():
+        return None
+    files = CONFIG_DIR.glob(f"{group}/*.yaml")
+    if not any(path.read_text().startswith(f"# @package {key}\n") for path in files):
+        return None
+    return (
+        f"{override.input_line}: {key} is a class with its options, which {group} chooses: write "
+        f"{group}={','.join(values)}"
+    )
 
 
 def _check_extra(override: Override) -> str | None:
@@ -183,7 +202,8 @@ def _explain(
         if where and not hint and "_target_" in names:
             hint = f"for an option that is not in the configuration, write +{candidate}; "
         if not where:
-            hint = hint or _hint_elsewhere(key, list(_paths(config)))
+            paths = list(_paths(config))
+            hint = _hint_elsewhere(key, paths, close=False) or hint or _hint_elsewhere(key, paths)
         return f"{key}: no such key; {hint}{where or 'the top level'} has {_list(names)}"
     return f"{candidate}: {' '.join(error.split())}"
 
@@ -193,11 +213,11 @@ def _hint(word: str, names: list[str], parent: str = "") -> str:
     return f"did you mean {parent + '.' if parent else ''}{close[0]}? " if close else ""
 
 
-def _hint_elsewhere(key: str, paths: list[str]) -> str:
-    """A key of the same name, or nearly, deeper down: model.width for width or widht."""
+def _hint_elsewhere(key: str, paths: list[str], close: bool = True) -> str:
+    """A key of the same name, or a close one, deeper down: model.width for width or widht."""
     head, _, rest = key.partition(".")
     leaves = {path.rpartition(".")[2]: path for path in reversed(paths)}
-    for name in (head, *difflib.get_close_matches(head, leaves, n=1)):
+    for name in (head, *(difflib.get_close_matches(head, leaves, n=1) if close else ())):
         if "." in leaves.get(name, "") or (name in leaves and rest):
             return f"did you mean {leaves[name]}{'.' + rest if rest else ''}? "
     return ""

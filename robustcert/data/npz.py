@@ -21,14 +21,15 @@ class NPZ(Dataset):
 
     The file holds ``x_train``, ``y_train``, ``x_test`` and ``y_test``. Inputs are uint8 (divided
     by 255) or floating point in [0, 1], of shape ``(N, C, H, W)``, ``(N, H, W)`` (grey images) or
-    ``(N, D)``. Labels are integers from 0 of shape ``(N,)``; the number of classes is the largest
-    label of both splits plus one.
+    ``(N, D)``. Labels are integers from 0 of shape ``(N,)``, without a gap over both splits.
 
     Args:
         root: The file.
+        num_classes: Number of classes, where the file has no sample of some of them; by default
+            the largest label plus one.
     """
 
-    def __init__(self, root: str | os.PathLike[str]) -> None:
+    def __init__(self, root: str | os.PathLike[str], num_classes: int | None = None) -> None:
         self.path = Path(root).expanduser()
         self.name = self.path.stem
         arrays = _load(self.path)
@@ -50,7 +51,8 @@ class NPZ(Dataset):
                 f"{shapes[0]} and {shapes[1]}"
             )
         self.input_shape = shapes[0]
-        self.num_classes = 1 + max(int(e.labels.max()) for e in self._splits.values())
+        labels = torch.cat([examples.labels for examples in self._splits.values()])
+        self.num_classes = _num_classes(labels.unique(), num_classes, self.path)
         if self.num_classes < 2:
             raise DatasetError(f"{self.path}: expected at least two classes, but every label is 0")
 
@@ -111,6 +113,27 @@ def _inputs(array: np.ndarray, source: str) -> torch.Tensor:
     if array.dtype == np.uint8:
         return torch.from_numpy(np.ascontiguousarray(array))
     return to_unit(torch.from_numpy(array.astype(np.float64)), source)
+
+
+def _num_classes(labels: torch.Tensor, given: int | None, path: Path) -> int:
+    """How many classes there are, from the different labels in ascending order."""
+    found = int(labels[-1]) + 1
+    if given is not None:
+        if found > given:
+            raise DatasetError(
+                f"{path}: expected labels below dataset.num_classes={given}, but got {found - 1}"
+            )
+        return given
+    if found > len(labels):
+        # Every class is an output of the network: one that no sample has would be for nothing.
+        shown = ", ".join(map(str, labels[:4].tolist()))
+        raise DatasetError(
+            f"{path}: expected labels from 0 without a gap, but got {len(labels)} different ones "
+            f"({shown}{', ...' if len(labels) > 4 else ''}) up to {found - 1}: number them by y = "
+            f"numpy.unique(y, return_inverse=True)[1], or set dataset.num_classes={found} if the "
+            "others are classes, too"
+        )
+    return found
 
 
 def _labels(array: np.ndarray, count: int, source: str) -> torch.Tensor:

@@ -6,17 +6,18 @@ from collections.abc import Sequence
 
 from robustcert.arithmetic.settings import UnsoundArithmeticError
 from robustcert.certificate.predictor import DTYPES, load
+from robustcert.errors import typed
 from robustcert.export import check_runtime, to_onnx
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Export, say what was written; returns the exit status."""
     parser = argparse.ArgumentParser(
-        prog="python -m robustcert.export",
+        prog=typed("export"),
         description="Write the network of a certificate as an ONNX model whose outputs are logits, "
         "label and certified radius.",
     )
-    parser.add_argument("folder", help="a certificate folder, or a run's folder")
+    parser.add_argument("folder", help="a certificate folder, a run's folder or a checkpoint")
     parser.add_argument("file", help="the .onnx file to write")
     parser.add_argument(
         "--dtype",

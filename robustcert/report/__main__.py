@@ -5,18 +5,21 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from robustcert.errors import ReportError
+from robustcert.certificate.places import certificate_of
+from robustcert.errors import NotCertifiedError, ReportError, typed
 from robustcert.report.runs import is_run
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the reports and print their paths; returns the exit status."""
     parser = argparse.ArgumentParser(
-        prog="python -m robustcert.report",
+        prog=typed("report"),
         description="One run or certificate folder: a page on what its certificate is worth. "
         "Several runs, or a sweep: a table, pictures and a page that compares them.",
     )
-    parser.add_argument("folders", nargs="+", type=Path, metavar="DIR")
+    parser.add_argument(
+        "folders", nargs="+", type=Path, metavar="DIR", help="runs, sweeps, or a certificate"
+    )
     parser.add_argument(
         "--out",
         type=Path,
@@ -26,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         written = _write(options.folders, options.out)
-    except (ReportError, OSError) as error:
+    except (ReportError, NotCertifiedError, OSError) as error:
         sys.stderr.write("error: " + " ".join(str(error).split()) + "\n")
         return 2
     sys.stdout.writelines(f"{path}\n" for path in written)
@@ -35,20 +38,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _write(folders: Sequence[Path], out: Path | None) -> list[Path]:
     if len(folders) == 1:
-        (folder,) = folders
+        folder = Path(certificate_of(str(folders[0])))
         if (folder / "certificate.json").exists():
             from robustcert.report.run_page import write_run_page
 
             return [write_run_page(folder, out)]
         if is_run(folder):
-            if not (folder / "certificate" / "certificate.json").exists():
-                raise ReportError(
-                    f"{folder}: no certificate yet: python certify.py "
-                    f"checkpoint={folder / 'checkpoints' / 'best.ckpt'}"
-                )
-            from robustcert.report.run_page import write_run_page
-
-            return [write_run_page(folder / "certificate", out)]
+            raise ReportError(f"{folder}: no epoch of this run has finished: nothing to report")
     from robustcert.report.sweep_page import write_sweep_page
 
     default = folders[0] / "report" if len(folders) == 1 else Path("report")

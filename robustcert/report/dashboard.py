@@ -8,6 +8,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from robustcert.errors import typed
+
 NAME = "robustcert"
 
 
@@ -104,7 +106,7 @@ def _config(key: str) -> Any:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Save the dashboard in a project; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m robustcert.dashboard", description=__doc__)
+    parser = argparse.ArgumentParser(prog=typed("dashboard"), description=__doc__)
     parser.add_argument("project", metavar="ENTITY/PROJECT")
     parser.add_argument("--radii", type=float, nargs="+", default=[0.25, 0.5, 1.0])
     options = parser.parse_args(arguments)

@@ -53,13 +53,36 @@ class _Unit:
         return to_unit(self.inputs[rows])
 
 
+def attacked_rows(count: int, samples: int) -> torch.Tensor:
+    """Which of a split's samples are attacked: always the same random ones, shape ``(M,)``."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randperm(count, generator=generator, dtype=torch.int64, device="cpu")[:samples]
+
+
+def verified_of_attacked(
+    result: CertifiedSplit, radii: Sequence[float], samples: int
+) -> dict[float, float]:
+    """Verified accuracy of the attacked samples, at radius 0 the share of right predictions.
+
+    It is the number to hold against the accuracy under attack: of all samples, the verified
+    accuracy may be above that of the attacked ones.
+
+    Args:
+        result: The certified split.
+        radii: At which samples are counted.
+        samples: Number of samples attacked.
+    """
+    rows = attacked_rows(len(result.target), samples)
+    correct, radius = result.correct[rows], result.certificates.radius[rows]
+    shares = {r: float((correct & (radius > r)).double().mean()) for r in radii}
+    return {0.0: float(correct.double().mean()), **shares} if len(rows) else {}
+
+
 def attack_samples(
     network: PlainNetwork, result: CertifiedSplit, radii: Sequence[float], attack: Attack
 ) -> dict[str, Any]:
     """Attack a split at every radius, and certificates inside their own radius."""
-    generator = torch.Generator().manual_seed(0)
-    order = torch.randperm(len(result.target), generator=generator, dtype=torch.int64, device="cpu")
-    rows = order[: attack.samples]
+    rows = attacked_rows(len(result.target), attack.samples)
     record: dict[str, Any] = {
         "method": "foolbox L2PGD, one random start, clipped to [0, 1]",
         **in_words(asdict(attack)),

@@ -16,6 +16,7 @@ from robustcert import __version__
 from robustcert.atomic import resumable_folder
 from robustcert.certificate.claim import FORMAT, in_hexadecimal, is_certificate, write_claim
 from robustcert.certificate.figures import draw_level_sets, draw_vra_curve
+from robustcert.certificate.places import certificate_beside, checkpoint_of
 from robustcert.certificate.samples import CertifiedSplit, SampleFiles, has_radii, positive_status
 from robustcert.certifiers import Certificates, Certifier, Claim, strict_arithmetic
 from robustcert.config.build import (
@@ -23,7 +24,6 @@ from robustcert.config.build import (
     Config,
     build_certifier,
     build_dataset,
-    build_model,
     build_parts,
 )
 from robustcert.data import Dataset, Examples, Part, Parts, Stream, to_unit
@@ -33,8 +33,16 @@ from robustcert.metrics.thresholds import check_radii
 from robustcert.network.agreement import compared_rows, require_agreement
 from robustcert.network.fold import fold_network
 from robustcert.network.network import PlainNetwork
-from robustcert.runs.attack import Attack, attack_samples, build_attack, in_words
+from robustcert.runs.attack import (
+    Attack,
+    attack_samples,
+    build_attack,
+    in_words,
+    verified_of_attacked,
+)
 from robustcert.runs.console import print_global, print_table, verified
+from robustcert.runs.earlier import keep_earlier
+from robustcert.runs.module import restore_module
 from robustcert.training.checkpoint import Checkpoint, read_checkpoint
 
 log = logging.getLogger(__name__)
@@ -116,18 +124,22 @@ def certify(
     """Certify a checkpoint's network on a split and write the certificate folder.
 
     Args:
-        checkpoint: A run's ``checkpoints/best.ckpt``.
+        checkpoint: A run's ``checkpoints/best.ckpt``, or the run's folder.
         certifier: Node that names the certifier; :class:`LipschitzCertifier` by default.
         split: Of the checkpoint's dataset.
         samples: Only the first so many of the split.
         radii: At which certified samples are counted; those of training by default.
         dataset: Changes to the dataset's node, such as ``{"root": ...}``.
-        output: Folder to write; see :func:`default_output`.
+        output: Folder to write; what stands there is replaced. By default :func:`default_output`,
+            where a certificate of other settings is kept.
         batch_size: Samples certified at once.
         device: Where to compute.
         allow_targets: Packages whose classes the checkpoint and ``certifier`` may name, beside ours
             and torch.nn.
         attack: Options of :class:`Attack`.
+
+    Raises:
+        ConfigError: a setting is wrong, or the default folder holds a certificate of others.
 
     Returns:
         ``<split>/accuracy`` and ``<split>/vra_<radius>``.
@@ -137,6 +149,9 @@ def certify(
     options = _Options(split, samples, radii, batch_size, _device(device), attacking)
     subject = _read(checkpoint, certifier or {}, dataset or {}, allow_targets or [])
     folder = Path(output) if output else default_output(subject.checkpoint.path, split, samples)
+    if output is None:
+        radii = _thresholds(subject, options)
+        keep_earlier(folder, subject.certifier, subject.named, radii, options.attack.samples)
     with strict_arithmetic() as arithmetic:
         prepared = _prepare(subject, options, arithmetic)
         # Whatever fails after the first radius, all radii are kept; a setting that was changed is
@@ -150,7 +165,9 @@ def certify(
             log.info("%d samples certified in %.1f s", len(result.target), seconds)
             attacked = _attack(subject, options, prepared, result)
             written = _write(subject, options, prepared, result, attacked, seconds, partial)
-    return _tell(written, prepared.claim, folder)
+    radii = _thresholds(subject, options)
+    attacked_only = verified_of_attacked(result, radii, attacked["samples"])
+    return _tell(written, prepared.claim, folder, attacked_only)
 
 
 def _read(
@@ -159,7 +176,7 @@ def _read(
     """Read a checkpoint and build what its configuration names; nothing is computed yet."""
     allowed = (*CHECKPOINT_TARGETS, *allow_targets)
     proving = build_certifier(certifier, allow_targets)
-    read = read_checkpoint(checkpoint)
+    read = read_checkpoint(checkpoint_of(checkpoint))
     changed = {key: value for key, value in dataset.items() if value is not None}
     config = {**read.config, "dataset": {**read.config["dataset"], **changed}}
     source = build_dataset(config, allowed)
@@ -168,7 +185,8 @@ def _read(
             f"dataset: the network of {read.path} takes inputs of shape {read.input_shape}, got "
             f"{tuple(source.input_shape)} from {source.name}"
         )
-    model, network = _load_network(read, config, allowed)
+    model = restore_module(read, config, allowed)
+    network = fold_network(model, read.input_shape)
     parts = build_parts(config, source)
     return _Subject(read, config, proving, certifier, source, parts, model, network)
 
@@ -268,9 +286,11 @@ def _write(
     return written
 
 
-def _tell(written: Mapping[str, Any], claim: Claim, folder: Path) -> dict[str, float]:
+def _tell(
+    written: Mapping[str, Any], claim: Claim, folder: Path, attacked: Mapping[float, float]
+) -> dict[str, float]:
     """Print what was certified; returns it as metrics."""
-    print_table(written, folder)
+    print_table(written, folder, attacked)
     metrics = summarize(written)
     if claim.pairs is not None:
         print_global(claim.pairs)
@@ -302,13 +322,10 @@ def default_output(checkpoint: Path, split: str, samples: int | None) -> Path:
     Whatever differs from ``best.ckpt`` on the whole test split has its difference in the name, so
     that a quick look never replaces a run's certificate.
     """
-    checkpoint = checkpoint.resolve()
-    folder = checkpoint.parent
-    parts = ["certificate"]
-    parts += [checkpoint.stem] if checkpoint.stem != "best" else []
+    parts = [certificate_beside(str(checkpoint.resolve()))]
     parts += [split] if split != "test" else []
     parts += [str(samples)] if samples is not None else []
-    return (folder.parent if folder.name == "checkpoints" else folder) / "-".join(parts)
+    return Path("-".join(parts))
 
 
 def _device(name: str) -> torch.device:
@@ -319,26 +336,6 @@ def _device(name: str) -> torch.device:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"device: no float64 arithmetic on {name!r} here: {reason}") from error
     return device
-
-
-@contextmanager
-def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
-
-
-def _load_network(
-    checkpoint: Checkpoint, config: Config, allowed: Sequence[str]
-) -> tuple[torch.nn.Module, PlainNetwork]:
-    # Some initialisations do not exist in half precision; what they give is replaced.
-    with _default_dtype(torch.float32):
-        model = build_model(config, checkpoint.input_shape, checkpoint.num_classes, allowed)
-    checkpoint.load_into(model)
-    return model, fold_network(model.eval(), checkpoint.input_shape)
 
 
 def _key(

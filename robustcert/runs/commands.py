@@ -21,9 +21,13 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from robustcert.certificate.places import checkpoint_of
 from robustcert.config.command_line import CONFIG_DIR, HYDRA_VERSION, find_mistake, ordered
 from robustcert.config.renamed_options import register_renamed_options
+from robustcert.errors import typed
+from robustcert.runs.fresh import removed_unless
 from robustcert.runs.job import job_key, run_job
+from robustcert.runs.pipes import outlive_readers
 from robustcert.runs.sweep import finish_sweeps
 
 
@@ -45,6 +49,7 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("run_id", _run_id, replace=True)
     OmegaConf.register_new_resolver("if_new", _if_new, replace=True)
     OmegaConf.register_new_resolver("job_key", _job_key, replace=True)
+    OmegaConf.register_new_resolver("typed", typed, replace=True)
 
 
 def plain(config: DictConfig) -> dict[str, Any]:
@@ -77,10 +82,13 @@ def _run_id(folder: str) -> str:
 
 
 def _main(name: str, job: Callable[[DictConfig], Any]) -> None:
-    sys.argv[1:] = ordered(sys.argv[1:])
+    outlive_readers()
+    sys.argv[1:] = ordered(_with_files(name, sys.argv[1:]))
     mistake = find_mistake(name, sys.argv[1:])
     if mistake:
         sys.exit(f"error: {mistake}")
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        _list_options_at_once()
     failed = 0
     try:
         hydra.main(config_path=str(CONFIG_DIR), config_name=name, **HYDRA_VERSION)(
@@ -90,6 +98,50 @@ def _main(name: str, job: Callable[[DictConfig], Any]) -> None:
         failed = finish_sweeps()
     if failed:
         sys.exit(1)
+
+
+def _list_options_at_once() -> None:
+    """Spare ``--help`` a copy of Hydra's whole repository for each group: most of its time."""
+    from hydra._internal.config_loader_impl import ConfigLoaderImpl
+    from hydra.core.object_type import ObjectType
+
+    def options(
+        self: ConfigLoaderImpl, group_name: str, results_filter: Any = ObjectType.CONFIG
+    ) -> list[str]:
+        return self.repository.get_group_options(group_name, results_filter)
+
+    ConfigLoaderImpl.get_group_options = options  # type: ignore[method-assign, assignment]
+
+
+def _with_files(name: str, arguments: list[str]) -> list[str]:
+    """The arguments with a run's folder replaced by the checkpoint in it that is meant.
+
+    ``certify`` takes it as a word: a run's folder, its certificate or a checkpoint; ``train``
+    continues ``resume=<run>``.
+    """
+    found = []
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        path = argument.removeprefix("resume=")
+        last = os.path.join(path, "checkpoints", "last.ckpt")
+        if name == "train" and path != argument and os.path.isfile(last):
+            argument = f"resume={_quoted(last)}"
+        word = before not in _WITH_A_VALUE and not argument.startswith(("-", "checkpoint="))
+        if name == "certify" and word and os.path.exists(argument):
+            argument = f"checkpoint={_quoted(checkpoint_of(argument))}"
+        found.append(argument)
+    return found
+
+
+# Hydra's flags that are followed by a value.
+_WITH_A_VALUE = (
+    *("-cd", "--config-dir", "-cp", "--config-path", "-cn", "--config-name", "-c", "--cfg"),
+    *("-p", "--package", "-i", "--info", "-sc", "--shell-completion"),
+)
+
+
+def _quoted(value: str) -> str:
+    """A value as Hydra's grammar has it, whatever characters it holds."""
+    return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def _answering(job: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
@@ -115,18 +167,19 @@ def _answering(job: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
 
 def _train(config: DictConfig) -> float:
     settings = HydraConfig.get()
-    values = plain(config)
-    _admit_working_folder(values["allow_targets"])
-    from robustcert.runs.train import train as run
+    several = settings.mode == RunMode.MULTIRUN
+    folder, given = Path(settings.runtime.output_dir), list(settings.overrides.task)
+    with removed_unless(lambda: several, folder):
+        values = plain(config)
+        _admit_working_folder(values["allow_targets"])
+        from robustcert.runs.train import train as run
 
-    _one_voice()
-    typed = list(settings.overrides.task)
-    if values["resume"]:
-        values = resumed(values, typed)
+        _one_voice()
+        if values["resume"]:
+            values = resumed(values, given)
     choices = {k: v for k, v in settings.runtime.choices.items() if not str(k).startswith("hydra/")}
-    folder = Path(settings.runtime.output_dir)
-    command = {"overrides": typed, "choices": choices}
-    if settings.mode != RunMode.MULTIRUN:
+    command = {"overrides": given, "choices": choices}
+    if not several:
         return run(values, folder, command=command)
     # A worker of joblib takes several jobs; elsewhere the process is the job's own, or ours.
     shared = "joblib" in settings.launcher._target_
@@ -136,7 +189,10 @@ def _train(config: DictConfig) -> float:
 def _certify(config: DictConfig) -> dict[str, float]:
     values = plain(config)
     if values["checkpoint"] == "???":
-        raise ValueError("certify needs a network: set checkpoint=<run>/checkpoints/best.ckpt")
+        raise ValueError(
+            f"certify needs a network: {typed('certify')} outputs/<run>, or set "
+            "checkpoint=<run>/checkpoints/best.ckpt"
+        )
     _admit_working_folder(values["allow_targets"])
     from robustcert.config.schema import check_call
     from robustcert.runs.certify import certify as run

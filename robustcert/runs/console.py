@@ -8,6 +8,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from robustcert.certifiers import Proof
+
 
 def verified(claim: Mapping[str, Any]) -> str:
     """What a share of samples with radii is called."""
@@ -15,27 +17,58 @@ def verified(claim: Mapping[str, Any]) -> str:
     return f"with confidence {smoothing['confidence']} each" if smoothing else "verified"
 
 
-def print_table(claim: Mapping[str, Any], folder: Path) -> None:
-    """Print what was certified."""
+# Options of the certifiers whose proofs have other names, which folders keep.
+_OPTIONS = {
+    Proof.SECOND_ORDER: "second_order",
+    Proof.LOCAL_LIPSCHITZ: "local_lipsdp",
+    Proof.QUADRIC: "quadratic",
+}
+
+
+def table_of(claim: Mapping[str, Any], attacked: Mapping[float, float]) -> Table:
+    """What was certified: verified accuracy, and beside the attack that of the attacked samples.
+
+    Args:
+        claim: What is in ``certificate.json``.
+        attacked: Verified accuracy of the attacked samples by radius.
+    """
     summary, attack, dataset = claim["summary"], claim["attack"], claim["dataset"]
-    count = summary["samples"]
+    count, proof = summary["samples"], claim["claim"]["proof"]
     empirical = dict(zip(attack["radii"], attack["accuracy"], strict=True))
-    table = Table(title=f"{dataset['name']}, {dataset['split']} split, {count} samples")
+    by = f"certifier={_OPTIONS.get(proof, proof)}"
+    table = Table(title=f"{dataset['name']}, {dataset['split']} split, {count} samples, {by}")
     table.add_column("radius", justify="right")
     table.add_column(verified(claim), justify="right")
+    # Of as many samples as there are, the two would be the same.
+    some = 0 < attack["samples"] < count
+    if some:
+        table.add_column(f"{verified(claim)} of {attack['samples']} attacked", justify="right")
     table.add_column(f"under PGD ({attack['samples']})", justify="right")
-    table.add_row("0", f"{summary['correct'] / count:.4f}", "", end_section=True)
     if summary["undecided"]:
         table.caption = f"{summary['undecided']} right predictions are undecided: rounding"
-    for row in summary["certified"]:
-        under = empirical.get(row["decimal"])
+    rows = [(0.0, summary["correct"])]
+    rows += [(row["decimal"], row["count"]) for row in summary["certified"]]
+    for radius, number in rows:
+        beside = [_share(attacked.get(radius))] if some else []
         table.add_row(
-            f"{row['decimal']:.4g}",
-            f"{row['count'] / count:.4f}",
-            "" if under is None else f"{under:.4f}",
+            f"{radius:.4g}",
+            f"{number / count:.4f}",
+            *beside,
+            _share(empirical.get(radius)),
+            end_section=radius == 0,
         )
+    return table
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def print_table(claim: Mapping[str, Any], folder: Path, attacked: Mapping[float, float]) -> None:
+    """Print what was certified, and where it is; see :func:`table_of`."""
+    attack = claim["attack"]
     console = Console(soft_wrap=True)
-    console.print(table)
+    console.print(table_of(claim, attacked))
     smoothing = claim["claim"].get("smoothing")
     if smoothing:
         console.print(

@@ -23,14 +23,16 @@ from robustcert.config.build import (
 )
 from robustcert.config.schema import check_values
 from robustcert.data import DataModule
-from robustcert.errors import ConfigError, DivergedError, UnsoundNetworkError
+from robustcert.errors import ConfigError, DivergedError, UnsoundNetworkError, typed
 from robustcert.metrics.thresholds import check_radii
 from robustcert.network.fold import fold_network
 from robustcert.runs.attack import build_attack
 from robustcert.runs.certify import certify
+from robustcert.runs.fresh import removed_unless
 from robustcert.runs.results import new_row, processor, write_row
 from robustcert.runs.trainer import build_logger, build_trainer, expected_warnings, guard_launch
 from robustcert.training.callbacks import (
+    Begun,
     BestCheckpoint,
     CheckRanks,
     LastCheckpoint,
@@ -82,7 +84,21 @@ def train(
         ConfigError: a setting is wrong; whatever can be checked is checked before training.
         DivergedError: weights became NaN or infinite.
         SystemExit: the run was interrupted; the message says how to continue.
+
+    A run that fails before its first step leaves no folder, unless there was one before.
     """
+    begun = Begun()
+    with removed_unless(lambda: begun.begun or multirun, run_dir):
+        return _train(config, run_dir, multirun, command, [begun, *callbacks])
+
+
+def _train(
+    config: Config,
+    run_dir: Path,
+    multirun: bool,
+    command: Mapping[str, Any] | None,
+    callbacks: Sequence[Callback],
+) -> float:
     _check_settings(config)
     # A configuration out of a checkpoint may name less than one from the command line.
     targets = RESUME_TARGETS if config["resume"] else COMMAND_LINE_TARGETS
@@ -292,13 +308,14 @@ def _certify(config: Config, best: Path) -> dict[str, float]:
     try:
         return certify(
             str(best),
+            output=str(best.parents[1] / "certificate"),
             certifier=config["certifier"],
             attack=config["attack"],
             allow_targets=config["allow_targets"],
         )
     except KeyboardInterrupt as error:
         raise SystemExit(
-            f"interrupted: training is done, certify with python certify.py checkpoint={best}"
+            f"interrupted: training is done, certify with {typed('certify')} {best}"
         ) from error
 
 

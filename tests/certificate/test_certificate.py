@@ -4,6 +4,7 @@ import csv
 import hashlib
 import json
 import math
+import re
 import shutil
 import sys
 from fractions import Fraction
@@ -29,6 +30,7 @@ from robustcert.runs.certify import certify, default_output
 from robustcert.training.checkpoint import read_checkpoint
 
 QUICK = {"samples": 0}
+LIPSCHITZ = {"_target_": "robustcert.certifiers.LipschitzCertifier"}
 
 
 @pytest.fixture
@@ -132,7 +134,7 @@ def test_the_picture_is_one(tiny_run: Path) -> None:
 
 
 def test_certifying_again_gives_the_same_bits(folder: Path, tiny_run: Path) -> None:
-    certify(best(folder), attack=QUICK)
+    certify(best(folder))
     for name in ("radii.csv", "network.safetensors", "samples.safetensors"):
         path = Path("certificate") / name
         assert (folder / path).read_bytes() == (tiny_run / path).read_bytes()
@@ -158,7 +160,7 @@ def test_the_split_samples_and_radii_can_be_chosen(folder: Path) -> None:
 
 
 def test_batches_don_t_matter_but_for_the_last_bits(folder: Path, tiny_run: Path) -> None:
-    certify(best(folder), batch_size=7, attack=QUICK)
+    certify(best(folder), batch_size=7, attack=QUICK, output=str(folder / "certificate"))
     pairs = zip(rows(folder / "certificate"), rows(tiny_run / "certificate"), strict=True)
     for one, other in pairs:
         assert float(one["radius"]) == pytest.approx(float(other["radius"]), abs=2e-6)
@@ -185,6 +187,46 @@ def test_the_output_is_named_after_what_differs() -> None:
     assert default_output(elsewhere / "best.ckpt", "test", None) == elsewhere / "certificate"
 
 
+@pytest.mark.parametrize(
+    ("options", "what", "suffix"),
+    [
+        (
+            {"certifier": {"_target_": "robustcert.certifiers.CROWNCertifier"}},
+            "LipschitzCertifier, not CROWNCertifier",
+            "crown",
+        ),
+        (
+            {"certifier": {**LIPSCHITZ, "arithmetic": "float32"}},
+            "certifier.arithmetic float64, not float32",
+            "arithmetic-float32",
+        ),
+        ({"radii": [0.3, 0.1]}, "radii 0.25, 0.5, 1, not 0.1, 0.3", "radii-0.1-0.3"),
+        ({"attack": {"samples": 3}}, "16 samples attacked, not 3", "attack-3"),
+    ],
+)
+def test_a_certificate_of_other_settings_is_kept(
+    folder: Path, options: dict[str, Any], what: str, suffix: str
+) -> None:
+    before = {p.name: p.read_bytes() for p in (folder / "certificate").iterdir()}
+    output = f"{folder}/certificate"
+    said = (
+        f"{output} holds a certificate of other settings ({what}): add output={output}-{suffix} to "
+        f"keep both, or output={output} to replace it"
+    )
+    with pytest.raises(ConfigError, match=f"^{re.escape(said)}$"):
+        certify(best(folder), **options)
+    assert {p.name: p.read_bytes() for p in (folder / "certificate").iterdir()} == before
+    assert not (folder / "certificate.partial").exists()
+
+
+def test_a_certificate_of_the_same_settings_is_written_again(folder: Path) -> None:
+    # The defaults, once written out, and one attacked more.
+    node = {**LIPSCHITZ, "arithmetic": "float64"}
+    attack = {"samples": 17, "steps": 1, "seconds": 0.0}
+    certify(best(folder), certifier=node, radii=[1, 0.5, 0.25], attack=attack)
+    assert claim(folder / "certificate")["attack"]["samples"] == 17
+
+
 def test_a_folder_with_something_else_is_not_replaced(folder: Path) -> None:
     with pytest.raises(FileExistsError, match="not replaced"):
         certify(best(folder), output=str(folder), attack=QUICK)
@@ -209,7 +251,7 @@ def test_a_failure_leaves_the_certificate_that_was_there(
     before = {p.name: p.read_bytes() for p in (folder / "certificate").iterdir()}
     names = {p.name for p in folder.iterdir()}
     with pytest.raises(OSError, match="No space left"):
-        certify(best(folder), attack={"samples": 2, "steps": 1})
+        certify(best(folder), attack={"samples": 2, "steps": 1}, output=str(folder / "certificate"))
     assert {p.name: p.read_bytes() for p in (folder / "certificate").iterdir()} == before
     # The radii are kept beside it, for the same command to go on from.
     assert {p.name for p in folder.iterdir()} == names | {"certificate.partial"}
@@ -231,7 +273,7 @@ def test_a_certificate_that_an_attack_breaks_is_not_written(
 
 
 def test_no_attack_is_a_choice(folder: Path) -> None:
-    certify(best(folder), attack={"samples": 0})
+    certify(best(folder), attack={"samples": 0}, output=str(folder / "certificate"))
     assert claim(folder / "certificate")["attack"]["accuracy"] == []
     assert (folder / "certificate" / "vra.png").exists()
 

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pytest
 import torch
 from helpers.configs import build, build_model, names
@@ -227,13 +228,67 @@ def test_inputs_are_bytes_or_floats_of_the_networks_shape() -> None:
     predictor = Predictor(network, pairwise_bound(network))
     pixels = torch.tensor([[255, 51]], dtype=torch.uint8)
     assert torch.equal(predictor(pixels).radius, predictor(torch.tensor([[1.0, 0.2]])).radius)
-    for wrong in (torch.zeros(2), torch.zeros(1, 3), torch.zeros(1, 2, 1)):
+    for wrong in (torch.zeros(3), torch.zeros(()), torch.zeros(1, 3), torch.zeros(1, 2, 1)):
         with pytest.raises(ValueError, match=r"expected inputs of shape \(N, 2\)"):
             predictor(wrong)
     with pytest.raises(ValueError, match=r"uint8.* or floating point"):
         predictor(torch.zeros(1, 2, dtype=torch.long))
     with pytest.raises(ValueError, match="least_radius"):
         Predictor(network, pairwise_bound(network), least_radius=-1.0)
+
+
+@pytest.fixture
+def halves() -> Predictor:
+    """A predictor whose radius of x is half of sqrt(2) times the distance of its two entries."""
+    network = PlainNetwork((Dense(torch.eye(2)),), (2,))
+    return Predictor(network, pairwise_bound(network), least_radius=0.1)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.uint8, np.dtype(">f8")])
+def test_arrays_are_answered_with_arrays(halves: Predictor, dtype: Any) -> None:
+    x = np.array([[1, 0], [0, 1], [0, 0], [0, 1]]).astype(dtype)[::-1]
+    x.setflags(write=False)
+    expected = halves(torch.tensor(x.astype(np.dtype(dtype).newbyteorder("="))))
+    for got, tensor in zip(halves(x), expected, strict=True):
+        assert type(got) is np.ndarray
+        assert got.tolist() == tensor.tolist()
+    assert halves(x).label.tolist() == [1, 0, 1, 0]
+
+
+def test_one_sample_is_answered_with_one_answer(halves: Predictor) -> None:
+    batch = torch.tensor([[0.25, 1.0], [0.5, 0.5]])
+    for one, whole in zip(batch, zip(*halves(batch), strict=True), strict=True):
+        assert [found.shape for found in halves(one)] == [()] * 3
+        assert list(halves(one)) == list(whole)
+        assert list(halves(one.numpy())) == [found.item() for found in whole]
+    label, radius, abstained = halves(np.array([0.25, 1.0]))
+    assert (label, abstained) == (1, False)
+    assert 0.53 < radius < 0.75 / 2**0.5
+
+
+def test_arrays_that_are_no_numbers_are_refused(halves: Predictor) -> None:
+    for wrong in (np.array([["a", "b"]]), np.array([[1, 2]]), np.array([[1 + 1j, 0]])):
+        with pytest.raises(ValueError, match=r"uint8.* or floating point"):
+            halves(wrong)
+    with pytest.raises(ValueError, match=r"expected inputs of shape \(N, 2\)"):
+        halves(np.zeros((3, 2, 1)))
+
+
+def test_predictors_and_what_they_say_are_readable(halves: Predictor) -> None:
+    digest = halves.digest[:12]
+    assert repr(halves) == (
+        "Predictor(inputs of shape (2), 2 classes, l2 radii of R and F64 in input units, "
+        f"abstains up to 0.1, network {digest})"
+    )
+    x = torch.tensor([[0.25, 1.0], [0.5, 0.5], [0.5, 0.4375]])
+    # Half of 0.75 sqrt(2) is 0.53033: what is shown is never above the radius.
+    assert repr(halves(x[0])) == "Prediction(label=1, radius=0.5303, abstained=False)"
+    assert repr(halves(x.numpy())) == (
+        "Prediction(3 samples, 2 with a radius: median 0.04419, largest 0.5303; 2 abstained from)"
+    )
+    assert repr(halves(x[1:2])) == "Prediction(1 samples, 0 with a radius; 1 abstained from)"
+    found = robustcert.certify(nn.Linear(2, 2), x)
+    assert repr(found).startswith("Certificates(3 samples, 3 with a radius: median ")
 
 
 def test_an_input_that_float32_rounds_is_charged_for_it() -> None:

@@ -57,6 +57,11 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
         ("modle.width=3", "modle.width: no such key; did you mean model.width? "),
         ("model.width.foo=3", "model.width.foo: no such key; model.width is the value 128"),
         ("activation=smoth", "activation=smoth: activation has no 'smoth'; did you mean smooth? "),
+        ("precision=16", "precision: no such key; did you mean trainer.precision? the top level"),
+        ("accelerator=cpu", "did you mean trainer.accelerator? "),
+        ("model.activation=relu", "a class with its options, which activation chooses: write acti"),
+        ("model.layer=aol capacity=tiny", "model.layer=aol: model.layer is a class with its opti"),
+        ("-m model.activation=relu,maxmin", "chooses: write activation=relu,maxmin"),
         ("activatoin=relu", "activatoin: no such key; did you mean activation? "),
         ("activation.temperature=3", "did you mean model.activation.temperature? "),
         ("+activation=relu", "activation is there already: leave the plus sign out"),
@@ -99,6 +104,7 @@ def test_a_typing_error_is_answered_with_what_is_allowed(typed: str, answer: str
         "~logger +trainer.fast_dev_run=true model.mean=[0.5]",
         "experiment=mnist_1.58 'hydra.run.dir=a b'",
         "--cfg job --resolve",
+        "model.activation._target_=robustcert.activations.ReLU",
         "--help widht=3",
     ],
 )
@@ -130,7 +136,14 @@ def test_one_command_trains_and_another_certifies(command: Command, tmp_path: Pa
     assert results["command"]["choices"]["activation"] == "smooth"
     assert results["config"]["model"]["width"] == 32
     checkpoint = f"checkpoint={folder}/checkpoints/best.ckpt"
-    assert command("certify", checkpoint, "radii=[0.1]", "attack.samples=4") == 0
+    answer = str(command("certify", checkpoint, "radii=[0.1]"))
+    assert answer.startswith(f"error: {folder}/certificate holds a certificate of other settings")
+    (output,) = re.findall(r"add (output=\S+) ", answer)
+    assert output == f"output={folder}/certificate-radii-0.1"
+    assert command("certify", checkpoint, "radii=[0.1]", output) == 0
+    assert (folder / "certificate-radii-0.1" / "certificate.json").exists()
+    replacing = f"output={folder}/certificate"
+    assert command("certify", checkpoint, "radii=[0.1]", "attack.samples=4", replacing) == 0
     claim = json.loads((folder / "certificate" / "certificate.json").read_text())
     assert [row["decimal"] for row in claim["summary"]["certified"]] == [0.1]
     # Certifying leaves nothing but the certificate.
@@ -164,7 +177,7 @@ def test_a_sweep_runs_every_job_and_reports_the_one_that_fails(
         ("train", "~dataset", "error: "),
         ("train", "optimizer._target_=os.system", "'os.system' is not allowed"),
         ("train", "dataset=npz", "error: dataset.root: a value is needed: set dataset.root=..."),
-        ("certify", "", "error: certify needs a network: set checkpoint="),
+        ("certify", "", "error: certify needs a network: python certify.py outputs/<run>, or "),
         ("certify", "checkpoint=/nonexistent", "error: /nonexistent: no such file"),
         ("certify", "checkpoint=x split=tset", "split: expected train or validation or test"),
         ("certify", "checkpoint=x samples=0", "error: samples: expected a number above 0"),
@@ -175,12 +188,13 @@ def test_a_sweep_runs_every_job_and_reports_the_one_that_fails(
     ],
 )
 def test_a_wrong_value_is_one_line_and_an_exit_code(
-    command: Command, name: str, typed: str, answer: str
+    command: Command, tmp_path: Path, name: str, typed: str, answer: str
 ) -> None:
     code = command(name, *typed.split())
     assert isinstance(code, str)  # which Python prints to stderr, exiting with 1
     assert answer in code
     assert "\n" not in code
+    assert not list(tmp_path.glob("outputs/*"))
 
 
 def test_a_users_groups_and_classes_come_from_their_own_folder(

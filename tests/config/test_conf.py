@@ -139,9 +139,11 @@ def test_examples_in_the_help_compose() -> None:
         suffix = "" if name == "train" else "_certify"
         text = (CONFIG_DIR / "hydra" / "help" / f"robustcert{suffix}.yaml").read_text()
         script = (Path(__file__).parents[2] / f"{name}.py").read_text()
-        examples = [line.split() for line in text.splitlines() if f"python {name}.py" in line]
+        # Each begins with the command's name as it was typed.
+        prompt = f"${{typed:{name}}}"
+        examples = [line.split() for line in text.splitlines() if prompt in line]
         assert len(examples) == 5
-        for _, _, *typed in examples:
+        for _, *typed in examples:
             typed = [t for t in typed if "<run>" not in t and "," not in t and t != "-m"]
             compose(*typed, name=name)
         assert f"python {name}.py" in script

@@ -379,6 +379,25 @@ def test_wrong_npz_is_an_error_that_names_the_file(
     assert str(path) in str(error.value)
 
 
+def test_labels_with_gaps_are_refused_unless_the_classes_are_counted(tmp_path: Path) -> None:
+    gaps = {"y_train": 40 * labels(30, 2), "y_test": 40 * labels(12, 2)}
+    path = write_npz(tmp_path / "gaps.npz", **gaps)
+    with pytest.raises(DatasetError, match=r"2 different ones \(0, 40\) up to 40: number") as error:
+        NPZ(path)
+    # What the message says to write works.
+    for key in gaps:
+        gaps[key] = np.unique(gaps[key], return_inverse=True)[1].astype(np.int64)
+    assert "numpy.unique(y, return_inverse=True)[1]" in str(error.value)
+    assert NPZ(write_npz(tmp_path / "numbered.npz", **gaps)).num_classes == 2
+    assert "dataset.num_classes=41" in str(error.value)
+    assert NPZ(path, num_classes=41).num_classes == 41
+    with pytest.raises(DatasetError, match=r"below dataset\.num_classes=40"):
+        NPZ(path, num_classes=40)
+    # A class that only one of the splits has is no gap.
+    ones = write_npz(tmp_path / "ones.npz", y_test=np.ones(12, dtype=np.int64))
+    assert NPZ(ones).num_classes == 3
+
+
 @pytest.mark.parametrize("content", [None, b"", b"PK\x03\x04 damaged", b"text", "array", "cut"])
 def test_file_that_is_no_npz_is_an_error_that_names_it(
     tmp_path: Path, content: bytes | str | None

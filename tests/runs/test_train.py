@@ -6,6 +6,7 @@ import math
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -184,6 +185,42 @@ def test_a_wrong_setting_is_refused_before_anything_is_done(
     with pytest.raises(ValueError, match=message):
         run(tmp_path / "run", override)
     assert not (tmp_path / "run").exists()
+
+
+class Fails(Callback):
+    """Fails when the second batch begins, or the first."""
+
+    def __init__(self, batch: int) -> None:
+        self.batch = batch
+
+    def on_train_batch_start(self, *arguments: Any) -> None:
+        if arguments[-1] == self.batch:
+            raise ValueError("beetles")
+
+
+@pytest.mark.parametrize("logger", [(), ("~logger",)])
+def test_a_run_that_fails_before_its_first_step_leaves_no_folder(
+    tmp_path: Path, logger: tuple[str, ...]
+) -> None:
+    folder = tmp_path / "run"
+    for batch in (0, 1):
+        # As Hydra leaves it before the run begins.
+        (folder / ".hydra").mkdir(parents=True)
+        (folder / "train.log").touch()
+        with pytest.raises(ValueError, match="beetles"):
+            run(folder, *logger, callbacks=[Fails(batch)])
+        assert folder.exists() == (batch > 0)
+
+
+def test_what_was_in_a_folder_before_stays(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    (tmp_path / "empty").mkdir()
+    for name in ("run", "empty"):
+        with pytest.raises(ValueError, match="multiple of 2"):
+            run(tmp_path / name, "model.width=63")
+        assert (tmp_path / name).exists()
+    assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
 
 
 def test_missing_data_are_named(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """What happens beside training: checkpoints, progress, seeds, tightness, grafting, annealing."""
 
 from robustcert.training.callbacks.annealing import TemperatureAnnealing
+from robustcert.training.callbacks.begun import Begun
 from robustcert.training.callbacks.check_ranks import CheckRanks
 from robustcert.training.callbacks.checkpoints import (
     AtomicCheckpointIO,
@@ -16,6 +17,7 @@ from robustcert.training.callbacks.tightness import LogTightness
 
 __all__ = [
     "AtomicCheckpointIO",
+    "Begun",
     "BestCheckpoint",
     "CheckRanks",
     "EpochLog",

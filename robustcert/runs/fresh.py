@@ -1,0 +1,39 @@
+"""The folder of a run that came to nothing."""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from robustcert.runs.job import is_first_rank
+
+
+@contextmanager
+def removed_unless(worth_keeping: Callable[[], bool], folder: Path) -> Iterator[None]:
+    """Remove a new run's folder if the run fails with nothing in it that is worth keeping.
+
+    Args:
+        worth_keeping: Asked when the run has failed; a checkpoint is worth it in any case.
+        folder: The run's. It counts as new if there is none yet, or if it holds nothing but Hydra's
+            record of the command and an empty log; anything else is left alone.
+    """
+    entries = list(folder.iterdir()) if folder.exists() else []
+    fresh = all(map(_is_hydras, entries)) if entries else not folder.exists()
+    try:
+        yield
+    except BaseException:
+        trained = any((folder / "checkpoints").glob("*"))
+        if fresh and _is_alone() and not trained and not worth_keeping():
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _is_alone() -> bool:
+    """Whether this is the first of a run's processes, or the only one."""
+    local = (int(os.environ.get(key, 0)) for key in ("LOCAL_RANK", "NODE_RANK"))
+    return is_first_rank() and not any(local)
+
+
+def _is_hydras(entry: Path) -> bool:
+    return entry.name == ".hydra" or (entry.suffix == ".log" and entry.stat().st_size == 0)
