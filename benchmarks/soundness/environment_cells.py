@@ -536,9 +536,9 @@ def run_cells(job: Job) -> None:
                 with contextlib.suppress(Exception):
                     perform(cell["operation"], cell["network"], 0, folder, target)()
             # Also where such an operation was refused before it came to importing them.
-            with contextlib.suppress(ImportError):
-                importlib.import_module("onnx")
-                importlib.import_module("onnxruntime")
+            for name in ("onnx", "onnxruntime", "torch._dynamo"):
+                with contextlib.suppress(ImportError):
+                    importlib.import_module(name)
             target = folder / "read-only"
             os.setgid(65534)
             os.setuid(65534)
