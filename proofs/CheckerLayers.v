@@ -64,9 +64,8 @@ Proof.
   destruct (body s); simpl; split_bools; subst.
   - apply lipschitz_dense, (check_norm_sound _ _ _ _ _ (why s)); assumption.
   - apply lipschitz_scaling; intros i Hi; apply quotient_abs_le; try assumption.
-    match goal with A : forallb _ _ = true |- _ => rewrite forallb_forall in A;
-      specialize (A (nth i scale 0%Z)) end.
-    apply Z.leb_le, H4, nth_In, Hi.
+    match goal with A : forallb _ scale = true |- _ => rewrite forallb_forall in A;
+      apply Z.leb_le, A, nth_In, Hi end.
   - apply (lipschitz_weaken n n 1); [apply One; assumption|apply lipschitz_relu].
   - apply (lipschitz_weaken n n (Rmax 1 (Rabs (IZR num / IZR den)))); [|apply lipschitz_leaky_relu].
     apply Rmax_lub; [apply One; assumption|apply quotient_abs_le; assumption].
@@ -138,7 +137,7 @@ Proof.
   assert (Ly : length y = length rows)
     by (unfold y; rewrite map2_length by exact Ls; rewrite map_length; apply coarse_length).
   split; [exact Ly|].
-  set (u := fun i => IZR (c * Checker.dot (nth i (coarse c rows) []) x + nth i bias 0 * d)
+  set (u := fun i => IZR (c * Checker.dot (nth i (coarse c rows) []) x + nth i bias 0%Z * d)
                      / IZR den / IZR d).
   rewrite plus_IZR, Rdiv_plus_distr.
   eapply Rle_trans; [apply (distance_triangle _ _ u)|apply Rplus_le_compat].
@@ -192,7 +191,7 @@ Proof.
   apply rounded_entries; [exact Hd|lia|]; intros i Hi; unfold y.
   unfold vec at 4; rewrite map2_nth, map2_nth by lia.
   replace (vec den scale i * vec d x i + vec den shift i)
-    with (IZR (nth i scale 0 * nth i x 0 + nth i shift 0 * d) / IZR den / IZR d)
+    with (IZR (nth i scale 0%Z * nth i x 0%Z + nth i shift 0%Z * d) / IZR den / IZR d)
     by (unfold vec; rewrite plus_IZR, !mult_IZR; field; lra).
   apply floor_on_grid; assumption.
 Qed.
@@ -243,12 +242,12 @@ Proof.
   intros d n num den x Hd Hden Hx; assert (D := IZR_lt 0 d Hd); assert (De := IZR_lt 0 den Hden).
   unfold count; rewrite Hx, <- (Z.mul_1_l (root_up _)).
   apply rounded_entries; [exact Hd|lia|]; intros i Hi; rewrite vec_map by lia.
-  unfold entrywise, leaky_relu; unfold vec at 1 2 3.
+  unfold entrywise, leaky_relu, vec.
   assert (P : 0 < / IZR d) by (apply Rinv_0_lt_compat, D).
   destruct (Z.ltb_spec (nth i x 0%Z) 0) as [N|N].
   - apply IZR_lt in N; destruct (Rlt_dec (IZR (nth i x 0%Z) / IZR d) 0) as [_|C].
     + replace (IZR num / IZR den * (IZR (nth i x 0%Z) / IZR d))
-        with (IZR (num * nth i x 0) / IZR den / IZR d) by (rewrite mult_IZR; field; lra).
+        with (IZR (num * nth i x 0%Z) / IZR den / IZR d) by (rewrite mult_IZR; field; lra).
       apply floor_on_grid; assumption.
     + destruct C; unfold Rdiv; nra.
   - apply IZR_le in N; destruct (Rlt_dec (IZR (nth i x 0%Z) / IZR d) 0) as [C|_].
@@ -276,23 +275,26 @@ Proof.
   unfold count; rewrite Hx; apply rounded_entries; [exact Hd|lia|]; intros i Hi.
   unfold entrywise, vec at 4, y; rewrite !map2_nth by lia.
   set (a := nth i x 0%Z).
-  assert (C : forall c, Rabs (vec den c i - IZR (nth i c 0 * d / den) / IZR d) <= 1 / IZR d).
-  { intros c; replace (vec den c i) with (IZR (nth i c 0 * d) / IZR den / IZR d)
+  assert (C : forall c, Rabs (vec den c i - IZR (nth i c 0%Z * d / den) / IZR d) <= 1 / IZR d).
+  { intros c; replace (vec den c i) with (IZR (nth i c 0%Z * d) / IZR den / IZR d)
       by (unfold vec; rewrite mult_IZR; field; lra).
     apply floor_on_grid; assumption. }
   generalize (C low) (C high); clear C; intros Cl Ch.
   rewrite minus_IZR, mult_IZR, Rdiv_minus_distr.
-  replace (2 * IZR (Z.min (Z.max a (nth i low 0 * d / den)) (nth i high 0 * d / den)) / IZR d)
-    with (2 * (IZR (Z.min (Z.max a (nth i low 0 * d / den)) (nth i high 0 * d / den)) / IZR d))
+  replace (2 * IZR (Z.min (Z.max a (nth i low 0%Z * d / den)) (nth i high 0%Z * d / den)) / IZR d)
+    with (2 * (IZR (Z.min (Z.max a (nth i low 0%Z * d / den)) (nth i high 0%Z * d / den)) / IZR d))
     by (field; lra).
   rewrite <- min_on_grid, <- max_on_grid by exact Hd.
   replace (vec d x i) with (IZR a / IZR d) by reflexivity.
   unfold n_activation; set (p := IZR a / IZR d).
   set (l := vec den low i) in *; set (h := vec den high i) in *.
-  set (l' := IZR (nth i low 0 * d / den) / IZR d) in *.
-  set (h' := IZR (nth i high 0 * d / den) / IZR d) in *.
+  set (l' := IZR (nth i low 0%Z * d / den) / IZR d) in *.
+  set (h' := IZR (nth i high 0%Z * d / den) / IZR d) in *.
   replace (2 / IZR d) with (2 * (1 / IZR d)) by (field; lra).
-  set (w := 1 / IZR d) in *; clearbody p l h l' h' w; clear - Cl Ch; by_cases.
+  set (w := 1 / IZR d) in *; clearbody p l h l' h' w; clear - Cl Ch.
+  assert (Bl : - w <= l - l' <= w) by (unfold Rabs in Cl; destruct (Rcase_abs (l - l')); lra).
+  assert (Bh : - w <= h - h' <= w) by (unfold Rabs in Ch; destruct (Rcase_abs (h - h')); lra).
+  clear Cl Ch; by_cases.
 Qed.
 
 (** ** Groups *)
@@ -365,39 +367,167 @@ Proof.
   - rewrite app_nth2 by assumption; reflexivity.
 Qed.
 
+(** Every group by its own function. *)
+Fixpoint run_groups (g : nat) (fs : list (list Z -> list Z)) (l : list Z) : list Z :=
+  match fs with
+  | [] => []
+  | f :: rest => f (firstn g l) ++ run_groups g rest (skipn g l)
+  end.
+
+Lemma sort_groups_run : forall k g l,
+  sort_groups k g l = run_groups g (repeat Checker.sort k) l.
+Proof. induction k as [|k IH]; intros g l; simpl; [|rewrite IH]; reflexivity. Qed.
+
+Lemma reflect_groups_run : forall normals g l,
+  reflect_groups g normals l = run_groups g (map reflect normals) l.
+Proof. induction normals as [|v rest IH]; intros g l; simpl; [|rewrite IH]; reflexivity. Qed.
+
 (** Lists made group by group are within k of the real function if each group is. *)
-Lemma groups_within : forall d g (k : R) (hs : list (vector -> vector)) (fs : list (list Z -> list Z))
-  (run : list (list Z -> list Z) -> list Z -> list Z),
-  (forall l, run [] l = []) ->
-  (forall f rest l, run (f :: rest) l = f (firstn g l) ++ run rest (skipn g l)) ->
-  (0 < g)%nat -> length hs = length fs ->
+Lemma groups_within : forall d g (k : R) fs h l,
+  length l = (length fs * g)%nat ->
   (forall i z, (i < length fs)%nat -> length z = g ->
      length (nth i fs (fun z => z) z) = g
-     /\ forall j, (j < g)%nat ->
-        Rabs (nth i hs (fun z => z) (vec d z) j - vec d (nth i fs (fun z => z) z) j) <= k) ->
-  (forall i u v, (i < length hs)%nat -> (forall j, (j < g)%nat -> u j = v j) -> forall j, (j < g)%nat ->
-     nth i hs (fun z => z) u j = nth i hs (fun z => z) v j) ->
-  forall l, length l = (length fs * g)%nat ->
-  length (run fs l) = length l /\
+     /\ forall j, (j < g)%nat -> Rabs (h i (vec d z) j - vec d (nth i fs (fun z => z) z) j) <= k) ->
+  (forall i u v j, (i < length fs)%nat -> (forall j, (j < g)%nat -> u j = v j) -> (j < g)%nat ->
+     h i u j = h i v j) ->
+  length (run_groups g fs l) = length l /\
   forall i, (i < length l)%nat ->
-    Rabs (groupwise g g (fun k => nth k hs (fun z => z)) (vec d l) i - vec d (run fs l) i) <= k.
+    Rabs (groupwise g g h (vec d l) i - vec d (run_groups g fs l) i) <= k.
 Proof.
-  intros d g k hs fs run R0 R1 Hg; revert hs.
-  induction fs as [|f fs IH]; intros [|h hs] Hl H Hext l Hn; try discriminate.
-  - simpl in Hn; rewrite R0, Hn; split; [reflexivity|lia].
-  - simpl in Hl, Hn; rewrite R1.
-    assert (Lf : length (firstn g l) = g) by (apply firstn_length_le; lia).
+  intros d g k; induction fs as [|f fs IH]; intros h l Hn H Hext; simpl in Hn; simpl run_groups.
+  - rewrite Hn; split; [reflexivity|lia].
+  - assert (Lf : length (firstn g l) = g) by (apply firstn_length_le; lia).
     destruct (H 0%nat (firstn g l) ltac:(simpl; lia) Lf) as [L0 H0]; simpl in L0, H0.
-    destruct (IH hs ltac:(lia) (fun i z Hi Hz => H (S i) z ltac:(simpl; lia) Hz)
-      (fun i u v Hi Huv => Hext (S i) u v ltac:(simpl; lia) Huv) (skipn g l)) as [Ls Hs].
-    { rewrite skipn_length; lia. }
-    rewrite skipn_length in Ls, Hs.
-    split; [rewrite app_length, L0, Ls; lia|].
-    intros i Hi; rewrite vec_app, L0; destruct (Nat.ltb_spec i g) as [S|S].
-    + rewrite groupwise_first by exact S; simpl nth.
-      rewrite (Hext 0%nat (vec d l) (vec d (firstn g l)) ltac:(simpl; lia)
-        (fun j Hj => eq_sym (vec_firstn d g l j Hj)) i S : h _ _ = h _ _).
-      apply H0, S.
-    + replace i with (g + (i - g))%nat at 1 by lia; rewrite groupwise_rest by exact Hg.
-      rewrite vec_skipn; simpl nth; apply Hs; lia.
+    destruct (IH (fun k => h (S k)) (skipn g l)) as [Ls Hs].
+    + rewrite skipn_length; lia.
+    + intros i z Hi Hz; apply (H (S i) z); [simpl; lia|exact Hz].
+    + intros i u v j Hi Huv Hj; apply Hext; [simpl; lia|exact Huv|exact Hj].
+    + rewrite skipn_length in Ls, Hs.
+      split; [rewrite app_length, L0, Ls; lia|].
+      intros i Hi; rewrite vec_app, L0; destruct (Nat.ltb_spec i g) as [S|S].
+      * rewrite groupwise_first by exact S.
+        rewrite (Hext 0%nat (vec d l) (vec d (firstn g l)) i); [apply H0, S|simpl; lia| |exact S].
+        intros j Hj; symmetry; apply vec_firstn, Hj.
+      * replace i with (g + (i - g))%nat at 1 by lia; rewrite groupwise_rest by lia.
+        rewrite vec_skipn; apply Hs; lia.
+Qed.
+
+Lemma local_sort : forall d k g x, (0 < d)%Z -> length x = (k * g)%nat ->
+  length (sort_groups k g x) = (k * g)%nat /\
+  distance (k * g) (groupwise g g (fun _ => sort_group g) (vec d x)) (vec d (sort_groups k g x))
+  <= IZR 0 / IZR d.
+Proof.
+  intros d k g x Hd Hx.
+  assert (G : length (run_groups g (repeat Checker.sort k) x) = length x /\
+    forall i, (i < length x)%nat -> Rabs (groupwise g g (fun _ => sort_group g) (vec d x) i
+      - vec d (run_groups g (repeat Checker.sort k) x) i) <= 0).
+  { apply groups_within.
+    - rewrite repeat_length; exact Hx.
+    - intros i z Hi Hz; rewrite repeat_length in Hi.
+      assert (E : nth i (repeat Checker.sort k) (fun z => z) = Checker.sort).
+      { apply (repeat_spec k), nth_In; rewrite repeat_length; exact Hi. }
+      rewrite E; split; [rewrite sort_length_Z; exact Hz|]; intros j Hj.
+      unfold sort_group; rewrite <- Hz at 1; rewrite values_vec, sort_on_grid by exact Hd.
+      rewrite (map_nth_in _ _ _ _ j 0%Z) by (rewrite sort_length_Z; lia).
+      unfold vec, Rminus; rewrite Rplus_opp_r, Rabs_R0; lra.
+    - intros i u v j _ Huv Hj; unfold sort_group, values.
+      rewrite (map_ext_in u v); [reflexivity|].
+      intros a Ha; apply in_seq in Ha; apply Huv; lia. }
+  rewrite sort_groups_run, Hx in *; destruct G as [L G]; split; [exact L|].
+  apply exact_entries; intros i Hi; specialize (G i Hi).
+  apply Rminus_diag_uniq; generalize (Rabs_pos (groupwise g g (fun _ => sort_group g) (vec d x) i
+    - vec d (run_groups g (repeat Checker.sort k) x) i)); intros P.
+  destruct (Req_dec (groupwise g g (fun _ => sort_group g) (vec d x) i
+    - vec d (run_groups g (repeat Checker.sort k) x) i) 0) as [E|N]; [exact E|].
+  apply Rabs_pos_lt in N; lra.
+Qed.
+
+Lemma reflect_within : forall d v z j, (0 < d)%Z -> (0 < Checker.square v)%Z ->
+  length z = length v -> (j < length v)%nat ->
+  Rabs (householder (length v) (vec 1 v) (vec d z) j - vec d (reflect v z) j) <= 1 / IZR d.
+Proof.
+  intros d v z j Hd Hv Hz Hj; assert (D := IZR_lt 0 d Hd); assert (V := IZR_lt 0 _ Hv).
+  set (b := Z.min (Checker.dot v z) 0); set (s := Checker.square v) in *.
+  assert (E : vec d (reflect v z) j = IZR (nth j z 0%Z - 2 * b * nth j v 0%Z / s) / IZR d).
+  { unfold vec, reflect; rewrite map2_nth by lia; reflexivity. }
+  rewrite E; unfold householder.
+  assert (Dot : Vectors.dot (length v) (vec 1 v) (vec d z) = IZR (Checker.dot v z) / IZR d).
+  { rewrite (dot_sum v z (length v)) by lia; unfold Vectors.dot, Rdiv; rewrite <- sum_scal_r.
+    apply sum_ext; intros; rewrite vec_1; unfold vec, Rdiv; ring. }
+  rewrite Dot; replace (Rmin _ 0) with (IZR b / IZR d)
+    by (unfold b; rewrite (zero_on_grid d) at 1; rewrite min_on_grid by exact Hd; reflexivity).
+  rewrite (square_ext _ (vec 1 v) (fun i => IZR (nth i v 0%Z))) by (intros; apply vec_1).
+  rewrite <- square_sum by lia; fold s; rewrite vec_1.
+  rewrite <- Rabs_Ropp.
+  replace (- _) with (IZR (2 * b * nth j v 0%Z) / IZR s / IZR d
+                      - IZR (2 * b * nth j v 0%Z / s) / IZR d)
+    by (unfold vec; rewrite minus_IZR, !mult_IZR; field; lra).
+  apply floor_on_grid; assumption.
+Qed.
+
+Lemma local_householder : forall d g normals x, (0 < d)%Z -> length x = (length normals * g)%nat ->
+  all_of_length g normals = true -> forallb (fun v => (0 <? Checker.square v)%Z) normals = true ->
+  length (reflect_groups g normals x) = (length normals * g)%nat /\
+  distance (length normals * g)
+    (groupwise g g (fun i => householder g (vec 1 (nth i normals []))) (vec d x))
+    (vec d (reflect_groups g normals x))
+  <= IZR (root_up (count x)) / IZR d.
+Proof.
+  intros d g normals x Hd Hx Hl Hp.
+  assert (G : length (run_groups g (map reflect normals) x) = length x /\
+    forall i, (i < length x)%nat -> Rabs (groupwise g g
+      (fun i => householder g (vec 1 (nth i normals []))) (vec d x) i
+      - vec d (run_groups g (map reflect normals) x) i) <= IZR 1 / IZR d).
+  { apply groups_within.
+    - rewrite map_length; exact Hx.
+    - intros i z Hi Hz; rewrite map_length in Hi.
+      rewrite (map_nth_in _ _ reflect normals i []) by exact Hi.
+      assert (Li := all_of_length_nth g normals i Hl Hi).
+      rewrite forallb_forall in Hp; specialize (Hp _ (nth_In normals [] Hi)); split_bools.
+      split; [unfold reflect; rewrite map2_length; lia|].
+      intros j Hj; rewrite <- Li at 1; apply reflect_within; try assumption; lia.
+    - intros i u v j _ Huv Hj; unfold householder, Vectors.dot.
+      rewrite (Huv j Hj), (sum_ext g (fun i0 => _ * u i0) (fun i0 => vec 1 (nth i normals []) i0 * v i0));
+        [reflexivity|]; intros a Ha; rewrite Huv by exact Ha; reflexivity. }
+  rewrite reflect_groups_run; unfold count; rewrite Hx in *; destruct G as [L G].
+  split; [exact L|]; rewrite <- (Z.mul_1_l (root_up _)).
+  apply rounded_entries; [exact Hd|lia|exact G].
+Qed.
+
+(** ** Every layer *)
+
+Lemma apply_tracks : forall d most n s v st,
+  (0 < d)%Z -> check_step n s = true -> tracks d n v st ->
+  tracks d (outputs n (body s)) (real (body s) v) (apply d (prepare_step most s) st).
+Proof.
+  intros d most n s v [x e] Hd Hc [Hx Hv]; cbn [fst snd] in Hx, Hv.
+  destruct (check_step_lipschitz n s Hc) as [B L].
+  assert (Move := fun m f y r => moved d n m s f v x y e r Hd).
+  unfold check_step in Hc; apply andb_prop in Hc; destruct Hc as [Hb Hc].
+  apply andb_prop in Hb; destruct Hb as [Hb _]; apply Z.ltb_lt in Hb.
+  unfold tracks, apply, prepare_step.
+  destruct s as [layer b bd w]; cbn [body Checker.bound bound_den why] in *.
+  destruct layer as [inp den rows bias|den scale shift| |num den| |den low high|k g|g normals];
+    cbn [real outputs fst snd of by_ rounded lost body Checker.bound bound_den] in *;
+    split_bools.
+  - subst inp; set (c := Z.max 1 (den / most)).
+    destruct (local_dense d n den rows bias c x) as [Ly Hy]; try assumption.
+    split; [exact Ly|]; rewrite <- Z.add_assoc; exact (Move _ _ _ _ Hb B L Hv Hy).
+  - destruct (local_scaling d n den scale shift x) as [Ly Hy]; try assumption.
+    split; [exact Ly|]; exact (Move _ _ _ _ Hb B L Hv Hy).
+  - split; [rewrite map_length; exact Hx|].
+    rewrite <- (Z.add_0_r (over _ _)); exact (Move _ _ _ _ Hb B L Hv (local_relu d _ x Hd Hx)).
+  - split; [rewrite map_length; exact Hx|]; refine (Move _ _ _ _ Hb B L Hv (local_leaky d _ num den x Hd _ Hx)); assumption.
+  - split; [rewrite map_length; exact Hx|].
+    rewrite <- (Z.add_0_r (over _ _)); exact (Move _ _ _ _ Hb B L Hv (local_abs d _ x Hd Hx)).
+  - destruct (local_n_activation d n den low high x) as [Ly Hy]; try assumption.
+    split; [exact Ly|]; exact (Move _ _ _ _ Hb B L Hv Hy).
+  - match goal with E : (k * g)%nat = n |- _ => rename E into En end.
+    destruct (local_sort d k g x) as [Ly Hy]; [exact Hd|congruence|].
+    rewrite En in Ly, Hy.
+    split; [exact Ly|]; rewrite <- (Z.add_0_r (over _ _)); exact (Move _ _ _ _ Hb B L Hv Hy).
+  - match goal with E : (length normals * g)%nat = n |- _ => rename E into En end.
+    destruct (local_householder d g normals x) as [Ly Hy]; try assumption; [congruence|].
+    rewrite En in Ly, Hy.
+    split; [exact Ly|]; exact (Move _ _ _ _ Hb B L Hv Hy).
 Qed.
