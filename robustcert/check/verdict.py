@@ -179,7 +179,17 @@ def _prove_by_program(read: _Folder, deadline: float, report: Report) -> None:
     classes = read.operations[-1].output_shape[0]
     pairwise = np.array(claimed_pairwise(read.claim["pairwise"], classes))
     if not report.mismatches:
-        prove_verified(read.operations, bounds, pairwise, read.samples, read.rows, deadline, report)
+        coarse = FLOAT32 in read.deployed
+        prove_verified(
+            read.operations,
+            bounds,
+            pairwise,
+            read.samples,
+            read.rows,
+            coarse=coarse,
+            deadline=deadline,
+            report=report,
+        )
     if read.deployed:
         report.said.append(
             "function F64 or F32, of which the folder claims the same: the verified checker is "

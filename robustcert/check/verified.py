@@ -4,6 +4,7 @@ The program proves every bound, every constant of two logits, and every row's cl
 see ``check_sound`` in proofs/CheckerProof.v. It reads nothing but the text of ``verified_text.py``.
 """
 
+import math
 import subprocess
 import tempfile
 import time
@@ -18,7 +19,7 @@ from robustcert.check.radii import where_of
 from robustcert.check.reader import Row, UnreadableError
 from robustcert.check.report import Report
 from robustcert.check.samples import Samples
-from robustcert.check.verified_text import check_covered, write_problem
+from robustcert.check.verified_text import changes_nothing, check_covered, write_problem
 
 # The program, which this command builds in a checkout.
 PROGRAM = Path(__file__).resolve().parents[2] / "proofs" / "verified-checker"
@@ -45,6 +46,7 @@ def prove_verified(
     pairwise: Floats,
     samples: Samples,
     rows: Sequence[Row],
+    coarse: bool,
     deadline: float,
     report: Report,
 ) -> None:
@@ -56,6 +58,7 @@ def prove_verified(
         pairwise: Claimed constants of logit i minus logit j.
         samples: The samples.
         rows: Their rows; those that claim nothing are left out.
+        coarse: Whether a coarse grid is tried first.
         deadline: Time, by ``time.monotonic``, after which the program is ended.
         report: Where the outcome is recorded.
 
@@ -64,13 +67,23 @@ def prove_verified(
     """
     check_covered(operations, len(rows))
     program = require_program()
+    for operation, bound in zip(operations, bounds, strict=True):
+        # The program does not see these.
+        proved = bound >= 1 or not changes_nothing(operation)
+        report.expect(proved, f"bound of {operation.label}: {bound!r} is below 1")
     report.expect(not pairwise.diagonal().any(), "pairwise: a constant on the diagonal")
     kept = [i for i, row in enumerate(rows) if _claims(row)]
+    if any(rows[i].radius == math.inf for i in kept):
+        raise UnreadableError(
+            "radii.csv: an infinite radius is not known to the verified checker; run it without "
+            "--verified"
+        )
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "problem.txt"
         with path.open("w", encoding="ascii") as file:
             chosen = samples.values(np.array(kept, np.int64))
-            write_problem(file, operations, bounds, pairwise, chosen, [rows[i] for i in kept])
+            listed = [rows[i] for i in kept]
+            write_problem(file, operations, bounds, pairwise, chosen, listed, coarse=coarse)
         status, said = _run(program, path, deadline)
     if status == 0 and said == [f"verified {len(kept)}"]:
         report.note("program", f"{len(bounds)} bounds, {pairwise.size} constants of pairs")

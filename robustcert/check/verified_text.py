@@ -23,9 +23,12 @@ MAX_SIDE = 4096
 MAX_PRODUCTS = 2**37
 # Binary places of the rounded matrices in proofs of norms; the first that suffice are used.
 PLACES = (28, 40, 60)
+# Maximum bound of an operation, so that its square is far from overflow.
+MAX_BOUND = 2.0**400
 # Grids of the evaluation, with the largest denominators of weights on them; 0: exact weights. The
-# first that decides a sample is used.
-PRECISIONS = ((2**28, 2**26), (2**52, 2**50), (2**200, 0))
+# first that decides a sample is used: the coarse one where radii leave room for float32.
+COARSE = (2**28, 2**26)
+FINE = ((2**52, 2**50), (2**200, 0))
 # Activations without constants, by their names in a folder.
 PLAIN = {"relu": "relu", "absolute": "abs"}
 
@@ -37,15 +40,19 @@ def write_problem(
     pairwise: Sequence[Sequence[float]],
     inputs: Floats,
     rows: Sequence[Row],
+    *,
+    coarse: bool,
 ) -> None:
     """Write a network, its bounds and the claims of rows; ``inputs`` has a row for each of these.
+
+    ``coarse`` tries the coarse grid first.
 
     Raises:
         UnreadableError: the network or a radius is of a kind that the program does not know, or too
             large.
     """
-    kept = [(op, b) for op, b in zip(operations, bounds, strict=True) if not _does_nothing(op)]
     check_covered(operations, len(rows))
+    kept = _kept(operations, bounds)
     file.write(f"robustcert-verified 1\ninputs {math.prod(operations[0].input_shape)}\n")
     file.write(f"steps {len(kept) - 1}\n")
     for operation, bound in kept[:-1]:
@@ -55,8 +62,9 @@ def write_problem(
     table, places = to_integers(np.array(pairwise, np.float64))
     file.write(f"pairs {len(table)} {1 << places}\n")
     _write_rows(file, table)
-    file.write(f"precisions {len(PRECISIONS)}\n")
-    file.writelines(f"{grid} {most}\n" for grid, most in PRECISIONS)
+    precisions = (COARSE, *FINE) if coarse else FINE
+    file.write(f"precisions {len(precisions)}\n")
+    file.writelines(f"{grid} {most}\n" for grid, most in precisions)
     file.write(f"rows {len(rows)}\n")
     for values, row in zip(inputs, rows, strict=True):
         whole, den = _dyadic(values.ravel())
@@ -112,8 +120,23 @@ def _outside(operation: Operation) -> str:
     return f"{function} is not known to the verified checker"
 
 
-def _does_nothing(operation: Operation) -> bool:
-    # Values are written in the order of memory, so that flattening changes nothing.
+def _kept(
+    operations: Sequence[Operation], bounds: Sequence[float]
+) -> list[tuple[Operation, float]]:
+    found = []
+    for operation, bound in zip(operations, bounds, strict=True):
+        if not bound <= MAX_BOUND:
+            raise UnreadableError(
+                f"{operation.label}: a bound of {bound!r}, of which the verified checker takes at "
+                f"most {MAX_BOUND:g}"
+            )
+        if not changes_nothing(operation):
+            found.append((operation, bound))
+    return found
+
+
+def changes_nothing(operation: Operation) -> bool:
+    """Whether the operation is left out: values are written in the order of memory."""
     return operation.kind == "flatten" or operation.options.get("function") == "identity"
 
 
@@ -187,8 +210,8 @@ class _Witness:
 
 def _witness(weight: Floats, whole: Integers, places: int, bound: Fraction) -> _Witness:
     size = len(weight)
-    if weight.any():
-        norm, wide = estimate(weight[None]), float(bound)
+    norm, wide = estimate(weight[None]), float(bound)
+    if 0 < norm <= wide:
         for kept in PLACES:
             more, divisor = max(0, kept - places), 1 << max(0, places - kept)
             exact = whole << more
