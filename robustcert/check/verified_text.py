@@ -37,7 +37,7 @@ def write_problem(
     file: TextIO,
     operations: Sequence[Operation],
     bounds: Sequence[float],
-    pairwise: Sequence[Sequence[float]],
+    pairwise: Floats,
     inputs: Floats,
     rows: Sequence[Row],
     *,
@@ -59,7 +59,7 @@ def write_problem(
         _write_step(file, operation, bound)
     file.write("head\n")
     _write_step(file, *kept[-1])
-    table, places = to_integers(np.array(pairwise, np.float64))
+    table, places = to_integers(pairwise)
     file.write(f"pairs {len(table)} {1 << places}\n")
     _write_rows(file, table)
     precisions = (COARSE, *FINE) if coarse else FINE
