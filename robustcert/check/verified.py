@@ -72,7 +72,7 @@ def prove_verified(
         proved = bound >= 1 or not changes_nothing(operation)
         report.expect(proved, f"bound of {operation.label}: {bound!r} is below 1")
     report.expect(not pairwise.diagonal().any(), "pairwise: a constant on the diagonal")
-    kept = [i for i, row in enumerate(rows) if _claims(row)]
+    kept = [i for i, row in enumerate(rows) if row.certified or row.correct]
     if any(rows[i].radius == math.inf for i in kept):
         raise UnreadableError(
             "radii.csv: an infinite radius is not known to the verified checker; run it without "
@@ -92,11 +92,6 @@ def prove_verified(
         _explain([line for line in said[:-1] if line], kept, rows, report)
     else:
         raise UnreadableError(f"the verified checker ended without an answer, status {status}")
-
-
-def _claims(row: Row) -> bool:
-    # Undecided rows, and those without a finite margin, claim nothing of the real function.
-    return row.certified or row.correct or not (row.void or row.right)
 
 
 def _run(program: Path, path: Path, deadline: float) -> tuple[int, list[str]]:
@@ -125,9 +120,7 @@ def _explain(lines: list[str], kept: list[int], rows: Sequence[Row], report: Rep
         where, row = where_of(position), rows[position]
         if row.certified:
             report.expect(False, f"{where}: radius {row.radius!r} is not proved")
-        elif row.correct:
-            report.expect(False, f"{where}: it is called correct, which is not proved")
         else:
-            report.uncovered.append(f"{where}: {row.prediction} is not proved the largest logit")
+            report.expect(False, f"{where}: it is called correct, which is not proved")
     if not lines:
         report.expect(False, "the verified checker refuses the folder")
