@@ -17,8 +17,8 @@ from robustcert.check.network.operation import Operation
 from robustcert.check.norms.dense import estimate
 from robustcert.check.reader import Row, UnreadableError
 
-# Maximum shorter and longer side of a matrix.
-MAX_SIDE = 4096
+# Maximum side of a matrix.
+MAX_VERIFIED_SIDE = 4096
 # Maximum number of products: of samples and weights together, and of norms.
 MAX_PRODUCTS = 2**37
 # Binary places of the rounded matrices in proofs of norms; the first that suffice are used.
@@ -86,10 +86,10 @@ def check_covered(operations: Sequence[Operation], samples: int) -> None:
             raise UnreadableError(f"{operation.label}: {reason}; run it without --verified")
         if operation.kind == "dense":
             m, n = operation.tensors["weight"].shape
-            if max(m, n) > MAX_SIDE:
+            if max(m, n) > MAX_VERIFIED_SIDE:
                 raise UnreadableError(
                     f"{operation.label}: a matrix {m} by {n}, of which the verified checker takes "
-                    f"at most {MAX_SIDE} by {MAX_SIDE}; run it without --verified"
+                    f"at most {MAX_VERIFIED_SIDE} by {MAX_VERIFIED_SIDE}; run it without --verified"
                 )
             products += m * n * samples + m * m * (m + n)
     last = operations[-1]
