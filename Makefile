@@ -1,11 +1,12 @@
 # make demo   train and certify on the embedded digits
 # make test   the fast tests;  make test-slow  the rest;  make test-slurm  on a Slurm of its own
 # make lint   style, types and who imports whom;  make proofs  the theorems, checked by Coq
+# make verified-checker   the program of robustcert-check --verified
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test test-slow test-slurm lint proofs clean
+.PHONY: demo test test-slow test-slurm lint proofs verified-checker clean
 
 demo: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python train.py trainer.max_epochs=60 attack.seconds=10
@@ -29,6 +30,10 @@ lint: $(READY)
 # Installs Debian's coq and its libraries where it may; fails with the command to run where not.
 proofs:
 	PYTHON=$(PYTHON) proofs/build.sh
+
+# The same, with OCaml and zarith.
+verified-checker:
+	proofs/verified.sh
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

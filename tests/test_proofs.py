@@ -113,7 +113,16 @@ def test_the_build_refuses_what_is_not_proved(tmp_path: Path) -> None:
     assert "Zero.zero rests on" in done.stderr
 
 
-def test_without_coq_the_command_that_installs_it_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("script", "packages"),
+    [
+        ("build.sh", "coq libcoq-flocq"),
+        ("verified.sh", "coq libcoq-flocq ocaml-nox ocaml-findlib libzarith-ocaml-dev"),
+    ],
+)
+def test_without_coq_the_command_that_installs_it_is_named(
+    tmp_path: Path, script: str, packages: str
+) -> None:
     for tool in ("bash", "dirname"):
         found = shutil.which(tool)
         assert found is not None
@@ -121,11 +130,11 @@ def test_without_coq_the_command_that_installs_it_is_named(tmp_path: Path) -> No
     (tmp_path / "id").write_text("#!/bin/sh\necho 1000\n")
     (tmp_path / "id").chmod(0o755)
     done = subprocess.run(
-        [str(PROOFS / "build.sh")],
+        [str(PROOFS / script)],
         env={"PATH": str(tmp_path)},
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 1
-    assert "apt-get install -y --no-install-recommends coq libcoq-flocq" in done.stderr
+    assert f"apt-get install -y --no-install-recommends {packages}\n" in done.stderr

@@ -1,11 +1,13 @@
 """Forge certificate folders of all kinds and count those that the checker verifies: none may be.
 
     python -m benchmarks.soundness.forge_folders --folders 5000 --seed 0
+    python -m benchmarks.soundness.forge_folders --folders 1000 --verified
 
 Honest folders of a dozen networks are made first, then each forged folder: one of the corruptions
 of ``forgeries.py`` at random, or two of them one after the other, or bytes changed at random in a
 file of the folder. What a corruption cannot do to a network is counted as not applicable, and a
-folder that a corruption leaves as it was is drawn again.
+folder that a corruption leaves as it was is drawn again. ``--verified`` has the verified checker
+judge instead, of the networks that it knows, and counts where the other checker judges otherwise.
 """
 
 import argparse
@@ -41,6 +43,8 @@ GROUPS = {
     "unread keys": ("nothing reads",),
 }
 Case = tuple[str, str, Corruption]
+# Time after which the verified program is ended.
+MAX_SECONDS = 60.0
 
 
 def group_of(name: str) -> str:
@@ -50,16 +54,22 @@ def group_of(name: str) -> str:
     )
 
 
-def cases() -> list[Case]:
+# Networks that the verified checker knows.
+DENSE_KINDS = ("relu", "maxmin", "Abs", "Householder", "NActivation")
+
+
+def cases(kinds: Sequence[str] = KINDS) -> list[Case]:
     """Every corruption with every network that it fits: kind of network, name, corruption."""
     found = [
         (kind, name, corruption)
         for name, corruption in EVERYWHERE.items()
-        for kind in KINDS
+        for kind in kinds
         if not ("quadric" in kind and any(word in name for word in OF_NORMS))
     ]
-    found += [(kind, name, corruption) for (kind, name), corruption in SOMEWHERE.items()]
-    return found + [(kind, name, c) for kind in KINDS for name, c in per_tensor(kind)]
+    found += [
+        (kind, name, c) for (kind, name), c in SOMEWHERE.items() if kinds is KINDS or kind in kinds
+    ]
+    return found + [(kind, name, c) for kind in kinds for name, c in per_tensor(kind)]
 
 
 def damage(generator: random.Random) -> Callable[[Path], None]:
@@ -107,11 +117,12 @@ def forge(
     return None if same else (path, group)
 
 
-def verified(path: Path, seed: int) -> bool:
+def verified(path: Path, seed: int, program: bool = False) -> bool:
     """Whether the checker verifies the folder, with ``data.npz`` beside it if there is one."""
     data = [file for file in [path.with_name("data.npz")] if file.exists()]
+    until = time.monotonic() + MAX_SECONDS if program else None
     try:
-        return check(path, exact=6, seed=seed, data=data).verified
+        return check(path, exact=6, seed=seed, data=data, verified_until=until).verified
     except UnreadableError:
         return False
 
@@ -122,18 +133,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--folders", type=int, default=5000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", type=Path, help="where to keep forged folders that are verified")
+    parser.add_argument("--verified", action="store_true", help="by the verified checker")
     options = parser.parse_args(arguments)
+    program = options.verified
     generator, started = random.Random(options.seed), time.perf_counter()
+    kinds: Sequence[str] = DENSE_KINDS if program else KINDS
     by_group: dict[str, list[Case]] = collections.defaultdict(list)
-    for case in cases():
+    for case in cases(kinds):
         by_group[group_of(case[1])].append(case)
     forged: collections.Counter[str] = collections.Counter()
     passed: collections.Counter[str] = collections.Counter()
-    skipped = 0
+    skipped = otherwise = 0
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
-        honest = {kind: certify_kind(root, kind) for kind in (*KINDS, WIDE)}
-        refused = [kind for kind, path in honest.items() if not verified(path, options.seed)]
+        honest = {kind: certify_kind(root, kind) for kind in (kinds if program else (*KINDS, WIDE))}
+        refused = [k for k, path in honest.items() if not verified(path, options.seed, program)]
         while sum(forged.values()) < options.folders:
             made = forge(honest, root / "forgery", by_group, generator)
             if made is None:
@@ -141,7 +155,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 continue
             path, group = made
             forged[group] += 1
-            if verified(path, options.seed):
+            judged = verified(path, options.seed, program)
+            otherwise += program and verified(path, options.seed) != judged
+            if judged:
                 passed[group] += 1
                 if options.keep:
                     shutil.copytree(path.parent, options.keep / str(sum(forged.values())))
@@ -149,6 +165,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{group:<16}{forged[group]:>6} forged {passed[group]:>4} verified")
     total, wrong = sum(forged.values()), sum(passed.values())
     print(f"{'all':<16}{total:>6} forged {wrong:>4} verified; {skipped} draws not applicable")
+    if program:
+        print(f"{otherwise} judged otherwise by the other checker")
     print(f"honest folders refused: {', '.join(refused) or 'none'}")
     print(f"{time.perf_counter() - started:.0f} s, seed {options.seed}")
     return int(wrong > 0 or bool(refused))

@@ -50,25 +50,47 @@ def prove_constants(
 def _check_bounds(
     bounds: list[Any], operations: tuple[Operation, ...], report: Report
 ) -> dict[str, Fraction]:
-    if len(bounds) != len(operations):
-        raise UnreadableError(f"bounds: {len(bounds)} for {len(operations)} operations")
     proved: dict[str, Fraction] = {}
     methods: dict[str, int] = {}
-    for entry, operation in zip(bounds, operations, strict=True):
-        where = f"bound of {operation.label}"
-        keys(entry, where, {"name", "kind", "input_shape", "bound"}, set())
-        bound = hex_float(entry["bound"], where)
-        described = (operation.name, operation.kind, list(operation.input_shape))
-        claimed = (entry["name"], entry["kind"], entry["input_shape"])
-        report.expect(claimed == described, f"{where}: it is listed for {show(claimed)}")
+    claimed = claimed_bounds(bounds, operations, report)
+    for bound, operation in zip(claimed, operations, strict=True):
         _add_parts(operation, proved)
         method = _prove(operation, bound, proved)
-        report.expect(bool(method), f"{where}: {bound!r} is not proved to be an upper bound")
+        expected = f"bound of {operation.label}: {bound!r} is not proved to be an upper bound"
+        report.expect(bool(method), expected)
         proved[operation.path] = Fraction(bound)
         methods[method] = methods.get(method, 0) + 1
     listed = ", ".join(f"{count} by {method}" for method, count in methods.items() if method)
     report.note("norms", f"{len(operations)} operations: {listed}")
     return proved
+
+
+def claimed_bounds(
+    bounds: list[Any], operations: tuple[Operation, ...], report: Report
+) -> list[float]:
+    """The bounds that a folder claims, one for each operation; nothing is proved of them."""
+    if len(bounds) != len(operations):
+        raise UnreadableError(f"bounds: {len(bounds)} for {len(operations)} operations")
+    found = []
+    for entry, operation in zip(bounds, operations, strict=True):
+        where = f"bound of {operation.label}"
+        keys(entry, where, {"name", "kind", "input_shape", "bound"}, set())
+        described = (operation.name, operation.kind, list(operation.input_shape))
+        claimed = (entry["name"], entry["kind"], entry["input_shape"])
+        report.expect(claimed == described, f"{where}: it is listed for {show(claimed)}")
+        found.append(hex_float(entry["bound"], where))
+    return found
+
+
+def claimed_pairwise(claimed: Any, classes: int) -> list[list[float]]:
+    """The claimed constants of logit i minus logit j; nothing is proved of them."""
+    table = [
+        [hex_float(value, "pairwise") for value in items(row, "pairwise")]
+        for row in items(claimed, "pairwise")
+    ]
+    if len(table) != classes or any(len(row) != classes for row in table):
+        raise UnreadableError(f"pairwise: expected a table of {classes} by {classes}")
+    return table
 
 
 def _prove(operation: Operation, bound: float, proved: dict[str, Fraction]) -> str:
@@ -160,12 +182,7 @@ def _check_pairwise(
     report: Report,
 ) -> list[list[float]]:
     classes = operations[-1].output_shape[0]
-    table = [
-        [hex_float(value, "pairwise") for value in items(row, "pairwise")]
-        for row in items(claimed, "pairwise")
-    ]
-    if len(table) != classes or any(len(row) != classes for row in table):
-        raise UnreadableError(f"pairwise: expected a table of {classes} by {classes}")
+    table = claimed_pairwise(claimed, classes)
     head = operations[-1] if operations[-1].kind == "dense" else None
     rest = Fraction(1)
     for op in operations[:-1] if head else operations:

@@ -17,6 +17,7 @@ class Report:
         mismatches: Claims that are false, or whose proof failed.
         uncovered: Claims that this checker cannot prove, whether they are true or not.
         more: Number of claims that do not hold and are not among ``mismatches``.
+        program: Whether the verified checker did the proving, which is about function R alone.
     """
 
     checked: list[tuple[str, str]] = field(default_factory=list)
@@ -25,6 +26,7 @@ class Report:
     mismatches: list[str] = field(default_factory=list)
     uncovered: list[str] = field(default_factory=list)
     more: int = 0
+    program: bool = False
 
     @property
     def verified(self) -> bool:

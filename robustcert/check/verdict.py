@@ -13,7 +13,7 @@ import numpy as np
 
 from robustcert.check import curvature, dataset, memory
 from robustcert.check.arithmetic import FLOAT32, Arithmetic
-from robustcert.check.constants import prove_constants
+from robustcert.check.constants import claimed_bounds, claimed_pairwise, prove_constants
 from robustcert.check.fixed_point import Floats
 from robustcert.check.margins import Network
 from robustcert.check.network.digest import digest
@@ -27,6 +27,7 @@ from robustcert.check.reader import (
     Array,
     Row,
     UnreadableError,
+    items,
     keys,
     parse_json,
     parse_radii,
@@ -38,6 +39,7 @@ from robustcert.check.reader import (
 from robustcert.check.report import Report
 from robustcert.check.samples import Samples, check_summary, check_table, read_samples
 from robustcert.check.statement import CLAIMS, FORMAT, NOT_COVERED, check_statement, status
+from robustcert.check.verified import prove_verified
 
 # Maximum number and length of the keys of certificate.json that nothing reads: all are listed.
 MAX_UNREAD_KEYS, MAX_KEY_LENGTH = 64, 64
@@ -54,6 +56,7 @@ def check(
     exact: int = 200,
     seed: int | None = None,
     data: Sequence[str | Path] = (),
+    verified_until: float | None = None,
 ) -> Report:
     """Check every claim of a certificate folder.
 
@@ -64,6 +67,8 @@ def check(
         seed: Seed of that choice; from the operating system by default, so that nobody can foresee
             it.
         data: Files of the dataset that the samples have to be from; not checked if there are none.
+        verified_until: With a time, by ``time.monotonic``, bounds, constants and rows are proved by
+            the verified checker, of function R alone, and ended then.
 
     Raises:
         UnreadableError: the folder is malformed, or of a kind that this checker does not know.
@@ -76,10 +81,13 @@ def check(
     # Checks that need no proof come first, so that a malformed folder is refused early.
     check_table(read.rows, read.samples, operations[-1].output_shape[0], report)
     check_summary(read.claim["summary"], read.rows, report)
-    proved, pairwise = prove_constants(read.claim, read.content, operations, proof, report)
-    _name_uncovered_radii(operations, proof, report)
-    if not report.mismatches and proof != "smoothing":
-        _verify_rows(read, proved, pairwise, exact, seed, report)
+    if verified_until is not None:
+        _prove_by_program(read, verified_until, report)
+    else:
+        proved, pairwise = prove_constants(read.claim, read.content, operations, proof, report)
+        _name_uncovered_radii(operations, proof, report)
+        if not report.mismatches and proof != "smoothing":
+            _verify_rows(read, proved, pairwise, exact, seed, report)
     if GLOBAL in read.claim["files"] or (read.path / GLOBAL).exists():
         report.uncovered.append(f"{GLOBAL}: what it says of all pairs of inputs is not re-proved")
     _compare_with_data(read.samples, data, report)
@@ -158,6 +166,55 @@ def _name_uncovered_radii(operations: tuple[Operation, ...], proof: str, report:
         report.uncovered.append(f"{proof} radii are not re-proved by this checker")
     if proof == "smoothing":
         report.uncovered.append("probabilistic: not re-proved, and true with some confidence only")
+
+
+def _prove_by_program(read: _Folder, deadline: float, report: Report) -> None:
+    if read.proof != "lipschitz":
+        raise UnreadableError(
+            f"claim proof {read.proof}: the verified checker knows lipschitz; run it without "
+            "--verified"
+        )
+    report.program = True
+    bounds = claimed_bounds(items(read.claim["bounds"], "bounds"), read.operations, report)
+    classes = read.operations[-1].output_shape[0]
+    pairwise = np.array(claimed_pairwise(read.claim["pairwise"], classes))
+    if not report.mismatches:
+        coarse = FLOAT32 in read.deployed
+        prove_verified(
+            read.operations,
+            bounds,
+            pairwise,
+            read.samples,
+            read.rows,
+            coarse=coarse,
+            deadline=deadline,
+            report=report,
+        )
+    if not report.mismatches:
+        _compare_the_rest(read, bounds, pairwise, report)
+    if read.deployed:
+        report.said.append(
+            "function F64 or F32, of which the folder claims the same: the verified checker is "
+            "about function R"
+        )
+
+
+def _compare_the_rest(
+    read: _Folder, bounds: Sequence[float], pairwise: Floats, report: Report
+) -> None:
+    # Margins, and predictions of rows that claim nothing: no theorem needs them.
+    rows = [replace(row, certified=False, correct=False, radius=0.0) for row in read.rows]
+    paths = [operation.path for operation in read.operations]
+    upper = {p: math.nextafter(b, math.inf) for p, b in zip(paths, bounds, strict=True)}
+    network = Network(read.operations, upper, pairwise, read.deployed, False)
+    apart = Report()
+    verify_radii(rows, read.samples.values, network, 0, 0, apart)
+    report.mismatches += apart.mismatches
+    report.more += apart.more
+    report.said.append(
+        "margins, and predictions that are neither correct nor certified: compared with those "
+        "found here up to rounding, not by the verified checker"
+    )
 
 
 def _verify_rows(
