@@ -150,12 +150,11 @@ def certify(
     subject = _read(checkpoint, certifier or {}, dataset or {}, allow_targets or [])
     folder = Path(output) if output else default_output(subject.checkpoint.path, split, samples)
     if output is None:
-        radii = _thresholds(subject, options)
-        keep_earlier(folder, subject.certifier, subject.named, radii, options.attack.samples)
+        settings = _thresholds(subject, options), options.attack.samples
+        keep_earlier(folder, subject.certifier, subject.named, *settings)
     with strict_arithmetic() as arithmetic:
         prepared = _prepare(subject, options, arithmetic)
-        # Whatever fails after the first radius, all radii are kept; a setting that was changed is
-        # an error before the folder is complete.
+        # An error keeps all radii; a setting that was changed is one before the folder is complete.
         with (
             resumable_folder(folder, is_certificate, prepared.key, keep=has_radii) as partial,
             strict_arithmetic(),
