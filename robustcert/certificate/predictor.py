@@ -233,7 +233,7 @@ class Predictor:
 def _tensor(x: NDArray[Any]) -> Tensor:
     """A copy of an array, whatever its strides and its order of bytes."""
     try:
-        return torch.tensor(x.astype(x.dtype.newbyteorder("=")))
+        return torch.from_numpy(x.astype(x.dtype.newbyteorder("="), order="C"))
     except TypeError as error:
         raise ValueError(
             f"expected inputs of type uint8, where p stands for p / 255, or floating point, got an "

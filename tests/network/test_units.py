@@ -72,6 +72,8 @@ def test_certify_and_the_predictor_take_bytes_for_the_same() -> None:
     torch.testing.assert_close(predictor(x).radius, radius, rtol=1e-9, atol=1e-9)
 
 
+# What a predictor takes beside tensors with a batch.
+OF_A_PREDICTOR = ("an array", "no batch")
 REFUSED: dict[str, tuple[Any, str]] = {
     "complex": (torch.zeros(2, 4, dtype=torch.complex64), "complex64.*real"),
     "bool": (torch.zeros(2, 4, dtype=torch.bool), "torch.bool"),
@@ -92,9 +94,12 @@ def test_what_stands_for_no_numbers_is_refused_everywhere(kind: str) -> None:
     net = network()
     predictor = Predictor(net, LipschitzCertifier().pairwise_bound(net))
     claims = [certifier(name).certify for name in names("certifier")]
-    for claim in (*claims, lambda _, x: predictor(x), certify):
+    for claim in (*claims, certify):
         with pytest.raises(ValueError, match=message):
             claim(net, x)
+    if kind not in OF_A_PREDICTOR:
+        with pytest.raises(ValueError, match=message):
+            predictor(x)
 
 
 @pytest.mark.parametrize("name", names("certifier"))
