@@ -21,7 +21,7 @@ PLACE = re.compile(r"(?:# @package \S+\n)?# (\S+\.(?:py|yaml))\n")
 # What makes a command of the page short.
 SHORT = {
     "robustcert-train": (*TINY, "hydra/job_logging=none", "hydra/hydra_logging=none"),
-    "robustcert-certify": ("attack.samples=4", "attack.steps=3", "hydra/job_logging=none"),
+    "robustcert-certify": ("attack.samples=16", "attack.steps=3", "hydra/job_logging=none"),
     "robustcert-check": (),
 }
 

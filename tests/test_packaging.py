@@ -81,7 +81,7 @@ def test_the_scripts_train_and_certify_from_an_empty_folder(
     assert "verified" in output
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
     checkpoint = "checkpoint=run/checkpoints/best.ckpt"
-    output = run(environment / "robustcert-certify", checkpoint, "attack.samples=4", cwd=tmp_path)
+    output = run(environment / "robustcert-certify", checkpoint, "attack.samples=16", cwd=tmp_path)
     assert "run/certificate/certificate.json" in output
     run(environment / "robustcert-check", "run/certificate", cwd=tmp_path)
     run(environment / "robustcert", "check", "run", cwd=tmp_path)

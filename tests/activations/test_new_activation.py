@@ -79,12 +79,18 @@ def test_it_trains_and_certifies_and_what_it_lacks_is_said_in_a_line(project: Pa
         (
             1,
             "linear bounds do not cover the activation hinge_abs: its fold() states no relaxation",
-            *("certify.py", checkpoint, "certifier=crown"),
+            *("certify.py", checkpoint, "certifier=crown", "output=crown"),
         ),
         (
             0,
             "second-order bounds do not cover the activation hinge_abs, whose networks get their",
-            *("certify.py", checkpoint, "certifier=combined", "attack.samples=4"),
+            *(
+                "certify.py",
+                checkpoint,
+                "certifier=second_order",
+                "attack.samples=4",
+                "output=second",
+            ),
         ),
         (
             2,

@@ -128,6 +128,7 @@ def test_values_after_a_flag_are_found() -> None:
     assert ordered(["-cd", "lab", "a=1", "--cfg", "job"]) == ["-cd", "lab", "--cfg", "job", "a=1"]
 
 
+@pytest.mark.slow
 def test_one_command_trains_and_another_certifies(command: Command, tmp_path: Path) -> None:
     assert command("train", *TINY, "activation=smooth", "model.width=32") == 0
     (folder,) = (tmp_path / "outputs").iterdir()

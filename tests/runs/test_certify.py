@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 CERTIFY = """
 import sys
 from robustcert.runs.commands import certify
@@ -12,6 +14,7 @@ print(*(name for name in ("lightning", "torchmetrics", "wandb") if name in sys.m
 """
 
 
+@pytest.mark.slow
 def test_a_certification_loads_no_framework_of_training(tiny_run: Path, tmp_path: Path) -> None:
     typed = (
         f"checkpoint={tiny_run}/checkpoints/best.ckpt",
