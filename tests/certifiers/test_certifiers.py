@@ -230,7 +230,17 @@ def trained(layer: str, activation: str) -> tuple[PlainNetwork, Tensor, Tensor]:
     return fold_network(model, (2,)), x, y
 
 
-@pytest.mark.parametrize("certifier", proving_certifiers())
+# Bounds of balls around every sample take seconds.
+OF_BALLS = ("crown", "local_lipsdp")
+
+
+@pytest.mark.parametrize(
+    "certifier",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name in OF_BALLS else [])
+        for name in proving_certifiers()
+    ],
+)
 @pytest.mark.parametrize("activation", ["maxmin", "smooth", "relu"])
 @pytest.mark.parametrize("layer", ["cholesky", "unconstrained"])
 def test_attacks_inside_the_radius_fail_on_trained_networks(
