@@ -296,7 +296,7 @@ def test_at_the_end_of_the_radius_the_real_network_still_agrees(activation: str)
         flint.ctx.prec = previous
 
 
-@pytest.mark.parametrize("distance", [0.1, 0.3])
+@pytest.mark.parametrize("distance", [0.3, pytest.param(0.1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("layer", DENSE)
 def test_a_planted_counterexample_lies_outside_the_radius(layer: str, distance: float) -> None:
     sample, planted = torch.zeros(2, 6)[:, None]
