@@ -27,7 +27,7 @@ def smallest_margin(logits: Tensor, target: Tensor) -> Tensor:
     Returns:
         Shape ``(N,)``; infinite if there is no other class.
     """
-    return _least_of_rivals(margins(logits, target), target)
+    return least_of_rivals(margins(logits, target), target)
 
 
 def row_distances(weight: Tensor) -> Tensor:
@@ -80,11 +80,19 @@ def certified_radius(logits: Tensor, target: Tensor, pairwise: Tensor) -> Tensor
     # A tie between two classes that never move apart stays one: 0, not certified.
     never = margin.detach().sign() * float("inf")
     ratio = torch.where(moves | (margin == 0), ratio, never)
-    radius = _least_of_rivals(ratio, target)
+    radius = least_of_rivals(ratio, target)
     # An infinite logit has overflowed: what it should have been is not known.
     return torch.where(torch.isfinite(logits).all(1), radius, float("nan"))
 
 
-def _least_of_rivals(values: Tensor, target: Tensor) -> Tensor:
-    """Least value over all classes but the target's, shape ``(N,)``."""
+def least_of_rivals(values: Tensor, target: Tensor) -> Tensor:
+    """Least value over all classes but the target's.
+
+    Args:
+        values: Shape ``(N, C)``.
+        target: Class indices, shape ``(N,)``.
+
+    Returns:
+        Shape ``(N,)``; infinite if there is no other class.
+    """
     return values.scatter(1, target[:, None], float("inf")).amin(1)

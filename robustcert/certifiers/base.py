@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robustcert.margins import margins
+from robustcert.margins import least_of_rivals, margins
 from robustcert.network.forward_error import ForwardError
 from robustcert.network.network import PlainNetwork
 from robustcert.network.units import finite_samples
@@ -184,16 +184,14 @@ def certificates(
     allowance = (2 * math.sqrt(2) * (1 + 1e-9)) * alpha[:, None] + margin.abs() * 2.0**-52
     drift = math.sqrt(2) * (1 + 1e-9) * result.growth
     ratio = distances(prediction, margin - allowance, drift)
-    ratio = ratio.scatter(1, prediction[:, None], math.inf)
-    radius = torch.minimum(ratio.amin(1), result.reach) - moved(x, inputs)
+    radius = torch.minimum(least_of_rivals(ratio, prediction), result.reach) - moved(x, inputs)
     radius = radius * (1 - 2.0**-50)
     # NaN compares false: whatever is not a positive number is not certified. A radius is
     # infinite only where every other class is a constant distance away, which is true. An operation
     # may lose the NaN or the infinity of an input.
     proved = (radius > 0) & torch.isfinite(logits).all(1) & finite_samples(inputs)
     radius = torch.where(proved, radius, 0.0)
-    rivals = margin.scatter(1, prediction[:, None], math.inf)
-    return Certificates(prediction, radius, rivals.amin(1), alpha)
+    return Certificates(prediction, radius, least_of_rivals(margin, prediction), alpha)
 
 
 def moved(x: Tensor, inputs: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from robustcert.certifiers.base import Proof
 from robustcert.certifiers.lipschitz import PairwiseCertifier
+from robustcert.margins import least_of_rivals
 from robustcert.network.forward_error import forward_error
 from robustcert.network.network import PlainNetwork
 from robustcert.relaxations.backward import Relaxation, Step, chunks, rival_rows, steps_of
@@ -57,7 +58,7 @@ class CROWNCertifier(PairwiseCertifier):
         """Distances within which the prediction stays ahead of each class, shape ``(N, C)``."""
         first_order = super().distances(network, inputs, prediction, gap, pairwise, drift)
         steps = steps_of(network, inputs.device)
-        known = first_order.scatter(1, prediction[:, None], math.inf).amin(1)
+        known = least_of_rivals(first_order, prediction)
         open_ = (known > 0) & (known < math.inf)
         # Half of what rounding may take off a margin is spent at the point.
         centre = forward_error(network, inputs).centre * (math.sqrt(2) * (1 + 1e-9))
@@ -90,8 +91,7 @@ def _search(
         middle = (low + high) / 2
         radius = scale * torch.exp2(middle)
         relaxation = Relaxation(steps, x, radius)
-        margin = relaxation.plane(rows).least(x, radius)
-        margin = margin.scatter(1, own[:, None], math.inf).amin(1)
+        margin = least_of_rivals(relaxation.plane(rows).least(x, radius), own)
         certified = margin > (centre + drift * radius) * (1 + 1e-9)
         for lower, upper in relaxation.bounds:
             certified &= (torch.isfinite(lower) & torch.isfinite(upper)).all(1)

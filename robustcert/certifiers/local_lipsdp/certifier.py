@@ -20,6 +20,7 @@ from robustcert.certifiers.local_lipsdp.ellipsoids import (
     row_lengths,
 )
 from robustcert.errors import NormBoundError, UnsoundNetworkError
+from robustcert.margins import least_of_rivals
 from robustcert.network.network import PlainNetwork
 from robustcert.relaxations.backward import Relaxation, chunks, steps_of
 from robustcert.relaxations.curves import Curve
@@ -81,7 +82,7 @@ class LocalLipschitzCertifier(PairwiseCertifier):
     ) -> Tensor:
         """Distances within which the prediction stays ahead of each class, shape ``(N, C)``."""
         first_order = super().distances(network, inputs, prediction, gap, pairwise, drift)
-        known = first_order.scatter(1, prediction[:, None], math.inf).amin(1)
+        known = least_of_rivals(first_order, prediction)
         found = torch.zeros_like(known)
         rows = ((known > 0) & (known < math.inf)).nonzero()[:, 0]
         chain, _ = _prepared(network.owned())
