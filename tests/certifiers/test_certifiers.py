@@ -10,7 +10,7 @@ from typing import Any
 import flint
 import pytest
 import torch
-from helpers.configs import build, build_model, crossed, names, proving_certifiers, read
+from helpers.configs import build, build_model, crossed, names, proving_certifiers, read, slow_but
 from helpers.exact import evaluate
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -235,13 +235,9 @@ OF_BALLS = ("crown", "local_lipsdp")
 
 
 @pytest.mark.parametrize(
-    "certifier",
-    [
-        pytest.param(name, marks=[pytest.mark.slow] if name in OF_BALLS else [])
-        for name in proving_certifiers()
-    ],
+    "certifier", slow_but(proving_certifiers(), set(proving_certifiers()) - set(OF_BALLS))
 )
-@pytest.mark.parametrize("activation", ["maxmin", "smooth", "relu"])
+@pytest.mark.parametrize("activation", slow_but(["maxmin", "smooth", "relu"], ["maxmin"]))
 @pytest.mark.parametrize("layer", ["cholesky", "unconstrained"])
 def test_attacks_inside_the_radius_fail_on_trained_networks(
     layer: str, activation: str, certifier: str

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.configs import slow_but
 from helpers.semidefinite_networks import network, steepest
 from omegaconf import OmegaConf
 from torch import Tensor, nn
@@ -136,7 +137,7 @@ ACTIVATIONS = {
 
 
 @pytest.mark.parametrize("iterations", [0, 30])
-@pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.parametrize("name", slow_but(ACTIVATIONS, ["relu", "maxmin", "smooth_maxmin"]))
 def test_bounds_hold_and_do_not_exceed_the_product(name: str, iterations: int) -> None:
     for seed, sizes in enumerate([(3, 4, 3), (3, 4, 4, 3), (2, 4, 4, 4, 3)]):
         net = network(ACTIVATIONS[name], *sizes, seed=seed)
@@ -218,7 +219,9 @@ def test_the_recursion_equals_one_quadratic_form(name: str) -> None:
     assert float(bound[0, 2]) >= expected * (1 - 1e-12)
 
 
-@pytest.mark.parametrize("name", ["relu", "tanh", "maxmin", "abs", "leaky"])
+@pytest.mark.parametrize(
+    "name", slow_but(["relu", "tanh", "maxmin", "abs", "leaky"], ["relu", "maxmin"])
+)
 @pytest.mark.parametrize("sizes", [(2, 4, 4, 2), (4, 6, 2), (3, 4, 4, 4, 2)])
 def test_the_optimum_is_that_of_a_barrier_method(name: str, sizes: tuple[int, ...]) -> None:
     net = network(ACTIVATIONS[name], *sizes)

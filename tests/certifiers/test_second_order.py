@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from helpers.configs import slow_but
 from helpers.smooth_networks import COVERED, EVERY, Factory, dense, gradient, points, steps_from
 from torch import Tensor, nn
 
@@ -149,7 +150,7 @@ def test_a_curvature_that_grows_with_distance_is_integrated_piece_by_piece() -> 
     assert folds.item() == pytest.approx(0.5, rel=1e-8)
 
 
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", slow_but(EVERY, COVERED))
 def test_radii_are_never_below_lipschitz_and_survive_attacks(name: str) -> None:
     network = EVERY[name]()
     x = points(network, 60)
@@ -197,7 +198,7 @@ def test_what_an_activation_lacks_is_said_once(caplog: pytest.LogCaptureFixture)
     assert "states no jacobian" in line
 
 
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", slow_but(EVERY, COVERED))
 def test_proved_adversarial_inputs_exist(name: str) -> None:
     network = EVERY[name]()
     # Samples close to the boundary, where it can be proved that it is close.

@@ -89,7 +89,8 @@ def test_honest_folders_verify(honest: dict[str, Path], kind: str, tmp_path: Pat
 
 
 def case(kind: str, name: str, corruption: Corruption) -> Any:
-    return pytest.param(kind, corruption, id=f"{kind}: {name}".replace("/", " "))
+    marks = pytest.mark.slow if "a million" in name else ()
+    return pytest.param(kind, corruption, id=f"{kind}: {name}".replace("/", " "), marks=marks)
 
 
 CASES = [

@@ -1,5 +1,6 @@
 """Objects from the files of conf/, without Hydra: a new file is tested by being there."""
 
+from collections.abc import Container, Iterable
 from functools import partial
 from importlib import import_module
 from itertools import product
@@ -29,6 +30,11 @@ def read(group: str, name: str) -> dict[str, Any]:
     values = OmegaConf.to_container(OmegaConf.load(CONF / group / f"{name}.yaml"))
     assert isinstance(values, dict)
     return {str(key): value for key, value in values.items()}
+
+
+def slow_but(cases: Iterable[Any], fast: Container[Any]) -> list[Any]:
+    """Parameters of which those in ``fast`` belong to the fast tests."""
+    return [pytest.param(case, marks=() if case in fast else pytest.mark.slow) for case in cases]
 
 
 def proving_certifiers() -> list[str]:
