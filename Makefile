@@ -30,8 +30,8 @@ lint: $(READY)
 
 # Warnings are errors, and so is a link that leads nowhere; no page needs a network.
 docs: $(READY)
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet \
-		-c docs/site -d build/doctrees docs build/site
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m sphinx --fresh-env --fail-on-warning --keep-going \
+		--quiet -c docs/site -d build/doctrees docs build/site
 
 # Installs Debian's coq and its libraries where it may; fails with the command to run where not.
 proofs:

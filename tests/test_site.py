@@ -14,6 +14,7 @@ import pytest
 import yaml
 from helpers.runs import TINY, compose
 
+import robustcert
 import robustcert.check.command
 import robustcert.export.__main__
 import robustcert.report.__main__
@@ -27,7 +28,7 @@ sys.path.append(str(DOCS / "site"))
 import check_site  # noqa: E402
 import configuration  # noqa: E402
 
-# extending.md and the notebooks have tests of their own.
+# extending.md has a test of its own.
 PAGES = [ROOT / "README.md", *sorted(set(DOCS.glob("*.md")) - {DOCS / "extending.md"})]
 PROGRAM = re.compile(r"(?:python|robustcert[\w-]*|pip|make)\b")
 # Commands are indented or fenced, and may go on after a backslash.
@@ -112,6 +113,15 @@ def test_keys_are_explained_by_their_comment_or_by_the_class() -> None:
     assert smooth["model.activation.temperature"].value == "0.05"
     assert smooth["model.activation.temperature"].meaning == r"Initial :math:`\tau`."
     assert smooth["model.activation.per_feature"].meaning == "true: one temperature for each pair"
+
+
+def test_every_public_name_is_in_the_reference() -> None:
+    pages = "".join(path.read_text() for path in (DOCS / "reference").glob("*.rst"))
+    modules = {f"robustcert.{name}" for name in robustcert._MODULES} | {
+        *robustcert._PUBLIC.values()
+    }
+    for module in modules | {"robustcert.spectral", "robustcert.data", "robustcert.attacks"}:
+        assert f".. automodule:: {module}\n" in pages, module
 
 
 def test_every_command_line_is_in_the_reference() -> None:

@@ -31,14 +31,22 @@ class Configuration(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         """The sections' nodes."""
-        self.env.note_dependency(__file__)
         text = [command(name) for name in ("train", "certify")]
-        for group in sorted(path for path in CONF.iterdir() if path.is_dir()):
-            if group.name == "hydra":
-                continue
-            text += [heading(group.name, "-")]
+        for group in groups():
+            text += [heading(name_of(group), "-")]
             text += [option(path) for path in sorted(group.glob("*.yaml"))]
         return self.parse_text_to_nodes("\n".join(text), allow_section_headings=True)
+
+
+def groups() -> list[Path]:
+    """The folders whose files are options: those of Hydra are how jobs are run and found."""
+    own = [path for path in CONF.iterdir() if path.is_dir() and path.name != "hydra"]
+    return [*sorted(own), CONF / "hydra" / "launcher", CONF / "hydra" / "sweeper"]
+
+
+def name_of(group: Path) -> str:
+    """A group as the command line knows it."""
+    return group.relative_to(CONF).as_posix()
 
 
 def heading(title: str, mark: str) -> str:
@@ -70,7 +78,7 @@ def option(path: Path) -> str:
     """What one file of a group offers: its comment, what it builds, and its keys."""
     said = [plain(line[2:]) for line in comment(path) if not PACKAGE.match(line)]
     built = [f"* :class:`{name}`" for name in targets(path)]
-    title = heading(f"{path.parent.name}={path.stem}", "^")
+    title = heading(f"{name_of(path.parent)}={path.stem}", "^")
     chosen = ", ".join(f"``{choice}``" for choice in choices(path))
     composed = f"\nComposed with {chosen}.\n" if chosen else ""
     return "\n".join([title, *said, "", *built, composed, table(keys(path))])
@@ -97,7 +105,7 @@ def keys(path: Path) -> list[Key]:
     """Every key of a file, under the name that the command line knows."""
     text = path.read_text()
     declared = PACKAGE.match(text)
-    package = declared[1] if declared else path.parent.name
+    package = declared[1] if declared else name_of(path.parent).replace("/", ".")
     root = yaml.compose(text)
     prefix = "" if package == "_global_" or path.parent == CONF else f"{package}."
     return [*walk(root, prefix, text)] if isinstance(root, yaml.MappingNode) else []
