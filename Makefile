@@ -1,12 +1,13 @@
 # make demo   train and certify on the embedded digits
 # make test   the fast tests;  make test-slow  the rest;  make test-slurm  on a Slurm of its own
 # make lint   style, types and who imports whom;  make proofs  the theorems, checked by Coq
+# make docs   the documentation site, in build/site/index.html
 # make verified-checker   the program of robustcert-check --verified
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test test-slow test-slurm lint proofs verified-checker clean
+.PHONY: demo test test-slow test-slurm lint docs proofs verified-checker clean
 
 demo: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python train.py trainer.max_epochs=60 attack.seconds=10
@@ -26,6 +27,11 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest -q tests/test_imports.py
+
+# Warnings are errors, and so is a link that leads nowhere; no page needs a network.
+docs: $(READY)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m sphinx --fresh-env --fail-on-warning --keep-going \
+		--quiet -c docs/site -d build/doctrees docs build/site
 
 # Installs Debian's coq and its libraries where it may; fails with the command to run where not.
 proofs:

@@ -5,7 +5,6 @@ room; an arrow says that a room imports another, wherever in its files.
 """
 
 import ast
-import doctest
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,7 +14,6 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
-import torch
 
 from robustcert import check
 
@@ -243,17 +241,6 @@ def test_no_test_module_imports_another() -> None:
     for path in (ROOT / "tests").rglob("test_*.py"):
         taken = {name.split(".")[-1] for name in imported(path)}
         assert not {name for name in taken if name.startswith("test_")}, path
-
-
-@pytest.mark.parametrize(
-    "path",
-    [path for path in sorted(PACKAGE.rglob("*.py")) if ">>>" in path.read_text()],
-    ids=lambda path: path.stem,
-)
-def test_examples_in_docstrings_run(path: Path) -> None:
-    tried = doctest.testmod(import_module(module(path)), extraglobs={"torch": torch})
-    assert tried.attempted
-    assert not tried.failed
 
 
 def test_public_names_are_listed_and_loaded_when_they_are_asked_for() -> None:

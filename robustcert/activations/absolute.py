@@ -16,6 +16,10 @@ class Abs(nn.Module):
 
     Args:
         num_features: Size of dimension 1 of the input, which has shape ``(N, C, *)``.
+
+    Example:
+        >>> Abs(3)(torch.tensor([[-1.5, 0.0, 2.0]]))
+        tensor([[1.5000, 0.0000, 2.0000]])
     """
 
     def __init__(self, num_features: int) -> None:

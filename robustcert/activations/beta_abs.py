@@ -22,6 +22,10 @@ class BetaAbs(nn.Module):
     Args:
         num_features: Size of dimension 1 of the input, which has shape ``(N, C, *)``.
         beta: Share of the features, between 0 and 1; rounded to a whole number of them.
+
+    Example:
+        >>> BetaAbs(4, beta=0.5)(torch.tensor([[-1.5, -2.5, -3.5, -4.5]]))
+        tensor([[ 1.5000,  2.5000, -3.5000, -4.5000]])
     """
 
     def __init__(self, num_features: int, beta: float = 0.5) -> None:

@@ -56,6 +56,12 @@ class Grafted(nn.Module):
     Args:
         num_features: Size of dimension 1 of the input, which has shape ``(N, C, *)``.
         base: What units are before they are grafted.
+
+    Example:
+        >>> activation = Grafted(2, base="relu")
+        >>> activation.graft_units(torch.tensor([True, False]), torch.tensor([[1.0, 1.0]]))
+        >>> activation(torch.tensor([[-1.5, -1.5]])).detach()  # of slope 1, as on most inputs
+        tensor([[-1.5000,  0.0000]])
     """
 
     graft: Tensor

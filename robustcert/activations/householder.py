@@ -30,6 +30,14 @@ class Householder(nn.Module):
 
     Args:
         num_features: Size of dimension 1 of the input, which has shape ``(N, C, *)``; even.
+
+    Example:
+        >>> activation = Householder(2)
+        >>> activation(torch.tensor([[3.0, 1.0]])).detach().round(decimals=4)  # MaxMin at first
+        tensor([[1., 3.]])
+        >>> _ = torch.nn.init.zeros_(activation.angle)
+        >>> activation(torch.tensor([[-3.5, 1.5]])).detach()  # a vertical mirror
+        tensor([[3.5000, 1.5000]])
     """
 
     def __init__(self, num_features: int) -> None:

@@ -66,6 +66,11 @@ class Householder2(nn.Module):
 
     Args:
         num_features: Size of dimension 1 of the input, which has shape ``(N, C, *)``; even.
+
+    Example:
+        >>> activation, x = Householder2(2), torch.randn(100, 2)
+        >>> torch.allclose(activation(x).norm(dim=1), x.norm(dim=1), atol=1e-5)
+        True
     """
 
     def __init__(self, num_features: int) -> None:

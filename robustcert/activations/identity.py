@@ -16,6 +16,10 @@ class Identity(nn.Module):
 
     Args:
         num_features: Size of dimension 1 of the input, which has shape ``(N, C, *)``.
+
+    Example:
+        >>> Identity(2)(torch.tensor([[-1.5, 2.0]]))
+        tensor([[-1.5000,  2.0000]])
     """
 
     def __init__(self, num_features: int) -> None:

@@ -45,6 +45,13 @@ class LinearSpline(nn.Module):
         num_knots: Odd, at least 3, both ends of the grid included.
         radius: Half the length of the grid.
         shared: One spline for the layer rather than one for each feature.
+
+    Example:
+        >>> activation = LinearSpline(1, num_knots=5)
+        >>> activation(torch.tensor([[-1.5]])).detach()
+        tensor([[1.5000]])
+        >>> activation.raw_slopes.shape  # one slope between any two knots
+        torch.Size([1, 4])
     """
 
     step: Tensor

@@ -59,6 +59,11 @@ class NActivation(nn.Module):
     Args:
         num_features: Size of dimension 1 of the input, which has shape ``(N, C, *)``.
         lr_factor: Learning rate of the corners under SGD, relative to that of other parameters.
+
+    Example:
+        >>> activation = NActivation(2)
+        >>> activation(torch.tensor([[-1.5, -1.5]])).detach()  # an absolute value and the identity
+        tensor([[ 1.5000, -1.5000]])
     """
 
     def __init__(self, num_features: int, lr_factor: float = 0.01) -> None:

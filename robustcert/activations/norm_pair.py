@@ -34,6 +34,10 @@ class NormPair(nn.Module):
         temperature: Initial :math:`\tau`.
         learnable: Whether the temperature is trained, through its logarithm.
         per_feature: One temperature for each group rather than one for the layer.
+
+    Example:
+        >>> NormPair(2, temperature=0.5, learnable=False)(torch.tensor([[3.0, 4.0]]))
+        tensor([[4.5249]])
     """
 
     def __init__(

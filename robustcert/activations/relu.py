@@ -19,6 +19,10 @@ class ReLU(nn.Module):
 
     Args:
         num_features: Size of dimension 1 of the input, which has shape ``(N, C, *)``.
+
+    Example:
+        >>> ReLU(3)(torch.tensor([[-1.5, 0.0, 2.0]]))
+        tensor([[0., 0., 2.]])
     """
 
     def __init__(self, num_features: int) -> None:

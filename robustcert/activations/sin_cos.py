@@ -30,6 +30,11 @@ class SinCos(nn.Module):
         frequency: Initial :math:`\omega`.
         learnable: Whether the frequency is trained, through its logarithm.
         per_feature: One frequency for each feature rather than one for the layer.
+
+    Example:
+        >>> activation = SinCos(1, frequency=2.0, learnable=False)
+        >>> activation(torch.tensor([[0.5]]))  # (cos 1, sin 1) / 2
+        tensor([[0.2702, 0.4207]])
     """
 
     def __init__(

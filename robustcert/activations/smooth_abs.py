@@ -28,6 +28,10 @@ class SmoothAbs(nn.Module):
         temperature: Initial :math:`\tau`.
         learnable: Whether the temperature is trained, through its logarithm.
         per_feature: One temperature for each feature rather than one for the layer.
+
+    Example:
+        >>> SmoothAbs(2, temperature=0.75, learnable=False)(torch.tensor([[0.0, -1.0]]))
+        tensor([[0.0000, 0.5000]])
     """
 
     def __init__(

@@ -41,6 +41,11 @@ class SmoothHouseholder(nn.Module):
         learnable: Whether the temperature is trained, through its logarithm.
         per_feature: One temperature for each pair rather than one for the layer.
         learn_normal: Whether the mirrors are trained.
+
+    Example:
+        >>> activation = SmoothHouseholder(2, temperature=0.5, learnable=False, learn_normal=False)
+        >>> activation(torch.tensor([[3.0, 1.0]]))
+        tensor([[1.2929, 2.7071]])
     """
 
     def __init__(

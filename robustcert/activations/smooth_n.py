@@ -32,6 +32,11 @@ class SmoothN(nn.Module):
         learnable: Whether the temperature is trained, through its logarithm.
         per_feature: One temperature for each feature rather than one for the layer.
         lr_factor: Learning rate of the corners under SGD, relative to that of other parameters.
+
+    Example:
+        >>> activation = SmoothN(2, temperature=0.5, learnable=False)
+        >>> activation(torch.tensor([[-1.5, -1.5]])).detach()
+        tensor([[ 1.5486, -1.5000]])
     """
 
     def __init__(

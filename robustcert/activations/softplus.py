@@ -35,6 +35,10 @@ class Softplus(nn.Module):
         temperature: Initial :math:`\tau`.
         learnable: Whether the temperature is trained, through its logarithm.
         per_feature: One temperature for each feature rather than one for the layer.
+
+    Example:
+        >>> Softplus(2, temperature=0.5, learnable=False)(torch.tensor([[-1.0, 1.0]]))
+        tensor([[0.0635, 1.0635]])
     """
 
     def __init__(

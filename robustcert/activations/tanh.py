@@ -24,6 +24,10 @@ class Tanh(nn.Module):
 
     Args:
         num_features: Size of dimension 1 of the input, which has shape ``(N, C, *)``.
+
+    Example:
+        >>> Tanh(2)(torch.tensor([[-1.0, 1.0]]))
+        tensor([[-0.7616,  0.7616]])
     """
 
     def __init__(self, num_features: int) -> None:

@@ -99,6 +99,12 @@ def strict_arithmetic() -> Iterator[dict[str, Any]]:
     Raises:
         UnsoundArithmeticError: a setting was changed meanwhile, so that what was computed is not to
             be used; or the machine's arithmetic is not what bounds assume.
+
+    Example:
+        >>> with strict_arithmetic() as settings:
+        ...     product = torch.ones(2, 2) @ torch.ones(2, 2)
+        >>> settings["tf32"]
+        False
     """
     seen = _region.enter()
     saved = [setting.read() for setting in THREAD_SETTINGS]
@@ -158,6 +164,11 @@ def float64_products_are_strict() -> bool:
 
     Reading is much cheaper than switching. No setting asks for less in float64, but those of the
     thread. Convolutions are not covered.
+
+    Example:
+        >>> with strict_arithmetic():
+        ...     float64_products_are_strict()
+        True
     """
     strict = not flushes_subnormals() and not torch.is_autocast_enabled("cpu")
     threads = torch.get_num_threads()

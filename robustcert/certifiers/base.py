@@ -27,7 +27,12 @@ FUNCTIONS: Mapping[str, str] = {
 
 
 class Proof(StrEnum):
-    """What radii rest on, in the words of a certificate's claim."""
+    """What radii rest on, in the words of a certificate's claim.
+
+    Example:
+        >>> Proof("quadric").name
+        'QUADRIC'
+    """
 
     LIPSCHITZ = "lipschitz"  # norms of the operations
     LIPSDP = "lipsdp"  # semidefinite bounds of pairwise constants
@@ -57,6 +62,11 @@ class Claim:
 
     Raises:
         ValueError: the proof has no name, or a function is not known.
+
+    Example:
+        >>> claim = LipschitzCertifier().claim(fold_network(torch.nn.Linear(2, 2), (2,)))
+        >>> claim.proof, claim.functions, claim.pairwise.shape
+        (<Proof.LIPSCHITZ: 'lipschitz'>, ('R', 'F64'), torch.Size([2, 2]))
     """
 
     proof: str
@@ -89,6 +99,11 @@ class Certificates:
         decided: Whether the prediction is proved to be the unique largest logit of the real-valued
             network at the sample, shape ``(N,)``; by default where the radius is above 0 or the
             margin above its own error.
+
+    Example:
+        >>> radius = torch.tensor([0.5, 0.25, 0.0])
+        >>> Certificates(torch.tensor([0, 1, 1]), radius, margin=2 * radius, error=torch.zeros(3))
+        Certificates(3 samples, 2 with a radius: median 0.25, largest 0.5)
     """
 
     prediction: Tensor
@@ -126,6 +141,15 @@ class Certifier(ABC):
 
     A certifier of another package derives from this class; ``certify.py`` takes it with
     ``certifier._target_=their_package.TheirCertifier allow_targets=[their_package]``.
+
+    Example:
+        >>> class Halved(LipschitzCertifier):
+        ...     def certify(self, network, x):
+        ...         full = super().certify(network, x)
+        ...         return Certificates(full.prediction, full.radius / 2, full.margin, full.error)
+        >>> network = fold_network(torch.nn.Flatten(), (2,))
+        >>> Halved().certify(network, torch.tensor([[1.0, 0.0]])).radius
+        tensor([0.3536], dtype=torch.float64)
     """
 
     @abstractmethod

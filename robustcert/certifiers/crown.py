@@ -36,6 +36,17 @@ class CROWNCertifier(PairwiseCertifier):
     Args:
         alone: Whether to leave the Lipschitz bound out, to compare the two.
         arithmetic: As in :class:`robustcert.certifiers.LipschitzCertifier`.
+
+    Example:
+        >>> net = torch.nn.Sequential(torch.nn.Linear(1, 2), torch.nn.ReLU(), torch.nn.Linear(2, 2))
+        >>> ramp = [[[1.0], [1.0]], [0.0, -2.0], [[1.0, -1.0], [0.0, 0.0]], [0.0, 0.0]]
+        >>> for parameter, value in zip(net.parameters(), ramp):
+        ...     parameter.data = torch.tensor(value)
+        >>> network, x = fold_network(net, (1,)), torch.tensor([[1.0]])
+        >>> for certifier in (LipschitzCertifier(), CROWNCertifier()):
+        ...     print(f"{certifier.certify(network, x).radius.item():.4f}")  # the distance is 1
+        0.5000
+        1.0000
     """
 
     proof = Proof.CROWN

@@ -110,6 +110,14 @@ class LipschitzCertifier(PairwiseCertifier):
 
     Args:
         arithmetic: As in :class:`PairwiseCertifier`.
+
+    Example:
+        >>> network = fold_network(torch.nn.Flatten(), (2,))  # the inputs are the logits
+        >>> result = LipschitzCertifier().certify(network, torch.tensor([[1.0, 0.0], [0.5, 0.5]]))
+        >>> result.radius  # margin / sqrt(2); a tie has none
+        tensor([0.7071, 0.0000], dtype=torch.float64)
+        >>> result.decided
+        tensor([ True, False])
     """
 
     proof = Proof.LIPSCHITZ

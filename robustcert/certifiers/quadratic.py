@@ -55,6 +55,13 @@ class QuadricCertifier(Certifier):
     Other networks get their Lipschitz radii. The deployed network is the one in float64.
 
     Reference: Boyd and Vandenberghe, *Convex Optimization*, appendix B (the S-procedure).
+
+    Example:
+        >>> model = Subspaces((2,), 2, per_class=1, rank=1)
+        >>> x = torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]])
+        >>> model.start_at(x, torch.tensor([0, 0, 1, 1]))  # two parallel lines at distance 1
+        >>> QuadricCertifier().certify(fold_network(model, (2,)), torch.tensor([[0.0, 0.5]])).radius
+        tensor([0.5000], dtype=torch.float64)
     """
 
     def __init__(self) -> None:

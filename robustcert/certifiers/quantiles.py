@@ -24,6 +24,10 @@ def clopper_pearson_low(hits: int, trials: int, alpha: float) -> float:
 
     Reference: Clopper and Pearson, `The use of confidence or fiducial limits illustrated in the
     case of the binomial <https://doi.org/10.1093/biomet/26.4.404>`_, Biometrika 1934.
+
+    Example:
+        >>> f"{clopper_pearson_low(hits=10, trials=10, alpha=0.001):.6f}"  # 0.001 to the power 1/10
+        '0.501187'
     """
     from scipy.stats import beta
 

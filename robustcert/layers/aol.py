@@ -20,6 +20,11 @@ class AOLDense(nn.Module):
 
     Reference: Prach and Lampert, `Almost-Orthogonal Layers for Efficient General-Purpose Lipschitz
     Networks <https://arxiv.org/abs/2208.03160>`_, ECCV 2022.
+
+    Example:
+        >>> AOLDense()(torch.tensor([[1.0, 1.0], [0.0, 0.0]]))
+        tensor([[0.7071, 0.7071],
+                [0.0000, 0.0000]])
     """
 
     def forward(self, weight: Tensor) -> Tensor:
@@ -45,6 +50,14 @@ class AOLConvolution(nn.Module):
 
     Args:
         stride: Step between output positions.
+
+    Example:
+        >>> AOLConvolution()(torch.ones(1, 1, 2, 2))[0, 0]
+        tensor([[0.2500, 0.2500],
+                [0.2500, 0.2500]])
+        >>> AOLConvolution(stride=2)(torch.ones(1, 1, 2, 2))[0, 0]
+        tensor([[0.5000, 0.5000],
+                [0.5000, 0.5000]])
     """
 
     def __init__(self, stride: int = 1) -> None:
@@ -70,6 +83,12 @@ class AOLLinear(ConstrainedLinear):
         in_features: Size of the input.
         out_features: Size of the output.
         bias: Whether to add a learned bias.
+
+    Example:
+        >>> layer = AOLLinear(8, 4)
+        >>> _ = torch.nn.init.normal_(layer.parametrizations.weight.original)
+        >>> bool(torch.linalg.matrix_norm(layer.weight, 2) <= 1)
+        True
     """
 
     def __init__(self, in_features: int, out_features: int, *, bias: bool = True) -> None:
@@ -87,6 +106,13 @@ class AOLConv2d(ConstrainedConv2d):
         padding: Zeros on each side of the input.
         input_size: ``(H, W)`` of the input.
         bias: Whether to add a learned bias.
+
+    Example:
+        >>> layer = AOLConv2d(3, 8, 4, stride=2, padding=1, input_size=(8, 8))
+        >>> layer(torch.zeros(1, 3, 8, 8)).shape
+        torch.Size([1, 8, 4, 4])
+        >>> lipschitz_bound(layer, (3, 8, 8)) < 1.001
+        True
     """
 
     def __init__(

@@ -25,6 +25,13 @@ class BCOP(nn.Module):
         out_channels: Channels of the output.
         kernel_size: Side of the kernel, at least the stride.
         stride: Step between output positions.
+
+    Example:
+        >>> kernel = BCOP(2, 2, 3, stride=1)(torch.randn(2, 2))
+        >>> kernel.shape
+        torch.Size([2, 2, 3, 3])
+        >>> f"{kernel.square().sum():.4f}"  # an isometry of two channels
+        '2.0000'
     """
 
     def __init__(
@@ -80,6 +87,12 @@ class BCOPConv2d(ConstrainedConv2d):
         padding: Zeros on each side of the input.
         input_size: ``(H, W)`` of the input.
         bias: Whether to add a learned bias.
+
+    Example:
+        >>> layer = BCOPConv2d(4, 4, 3, padding=2, input_size=(6, 6), bias=False)
+        >>> x = torch.randn(1, 4, 6, 6)
+        >>> f"{layer(x).norm() / x.norm():.4f}"  # so much padding that nothing is cut off
+        '1.0000'
     """
 
     def __init__(

@@ -21,6 +21,13 @@ class BjorckOrthogonal(nn.Module):
 
     Args:
         iterations: Largest number of steps.
+
+    Example:
+        >>> X = torch.diag(torch.tensor([1.0, 0.5]))
+        >>> torch.linalg.svdvals(BjorckOrthogonal(iterations=1)(X)).amin()
+        tensor(0.6875)
+        >>> f"{torch.linalg.svdvals(BjorckOrthogonal()(X)).amin():.4f}"
+        '1.0000'
     """
 
     def __init__(self, iterations: int = 15) -> None:
@@ -80,6 +87,11 @@ class BjorckLinear(ConstrainedLinear):
         out_features: Size of the output.
         iterations: Largest number of steps.
         bias: Whether to add a learned bias.
+
+    Example:
+        >>> W = BjorckLinear(5, 3).weight
+        >>> torch.allclose(W @ W.T, torch.eye(3), atol=1e-5)
+        True
     """
 
     def __init__(

@@ -27,6 +27,11 @@ class CayleyOrthogonal(nn.Module):
 
     Reference: Trockman and Kolter, `Orthogonalizing Convolutional Layers with the Cayley Transform
     <https://arxiv.org/abs/2104.07167>`_, ICLR 2021.
+
+    Example:
+        >>> CayleyOrthogonal()(torch.tensor([[0.0, 0.5], [0.0, 0.0]]))
+        tensor([[ 0.6000, -0.8000],
+                [ 0.8000,  0.6000]])
     """
 
     def forward(self, weight: Tensor) -> Tensor:
@@ -113,6 +118,11 @@ class CayleyLinear(ConstrainedLinear):
         in_features: Size of the input.
         out_features: Size of the output.
         bias: Whether to add a learned bias.
+
+    Example:
+        >>> layer, x, y = CayleyLinear(3, 5), torch.randn(3), torch.randn(3)
+        >>> f"{torch.dist(layer(x), layer(y)) / torch.dist(x, y):.4f}"  # distances are kept
+        '1.0000'
     """
 
     def __init__(self, in_features: int, out_features: int, *, bias: bool = True) -> None:

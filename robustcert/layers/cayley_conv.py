@@ -15,6 +15,12 @@ class CayleyFrequencies(FrequencyConstraint):
 
     Reference: Trockman and Kolter, `Orthogonalizing Convolutional Layers with the Cayley Transform
     <https://arxiv.org/abs/2104.07167>`_, ICLR 2021.
+
+    Example:
+        >>> rule = CayleyFrequencies(2, 2, stride=1, padding=0, period=(4, 4))
+        >>> kernel = rule(torch.randn(rule.free_shape(1)))
+        >>> f"{kernel.square().sum():.4f}"  # an isometry of two channels
+        '2.0000'
     """
 
     def constrain(self, blocks: Tensor) -> Tensor:
@@ -40,6 +46,12 @@ class CayleyConv2d(FrequencyConv2d):
         padding: That of the zero-padded convolution whose output size it has.
         input_size: ``(H, W)`` of the input.
         bias: Whether to add a learned bias.
+
+    Example:
+        >>> layer = CayleyConv2d(2, 2, 3, padding=1, input_size=(8, 8), bias=False)
+        >>> x = torch.randn(1, 2, 8, 8)
+        >>> f"{layer(x).norm() / x.norm():.4f}"
+        '1.0000'
     """
 
     constraint = CayleyFrequencies

@@ -23,6 +23,13 @@ class Centering(nn.Module):
     Args:
         num_features: Size of dimension 1 of the input, of shape ``(N, C, *)``.
         momentum: Share of the newest batch in the running mean. In (0, 1].
+
+    Example:
+        >>> layer, x = Centering(1), torch.tensor([[1.0], [3.0]])
+        >>> layer(x).flatten()
+        tensor([-1.,  1.])
+        >>> layer.eval()(x).flatten()  # the running mean is a tenth of the way from 0 to 2
+        tensor([0.8000, 2.8000])
     """
 
     mean: Tensor

@@ -21,6 +21,14 @@ class ConstrainedLinear(nn.Module):
         parametrization: Module that maps the free weight to the constrained one.
         free_shape: Shape of the free weight, if not that of the constrained one.
         bias: Whether to add a learned bias.
+
+    Example:
+        >>> layer = ConstrainedLinear(4, 2, parametrization=CayleyOrthogonal())
+        >>> W = layer.weight
+        >>> torch.allclose(W @ W.T, torch.eye(2), atol=1e-5)
+        True
+        >>> layer.parametrizations.weight.original.shape  # what is trained
+        torch.Size([2, 4])
     """
 
     weight: Tensor
@@ -74,6 +82,14 @@ class ConstrainedConv2d(nn.Module):
         parametrization: Module that maps the free kernel to the constrained one.
         free_shape: Shape of the free kernel, if not that of the constrained one.
         bias: Whether to add a learned bias.
+
+    Example:
+        >>> rule = AOLConvolution()
+        >>> layer = ConstrainedConv2d(1, 2, 3, padding=1, input_size=(5, 5), parametrization=rule)
+        >>> layer(torch.zeros(1, 1, 5, 5)).shape
+        torch.Size([1, 2, 5, 5])
+        >>> lipschitz_bound(layer, (1, 5, 5)) < 1.001
+        True
     """
 
     weight: Tensor

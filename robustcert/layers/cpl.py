@@ -15,6 +15,12 @@ class CPLLinear(ResidualLinear):
 
     Reference: Meunier, Delattre, Araujo and Allauzen, `A dynamical system perspective for Lipschitz
     neural networks <https://arxiv.org/abs/2110.12690>`_, ICML 2022.
+
+    Example:
+        >>> layer = CPLLinear(3, 3, activation=ReLU, bias=False)
+        >>> _ = torch.nn.init.eye_(layer.weight)
+        >>> layer(torch.tensor([[0.5, -0.25, 1.5]])).detach()  # -|x|, but for the norm's estimate
+        tensor([[-0.4830, -0.2500, -1.4489]])
     """
 
     def scale(self) -> Tensor:
@@ -28,6 +34,12 @@ class CPLConv2d(ResidualConv2d):
 
     The norm of the zero-padded convolution is at most that of the circular one on a map enlarged by
     the padding; Gram iteration runs on its frequencies.
+
+    Example:
+        >>> layer = CPLConv2d(2, 2, 3, padding=1, input_size=(5, 5), activation=ReLU)
+        >>> x, y = torch.randn(2, 2, 5, 5)[:, None]
+        >>> bool(torch.dist(layer(x), layer(y)) <= torch.dist(x, y))
+        True
     """
 
     def scale(self) -> Tensor:

@@ -129,6 +129,11 @@ class ExponentialOrthogonal(nn.Module):
     Args:
         in_features: Columns that are kept.
         out_features: Rows that are kept.
+
+    Example:
+        >>> ExponentialOrthogonal(2, 2)(torch.tensor([[0.0, -torch.pi / 6], [0.0, 0.0]]))
+        tensor([[ 0.8660, -0.5000],
+                [ 0.5000,  0.8660]])
     """
 
     def __init__(self, in_features: int, out_features: int) -> None:
@@ -150,6 +155,11 @@ class ExponentialLinear(ConstrainedLinear):
         in_features: Size of the input.
         out_features: Size of the output.
         bias: Whether to add a learned bias.
+
+    Example:
+        >>> W = ExponentialLinear(3, 2).weight
+        >>> torch.allclose(W @ W.T, torch.eye(2), atol=1e-5)
+        True
     """
 
     def __init__(self, in_features: int, out_features: int, *, bias: bool = True) -> None:

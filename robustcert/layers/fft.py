@@ -31,6 +31,15 @@ class FrequencyConstraint(nn.Module):
         stride: Step between output positions.
         padding: How far the first tap is before the output position.
         period: Height and width of the circular map, multiples of the stride.
+
+    Example:
+        >>> class Scaled(FrequencyConstraint):
+        ...     def constrain(self, blocks):
+        ...         return blocks / torch.linalg.matrix_norm(blocks, 2).clamp_min(1)[:, None, None]
+        >>> rule = Scaled(1, 1, stride=1, padding=0, period=(4, 4))
+        >>> kernel = rule(torch.full(rule.free_shape(1), 3.0))
+        >>> f"{kernel.sum():.4f}"  # from 3, at frequency 0
+        '1.0000'
     """
 
     def __init__(
@@ -170,6 +179,13 @@ class FrequencyConv2d(nn.Module):
         input_size: ``(H, W)`` of the input; another size is refused.
         margin: Zeros that keep one border of the map from the other.
         bias: Whether to add a learned bias.
+
+    Example:
+        >>> class CayleyLike(FrequencyConv2d):
+        ...     constraint = CayleyFrequencies
+        >>> layer = CayleyLike(2, 4, 3, stride=2, padding=1, input_size=(6, 6))
+        >>> layer(torch.zeros(1, 2, 6, 6)).shape
+        torch.Size([1, 4, 3, 3])
     """
 
     constraint: ClassVar[type[FrequencyConstraint]]

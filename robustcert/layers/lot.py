@@ -16,6 +16,11 @@ class LOTFrequencies(FrequencyConstraint):
 
     Reference: Xu, Li and Li, `LOT: Layer-wise Orthogonal Training on Improving l2 Certified
     Robustness <https://arxiv.org/abs/2210.11620>`_, NeurIPS 2022.
+
+    Example:
+        >>> rule = LOTFrequencies(1, 1, stride=1, padding=0, period=(4, 4))
+        >>> f"{rule(torch.full(rule.free_shape(1), 5.0)).sum():.4f}"  # of one number, its sign
+        '1.0000'
     """
 
     iterations = 10
@@ -45,6 +50,13 @@ class LOTConv2d(FrequencyConv2d):
         padding: That of the zero-padded convolution whose output size it has.
         input_size: ``(H, W)`` of the input.
         bias: Whether to add a learned bias.
+
+    Example:
+        >>> layer = LOTConv2d(2, 4, 2, stride=2, input_size=(4, 4))
+        >>> layer(torch.zeros(1, 2, 4, 4)).shape
+        torch.Size([1, 4, 2, 2])
+        >>> lipschitz_bound(layer, (2, 4, 4)) < 1.001
+        True
     """
 
     constraint = LOTFrequencies

@@ -42,6 +42,12 @@ class ManifoldOrthogonal(nn.Module):
         in_features: Columns.
         out_features: Rows.
         retract_every: Steps from one retraction to the next.
+
+    Example:
+        >>> rule = ManifoldOrthogonal(2, 2).eval()
+        >>> W = rule(torch.tensor([[0.0, torch.pi / 6], [0.0, 0.0]]))  # a turn by 30 degrees
+        >>> [f"{cosine:.3f}" for cosine in (W @ rule.point.T).diagonal()]
+        ['0.866', '0.866']
     """
 
     weights_are_steps = True
@@ -94,6 +100,15 @@ class ManifoldLinear(ConstrainedLinear):
         out_features: Size of the output.
         retract_every: Steps from one retraction to the next.
         bias: Whether to add a learned bias.
+
+    Example:
+        >>> layer = ManifoldLinear(4, 4)
+        >>> optimizer = torch.optim.SGD(layer.parameters(), lr=1.0)
+        >>> layer(torch.randn(8, 4)).sum().backward()
+        >>> optimizer.step()
+        >>> W = layer.eval().weight
+        >>> torch.allclose(W @ W.T, torch.eye(4), atol=1e-5)  # no projection was needed
+        True
     """
 
     def __init__(
@@ -124,6 +139,12 @@ class ManifoldPatchConv2d(PatchConv2d):
         input_size: ``(H, W)`` of the input.
         retract_every: Steps from one retraction to the next.
         bias: Whether to add a learned bias.
+
+    Example:
+        >>> layer = ManifoldPatchConv2d(3, 12, 2, stride=2, input_size=(4, 4), bias=False)
+        >>> x = torch.randn(1, 3, 4, 4)
+        >>> f"{layer(x).norm() / x.norm():.4f}"
+        '1.0000'
     """
 
     def __init__(

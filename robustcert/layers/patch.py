@@ -18,6 +18,11 @@ class OnPatches(nn.Module):
         rule: Maps the free weight to the matrix.
         in_channels: Channels of the input.
         kernel_size: Side of the patches.
+
+    Example:
+        >>> rule = OnPatches(AOLDense(), in_channels=1, kernel_size=2)
+        >>> rule(torch.ones(3, 4)).shape
+        torch.Size([3, 1, 2, 2])
     """
 
     def __init__(self, rule: nn.Module, in_channels: int, kernel_size: int) -> None:
@@ -43,6 +48,14 @@ class PatchConv2d(ConstrainedConv2d):
         rule: Maps the free weight to a matrix ``(out_channels, in_channels * kernel_size**2)``.
         free_shape: Shape of the free weight.
         bias: Whether to add a learned bias.
+
+    Example:
+        >>> rule = CayleyOrthogonal()
+        >>> options = {"stride": 2, "padding": 0, "input_size": (4, 4), "bias": False}
+        >>> layer = PatchConv2d(1, 4, 2, rule=rule, free_shape=(4, 4), **options)
+        >>> x = torch.randn(1, 1, 4, 4)
+        >>> f"{layer(x).norm() / x.norm():.4f}"
+        '1.0000'
     """
 
     def __init__(
@@ -112,6 +125,13 @@ class CholeskyPatchConv2d(PatchConv2d):
         input_size: ``(H, W)`` of the input.
         ridge: See :class:`robustcert.layers.CholeskyOrthogonal`.
         bias: Whether to add a learned bias.
+
+    Example:
+        >>> layer = CholeskyPatchConv2d(2, 8, 2, stride=2, input_size=(4, 4))
+        >>> layer(torch.zeros(1, 2, 4, 4)).shape
+        torch.Size([1, 8, 2, 2])
+        >>> lipschitz_bound(layer, (2, 4, 4)) < 1
+        True
     """
 
     def __init__(

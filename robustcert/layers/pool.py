@@ -29,6 +29,10 @@ class NormPool2d(nn.Module):
 
     Args:
         size: Side of the windows; it must divide the height and the width.
+
+    Example:
+        >>> NormPool2d(2)(torch.tensor([[[[3.0, 4.0], [0.0, 0.0]]]]))
+        tensor([[[[5.]]]])
     """
 
     def __init__(self, size: int = 2) -> None:
@@ -63,6 +67,11 @@ class InvertibleDownsampling(nn.Module):
     Args:
         channels: Channels of the input, of shape ``(N, channels, H, W)``.
         size: Side of the windows; it must divide the height and the width.
+
+    Example:
+        >>> layer = InvertibleDownsampling(1)
+        >>> layer(torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]])).squeeze()
+        tensor([1., 2., 3., 4.])
     """
 
     def __init__(self, channels: int, size: int = 2) -> None:

@@ -24,6 +24,15 @@ class ResidualLayer(nn.Module):
             for a convolution that keeps the size of the map.
         activation: Called as ``activation(hidden)``; slopes in [0, 1], entry by entry.
         bias: Whether to add a learned bias inside.
+
+    Example:
+        >>> class Halved(ResidualLayer):
+        ...     def scale(self):
+        ...         return torch.full((len(self.weight),), 0.5)
+        >>> layer = Halved((2, 2), activation=ReLU, bias=False)
+        >>> _ = torch.nn.init.eye_(layer.weight)
+        >>> layer(torch.tensor([[0.5, -1.5]])).detach()  # x - relu(x) / 2
+        tensor([[ 0.2500, -1.5000]])
     """
 
     def __init__(

@@ -22,6 +22,12 @@ class SLLLinear(ResidualLinear):
 
     Reference: Araujo, Havens, Delattre, Allauzen and Hu, `A Unified Algebraic Perspective on
     Lipschitz Neural Networks <https://arxiv.org/abs/2303.03169>`_, ICLR 2023.
+
+    Example:
+        >>> layer = SLLLinear(3, 3, activation=ReLU, bias=False)
+        >>> _ = torch.nn.init.ones_(layer.weight)
+        >>> f"{lipschitz_bound(layer, (3,)):.4f}"  # whatever the weight
+        '1.0000'
     """
 
     def prepare(self) -> None:
@@ -39,6 +45,12 @@ class SLLConv2d(ResidualConv2d):
 
     :math:`C_{ij}` sums the magnitudes of the correlations of channels i and j over all shifts,
     which bounds every row of :math:`W W^\top` on an unbounded grid.
+
+    Example:
+        >>> layer = SLLConv2d(2, 2, 3, padding=1, input_size=(5, 5), activation=ReLU)
+        >>> x, y = torch.randn(2, 2, 5, 5)[:, None]
+        >>> bool(torch.dist(layer(x), layer(y)) <= torch.dist(x, y))
+        True
     """
 
     def prepare(self) -> None:

@@ -16,6 +16,12 @@ class SkewFrequencies(FrequencyConstraint):
 
     Reference: Singla and Feizi, `Skew Orthogonal Convolutions
     <https://arxiv.org/abs/2105.11417>`_, ICML 2021.
+
+    Example:
+        >>> rule = SkewFrequencies(2, 2, stride=1, padding=0, period=(4, 4))
+        >>> K = rule(torch.tensor([[0.0, torch.pi / 6], [0.0, 0.0]])[:, :, None, None])
+        >>> K[:, :, 0, 0].diagonal()  # a turn by 30 degrees
+        tensor([0.8660, 0.8660])
     """
 
     def free_shape(self, kernel_size: int) -> tuple[int, ...]:
@@ -40,6 +46,12 @@ class SOCConv2d(FrequencyConv2d):
         padding: That of the zero-padded convolution whose output size it has.
         input_size: ``(H, W)`` of the input.
         bias: Whether to add a learned bias.
+
+    Example:
+        >>> layer = SOCConv2d(2, 2, 3, padding=1, input_size=(8, 8), bias=False)
+        >>> x = torch.randn(1, 2, 8, 8)
+        >>> f"{layer(x).norm() / x.norm():.4f}"
+        '1.0000'
     """
 
     constraint = SkewFrequencies

@@ -17,6 +17,13 @@ class VerifiedRobustAccuracy(Metric):
 
     Args:
         radii: The thresholds epsilon, in input units; ``compute`` returns one share for each.
+
+    Example:
+        >>> metric = VerifiedRobustAccuracy(radii=[0.25, 0.75])
+        >>> radius = torch.tensor([0.5, 1.0, 2.0, 0.0])
+        >>> correct = torch.tensor([True, True, False, True])
+        >>> metric(radius, correct)
+        tensor([0.5000, 0.2500])
     """
 
     is_differentiable = False
@@ -50,6 +57,13 @@ class AverageCertifiedRadius(Metric):
     r"""Mean certified radius, where a wrong or uncertified sample counts 0.
 
     Reference: Zhai et al., `MACER <https://arxiv.org/abs/2001.02378>`_, ICLR 2020.
+
+    Example:
+        >>> metric = AverageCertifiedRadius()
+        >>> radius = torch.tensor([0.5, 1.0, 2.0, 0.0])
+        >>> correct = torch.tensor([True, True, False, True])
+        >>> metric(radius, correct)
+        tensor(0.3750, dtype=torch.float64)
     """
 
     is_differentiable = False
@@ -79,6 +93,10 @@ class RejectionRate(Metric):
 
     Args:
         epsilon: The threshold, in input units.
+
+    Example:
+        >>> RejectionRate(epsilon=0.75)(torch.tensor([0.5, 1.0, 2.0, 0.0]))
+        tensor(0.5000)
     """
 
     is_differentiable = False

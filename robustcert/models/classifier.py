@@ -16,6 +16,13 @@ class Classifier(nn.Module):
     Args:
         backbone: Maps inputs ``(N, *input_shape)`` to features ``(N, D)``.
         head: Maps features to logits ``(N, C)``.
+
+    Example:
+        >>> backbone = torch.nn.Sequential(CayleyLinear(4, 4), GroupSort(4))
+        >>> model = Classifier(backbone, Head(4, 3))
+        >>> bound = pairwise_lipschitz_estimate(model)
+        >>> bound.shape, bool((bound <= 2.001).all())  # rows of unit norm are at most 2 apart
+        (torch.Size([3, 3]), True)
     """
 
     def __init__(self, backbone: nn.Sequential, head: Head) -> None:

@@ -34,6 +34,13 @@ class ConvNet(Classifier):
         normalize_head: Whether the head's rows have unit norm.
         mean: Input mean, one value or one per channel.
         std: Input scale, one value or one per channel.
+
+    Example:
+        >>> family = LayerFamily(dense=AOLLinear, conv=AOLConv2d)
+        >>> sizes = {"width": 8, "depth": 2, "channels": 2}
+        >>> model = ConvNet((1, 8, 8), 3, layer=family, activation=GroupSort, **sizes)
+        >>> [tuple(p.weight.shape) for p in model.backbone if hasattr(p, "weight")]
+        [(2, 1, 4, 4), (4, 2, 4, 4), (8, 16)]
     """
 
     def __init__(

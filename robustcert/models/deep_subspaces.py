@@ -37,6 +37,14 @@ class DeepSubspaces(nn.Module):
         rank: Their dimension.
         mean: Input mean, one value or one per channel.
         std: Input scale, one value or one per channel.
+
+    Example:
+        >>> family = LayerFamily(dense=CayleyLinear, conv=AOLConv2d)
+        >>> model = DeepSubspaces(
+        ...     (3,), 2, width=4, depth=1, layer=family, activation=GroupSort, per_class=2, rank=1
+        ... )
+        >>> model(torch.rand(5, 3)).shape
+        torch.Size([5, 2])
     """
 
     def __init__(

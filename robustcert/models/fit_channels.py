@@ -12,6 +12,10 @@ class FitChannels(nn.Module):
     Args:
         in_channels: Channels of the input, of shape ``(N, in_channels, H, W)``.
         out_channels: Channels of the output.
+
+    Example:
+        >>> FitChannels(1, 3)(torch.ones(1, 1, 1, 1)).flatten()
+        tensor([1., 0., 0.])
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:

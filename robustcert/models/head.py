@@ -22,6 +22,13 @@ class Head(nn.Module):
         in_features: Size of the features, of shape ``(N, in_features)``.
         num_classes: Number of logits.
         normalize: Whether rows are divided by their norm.
+
+    Example:
+        >>> head = Head(4, 3)
+        >>> f"{head.weight.norm(dim=1).mean():.4f}"
+        '1.0000'
+        >>> head(torch.zeros(2, 4)).shape
+        torch.Size([2, 3])
     """
 
     def __init__(self, in_features: int, num_classes: int, *, normalize: bool = True) -> None:

@@ -36,6 +36,20 @@ class LipConvNet(Classifier):
         normalize_head: Whether the head's rows have unit norm.
         mean: Input mean, one value or one per channel.
         std: Input scale, one value or one per channel.
+
+    Example:
+        >>> family = LayerFamily(dense=AOLLinear, conv=AOLConv2d)
+        >>> model = LipConvNet(
+        ...     (1, 4, 4),
+        ...     3,
+        ...     width=4,
+        ...     depth=2,
+        ...     layer=family,
+        ...     activation=GroupSort,
+        ...     downsample=InvertibleDownsampling,
+        ... )
+        >>> model(torch.rand(5, 1, 4, 4)).shape
+        torch.Size([5, 3])
     """
 
     def __init__(

@@ -42,6 +42,12 @@ class LiResNet(Classifier):
         normalize_head: Whether the head's rows have unit norm.
         mean: Input mean, one value or one per channel.
         std: Input scale, one value or one per channel.
+
+    Example:
+        >>> family = LayerFamily(dense=CholeskyLinear, conv=LiResConv2d)
+        >>> model = LiResNet((1, 8, 8), 3, width=4, depth=1, layer=family, activation=GroupSort)
+        >>> model(torch.rand(5, 1, 8, 8)).shape
+        torch.Size([5, 3])
     """
 
     def __init__(

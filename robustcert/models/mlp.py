@@ -24,6 +24,13 @@ class MLP(Classifier):
         normalize_head: Whether the head's rows have unit norm.
         mean: Input mean, one value or one per channel.
         std: Input scale, one value or one per channel.
+
+    Example:
+        >>> family = LayerFamily(dense=CayleyLinear, conv=AOLConv2d)
+        >>> model = MLP((4,), 3, width=8, depth=2, layer=family, activation=GroupSort)
+        >>> x = torch.rand(5, 4)
+        >>> certify(model, x).prediction.equal(model(x).argmax(1))
+        True
     """
 
     def __init__(

@@ -18,6 +18,13 @@ class Normalize(nn.Module):
         mean: One value, or one per channel.
         std: One value, or one per channel, above 0.
         channels: Size of dimension 1 of the input.
+
+    Example:
+        >>> layer = Normalize(mean=[0.5], std=[0.25], channels=3)
+        >>> layer(torch.full((1, 3), 0.75))
+        tensor([[1., 1., 1.]])
+        >>> f"{lipschitz_bound(layer, (3,)):.4f}"
+        '4.0000'
     """
 
     scale: Tensor

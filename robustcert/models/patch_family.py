@@ -16,6 +16,13 @@ class PatchFamily(LayerFamily):
         dense: Called as ``dense(in_features, out_features)``.
         patch: Convolutions whose stride is the kernel's side, without padding; 1x1 ones included.
         conv: All other convolutions.
+
+    Example:
+        >>> family = PatchFamily(dense=CholeskyLinear, patch=CholeskyPatchConv2d, conv=AOLConv2d)
+        >>> patches = family.conv(1, 4, 2, stride=2, padding=0, input_size=(4, 4))
+        >>> overlapping = family.conv(4, 4, 3, stride=1, padding=1, input_size=(4, 4))
+        >>> isinstance(patches, CholeskyPatchConv2d), isinstance(overlapping, AOLConv2d)
+        (True, True)
     """
 
     def __init__(

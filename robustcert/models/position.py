@@ -12,6 +12,11 @@ class Position(nn.Module):
 
     Args:
         shape: ``(C, H, W)`` of one input.
+
+    Example:
+        >>> layer = Position((1, 2, 2))
+        >>> layer(torch.zeros(1, 1, 2, 2)).shape, lipschitz_bound(layer, (1, 2, 2))
+        (torch.Size([1, 1, 2, 2]), 1.0)
     """
 
     def __init__(self, shape: tuple[int, ...]) -> None:

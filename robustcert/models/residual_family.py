@@ -17,6 +17,14 @@ class ResidualFamily(LayerFamily):
         conv: Called as ``conv(channels, channels, kernel_size, stride=1, padding=kernel_size // 2,
             input_size=)`` with odd kernels.
         linear: Layers for all other places.
+
+    Example:
+        >>> from functools import partial
+        >>> linear = LayerFamily(dense=AOLLinear, conv=AOLConv2d)
+        >>> relu = {"activation": ReLU}
+        >>> family = ResidualFamily(partial(CPLLinear, **relu), partial(CPLConv2d, **relu), linear)
+        >>> isinstance(family.dense(4, 4), CPLLinear), isinstance(family.dense(4, 2), AOLLinear)
+        (True, True)
     """
 
     def __init__(

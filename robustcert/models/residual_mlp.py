@@ -26,6 +26,11 @@ class Mixture(nn.Module):
         branch: g, which keeps the shape of its input.
         features: Size of dimension 1 of the input.
         share: a at the start of training. In (0, 1).
+
+    Example:
+        >>> layer = Mixture(Abs(1), 1, share=0.25)
+        >>> layer(torch.tensor([[-1.0]])).detach()
+        tensor([[-0.5000]])
     """
 
     def __init__(self, branch: nn.Module, features: int, *, share: float = 0.5) -> None:
@@ -75,6 +80,12 @@ class ResidualMLP(Classifier):
         normalize_head: Whether the head's rows have unit norm.
         mean: Input mean, one value or one per channel.
         std: Input scale, one value or one per channel.
+
+    Example:
+        >>> family = LayerFamily(dense=CayleyLinear, conv=AOLConv2d)
+        >>> model = ResidualMLP((4,), 3, width=8, depth=2, layer=family, activation=GroupSort)
+        >>> lipschitz_bound(model, (4,)) <= 2.001
+        True
     """
 
     def __init__(

@@ -7,7 +7,15 @@ from robustcert.network.activation import Activation
 
 
 def circular_shift(x: Tensor, moved: int) -> Tensor:
-    """Roll four groups of ``moved`` channels by one position: down, up, right, left."""
+    """Roll four groups of ``moved`` channels by one position: down, up, right, left.
+
+    Example:
+        >>> x = torch.zeros(1, 4, 2, 2)
+        >>> x[:, 0, 0] = 1.0
+        >>> circular_shift(x, 1)[0, 0]  # down by one row
+        tensor([[0., 0.],
+                [1., 1.]])
+    """
     groups = [moved, moved, moved, moved, x.shape[1] - 4 * moved]
     down, up, right, left, rest = x.split(groups, 1)
     return torch.cat([down.roll(1, 2), up.roll(-1, 2), right.roll(1, 3), left.roll(-1, 3), rest], 1)
@@ -25,6 +33,11 @@ class CircularShift(nn.Module):
         num_features: Channels of the input, of shape ``(N, C, H, W)``.
         share: Share of them that moves in each direction, at least one channel if there are four.
             At most 1/4.
+
+    Example:
+        >>> layer, x = CircularShift(8), torch.rand(1, 8, 4, 4)
+        >>> bool(layer(x).flatten().sort().values.equal(x.flatten().sort().values))
+        True
     """
 
     def __init__(self, num_features: int, share: float = 0.125) -> None:

@@ -43,6 +43,13 @@ class Subspaces(nn.Module):
         num_classes: Number of logits.
         per_class: Subspaces of each class.
         rank: Their dimension.
+
+    Example:
+        >>> model = Subspaces((2,), 2, per_class=1, rank=1)
+        >>> x = torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]])
+        >>> model.start_at(x, torch.tensor([0, 0, 1, 1]))
+        >>> model(x).argmax(1)
+        tensor([0, 0, 1, 1])
     """
 
     started: Tensor

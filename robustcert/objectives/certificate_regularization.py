@@ -27,6 +27,14 @@ class CertificateRegularization(nn.Module):
         gamma: :math:`\gamma`, per unit of radius; at 0 the loss is cross-entropy.
         cap: Radius c, in input units, beyond which nothing more is earned; none in the paper.
         temperature: T, divides the logits of the cross-entropy.
+
+    Example:
+        >>> logits, K = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 1.0], [1.0, 0.0]])
+        >>> target = torch.tensor([0])
+        >>> CertificateRegularization(gamma=0.0)(logits, target, K, 0.5)  # cross-entropy
+        tensor(0.1269)
+        >>> CertificateRegularization(gamma=0.5)(logits, target, K, 0.5)  # less 0.5 times 2
+        tensor(-0.8731)
     """
 
     def __init__(

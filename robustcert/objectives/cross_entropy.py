@@ -13,6 +13,13 @@ class CrossEntropy(nn.Module):
 
     Args:
         temperature: Divides the logits.
+
+    Example:
+        >>> logits, K = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 1.0], [1.0, 0.0]])
+        >>> CrossEntropy()(logits, torch.tensor([0]), K, 0.5)
+        tensor(0.1269)
+        >>> CrossEntropy(temperature=0.5)(logits, torch.tensor([0]), K, 0.5)
+        tensor(0.0181)
     """
 
     def __init__(self, temperature: float = 1.0) -> None:
@@ -40,6 +47,12 @@ class OffsetCrossEntropy(nn.Module):
     Args:
         offset: Multiple o of the certifying margin.
         temperature: T.
+
+    Example:
+        >>> logits, K = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 1.0], [1.0, 0.0]])
+        >>> loss = OffsetCrossEntropy(offset=2.0, temperature=1.0)
+        >>> loss(logits, torch.tensor([0]), K, 0.0), loss(logits, torch.tensor([0]), K, 0.5)
+        (tensor(0.1269), tensor(0.4425))
     """
 
     def __init__(self, offset: float = 2.0, temperature: float = 0.25) -> None:

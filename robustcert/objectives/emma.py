@@ -20,6 +20,13 @@ class EMMA(nn.Module):
 
     Args:
         temperature: T, divides the logits.
+
+    Example:
+        >>> logits, K = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 1.0], [1.0, 0.0]])
+        >>> EMMA()(logits, torch.tensor([0]), K, 0.5)
+        tensor(0.2014)
+        >>> EMMA()(logits, torch.tensor([0]), K, 9.0)  # attacked as far as the tie, at radius 2
+        tensor(0.6931)
     """
 
     def __init__(self, temperature: float = 1.0) -> None:

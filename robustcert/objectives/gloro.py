@@ -20,6 +20,11 @@ def bottom_logit(logits: Tensor, pairwise_lipschitz: Tensor, epsilon: float) -> 
 
     Returns:
         Shape ``(N, 1)``.
+
+    Example:
+        >>> logits, K = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 1.0], [1.0, 0.0]])
+        >>> bottom_logit(logits, K, 0.5)  # the rival's 0 and what it may gain
+        tensor([[0.5000]])
     """
     predicted = logits.argmax(1)
     rivals = logits + epsilon * pairwise_lipschitz[predicted]
@@ -37,6 +42,13 @@ class GloRo(nn.Module):
 
     Args:
         temperature: Divides the logits.
+
+    Example:
+        >>> logits, K = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 1.0], [1.0, 0.0]])
+        >>> GloRo()(logits, torch.tensor([0]), K, 0.5)
+        tensor(0.3064)
+        >>> torch.tensor([2.0, 0.0, 0.5]).logsumexp(0) - 2.0
+        tensor(0.3064)
     """
 
     def __init__(self, temperature: float = 1.0) -> None:
@@ -65,6 +77,13 @@ class TradesGloRo(nn.Module):
     Args:
         trade_off: :math:`\lambda`.
         temperature: Divides the logits.
+
+    Example:
+        >>> logits, K = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 1.0], [1.0, 0.0]])
+        >>> TradesGloRo(trade_off=0.0)(logits, torch.tensor([0]), K, 0.5)  # cross-entropy
+        tensor(0.1269)
+        >>> TradesGloRo(trade_off=1.5)(logits, torch.tensor([0]), K, 0.5)
+        tensor(0.3961)
     """
 
     def __init__(self, trade_off: float = 1.5, temperature: float = 1.0) -> None:

@@ -24,6 +24,13 @@ class HKR(nn.Module):
         alpha: Weight of the hinge.
         offset: Multiple o of the certifying margin at which the hinge opens.
         temperature: T, divides the loss.
+
+    Example:
+        >>> logits, K = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 1.0], [1.0, 0.0]])
+        >>> HKR(alpha=10.0, offset=2.0)(logits, torch.tensor([0]), K, 0.5)  # minus the margin
+        tensor(-2.)
+        >>> HKR(alpha=10.0, offset=2.0)(logits, torch.tensor([0]), K, 1.25)  # 0.5 are missing
+        tensor(3.)
     """
 
     def __init__(self, alpha: float = 10.0, offset: float = 2.0, temperature: float = 1.0) -> None:

@@ -20,6 +20,11 @@ class LMT(nn.Module):
 
     Args:
         temperature: T, divides the logits.
+
+    Example:
+        >>> logits, K = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 1.0], [1.0, 0.0]])
+        >>> LMT()(logits, torch.tensor([0]), K, 0.0), LMT()(logits, torch.tensor([0]), K, 2.0)
+        (tensor(0.1269), tensor(0.6931))
     """
 
     def __init__(self, temperature: float = 1.0) -> None:

@@ -49,6 +49,17 @@ class LipSDPCertifier(PairwiseCertifier):
         per_pair: Whether to optimise for every pair of classes by itself after all together, which
             is tighter by a few per cent and costs about as much again for each pair.
         arithmetic: As in :class:`robustcert.certifiers.LipschitzCertifier`.
+
+    Example:
+        >>> net = torch.nn.Sequential(torch.nn.Linear(1, 2), torch.nn.ReLU(), torch.nn.Linear(2, 2))
+        >>> ramp = [[[1.0], [1.0]], [0.0, -2.0], [[1.0, -1.0], [0.0, 0.0]], [0.0, 0.0]]
+        >>> for parameter, value in zip(net.parameters(), ramp):
+        ...     parameter.data = torch.tensor(value)
+        >>> network = fold_network(net, (1,))
+        >>> for certifier in (LipschitzCertifier(), LipSDPCertifier()):
+        ...     print(f"{certifier.claim(network).pairwise[0, 1]:.2f}")  # the steepest slope is 1
+        2.00
+        1.00
     """
 
     proof = Proof.LIPSDP

@@ -55,6 +55,17 @@ class LocalLipschitzCertifier(PairwiseCertifier):
         iterations: Steps of the search for multipliers on every ball; 0 keeps those of the whole
             space.
         arithmetic: As in :class:`robustcert.certifiers.LipschitzCertifier`.
+
+    Example:
+        >>> net = torch.nn.Sequential(torch.nn.Linear(1, 2), torch.nn.ReLU(), torch.nn.Linear(2, 2))
+        >>> steeper = [[[1.0], [1.0]], [0.0, -4.0], [[1.0, 3.0], [0.0, 0.0]], [0.0, 0.0]]
+        >>> for parameter, value in zip(net.parameters(), steeper):  # slope 1, and 4 from 4 on
+        ...     parameter.data = torch.tensor(value)
+        >>> network, x = fold_network(net, (1,)), torch.tensor([[1.0]])
+        >>> for certifier in (LipSDPCertifier(), LocalLipschitzCertifier()):
+        ...     print(f"{certifier.certify(network, x).radius.item():.4f}")  # the distance is 1
+        0.2500
+        0.9993
     """
 
     proof = Proof.LOCAL_LIPSCHITZ

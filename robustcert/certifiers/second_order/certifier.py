@@ -52,6 +52,19 @@ class CombinedCertifier(PairwiseCertifier):
 
     Args:
         arithmetic: As in :class:`robustcert.certifiers.LipschitzCertifier`.
+
+    Example:
+        >>> net = torch.nn.Sequential(
+        ...     torch.nn.Linear(1, 1), SmoothAbs(1, temperature=1.0), torch.nn.Linear(1, 2)
+        ... )
+        >>> values = [[[1.0]], [0.0], 0.0, [[1.0], [0.0]], [0.0, 0.0]]
+        >>> for parameter, value in zip(net.parameters(), values):
+        ...     parameter.data = torch.tensor(value)
+        >>> network, x = fold_network(net, (1,)), torch.tensor([[1.0]])
+        >>> for certifier in (LipschitzCertifier(), CombinedCertifier()):
+        ...     print(f"{certifier.certify(network, x).radius.item():.4f}")  # the distance is 1
+        0.4142
+        0.5010
     """
 
     proof = Proof.SECOND_ORDER
@@ -167,6 +180,13 @@ def robust_accuracy_bracket(
     Returns:
         The share proved correct and robust, and one less the share that is wrong or proved not
         robust.
+
+    Example:
+        >>> radius, changed = torch.tensor([0.5, 0.1, 0.0]), torch.tensor([0.8, 0.2, 0.9])
+        >>> correct = torch.tensor([True, True, False])
+        >>> low, high = robust_accuracy_bracket(radius, changed, correct, epsilon=0.25)
+        >>> f"{low:.4f} {high:.4f}"
+        '0.3333 0.3333'
     """
     low = (correct & (radius > epsilon)).double().mean()
     high = (correct & ~(adversarial_distance <= epsilon)).double().mean()
