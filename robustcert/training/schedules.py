@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
 
 @dataclass(frozen=True)
@@ -78,18 +78,19 @@ class CosineSchedule:
 
 @dataclass(frozen=True)
 class TorchSchedule:
-    """Learning rate by any scheduler of torch.
+    """Learning rate by a scheduler of torch that needs no metric.
+
+    One that waits for a plateau is refused: it is stepped after the checkpoint of its epoch, so
+    that a resumed run would not be the straight one.
 
     Args:
         scheduler: Called with the optimizer. One that takes ``total_steps`` and is not given any
             gets the number of optimizer steps of the run.
         interval: When it is stepped.
-        monitor: Metric that it is stepped with, for schedulers that wait for a plateau.
     """
 
     scheduler: Callable[..., LRScheduler]
     interval: Literal["epoch", "step"] = "epoch"
-    monitor: str | None = None
 
     def scheduler_of(self, optimizer: Optimizer, steps: int) -> dict[str, Any]:
         """What Lightning takes for a schedule of so many steps."""
@@ -98,5 +99,10 @@ class TorchSchedule:
         unset = "total_steps" in parameters and parameters["total_steps"].default is None
         given = "total_steps" in getattr(self.scheduler, "keywords", {})
         extra = {"total_steps": steps} if unset and not given else {}
-        found = {"scheduler": self.scheduler(optimizer, **extra), "interval": self.interval}
-        return {**found, "monitor": self.monitor} if self.monitor else found
+        scheduler = self.scheduler(optimizer, **extra)
+        if isinstance(scheduler, ReduceLROnPlateau):
+            raise ValueError(
+                "ReduceLROnPlateau would not go on as it was when a run is resumed: set "
+                "lr_schedule=step or another schedule"
+            )
+        return {"scheduler": scheduler, "interval": self.interval}

@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 import torch
-from torch.optim.lr_scheduler import OneCycleLR, StepLR
+from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau, StepLR
 
 from robustcert.training.schedules import CosineSchedule, TorchSchedule
 
@@ -43,3 +43,8 @@ def test_steps_are_epochs_by_default() -> None:
     seen, interval = rates(TorchSchedule(partial(StepLR, step_size=2, gamma=0.1)), 5)
     assert interval == "epoch"
     assert seen == pytest.approx([1, 1, 0.1, 0.1, 0.01])
+
+
+def test_a_scheduler_that_waits_for_a_plateau_is_refused() -> None:
+    with pytest.raises(ValueError, match="when a run is resumed: set lr_schedule=step"):
+        rates(TorchSchedule(ReduceLROnPlateau), 1)
