@@ -208,10 +208,10 @@ def test_neighbours_are_those_of_brute_force() -> None:
 def test_neighbours_in_many_dimensions_are_those_of_brute_force() -> None:
     # Clusters, near duplicates and equal points, in more dimensions than a sketch has.
     generator = torch.Generator().manual_seed(1)
-    centres = 0.2 + 0.6 * torch.rand(6, 90, generator=generator)
+    centres = 0.2 + 0.6 * torch.rand(6, 200, generator=generator)
     y, label = torch.arange(60) % 3, torch.arange(200) % 3
-    x = centres[torch.arange(60) % 6] + 0.02 * torch.randn(60, 90, generator=generator)
-    other = centres[torch.arange(200) % 6] + 0.02 * torch.randn(200, 90, generator=generator)
+    x = centres[torch.arange(60) % 6] + 0.02 * torch.randn(60, 200, generator=generator)
+    other = centres[torch.arange(200) % 6] + 0.02 * torch.randn(200, 200, generator=generator)
     other[:5], label[:5], y[:5] = x[:5], 0, torch.tensor([0, 1, 2, 0, 1])
     distance = (x.double()[:, None] - other.double()).norm(dim=2)
     expected = distance.masked_fill(y[:, None] == label, torch.inf).amin(1) / 2
