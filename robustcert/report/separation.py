@@ -6,7 +6,7 @@ another class is what a classifier with its boundary in the middle could certify
 
 Searches are exhaustive, yet few distances are computed. The map :math:`s(x) = (V^T x, \lVert x - V
 V^T x \rVert)`, with orthonormal columns V, moves no two points apart (Pythagoras, and the triangle
-inequality for the last entry). So distances of sketches in 161 dimensions are lower bounds, and only
+inequality for the last entry). So distances of sketches in 161 numbers are lower bounds, and only
 pairs whose lower bound does not rule them out are measured.
 """
 
@@ -159,7 +159,7 @@ class _Table:
 
 
 def _principal(inputs: Tensor) -> Tensor | None:
-    """Orthonormal principal directions, shape ``(d, DIRECTIONS)``; None if there are no more than that."""
+    """Orthonormal principal directions, shape ``(d, 160)``; None if there are no more."""
     step = -(-len(inputs) // MAX_SAMPLE)
     sample = _points(inputs[::step])
     if min(sample.shape) <= DIRECTIONS:
