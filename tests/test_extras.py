@@ -64,7 +64,11 @@ def answer(extra: str, capsys: pytest.CaptureFixture[str]) -> list[str]:
             refusal(require_onnx, ConfigError),
             refusal(lambda: check_runtime(ROOT / "none.onnx"), ConfigError),
         ]
-    nodes = [compose(f"optimizer={n}")["optimizer"] for n in ("nadam_lookahead", "schedule_free")]
+    if extra == "tensorboard":
+        node = compose("logger=tensorboard")["logger"]
+        return [refusal(lambda: check(node, "logger", COMMAND_LINE_TARGETS), ConfigError)]
+    names = ("muon", "nadam_lookahead", "schedule_free")
+    nodes = [compose(f"optimizer={name}")["optimizer"] for name in names]
     return [
         refusal(lambda n=n: check(n, "optimizer", COMMAND_LINE_TARGETS), ConfigError) for n in nodes
     ]
@@ -83,7 +87,7 @@ def test_the_absence_of_an_extra_is_answered_with_the_command(
     extra: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in list(sys.modules):
-        ours = name.startswith("robustcert.training.optimizers.")
+        ours = name.startswith(("robustcert.training.optimizers.", "robustcert.training.tensorb"))
         if name.partition(".")[0] in modules(EXTRAS[extra]) or ours:
             monkeypatch.delitem(sys.modules, name)
     for name in modules(EXTRAS[extra]):

@@ -65,7 +65,7 @@ ROOMS: dict[str, set[str]] = {
         *("atomic", "attacks", "certificate", "certifiers", "config", "data", "errors"),
         *("metrics", "models", "network", "training"),
     },
-    "report": {"atomic", "certificate", "check", "config", "data", "errors", "runs"},
+    "report": {"atomic", "certificate", "check", "config", "data", "errors", "runs", "training"},
     # The command starts rooms by their names, as console scripts do.
     "main": {"certificate", "errors", "runs"},
 }

@@ -13,16 +13,15 @@ from pathlib import Path
 from statistics import fmean
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from benchmarks.publish.results import command_of
+from robustcert.certificate.style import ATTACKED, NEUTRAL, VERIFIED, drawing, save
 from robustcert.report.runs import Run, find_runs
 
 CURVES = {
-    "val/accuracy": ("accuracy", "0.5"),
-    "val/vra": ("verified accuracy (bound)", "#0b6e4f"),
-    "train/vra_estimate": ("verified accuracy in training (estimate)", "#c1440e"),
+    "val/accuracy": ("accuracy", NEUTRAL),
+    "val/vra": ("verified accuracy (bound)", VERIFIED),
+    "train/vra_estimate": ("verified accuracy in training (estimate)", ATTACKED),
 }
 COLUMNS = 3
 
@@ -47,8 +46,7 @@ def draw(axes: Axes, command: str, runs: list[Run]) -> None:
     axes.set_title(command.removeprefix("python train.py ") + seeds, fontsize=8)
     axes.set_xlabel("epoch")
     axes.set_ylim(0, 1)
-    axes.grid(alpha=0.25)
-    axes.legend(frameon=False, fontsize=7, loc="lower right")
+    axes.legend(fontsize=7, loc="lower right")
 
 
 def main() -> None:
@@ -62,14 +60,13 @@ def main() -> None:
         panels.setdefault(command_of(run), []).append(run)
     columns = min(COLUMNS, len(panels))
     rows = math.ceil(len(panels) / columns)
-    figure = Figure(figsize=(1.0 + 5.0 * columns, 3.4 * rows), layout="constrained")
-    FigureCanvasAgg(figure)
-    grid = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axes, (command, runs) in zip(grid, panels.items(), strict=False):
-        draw(axes, command, runs)
-    for axes in grid[len(panels) :]:
-        axes.remove()
-    figure.savefig(options.figure, dpi=130)
+    with drawing((1.0 + 5.0 * columns, 3.4 * rows)) as figure:
+        grid = figure.subplots(rows, columns, squeeze=False).ravel()
+        for axes, (command, runs) in zip(grid, panels.items(), strict=False):
+            draw(axes, command, runs)
+        for axes in grid[len(panels) :]:
+            axes.remove()
+        save(figure, options.figure)
 
 
 if __name__ == "__main__":

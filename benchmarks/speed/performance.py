@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.speed.training_step import rate
+from robustcert.certificate.style import BLUE, NEUTRAL, drawing, save
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "performance.md"
@@ -53,27 +54,27 @@ def hardware() -> str:
 
 def draw(tables: list[tuple[str, str]]) -> None:
     """Bars of every layer's time over the first one's, from what layer_time.py printed."""
-    import matplotlib.pyplot as plt
     from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
 
-    figure, axes = plt.subplots(1, len(tables), figsize=(17, 6), layout="constrained")
-    for axis, (title, table) in zip(axes, tables, strict=True):
-        base, *rows = (re.split(r"\s{2,}", line) for line in table.splitlines()[2:])
-        bars = sorted((float(row[2]), row[0]) for row in rows)
-        foreign = ("orthogonium", "torchlip", "torch orthogonal")
-        colours = ["#999999" if name.startswith(foreign) else "#2a6f97" for _, name in bars]
-        axis.barh([name for _, name in bars], [value for value, _ in bars], color=colours)
-        for row, (value, _) in enumerate(bars):
-            axis.text(value * 1.03, row, f"{value:.3g}", va="center", fontsize=8)
-        axis.set_xscale("log")
-        axis.set_xlim(0.8 * min(1.0, bars[0][0]), 1.6 * bars[-1][0])
-        axis.xaxis.set_major_locator(FixedLocator([0.2, 0.5, 1, 2, 5, 10, 20, 50, 100]))
-        axis.xaxis.set_minor_locator(NullLocator())
-        axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        axis.axvline(1, color="black", linewidth=0.8)
-        axis.set_title(title, fontsize=10)
-        axis.set_xlabel(f"time over {base[0]} (grey: other libraries)")
-    figure.savefig(FIGURE, dpi=110)
+    with drawing((17, 6)) as figure:
+        axes = figure.subplots(1, len(tables), squeeze=False)[0]
+        for axis, (title, table) in zip(axes, tables, strict=True):
+            base, *rows = (re.split(r"\s{2,}", line) for line in table.splitlines()[2:])
+            bars = sorted((float(row[2]), row[0]) for row in rows)
+            foreign = ("orthogonium", "torchlip", "torch orthogonal")
+            colours = [NEUTRAL if name.startswith(foreign) else BLUE for _, name in bars]
+            axis.barh([name for _, name in bars], [value for value, _ in bars], color=colours)
+            for row, (value, _) in enumerate(bars):
+                axis.text(value * 1.03, row, f"{value:.3g}", va="center", fontsize=8)
+            axis.set_xscale("log")
+            axis.set_xlim(0.8 * min(1.0, bars[0][0]), 1.6 * bars[-1][0])
+            axis.xaxis.set_major_locator(FixedLocator([0.2, 0.5, 1, 2, 5, 10, 20, 50, 100]))
+            axis.xaxis.set_minor_locator(NullLocator())
+            axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+            axis.axvline(1, color=NEUTRAL, linewidth=0.8)
+            axis.set_title(title)
+            axis.set_xlabel(f"time over {base[0]} (grey: other libraries)")
+        save(figure, FIGURE)
 
 
 def main() -> None:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from robustcert.attacks import ddn
+from robustcert.certificate.style import drawing, look, save
 from robustcert.certifiers import CombinedCertifier, LipschitzCertifier
 from robustcert.config.build import COMMAND_LINE_TARGETS, build_data, build_dataset, build_model
 from robustcert.config.command_line import CONFIG_DIR, HYDRA_VERSION
@@ -132,31 +133,26 @@ def interval(values: list[float]) -> tuple[float, float]:
 
 def draw(path: Path, rows: dict[tuple[str, int], list[dict[str, float]]], title: str) -> None:
     """The three claims beside one another."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(12, 3.8), layout="constrained")
-    FigureCanvasAgg(figure)
     panels = [("t test", "tightness, test"), ("vra", "verified accuracy")]
     panels.append(("gap", "tightness, training minus test"))
-    for k, (key, label) in enumerate(panels):
-        axes = figure.add_subplot(1, 3, k + 1)
-        for name in dict.fromkeys(name for name, _ in rows):
-            chosen = [r for (other, _), r in rows.items() if other == name]
-            x = [r[0]["parameters"] for r in chosen]
-            y, error = zip(*[interval([s[key] for s in r]) for r in chosen], strict=True)
-            axes.errorbar(x, y, error, fmt="o-", ms=3, capsize=3, label=name)
-        axes.set(xlabel="parameters", ylabel=label, xscale="log")
-        # The labels between decades would overlap.
-        axes.set_xticks([r[0]["parameters"] for (n, _), r in rows.items() if n == name])
-        axes.set_xticks([], minor=True)
-        axes.xaxis.set_major_formatter("{x:.0f}")
-        axes.tick_params(axis="x", labelrotation=30, labelsize=7)
-        axes.grid(alpha=0.25)
-        if k == 1:
-            axes.legend(fontsize=8)
-    figure.suptitle(f"{title}: 95 % intervals over seeds", fontsize=10)
-    figure.savefig(path, dpi=130)
+    with drawing((12, 4.2)) as figure:
+        for k, (key, label) in enumerate(panels):
+            axes = figure.add_subplot(1, 3, k + 1)
+            for name in dict.fromkeys(name for name, _ in rows):
+                chosen = [r for (other, _), r in rows.items() if other == name]
+                x = [r[0]["parameters"] for r in chosen]
+                y, error = zip(*[interval([s[key] for s in r]) for r in chosen], strict=True)
+                axes.errorbar(x, y, error, capsize=3, label=name, **look(name))
+            axes.set(xlabel="parameters", ylabel=label, xscale="log")
+            # The labels between decades would overlap.
+            axes.set_xticks([r[0]["parameters"] for (n, _), r in rows.items() if n == name])
+            axes.set_xticks([], minor=True)
+            axes.xaxis.set_major_formatter("{x:.0f}")
+            axes.tick_params(axis="x", labelrotation=30, labelsize=7)
+        handles, labels = axes.get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=4)
+        figure.suptitle(f"{title}: 95 % intervals over seeds", fontsize=10)
+        save(figure, path)
 
 
 def main() -> None:

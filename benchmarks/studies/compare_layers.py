@@ -27,6 +27,7 @@ import torch
 from torch.nn.utils import clip_grad_norm_
 
 import robustcert
+from robustcert.certificate.style import VERIFIED, drawing, save
 from robustcert.config.build import (
     COMMAND_LINE_TARGETS,
     build,
@@ -158,22 +159,18 @@ def write_tables(out: Path, rows: list[Row], note: str) -> None:
 
 def draw(path: Path, rows: list[Row], title: str) -> None:
     """A panel of bars for every column, layers in the order of verified accuracy."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     rows = sorted(rows, key=lambda row: row["vra"])
-    figure = Figure(figsize=(11, 0.6 + 0.34 * len(rows)), layout="constrained")
-    FigureCanvasAgg(figure)
-    panels = figure.subplots(1, len(COLUMNS), sharey=True)
-    for axes, (key, label) in zip(panels, COLUMNS.items(), strict=True):
-        bars = axes.barh([r["layer"] for r in rows], [r[key] for r in rows], color="#0b6e4f")
-        share = key in ("accuracy", "vra")
-        axes.bar_label(bars, fmt="%.3f" if share else "%.0f", padding=2, fontsize=8)
-        axes.set_xlim(0, 1.22 * max(r[key] for r in rows))
-        axes.set_title(label, fontsize=9)
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(title, fontsize=10)
-    figure.savefig(path, dpi=130)
+    with drawing((11, 0.6 + 0.34 * len(rows))) as figure:
+        panels = figure.subplots(1, len(COLUMNS), sharey=True)
+        for axes, (key, label) in zip(panels, COLUMNS.items(), strict=True):
+            bars = axes.barh([r["layer"] for r in rows], [r[key] for r in rows], color=VERIFIED)
+            share = key in ("accuracy", "vra")
+            axes.bar_label(bars, fmt="%.3f" if share else "%.0f", padding=2, fontsize=8)
+            axes.set_xlim(0, 1.22 * max(r[key] for r in rows))
+            axes.set_title(label, fontsize=9)
+            axes.grid(False)
+        figure.suptitle(title, fontsize=10)
+        save(figure, path)
 
 
 def main() -> None:

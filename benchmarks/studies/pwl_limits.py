@@ -22,6 +22,16 @@ from torch.nn import functional as F
 
 from robustcert.activations import Abs, GroupSort, NActivation, NormPair, ReLU, SmoothMaxMin
 from robustcert.attacks import ddn
+from robustcert.certificate.style import (
+    ATTACKED,
+    BLUE,
+    COLOURS,
+    NEUTRAL,
+    VERIFIED,
+    drawing,
+    look,
+    save,
+)
 from robustcert.certifiers import CombinedCertifier, LipschitzCertifier
 from robustcert.data import XOR, Disc, HalfPlane, Orthant, Spheres, Square, Toy, Wedge
 from robustcert.ground_truth.plane import (
@@ -46,7 +56,8 @@ ACTIVATIONS: dict[str, Callable[[int], nn.Module]] = {
     "SmoothMaxMin": partial(SmoothMaxMin, temperature=0.05),
     "NormPair": partial(NormPair, temperature=0.05),
 }
-LINEAR = ("ReLU", "MaxMin", "N")
+# Piecewise linear ones, and their options of activation=.
+LINEAR = {"ReLU": "relu", "MaxMin": "maxmin", "N": "n_activation"}
 TOYS: list[Toy] = [
     HalfPlane(),
     XOR(),
@@ -385,66 +396,61 @@ def toy_table(workers: ProcessPoolExecutor, seeds: int, width: int) -> None:
         print(f"| {toy} | {name} | {' | '.join(cells)} |", flush=True)
 
 
-def figure_of(columns: int, rows: int, size: tuple[float, float]) -> tuple[Any, list[Any]]:
-    """An empty figure and its panels, row by row."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=size, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, [figure.add_subplot(rows, columns, k + 1) for k in range(rows * columns)]
-
-
 def draw_corner(path: Path, rows: list, points: list[tuple[str, dict[str, Any]]]) -> None:
     """Worst tightness against extra pieces, and trained networks against what theory allows."""
-    figure, (left, right) = figure_of(2, 1, (9.6, 4.2))
-    for angle in ANGLES:
-        extra, measured, theory = zip(*[r[1:] for r in rows if r[0] == angle], strict=True)
-        (line,) = left.plot(extra, theory, label=f"cos(θ / 2(m+1)), θ = {angle}°")
-        left.plot(extra, measured, "o", color=line.get_color())
-    left.set(
-        xlabel="extra linear pieces m in the cone",
-        ylabel="worst tightness",
-        title="constructed networks (dots) and theory",
-    )
-    right.plot([0.7, 1], [0.7, 1], color="0.6", label="theory: nothing above")
-    for name in LINEAR:
-        chosen = [row for other, row in points if other == name]
-        if chosen:
-            x, y = [r["at most"] for r in chosen], [r["worst"] for r in chosen]
-            right.plot(x, y, "x", label=f"{name}, {len(x)} networks")
-    right.set(
-        xlabel="best possible with as many pieces",
-        ylabel="worst tightness measured",
-        xlim=(0.7, 1.01),
-        ylim=(0, 1.01),
-        title="trained networks, right angle",
-    )
-    for axes in (left, right):
-        axes.grid(alpha=0.25)
-        axes.legend(fontsize=8, loc="lower right" if axes is left else "upper left")
-    figure.savefig(path, dpi=140)
+    with drawing((9.6, 4.2)) as figure:
+        left, right = figure.subplots(1, 2)
+        for angle, color in zip(ANGLES, COLOURS, strict=False):
+            extra, measured, theory = zip(*[r[1:] for r in rows if r[0] == angle], strict=True)
+            left.plot(extra, theory, color=color, label=f"cos(θ / 2(m+1)), θ = {angle}°")
+            left.plot(extra, measured, "o", color=color)
+        left.set(
+            xlabel="extra linear pieces m in the cone",
+            ylabel="worst tightness",
+            title="constructed networks (dots) and theory",
+        )
+        right.plot([0.7, 1], [0.7, 1], color=NEUTRAL, label="theory: nothing above")
+        for name, option in LINEAR.items():
+            chosen = [row for other, row in points if other == name]
+            if chosen:
+                x, y = [r["at most"] for r in chosen], [r["worst"] for r in chosen]
+                style = {**look(option), "linestyle": "", "label": f"{name}, {len(x)} networks"}
+                right.plot(x, y, **style)
+        right.set(
+            xlabel="best possible with as many pieces",
+            ylabel="worst tightness measured",
+            xlim=(0.7, 1.01),
+            ylim=(0, 1.01),
+            title="trained networks, right angle",
+        )
+        left.legend(fontsize=8, loc="lower right")
+        right.legend(fontsize=8, loc="upper left")
+        save(figure, path)
 
 
 def draw_dimension(path: Path, tables: dict[str, Any]) -> None:
     """Pieces against dimension, and test tightness against rays."""
-    figure, (left, right) = figure_of(2, 1, (9.6, 4.0))
-    left.semilogy(*tables["bound"], "o-", ms=3, label="at least (volume)")
-    left.semilogy(*zip(*tables["greedy"], strict=True), "s--", ms=4, label="greedy, measured")
-    left.axhline(1, color="#0b6e4f", label="one smooth unit: exact")
-    left.set(xlabel="dimension", ylabel="linear pieces for tightness 0.95", title="orthant corner")
-    for d, values in tables["gap"].items():
-        right.semilogx(tables["rays"], values, "o-", ms=3, label=f"test, dimension {d}")
-    right.axhline(1, color="0.4", ls=":", label="training points")
-    right.set(
-        xlabel="pieces, one ray through each training point",
-        ylabel="mean tightness",
-        title="rays that memorise",
-    )
-    for axes in (left, right):
-        axes.grid(alpha=0.25)
-        axes.legend(fontsize=8)
-    figure.savefig(path, dpi=140)
+    with drawing((9.6, 4.0)) as figure:
+        left, right = figure.subplots(1, 2)
+        left.semilogy(*tables["bound"], "o-", ms=3, color=BLUE, label="at least (volume)")
+        greedy = zip(*tables["greedy"], strict=True)
+        left.semilogy(*greedy, "s--", ms=4, color=ATTACKED, label="greedy, measured")
+        left.axhline(1, color=VERIFIED, label="one smooth unit: exact")
+        left.set(
+            xlabel="dimension", ylabel="linear pieces for tightness 0.95", title="orthant corner"
+        )
+        for color, (d, values) in zip(COLOURS, tables["gap"].items(), strict=False):
+            label = f"test, dimension {d}"
+            right.semilogx(tables["rays"], values, "o-", ms=3, color=color, label=label)
+        right.axhline(1, color=NEUTRAL, ls=":", label="training points")
+        right.set(
+            xlabel="pieces, one ray through each training point",
+            ylabel="mean tightness",
+            title="rays that memorise",
+        )
+        for axes in (left, right):
+            axes.legend(fontsize=8)
+        save(figure, path)
 
 
 def draw_levels(path: Path, width: int) -> None:
@@ -454,26 +460,28 @@ def draw_levels(path: Path, width: int) -> None:
     grid = torch.cartesian_prod(line, line)
     levels = [0.05, 0.1, 0.15, 0.2, 0.25]
     count = len(ACTIVATIONS)
-    figure, panels = figure_of(count, len(toys), (2.3 * count, 2.4 * len(toys) + 0.3))
-    for row, toy in enumerate(toys):
-        truth = toy.distance(grid)
-        for column, (name, activation) in enumerate(ACTIVATIONS.items()):
-            network = trained(toy, activation, 0, width)
-            radius = LipschitzCertifier().certify(network, grid).radius
-            axes = panels[row * count + column]
-            for values, color in ((truth, "0.7"), (radius, "#0b6e4f")):
-                axes.contour(
-                    line, line, values.view(161, 161).T, levels, colors=color, linewidths=1
-                )
-            axes.set(xticks=[], yticks=[], aspect="equal")
-            if row == 0:
-                axes.set_title(name, fontsize=10)
-            if column == 0:
-                axes.set_ylabel(toy.name)
-    figure.suptitle(
-        "Certified radius (green) and distance to the true boundary (grey)", fontsize=11
-    )
-    figure.savefig(path, dpi=130)
+    with drawing((2.3 * count, 2.4 * len(toys) + 0.3)) as figure:
+        panels = figure.subplots(len(toys), count, squeeze=False)
+        for toy, row in zip(toys, panels, strict=True):
+            truth = toy.distance(grid)
+            for axes, activation in zip(row, ACTIVATIONS.values(), strict=True):
+                network = trained(toy, activation, 0, width)
+                radius = LipschitzCertifier().certify(network, grid).radius
+                for values, color in ((truth, NEUTRAL), (radius, VERIFIED)):
+                    drawn = axes.contour(
+                        line, line, values.view(161, 161).T, levels, colors=color, linewidths=1
+                    )
+                    if color == VERIFIED:
+                        axes.clabel(drawn, levels[1::2], fontsize=6, fmt="%g")
+                axes.set(xticks=[], yticks=[], aspect="equal")
+            row[0].set_ylabel(toy.name)
+        for axes, name in zip(panels[0], ACTIVATIONS, strict=True):
+            axes.set_title(name)
+        figure.suptitle(
+            "Certified radius (green, labelled) and distance to the true boundary (grey)",
+            fontsize=11,
+        )
+        save(figure, path)
 
 
 PARTS = ("theory", "dimension", "corner", "toys", "levels")

@@ -12,12 +12,8 @@ import argparse
 from pathlib import Path
 from statistics import fmean
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-
+from robustcert.certificate.style import COLOURS, drawing, save
 from robustcert.report.runs import Run, find_runs
-
-COLORS = ("#0b6e4f", "#c1440e", "#3b4cc0", "#8a5a00", "#7a1fa2")
 
 
 def points(runs: list[Run], radius: float) -> tuple[list[float], list[float]]:
@@ -39,24 +35,22 @@ def main() -> None:
     for run in find_runs(options.runs):
         if run.metrics:
             models.setdefault(run.config["model"]["_target_"].rpartition(".")[2], []).append(run)
-    figure = Figure(figsize=(1.0 + 4.6 * len(models), 3.6), layout="constrained")
-    FigureCanvasAgg(figure)
-    grid = figure.subplots(1, len(models), squeeze=False, sharey=True).ravel()
-    for axes, (name, runs) in zip(grid, models.items(), strict=True):
-        for radius, color in zip(runs[0].config["radii"], COLORS, strict=False):
-            trained, verified = points(runs, radius)
-            style = {"color": color, "marker": "o"}
-            axes.plot(trained, verified, **style, markersize=3, label=f"at {radius:g}")
-            best = max(range(len(trained)), key=verified.__getitem__)
-            axes.plot(trained[best], verified[best], **style, markersize=8)
-        seeds = {run.config["seed"] for run in runs}
-        axes.set_title(f"{name}, {len(seeds)} seed{'s' * (len(seeds) > 1)}", fontsize=9)
-        axes.set_xlabel("radius at the end of training")
-        axes.grid(alpha=0.25)
-    grid[0].set_ylabel("verified accuracy, validation split")
-    grid[0].set_ylim(0, 1)
-    grid[-1].legend(frameon=False, fontsize=8)
-    figure.savefig(options.figure, dpi=130)
+    with drawing((1.0 + 4.6 * len(models), 3.6)) as figure:
+        grid = figure.subplots(1, len(models), squeeze=False, sharey=True).ravel()
+        for axes, (name, runs) in zip(grid, models.items(), strict=True):
+            for radius, color in zip(runs[0].config["radii"], COLOURS, strict=False):
+                trained, verified = points(runs, radius)
+                style = {"color": color, "marker": "o"}
+                axes.plot(trained, verified, **style, markersize=3, label=f"at {radius:g}")
+                best = max(range(len(trained)), key=verified.__getitem__)
+                axes.plot(trained[best], verified[best], **style, markersize=8)
+            seeds = {run.config["seed"] for run in runs}
+            axes.set_title(f"{name}, {len(seeds)} seed{'s' * (len(seeds) > 1)}")
+            axes.set_xlabel("radius at the end of training")
+        grid[0].set_ylabel("verified accuracy, validation split")
+        grid[0].set_ylim(0, 1)
+        grid[-1].legend()
+        save(figure, options.figure)
 
 
 if __name__ == "__main__":

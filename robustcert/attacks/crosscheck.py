@@ -1,6 +1,7 @@
 """Try to break certificates: attacks strictly inside the certified radius."""
 
 import time
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -37,28 +38,29 @@ def cross_check(
     ddn_restarts: int = 10,
     seconds: float = 60.0,
     seed: int = 0,
+    advance: Callable[[int], None] = lambda count: None,
 ) -> dict[str, Any]:
     """Attack certificates by the margin attack just inside the radius and by restarted DDN.
 
-    A third of the samples are those with the steepest margin for their radius (least slack), a
-    third have the largest radii, the rest are random. All of R^d is searched: nothing is clipped.
-    What an attack finds is evaluated again before a certificate is called broken.
+    A third have the steepest margin for their radius (least slack), a third the largest radii, the
+    rest are random. All of R^d is searched, and what is found is evaluated again.
 
     Args:
         network: The certified network.
         x: Inputs, shape ``(N, *input_shape)``.
         prediction: Certified classes, shape ``(N,)``.
-        radius: Certified radii, shape ``(N,)``.
+        radius: Their radii, shape ``(N,)``.
         samples: Certificates to attack.
         margin_steps: Steps of the margin attack.
         ddn_steps: Steps of each start of DDN.
         ddn_restarts: Starts of DDN.
-        seconds: No new attack begins after so long; the record says how many were made.
+        seconds: No new attack begins after so long.
         seed: Of the selection and the random starts.
+        advance: Called with the number of certificates that were attacked more.
 
     Returns:
-        Counts, budget, and the smallest and the median quotient of DDN's distance over the radius:
-        None where DDN found nothing, or for the median, nothing for half of them or more.
+        Counts, budget, and least and median quotient of DDN's distance over the radius: None where
+        it found nothing.
 
     Raises:
         BrokenCertificate: an attack succeeded.
@@ -69,15 +71,15 @@ def cross_check(
         if time.monotonic() - started >= seconds:
             break
         inputs, label, size = in_units(x[chunk]).double(), prediction[chunk], radius[chunk]
-        distance, broken = _attack(
-            network, inputs, label, size, margin_steps, ddn_steps, ddn_restarts, seed
-        )
+        steps = margin_steps, ddn_steps, ddn_restarts
+        distance, broken = _attack(network, inputs, label, size, *steps, seed)
         if broken.any():
             raise BrokenCertificate(
                 f"the certificate of sample {int(chunk[broken][0])} is broken: an attack changes "
                 "its prediction inside the certified radius"
             )
         quotients.append(distance / size)
+        advance(len(chunk))
     return {
         "requested": len(rows),
         **_summary(quotients),

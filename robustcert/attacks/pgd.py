@@ -1,6 +1,6 @@
 """Empirical robust accuracy by projected gradient descent, as foolbox implements it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,7 @@ def pgd_survivors(
     *,
     steps: int = 40,
     seed: int = 0,
+    advance: Callable[[int], None] = lambda count: None,
 ) -> Tensor:
     r"""Which samples stay correctly classified under an l2 PGD attack of each size.
 
@@ -44,6 +45,7 @@ def pgd_survivors(
         radii: Attack sizes in input units.
         steps: Gradient steps per attack.
         seed: Of the random start.
+        advance: Called with 1 when the attack at a radius is over.
 
     Returns:
         Boolean, shape ``(len(radii), N)``; a sample broken at a radius is broken at larger ones.
@@ -73,4 +75,5 @@ def pgd_survivors(
                     broken = network(adversarial).argmax(1) != target[rows]
                 alive[rows[broken & (distance <= radii[i] * (1 + 1e-6))]] = False
             survivors[i] = alive
+            advance(1)
     return survivors

@@ -6,6 +6,14 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from robustcert.certificate.style import (
+    ATTACKED,
+    NEUTRAL,
+    VERIFIED,
+    drawing,
+    save,
+)
+
 Array = NDArray[Any]
 
 
@@ -32,36 +40,24 @@ def draw_vra_curve(
         title: What was certified.
         label: What the curve is called.
     """
-    # The object interface draws without a display and without pyplot's global state.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.plot(*curve, color="#0b6e4f", label=f"{label} ({samples} samples)")
-    axes.fill_between(*curve, color="#0b6e4f", alpha=0.12)
-    axes.axhline(accuracy, color="0.5", linestyle=":", label=f"clean accuracy {accuracy:.3f}")
-    if empirical:
-        radii, values = zip(*empirical, strict=True)
-        axes.plot(
-            radii,
-            values,
-            color="#c1440e",
-            marker="o",
-            linestyle="--",
-            label=f"under PGD, clipped to [0, 1] ({attacked} samples)",
-        )
-    axes.set(
-        xlabel=r"$\ell_2$ radius (input units)",
-        ylabel="share of samples",
-        ylim=(0, 1.02),
-        xlim=(0, None),
-        title=title,
-    )
-    axes.grid(alpha=0.25)
-    axes.legend(loc="lower left")
-    figure.savefig(path, dpi=140)
+    with drawing((6.4, 4.2)) as figure:
+        axes = figure.add_subplot(xlabel=r"$\ell_2$ radius (input units)", title=title)
+        axes.plot(*curve, color=VERIFIED, label=f"{label} ({samples} samples)")
+        axes.fill_between(*curve, color=VERIFIED, alpha=0.12)
+        axes.axhline(accuracy, color=NEUTRAL, linestyle=":", label=f"clean accuracy {accuracy:.3f}")
+        if empirical:
+            radii, values = zip(*empirical, strict=True)
+            axes.plot(
+                radii,
+                values,
+                color=ATTACKED,
+                marker="o",
+                linestyle="--",
+                label=f"under PGD, clipped to [0, 1] ({attacked} samples)",
+            )
+        axes.set(ylabel="share of samples", ylim=(0, 1.02), xlim=(0, None))
+        axes.legend(loc="lower left")
+        save(figure, path)
 
 
 def draw_level_sets(
@@ -81,29 +77,33 @@ def draw_level_sets(
         truth: Distance to the true boundary there, shape ``(M, M)``, where it is known.
         title: What was certified.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
     from matplotlib.ticker import MaxNLocator
 
     line = [i / (len(radius) - 1) for i in range(len(radius))]
     top = float((radius if truth is None else truth).max())
     levels = [level for level in MaxNLocator(6).tick_values(0, top) if 0 < level < top]
-    figure = Figure(figsize=(5.4, 5.4), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot(aspect="equal")
-    axes.imshow(
-        prediction.T, origin="lower", extent=(0, 1, 0, 1), cmap="Pastel2", interpolation="nearest"
-    )
-    handles = []
-    for name, values, color in (
-        ("distance to the true boundary", truth, "0.55"),
-        ("certified radius", radius, "#0b6e4f"),
-    ):
-        if values is not None and levels:
-            contours = axes.contour(line, line, values.T, levels, colors=color, linewidths=1.2)
-            axes.clabel(contours, fontsize=7)
-            handles.append(Line2D([], [], color=color, label=name))
-    axes.set(title=title, xlabel=r"$x_1$", ylabel=r"$x_2$")
-    axes.legend(handles=handles, loc="upper left", fontsize=8)
-    figure.savefig(path, dpi=140)
+    with drawing((5.4, 5.4)) as figure:
+        axes = figure.add_subplot(aspect="equal")
+        axes.grid(False)
+        axes.imshow(
+            prediction.T,
+            origin="lower",
+            extent=(0, 1, 0, 1),
+            cmap="Pastel2",
+            interpolation="nearest",
+        )
+        handles = []
+        for name, values, color in (
+            ("distance to the true boundary", truth, NEUTRAL),
+            ("certified radius", radius, VERIFIED),
+        ):
+            if values is not None and levels:
+                contours = axes.contour(line, line, values.T, levels, colors=color, linewidths=1.2)
+                axes.clabel(contours, fontsize=7, fmt="%g")
+                handles.append(Line2D([], [], color=color, label=name))
+        axes.set(title=title, xlabel=r"$x_1$", ylabel=r"$x_2$")
+        if handles:
+            # On the picture, whose classes are light.
+            axes.legend(handles=handles, loc="upper left", frameon=True, framealpha=0.8)
+        save(figure, path)

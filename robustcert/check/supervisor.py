@@ -7,6 +7,7 @@ long has no verdict.
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 
 from robustcert.check.isolation import command
@@ -14,6 +15,9 @@ from robustcert.check.isolation import command
 # First words of the last line of every complete answer, by exit status; a usage message ends with
 # another line.
 VERDICTS = {0: ("VERIFIED",), 1: ("REFUSED", "UNPROVED"), 2: ("UNREADABLE",)}
+# Seconds between two lines that say that the check goes on, and their least share of its time.
+MAX_SILENCE = 1.5
+MIN_SHARE = 0.05
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -22,22 +26,38 @@ def main(arguments: Sequence[str]) -> int:
 
     options = parser().parse_args(arguments)
     try:
-        done = subprocess.run(
-            command("command", [*arguments]),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            timeout=options.seconds,
-        )
+        printed, status = _run(command("command", [*arguments]), options.folder, options.seconds)
     except subprocess.TimeoutExpired:
         return _nothing(f"the check took more than {options.seconds:g} s: raise --seconds")
     except (OSError, ValueError) as error:
         return _nothing(f"the check could not be started: {error}")
-    said = done.stdout.decode("ascii", "backslashreplace")
+    said = printed.decode("ascii", "backslashreplace")
     last = (said.splitlines() or [""])[-1]
-    if last.startswith(VERDICTS.get(done.returncode, "?")):
+    if last.startswith(VERDICTS.get(status, "?")):
         sys.stdout.write(said)
-        return done.returncode
-    return _nothing(f"the check {_ending(done.returncode)}")
+        return status
+    return _nothing(f"the check {_ending(status)}")
+
+
+def _run(started: Sequence[str], folder: str, seconds: float) -> tuple[bytes, int]:
+    """What a process printed, and its status; while it runs, its time is told on stderr."""
+    begun = time.monotonic()
+    with subprocess.Popen(started, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as process:
+        try:
+            while True:
+                passed = time.monotonic() - begun
+                wait = min(max(MAX_SILENCE, MIN_SHARE * passed), seconds - passed)
+                try:
+                    printed, _ = process.communicate(timeout=max(0.0, wait))
+                    return printed, process.returncode
+                except subprocess.TimeoutExpired:
+                    passed = time.monotonic() - begun
+                    if passed >= seconds:
+                        raise
+                    sys.stderr.write(f"checking {folder!a}: {passed:.0f} s\n")
+        except BaseException:
+            process.kill()
+            raise
 
 
 def _ending(status: int) -> str:

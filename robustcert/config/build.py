@@ -154,6 +154,7 @@ def build_module(config: Config, dataset: Dataset, allowed: Sequence[str]) -> "C
     """The LightningModule around model, objective, optimizer and schedules."""
     from robustcert.training.module import CertifiedClassifier
 
+    schedule = config.get("lr_schedule")
     return CertifiedClassifier(
         build_model(config, dataset.input_shape, dataset.num_classes, allowed),
         build(config["objective"], "objective", allowed),
@@ -163,7 +164,7 @@ def build_module(config: Config, dataset: Dataset, allowed: Sequence[str]) -> "C
         radii=[float(radius) for radius in config["radii"]],
         optimizer=build(config["optimizer"], "optimizer", allowed),
         epsilon_schedule=build(config["epsilon_schedule"], "epsilon_schedule", allowed),
-        lr_schedule=build(config["lr_schedule"], "lr_schedule", allowed),
+        lr_schedule=schedule and build(schedule, "lr_schedule", allowed),
         validation=build_validation(config),
     )
 
@@ -175,7 +176,9 @@ def build_validation(config: Config) -> "ValidationCertifier":
     # A checkpoint of an earlier version has no such options.
     options = dict(config.get("validation") or {})
     check_call(ValidationCertifier, options, "validation", frozenset({"certifier"}))
-    certifier = build_certifier(config.get("certifier"), config.get("allow_targets") or ())
+    # Of several, the first one's certificate is the run's.
+    first = next(iter(named_certifiers(config.get("certifier")).values()))
+    certifier = build_certifier(first, config.get("allow_targets") or ())
     try:
         return ValidationCertifier(certifier, **options)
     except ValueError as error:
@@ -233,3 +236,20 @@ def build_certifier(node: Config | None, allow_targets: Sequence[str] = ()) -> C
     if not node:
         return LipschitzCertifier()
     return build(node, "certifier", ("robustcert", *allow_targets), expected=Certifier)
+
+
+def named_certifiers(node: Config | None) -> dict[str, Config]:
+    """Nodes of certifiers by name: several, or the one that a node is, under an empty name.
+
+    Raises:
+        ConfigError: one of several is no node.
+    """
+    if not node or "_target_" in node:
+        return {"": node or {}}
+    for name, own in node.items():
+        if not isinstance(own, Mapping) or "_target_" not in own:
+            raise ConfigError(
+                f"certifier.{name}: expected a node with _target_, got {own!r}: choose certifiers "
+                "by certifier=[lipschitz,second_order]"
+            )
+    return dict(node)

@@ -1,6 +1,7 @@
 """``python -m robustcert.report DIR...``: status 0 written, 2 nothing to report."""
 
 import argparse
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 from robustcert.certificate.places import certificate_of
 from robustcert.errors import NotCertifiedError, ReportError, typed
 from robustcert.report.runs import is_run
+from robustcert.training.stage import stage
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -26,9 +28,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="folder to write (default: beside the certificate; DIR/report for a sweep; report "
         "for several folders)",
     )
+    parser.add_argument(
+        "--figures",
+        nargs="+",
+        default=[],
+        choices=("pdf", "svg"),
+        help="write every picture as a file for papers as well",
+    )
     options = parser.parse_args(arguments)
+    # What it is doing, beside the paths on stdout.
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("robustcert").setLevel(logging.INFO)
     try:
-        written = _write(options.folders, options.out)
+        written = _write(options.folders, options.out, options.figures)
     except (ReportError, NotCertifiedError, OSError) as error:
         sys.stderr.write("error: " + " ".join(str(error).split()) + "\n")
         return 2
@@ -36,19 +48,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _write(folders: Sequence[Path], out: Path | None) -> list[Path]:
+def _write(folders: Sequence[Path], out: Path | None, formats: Sequence[str]) -> list[Path]:
     if len(folders) == 1:
         folder = Path(certificate_of(str(folders[0])))
         if (folder / "certificate.json").exists():
-            from robustcert.report.run_page import write_run_page
+            with stage("loading torch"):
+                from robustcert.report.run_page import write_run_page
 
-            return [write_run_page(folder, out)]
+            return write_run_page(folder, out, formats)
         if is_run(folder):
             raise ReportError(f"{folder}: no epoch of this run has finished: nothing to report")
     from robustcert.report.sweep_page import write_sweep_page
 
     default = folders[0] / "report" if len(folders) == 1 else Path("report")
-    return write_sweep_page(folders, out or default)
+    return write_sweep_page(folders, out or default, formats)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
 """HTML from templates: one file, everything in it, nothing fetched."""
 
 import base64
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from robustcert import __version__
 from robustcert.atomic import complete_file
+from robustcert.report.pictures import Picture
 from robustcert.report.summary import Estimate
 
 # What stands where a table has no value.
@@ -33,6 +35,20 @@ def write_page(path: Path, template: str, **values: Any) -> Path:
     with complete_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return path
+
+
+def write_pictures(pictures: Sequence[Picture], out: Path, formats: Sequence[str]) -> list[Path]:
+    """Write pictures as files for papers, ``<name>.pdf`` and so on; returns their paths."""
+    written = []
+    for picture in pictures:
+        for kind in formats:
+            if picture.paper is None:
+                continue
+            path = out / f"{picture.name}.{kind}"
+            with complete_file(path) as temporary:
+                temporary.write_bytes(picture.paper(kind))
+            written.append(path)
+    return written
 
 
 def data_uri(png: bytes) -> str:

@@ -7,15 +7,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from robustcert.certificate.style import BLUE, GREEN, RED
 from robustcert.report.calibration import Calibration
 from robustcert.report.claim import Claim
 from robustcert.report.measures import acceptance, curve, wilson
-from robustcert.report.pictures import COLOURS, Picture, render
+from robustcert.report.pictures import Picture, render
 
 if TYPE_CHECKING:
     from robustcert.report.separation import Separation
-
-BLUE, RED, GREEN, *_ = COLOURS
 
 
 def draw_bracket(claim: Claim, separation: "Separation | None") -> Picture:

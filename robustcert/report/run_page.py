@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from robustcert.report.calibration import Calibration, calibrate
 from robustcert.report.claim import Claim, read_claim
 from robustcert.report.measures import at_radius, average_radius, by_class
-from robustcert.report.page import write_page
+from robustcert.report.page import write_page, write_pictures
 from robustcert.report.pictures import Picture
 from robustcert.report.run_figures import (
     draw_bracket,
@@ -21,6 +21,7 @@ from robustcert.report.run_figures import (
     draw_tradeoff,
     thumbnail,
 )
+from robustcert.training.stage import stage
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,30 +54,40 @@ class Shown:
     radius: float
 
 
-def write_run_page(folder: Path, out: Path | None = None) -> Path:
+def write_run_page(
+    folder: Path, out: Path | None = None, formats: Sequence[str] = ()
+) -> list[Path]:
     """Write the page of a certificate folder beside it.
 
     Args:
         folder: What ``certify.py`` wrote.
         out: Folder to write into; that of the run by default.
+        formats: What pictures are written as for papers, beside the page: ``pdf``, ``svg``.
 
     Returns:
-        The page: ``report.html``, or ``report-<rest>.html`` for ``certificate-<rest>``.
+        The page: ``report.html``, or ``report-<rest>.html`` for ``certificate-<rest>``; and
+        the pictures.
 
     Raises:
         ReportError: the folder is no certificate, or is damaged.
     """
-    claim = read_claim(folder)
-    train, names, reason = _train_split(claim)
+    with stage(f"reading {folder}"):
+        claim = read_claim(folder)
+        train, names, reason = _train_split(claim)
     separation = _separation(claim, train)
     calibrations = _calibrations(claim)
     attack = claim.record.get("attack") or {}
     tried = dict(zip(attack.get("radii") or [], attack.get("accuracy") or [], strict=True))
     rows = [at_radius(claim.correct, claim.radius, r, tried.get(r)) for r in claim.radii]
-    run = folder.resolve().parent
-    name = folder.resolve().name
+    run, name = folder.resolve().parent, folder.resolve().name
     rest = name.removeprefix("certificate").strip("-")
-    return write_page(
+    pictures = {
+        "bracket": draw_bracket(claim, separation),
+        "tradeoff": draw_tradeoff(claim, _epochs(run / "metrics" / "metrics.csv")),
+        "reliability": draw_reliability(calibrations),
+        "separation_picture": draw_separation(claim, separation) if separation else None,
+    }
+    page = write_page(
         (out or run) / (f"report-{rest}.html" if rest else "report.html"),
         "run.html.j2",
         name=f"{run.name}/{name}",
@@ -92,18 +103,17 @@ def write_run_page(folder: Path, out: Path | None = None) -> Path:
         classes=by_class(claim.labels, claim.prediction, claim.radius, claim.radii),
         names=names,
         constants=_constants(claim),
-        bracket=draw_bracket(claim, separation),
-        tradeoff=draw_tradeoff(claim, _epochs(run / "metrics" / "metrics.csv")),
+        **pictures,
         levels=_levels(folder),
         samples=_samples(claim, names),
         separation=separation,
         reason=reason,
         separated=_separated(claim, separation),
-        separation_picture=draw_separation(claim, separation) if separation else None,
         calibrations=calibrations,
-        reliability=draw_reliability(calibrations),
         not_covered=NOT_COVERED,
     )
+    drawn = [picture for picture in pictures.values() if picture]
+    return [page, *write_pictures(drawn, out or run, formats)]
 
 
 def _train_split(claim: Claim) -> tuple["Examples | None", list[str], str]:
@@ -138,7 +148,8 @@ def _separation(claim: Claim, train: "Examples | None") -> "Separation | None":
     if len(other_labels.unique()) < 2:
         return None
     rows = affordable(count, len(others), others[0].numel())
-    half = half_distances(samples[:rows], labels[:rows], others, other_labels)
+    with stage("searching for the nearest of another class", rows) as advance:
+        half = half_distances(samples[:rows], labels[:rows], others, other_labels, advance)
     return Separation(half, where + (f", for the first {rows:,} samples" if rows < count else ""))
 
 
@@ -146,12 +157,10 @@ def _separated(claim: Claim, separation: "Separation | None") -> dict[str, Any]:
     from robustcert.report.separation import affordable, largest_overlap
 
     count = affordable(len(claim.labels), len(claim.labels), int(np.prod(claim.inputs.shape[1:])))
-    found: dict[str, Any] = {
-        "overlap": largest_overlap(
-            *(_tensor(v[:count]) for v in (claim.inputs, claim.prediction, claim.radius))
-        ),
-        "overlap_count": count,
-    }
+    x, own, reach = (_tensor(v[:count]) for v in (claim.inputs, claim.prediction, claim.radius))
+    with stage("comparing radii with distances", count) as advance:
+        overlap = largest_overlap(x, own, reach, advance)
+    found: dict[str, Any] = {"overlap": overlap, "overlap_count": count}
     if separation is not None:
         half = separation.half
         radius, correct = claim.radius[: len(half)], claim.correct[: len(half)]

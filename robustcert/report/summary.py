@@ -19,7 +19,10 @@ from robustcert.report.runs import FINISHED, Run
 _NOT_THE_EXPERIMENT = re.compile(
     r"seed|resume|certify|allow_targets|(logger|attack)(\..*)?|dataset\.(root|download|checksum)"
     r"|loader\.(num_workers|eval_batch_size)|trainer\.(enable_.*|default_root_dir|callbacks.*)"
+    r"|callbacks\.gradients\..*"
 )
+# Maximum number of values of a hyperparameter of which each is a series of its own.
+MAX_LEVELS = 6
 # Keys that say how large a network is.
 _SIZES = ("capacity", "model.width", "model.depth", "model.channels", "model.dense_depth")
 
@@ -58,13 +61,49 @@ class Group:
     @property
     def series(self) -> str:
         """Everything but the size: what a line of a picture stands for."""
-        parts = [v for key, v in self.values.items() if key not in _SIZES]
-        return ", ".join(parts) or "all"
+        return label_of(self)
 
     @property
     def task(self) -> tuple[str, float]:
         """Dataset and the radius that was trained for."""
         return task_of(self.runs[0])
+
+
+def label_of(group: Group, without: Sequence[str] = ()) -> str:
+    """A configuration in a few words: options of config groups by name, other values with theirs.
+
+    Args:
+        group: The configuration.
+        without: Columns that are left out, beside sizes.
+    """
+    parts = [
+        f"{key.rpartition('.')[2]}={value}" if "." in key else value
+        for key, value in group.values.items()
+        if key not in _SIZES and key not in without
+    ]
+    return ", ".join(parts) or "all"
+
+
+def number_of(group: Group, column: str) -> float | None:
+    """A column's value as a number; None where it is none."""
+    try:
+        value = float(group.values[column])
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def searched(groups: Sequence[Group]) -> list[str]:
+    """Columns of numbers with more values than a sweep would list: hyperparameters of a search.
+
+    A column may hold other values as well, such as null.
+    """
+    found = []
+    for column in groups[0].values if groups else ():
+        numbers = {v for group in groups if (v := number_of(group, column)) is not None}
+        if len(numbers) > MAX_LEVELS:
+            found.append(column)
+    return found
 
 
 def estimate(values: Sequence[float]) -> Estimate | None:
@@ -126,7 +165,7 @@ def _order(group: Group) -> tuple[Any, ...]:
 
 def _columns(runs: Sequence[Run], flat: Mapping[int, dict[str, Any]]) -> list[str]:
     # Groups' options by name where they vary; beside them whatever else they leave open.
-    names = sorted({name for run in runs for name in run.choices} - {"logger"})
+    names = sorted({n for run in runs for n in run.choices if n.partition("@")[0] != "logger"})
     chosen = [n for n in names if len({str(run.choices.get(n)) for run in runs}) > 1]
     keys = sorted({key for values in flat.values() for key in values})
     by_choice: dict[tuple[str, ...], list[dict[str, Any]]] = {}
@@ -164,6 +203,8 @@ def _flatten(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 def _text(value: Any) -> str:
     if isinstance(value, str):
         return _last(value)
+    if isinstance(value, float):
+        return f"{value:.4g}"
     return "\N{EN DASH}" if value is None else json.dumps(value)
 
 

@@ -12,11 +12,17 @@ from typing import Any
 from urllib.parse import quote
 
 from robustcert.atomic import complete_file
-from robustcert.report.page import write_page
+from robustcert.report.page import write_page, write_pictures
 from robustcert.report.pictures import Picture
 from robustcert.report.runs import FINISHED, STATES, Run, find_runs
-from robustcert.report.summary import Group, group_runs, value_of
-from robustcert.report.sweep_figures import draw_capacity, draw_pareto, pareto
+from robustcert.report.summary import Group, group_runs, searched, value_of
+from robustcert.report.sweep_figures import (
+    draw_capacity,
+    draw_pareto,
+    draw_radii,
+    draw_slices,
+    pareto,
+)
 
 # Times of a run, in seconds.
 _SECONDS = ("seconds.train", "seconds.certify")
@@ -66,12 +72,13 @@ class Task:
         return pareto(self.groups, self.accuracy, self.vra) if self.vra else []
 
 
-def write_sweep_page(roots: Sequence[Path], out: Path) -> list[Path]:
+def write_sweep_page(roots: Sequence[Path], out: Path, formats: Sequence[str] = ()) -> list[Path]:
     """Compare all runs under some folders.
 
     Args:
         roots: Folders of runs or of sweeps, finished or not.
         out: Folder for ``index.html``, ``groups.csv``, ``runs.csv`` and the pictures.
+        formats: What pictures are written as for papers, beside PNG: ``pdf``, ``svg``.
 
     Returns:
         What was written.
@@ -100,6 +107,7 @@ def write_sweep_page(roots: Sequence[Path], out: Path) -> list[Path]:
     ]
     for picture in (p for several in pictures for p in several):
         written.append(_write(out / f"{picture.name}.png", picture.light))
+        written += write_pictures([picture], out, formats)
     return written
 
 
@@ -128,11 +136,17 @@ def _pictures(i: int, task: Task) -> list[Picture]:
     if task.vra is None:
         return []
     suffix = f"_{i}" if i else ""
-    radius = next(r for r, metric in task.radii.items() if metric == task.vra)
-    return [
-        draw_capacity(f"vra_capacity{suffix}", task.groups, task.radii),
-        draw_pareto(f"pareto{suffix}", task.groups, task.accuracy, task.vra, radius),
-    ]
+    groups, vra = task.groups, task.vra
+    radius = next(r for r, metric in task.radii.items() if metric == vra)
+    free = searched(groups)
+    sizes = {e.mean for group in groups if (e := group.estimate("parameters"))}
+    if free:
+        first = draw_slices(f"slices{suffix}", groups, free, vra, radius)
+    elif len(sizes) > 1:
+        first = draw_capacity(f"vra_capacity{suffix}", groups, task.radii)
+    else:
+        first = draw_radii(f"vra_radii{suffix}", groups, task.radii)
+    return [first, draw_pareto(f"pareto{suffix}", groups, task.accuracy, vra, radius, free)]
 
 
 def _common(runs: Sequence[Run]) -> list[str]:

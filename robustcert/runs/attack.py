@@ -13,6 +13,7 @@ from robustcert.config.schema import check_call
 from robustcert.data import Stream, to_unit
 from robustcert.errors import BrokenCertificate, ConfigError
 from robustcert.network.network import PlainNetwork
+from robustcert.training.stage import stage
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,35 @@ def verified_of_attacked(
     return {0.0: float(correct.double().mean()), **shares} if len(rows) else {}
 
 
+class RadiusAttack:
+    """PGD at every radius, made once for all certifiers of the same network and samples."""
+
+    def __init__(self) -> None:
+        self._survivors: torch.Tensor | None = None
+
+    def __call__(
+        self,
+        network: PlainNetwork,
+        x: torch.Tensor,
+        target: torch.Tensor,
+        radii: Sequence[float],
+        steps: int,
+    ) -> torch.Tensor:
+        """See :func:`robustcert.attacks.pgd_survivors`."""
+        if self._survivors is None:
+            with stage(f"attacking {len(x)} samples", len(radii), "radii") as advance:
+                self._survivors = pgd_survivors(
+                    network, x, target, radii, steps=steps, advance=advance
+                )
+        return self._survivors
+
+
 def attack_samples(
-    network: PlainNetwork, result: CertifiedSplit, radii: Sequence[float], attack: Attack
+    network: PlainNetwork,
+    result: CertifiedSplit,
+    radii: Sequence[float],
+    attack: Attack,
+    at_radii: RadiusAttack,
 ) -> dict[str, Any]:
     """Attack a split at every radius, and certificates inside their own radius."""
     rows = attacked_rows(len(result.target), attack.samples)
@@ -94,7 +122,7 @@ def attack_samples(
     if len(rows) == 0:
         return record
     x = to_unit(result.inputs[rows]).double()
-    survivors = pgd_survivors(network, x, result.target[rows], radii, steps=attack.steps)
+    survivors = at_radii(network, x, result.target[rows], radii, attack.steps)
     record["accuracy"] = [float(s.double().mean()) for s in survivors]
     # The attack may overshoot its radius by its own rounding.
     reach = torch.tensor(radii, dtype=torch.float64, device="cpu")[:, None] * (1 + 1e-6)
@@ -106,14 +134,17 @@ def attack_samples(
             f"the certificate of sample {index} is broken: PGD changes its prediction inside the "
             "certified radius"
         )
-    record["inside"] = cross_check(
-        network,
-        _Unit(result.inputs),
-        result.certificates.prediction,
-        result.certificates.radius,
-        samples=attack.samples,
-        seconds=attack.seconds,
-    )
+    said = f"attacking {len(rows)} samples inside their radii, at most {attack.seconds:g} s"
+    with stage(said, len(rows)) as advance:
+        record["inside"] = cross_check(
+            network,
+            _Unit(result.inputs),
+            result.certificates.prediction,
+            result.certificates.radius,
+            samples=attack.samples,
+            seconds=attack.seconds,
+            advance=advance,
+        )
     return record
 
 

@@ -15,7 +15,7 @@ import torch
 from robustcert import __version__
 from robustcert.atomic import resumable_folder
 from robustcert.certificate.claim import FORMAT, in_hexadecimal, is_certificate, write_claim
-from robustcert.certificate.figures import draw_level_sets, draw_vra_curve
+from robustcert.certificate.figures import draw_vra_curve
 from robustcert.certificate.places import certificate_beside, checkpoint_of
 from robustcert.certificate.samples import CertifiedSplit, SampleFiles, has_radii, positive_status
 from robustcert.certifiers import Certificates, Certifier, Claim, strict_arithmetic
@@ -25,6 +25,7 @@ from robustcert.config.build import (
     build_certifier,
     build_dataset,
     build_parts,
+    named_certifiers,
 )
 from robustcert.data import Dataset, Examples, Part, Parts, Stream, to_unit
 from robustcert.errors import ConfigError
@@ -35,23 +36,25 @@ from robustcert.network.fold import fold_network
 from robustcert.network.network import PlainNetwork
 from robustcert.runs.attack import (
     Attack,
+    RadiusAttack,
     attack_samples,
     build_attack,
     in_words,
     verified_of_attacked,
 )
-from robustcert.runs.console import print_global, print_table, verified
+from robustcert.runs.console import Row, print_global, print_side_by_side, print_table, verified
 from robustcert.runs.earlier import keep_earlier
+from robustcert.runs.fallback import decided_by
 from robustcert.runs.module import restore_module
+from robustcert.runs.plane import draw_plane
 from robustcert.training.checkpoint import Checkpoint, read_checkpoint
+from robustcert.training.stage import stage
 
 log = logging.getLogger(__name__)
 
 # Samples whose gradients say how tight the bound is: enough for a median.
 _DIAGNOSED = 200
 _AT_ONCE = 16
-# Points along each side of the unit square, for the picture of a network on the plane.
-_GRID = 81
 
 
 @contextmanager
@@ -125,7 +128,9 @@ def certify(
 
     Args:
         checkpoint: A run's ``checkpoints/best.ckpt``, or the run's folder.
-        certifier: Node that names the certifier; :class:`LipschitzCertifier` by default.
+        certifier: Node that names the certifier; :class:`LipschitzCertifier` by default. Nodes by
+            name are certifiers that are compared: the first one's certificate is ``output``, that
+            of another ``<output>-<name>``.
         split: Of the checkpoint's dataset.
         samples: Only the first so many of the split.
         radii: At which certified samples are counted; those of training by default.
@@ -142,16 +147,46 @@ def certify(
         ConfigError: a setting is wrong, or the default folder holds a certificate of others.
 
     Returns:
-        ``<split>/accuracy`` and ``<split>/vra_<radius>``.
+        ``<split>/accuracy`` and ``<split>/vra_<radius>``; of a further certifier
+        ``<split>/<name>/vra_<radius>``.
     """
-    started = time.perf_counter()
     attacking = build_attack(attack or {})
     options = _Options(split, samples, radii, batch_size, _device(device), attacking)
-    subject = _read(checkpoint, certifier or {}, dataset or {}, allow_targets or [])
-    folder = Path(output) if output else default_output(subject.checkpoint.path, split, samples)
+    subjects = _read(checkpoint, certifier or {}, dataset or {}, allow_targets or [])
+    folders = _folders(subjects, options, output)
+    metrics: dict[str, float] = {}
+    rows: dict[str, Row] = {}
+    at_radii = RadiusAttack()
+    for name, subject in subjects.items():
+        rows[name], found = _certify_by(subject, options, folders[name], at_radii)
+        prefix = f"{split}/{name}/" if metrics else f"{split}/"
+        metrics |= {prefix + key.removeprefix(f"{split}/"): value for key, value in found.items()}
+    if len(rows) > 1:
+        print_side_by_side(rows)
+    return metrics
+
+
+def _folders(
+    subjects: Mapping[str, _Subject], options: _Options, output: str | None
+) -> dict[str, Path]:
+    """Where each certificate goes; what stands in a default place and says else is kept."""
+    first = next(iter(subjects.values()))
+    default = default_output(first.checkpoint.path, options.split, options.samples)
+    place = Path(output) if output else default
+    names = {name: place.name + (f"-{name}" if i else "") for i, name in enumerate(subjects)}
+    folders = {name: place.with_name(own) for name, own in names.items()}
     if output is None:
-        settings = _thresholds(subject, options), options.attack.samples
-        keep_earlier(folder, subject.certifier, subject.named, *settings)
+        settings = _thresholds(first, options), options.attack.samples
+        for name, subject in subjects.items():
+            keep_earlier(folders[name], subject.certifier, subject.named, *settings)
+    return folders
+
+
+def _certify_by(
+    subject: _Subject, options: _Options, folder: Path, at_radii: RadiusAttack
+) -> tuple[Row, dict[str, float]]:
+    """Certify by one certifier and write the folder; returns what is said of it, and metrics."""
+    started = time.perf_counter()
     with strict_arithmetic() as arithmetic:
         prepared = _prepare(subject, options, arithmetic)
         # An error keeps all radii; a setting that was changed is one before the folder is complete.
@@ -162,19 +197,26 @@ def certify(
             result = _certify(subject, options, prepared, partial)
             seconds = time.perf_counter() - started
             log.info("%d samples certified in %.1f s", len(result.target), seconds)
-            attacked = _attack(subject, options, prepared, result)
-            written = _write(subject, options, prepared, result, attacked, seconds, partial)
+            attacked = _attack(subject, options, prepared, result, at_radii)
+            with stage("comparing with the fallback, and drawing"):
+                network, size, device = prepared.network, options.batch_size, options.device
+                decided = decided_by(subject.certifier, network, result, size, device)
+                written = _write(subject, options, prepared, result, attacked, seconds, partial)
     radii = _thresholds(subject, options)
-    attacked_only = verified_of_attacked(result, radii, attacked["samples"])
-    return _tell(written, prepared.claim, folder, attacked_only)
+    row = Row(written, verified_of_attacked(result, radii, attacked["samples"]), decided)
+    return row, _tell(row, prepared.claim, folder)
 
 
 def _read(
     checkpoint: str, certifier: Config, dataset: Mapping[str, Any], allow_targets: Sequence[str]
-) -> _Subject:
-    """Read a checkpoint and build what its configuration names; nothing is computed yet."""
+) -> dict[str, _Subject]:
+    """Read a checkpoint and build what its configuration names, once for every certifier.
+
+    Nothing is computed yet.
+    """
     allowed = (*CHECKPOINT_TARGETS, *allow_targets)
-    proving = build_certifier(certifier, allow_targets)
+    nodes = named_certifiers(certifier)
+    proving = {name: build_certifier(node, allow_targets) for name, node in nodes.items()}
     read = read_checkpoint(checkpoint_of(checkpoint))
     changed = {key: value for key, value in dataset.items() if value is not None}
     config = {**read.config, "dataset": {**read.config["dataset"], **changed}}
@@ -187,22 +229,27 @@ def _read(
     model = restore_module(read, config, allowed)
     network = fold_network(model, read.input_shape)
     parts = build_parts(config, source)
-    return _Subject(read, config, proving, certifier, source, parts, model, network)
+    return {
+        name: _Subject(read, config, proving[name], node, source, parts, model, network)
+        for name, node in nodes.items()
+    }
 
 
 def _prepare(subject: _Subject, options: _Options, arithmetic: Mapping[str, Any]) -> _Prepared:
     """Read the samples, compare model and folded network, and claim what needs no radius."""
     source, network, batch_size = subject.dataset, subject.network, options.batch_size
-    source.prepare()
-    stored = subject.parts.stored(options.split)
+    with stage(f"reading {source.name}"):
+        source.prepare()
+        stored = subject.parts.stored(options.split)
     count = len(stored) if options.samples is None else min(options.samples, len(stored))
     stored = stored.take(slice(count))
     # A stream is read in order, so that a damaged file keeps what is before it.
     streamed = isinstance(stored.inputs, Stream)
     rows = compared_rows(min(count, batch_size) if streamed else count)
-    require_agreement(subject.model, network, stored.inputs[rows])
+    with stage("comparing model and folded network"):
+        require_agreement(subject.model, network, stored.inputs[rows])
     moved = network.to(options.device)
-    with strict_arithmetic():
+    with strict_arithmetic(), stage("proving what holds for all samples"):
         batches = (to_unit(stored.inputs[part]) for part in _parts(count, batch_size))
         claim = subject.certifier.claim(moved, batches)
     read = subject.checkpoint
@@ -232,22 +279,31 @@ def _certify(
     )
     if files.done:
         log.info("%d of %d samples were certified before: going on", files.done, count)
-    for batch, _ in subject.parts.in_order(options.split, options.batch_size, files.done, count):
-        found = subject.certifier.certify(prepared.network, to_unit(batch.to(options.device)))
-        names = ("prediction", "radius", "margin", "error", "decided")
-        files.append(batch, Certificates(*(getattr(found, name).cpu() for name in names)))
+    batches = subject.parts.in_order(options.split, options.batch_size, files.done, count)
+    with stage(f"certifying {count} samples", count) as advance:
+        advance(files.done)
+        for batch, _ in batches:
+            found = subject.certifier.certify(prepared.network, to_unit(batch.to(options.device)))
+            names = ("prediction", "radius", "margin", "error", "decided")
+            files.append(batch, Certificates(*(getattr(found, name).cpu() for name in names)))
+            advance(len(batch))
     return files.split(stored.inputs)
 
 
 def _attack(
-    subject: _Subject, options: _Options, prepared: _Prepared, result: CertifiedSplit
+    subject: _Subject,
+    options: _Options,
+    prepared: _Prepared,
+    result: CertifiedSplit,
+    at_radii: RadiusAttack,
 ) -> dict[str, Any]:
     """Attack the network at what was certified of it; a smoothed classifier is another function."""
     started = time.perf_counter()
     attack = options.attack
     if prepared.claim.smoothing is not None:
         attack = replace(attack, samples=0)
-    attacked = attack_samples(subject.network, result, _thresholds(subject, options), attack)
+    radii = _thresholds(subject, options)
+    attacked = attack_samples(subject.network, result, radii, attack, at_radii)
     return {**attacked, "took": round(time.perf_counter() - started, 3)}
 
 
@@ -281,16 +337,14 @@ def _write(
         label=verified(written),
     )
     if subject.checkpoint.input_shape == (2,):
-        _draw_plane(folder / "levels.png", subject.certifier, network, source)
+        draw_plane(folder / "levels.png", subject.certifier, network, source)
     return written
 
 
-def _tell(
-    written: Mapping[str, Any], claim: Claim, folder: Path, attacked: Mapping[float, float]
-) -> dict[str, float]:
+def _tell(row: Row, claim: Claim, folder: Path) -> dict[str, float]:
     """Print what was certified; returns it as metrics."""
-    print_table(written, folder, attacked)
-    metrics = summarize(written)
+    print_table(row, folder)
+    metrics = summarize(row.claim)
     if claim.pairs is not None:
         print_global(claim.pairs)
         metrics["global/eps_bar"] = max(row["eps_bar"] for row in claim.pairs["outputs"])
@@ -381,17 +435,3 @@ def _tightness(
 
 def _parts(count: int, size: int) -> Iterator[slice]:
     return (slice(start, start + size) for start in range(0, count, size))
-
-
-def _draw_plane(path: Path, certifier: Certifier, network: PlainNetwork, source: Dataset) -> None:
-    line = torch.linspace(0, 1, _GRID, dtype=torch.float64, device="cpu")
-    grid = torch.cartesian_prod(line, line)
-    found = certifier.certify(network, grid)
-    distance = getattr(source, "distance", None)
-    draw_level_sets(
-        path,
-        found.radius.view(_GRID, _GRID).numpy(),
-        found.prediction.view(_GRID, _GRID).numpy(),
-        truth=None if distance is None else distance(grid).view(_GRID, _GRID).numpy(),
-        title=source.name,
-    )

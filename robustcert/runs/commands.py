@@ -29,6 +29,7 @@ from robustcert.runs.fresh import removed_unless
 from robustcert.runs.job import job_key, run_job
 from robustcert.runs.pipes import outlive_readers
 from robustcert.runs.sweep import finish_sweeps
+from robustcert.training.stage import stage
 
 
 def train() -> None:
@@ -83,7 +84,7 @@ def _run_id(folder: str) -> str:
 
 def _main(name: str, job: Callable[[DictConfig], Any]) -> None:
     outlive_readers()
-    sys.argv[1:] = ordered(_with_files(name, sys.argv[1:]))
+    sys.argv[1:] = ordered(several(_with_files(name, sys.argv[1:])))
     mistake = find_mistake(name, sys.argv[1:])
     if mistake:
         sys.exit(f"error: {mistake}")
@@ -132,6 +133,28 @@ def _with_files(name: str, arguments: list[str]) -> list[str]:
     return found
 
 
+def several(arguments: list[str]) -> list[str]:
+    """The arguments in Hydra's terms: ``logger=[csv,tensorboard]`` are two nodes by name.
+
+    ``certifier`` and ``logger`` take several options, each under its own name; ``lr_schedule`` and
+    ``logger`` may be null, as a group is that is left out.
+    """
+    found = []
+    for argument in arguments:
+        key, _, value = argument.partition("=")
+        names = [name.strip() for name in value.strip("[] ").split(",")]
+        listed = value.startswith("[") and value.endswith("]") and all(names)
+        if key in ("certifier", "logger") and listed:
+            one = len(names) == 1
+            placed = (f"+{key}@{key}.{name}={name}" for name in names)
+            found += [f"{key}={names[0]}"] if one else [f"~{key}", *placed]
+        elif key in ("logger", "lr_schedule") and value == "null":
+            found.append(f"~{key}")
+        else:
+            found.append(argument)
+    return found
+
+
 # Hydra's flags that are followed by a value.
 _WITH_A_VALUE = (
     *("-cd", "--config-dir", "-cp", "--config-path", "-cn", "--config-name", "-c", "--cfg"),
@@ -172,7 +195,8 @@ def _train(config: DictConfig) -> float:
     with removed_unless(lambda: several, folder):
         values = plain(config)
         _admit_working_folder(values["allow_targets"])
-        from robustcert.runs.train import train as run
+        with stage("loading torch and Lightning"):
+            from robustcert.runs.train import train as run
 
         _one_voice()
         if values["resume"]:
@@ -194,8 +218,9 @@ def _certify(config: DictConfig) -> dict[str, float]:
             "checkpoint=<run>/checkpoints/best.ckpt"
         )
     _admit_working_folder(values["allow_targets"])
-    from robustcert.config.schema import check_call
-    from robustcert.runs.certify import certify as run
+    with stage("loading torch"):
+        from robustcert.config.schema import check_call
+        from robustcert.runs.certify import certify as run
 
     _one_voice()
     check_call(run, values, "")

@@ -1,6 +1,7 @@
 """What a certification prints."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from decimal import ROUND_CEILING, ROUND_FLOOR, Context
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,36 @@ from rich.console import Console
 from rich.table import Table
 
 from robustcert.certifiers import Proof
+from robustcert.runs.fallback import Decided
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is said of a certificate.
+
+    Attributes:
+        claim: What is in ``certificate.json``.
+        attacked: Verified accuracy of the attacked samples by radius.
+        decided: Whose radii they are; None of a certifier without a fallback.
+    """
+
+    claim: Mapping[str, Any]
+    attacked: Mapping[float, float]
+    decided: Decided | None = None
+
+    @property
+    def shares(self) -> dict[float, float]:
+        """Shares of samples by radius, at radius 0 of right predictions."""
+        summary = self.claim["summary"]
+        counts = {0.0: summary["correct"]}
+        counts |= {row["decimal"]: row["count"] for row in summary["certified"]}
+        return {radius: count / summary["samples"] for radius, count in counts.items()}
+
+    @property
+    def under_attack(self) -> dict[float, float]:
+        """Accuracy under attack by radius."""
+        attack = self.claim["attack"]
+        return dict(zip(attack["radii"], attack["accuracy"], strict=True))
 
 
 def verified(claim: Mapping[str, Any]) -> str:
@@ -25,16 +56,11 @@ _OPTIONS = {
 }
 
 
-def table_of(claim: Mapping[str, Any], attacked: Mapping[float, float]) -> Table:
-    """What was certified: verified accuracy, and beside the attack that of the attacked samples.
-
-    Args:
-        claim: What is in ``certificate.json``.
-        attacked: Verified accuracy of the attacked samples by radius.
-    """
+def table_of(row: Row) -> Table:
+    """What was certified: verified accuracy, and beside the attack that of the attacked samples."""
+    claim = row.claim
     summary, attack, dataset = claim["summary"], claim["attack"], claim["dataset"]
     count, proof = summary["samples"], claim["claim"]["proof"]
-    empirical = dict(zip(attack["radii"], attack["accuracy"], strict=True))
     by = f"certifier={_OPTIONS.get(proof, proof)}"
     table = Table(title=f"{dataset['name']}, {dataset['split']} split, {count} samples, {by}")
     table.add_column("radius", justify="right")
@@ -46,29 +72,64 @@ def table_of(claim: Mapping[str, Any], attacked: Mapping[float, float]) -> Table
     table.add_column(f"under PGD ({attack['samples']})", justify="right")
     if summary["undecided"]:
         table.caption = f"{summary['undecided']} right predictions are undecided: rounding"
-    rows = [(0.0, summary["correct"])]
-    rows += [(row["decimal"], row["count"]) for row in summary["certified"]]
-    for radius, number in rows:
-        beside = [_share(attacked.get(radius))] if some else []
+    for radius, share in row.shares.items():
+        beside = [_share(row.attacked.get(radius))] if some else []
         table.add_row(
             f"{radius:.4g}",
-            f"{number / count:.4f}",
+            f"{share:.4f}",
             *beside,
-            _share(empirical.get(radius)),
+            _share(row.under_attack.get(radius)),
             end_section=radius == 0,
         )
     return table
+
+
+def side_by_side(rows: Mapping[str, Row]) -> Table:
+    """Verified accuracy by certifier and radius.
+
+    Args:
+        rows: What each certifier certified, of the same samples at the same radii.
+    """
+    first = next(iter(rows.values()))
+    dataset, samples = first.claim["dataset"], first.claim["summary"]["samples"]
+    table = Table(title=f"{dataset['name']}, {dataset['split']} split, {samples} samples")
+    table.add_column("radius", justify="right")
+    for name, row in rows.items():
+        said = verified(row.claim)
+        table.add_column(name if said == "verified" else f"{name}, {said}", justify="right")
+    # A smoothed classifier is not attacked.
+    attacked = max(rows.values(), key=lambda row: row.claim["attack"]["samples"])
+    number = attacked.claim["attack"]["samples"]
+    table.add_column(f"under PGD ({number})", justify="right")
+    for radius in first.shares:
+        shares = (f"{row.shares[radius]:.4f}" for row in rows.values())
+        attack = _share(attacked.under_attack.get(radius))
+        table.add_row(f"{radius:.4g}", *shares, attack, end_section=radius == 0)
+    return table
+
+
+def print_side_by_side(rows: Mapping[str, Row]) -> None:
+    """Print several certificates of the same samples; see :func:`side_by_side`."""
+    Console(soft_wrap=True).print(side_by_side(rows))
 
 
 def _share(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
 
 
-def print_table(claim: Mapping[str, Any], folder: Path, attacked: Mapping[float, float]) -> None:
+def print_table(row: Row, folder: Path) -> None:
     """Print what was certified, and where it is; see :func:`table_of`."""
+    claim = row.claim
     attack = claim["attack"]
     console = Console(soft_wrap=True)
-    console.print(table_of(claim, attacked))
+    console.print(table_of(row))
+    if row.decided:
+        decided, proof = row.decided, claim["claim"]["proof"]
+        console.print(
+            f"{_OPTIONS.get(proof, proof)} decided {decided.own} of {decided.radii} radii; "
+            f"{decided.radii - decided.own} are those of its fallback, {decided.fallback}",
+            highlight=False,
+        )
     smoothing = claim["claim"].get("smoothing")
     if smoothing:
         console.print(

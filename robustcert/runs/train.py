@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
-from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from robustcert.config.build import (
@@ -20,8 +20,9 @@ from robustcert.config.build import (
     build_data,
     build_dataset,
     build_module,
+    named_certifiers,
 )
-from robustcert.config.schema import check_values
+from robustcert.config.schema import check_value, check_values
 from robustcert.data import DataModule
 from robustcert.errors import ConfigError, DivergedError, UnsoundNetworkError, typed
 from robustcert.metrics.thresholds import check_radii
@@ -29,8 +30,9 @@ from robustcert.network.fold import fold_network
 from robustcert.runs.attack import build_attack
 from robustcert.runs.certify import certify
 from robustcert.runs.fresh import removed_unless
+from robustcert.runs.loggers import begin, build_loggers, end, log_result
 from robustcert.runs.results import new_row, processor, write_row
-from robustcert.runs.trainer import build_logger, build_trainer, expected_warnings, guard_launch
+from robustcert.runs.trainer import build_trainer, expected_warnings, guard_launch
 from robustcert.training.callbacks import (
     Begun,
     BestCheckpoint,
@@ -40,16 +42,15 @@ from robustcert.training.callbacks import (
     SeedEpochs,
 )
 from robustcert.training.checkpoint import Checkpoint, read_checkpoint
-from robustcert.training.metrics_file import MetricsFile
 from robustcert.training.module import CertifiedClassifier
+from robustcert.training.stage import stage
 from robustcert.training.validation import ValidationCertifier
-from robustcert.training.wandb_run import finish, log_certificate, start
 
 log = logging.getLogger(__name__)
 
 _SETTINGS: dict[str, Any] = {
     **dict.fromkeys(("dataset", "model", "objective", "optimizer", "trainer"), dict),
-    **dict.fromkeys(("loader", "epsilon_schedule", "lr_schedule", "certifier", "attack"), dict),
+    **dict.fromkeys(("loader", "epsilon_schedule", "certifier", "attack"), dict),
     "seed": int,
     "epsilon": float,
     "radii": list[float],
@@ -105,40 +106,43 @@ def _train(
     resume = _find_resumed(config, run_dir, multirun)
     seed_everything(config["seed"], workers=True, verbose=False)
     allowed = (*targets, *config["allow_targets"])
-    dataset = build_dataset(config, allowed)
-    data = build_data(config, dataset, allowed)
-    module = build_module(config, dataset, allowed)
-    measure, validated_by = _check_certifier(config, module)
-    before = _read_resumed(resume, module) if resume else None
-    recorded = _record(config, data)
-    logger = build_logger(config, run_dir, allowed)
-    own = _callbacks(config, run_dir, module, recorded, measure)
-    trainer = build_trainer(config, run_dir, allowed, logger, [*own, *callbacks])
+    with stage("building the network and the trainer"):
+        dataset = build_dataset(config, allowed)
+        data = build_data(config, dataset, allowed)
+        module = build_module(config, dataset, allowed)
+        measure, validated_by = _check_certifier(config, module)
+        before = _read_resumed(resume, module) if resume else None
+        recorded = _record(config, data)
+        loggers = build_loggers(config, run_dir, allowed)
+        own = _callbacks(config, run_dir, module, recorded, measure)
+        trainer = build_trainer(config, run_dir, allowed, loggers, [*own, *callbacks])
     guard_launch(trainer, multirun)
     _announce(run_dir, module, trainer, before, validated_by)
     try:
-        if logger:
-            _begin_log(logger, trainer, module, before)
+        if trainer.is_global_zero:
+            begin(loggers, before, _count_parameters(module))
+        for logger in loggers:
             logger.log_hyperparams(recorded)
         _fit(trainer, module, data, before)
         if not trainer.is_global_zero or getattr(trainer, "fast_dev_run", False):
             return _score(trainer)
-        return _finish(config, run_dir, trainer, module, logger, command)
+        return _finish(config, run_dir, trainer, module, loggers, command)
     finally:
-        if logger:
-            logger.finalize("finished")
-        finish()
+        end(loggers)
 
 
 def _check_settings(config: Config) -> None:
     check_values(config, _SETTINGS)
+    for key in ("lr_schedule", "callbacks"):  # groups that may be left out
+        check_value(config.get(key), dict | None, key)
     if not 0 <= config["seed"] < 2**32:
         raise ConfigError(f"seed: expected a number from 0 to 2**32 - 1, got {config['seed']}")
     if not config["epsilon"] > 0:
         raise ConfigError(f"epsilon: expected a radius above 0, got {config['epsilon']}")
     check_radii(config["radii"])
     # What is only needed after hours of training is checked before.
-    build_certifier(config["certifier"], config["allow_targets"])
+    for node in named_certifiers(config["certifier"]).values():
+        build_certifier(node, config["allow_targets"])
     build_attack(config["attack"])
     trainer = config["trainer"]
     for key in ("max_epochs", "max_steps"):
@@ -201,15 +205,6 @@ def _callbacks(
     ]
 
 
-def _begin_log(
-    logger: Logger, trainer: Trainer, module: CertifiedClassifier, before: Checkpoint | None
-) -> None:
-    if isinstance(logger, MetricsFile) and trainer.is_global_zero:
-        logger.keep(before.epoch if before else 0, before.training_row if before else {})
-    if isinstance(logger, WandbLogger) and trainer.is_global_zero:
-        start(logger, {"parameters": _count_parameters(module)})
-
-
 def _read_resumed(resume: str, module: CertifiedClassifier) -> Checkpoint:
     checkpoint = read_checkpoint(resume)
     checkpoint.load_into(module.model)
@@ -263,7 +258,7 @@ def _finish(
     run_dir: Path,
     trainer: Trainer,
     module: CertifiedClassifier,
-    logger: Logger | None,
+    loggers: Sequence[Logger],
     command: Mapping[str, Any] | None,
 ) -> float:
     best = read_checkpoint(run_dir / "checkpoints" / "best.ckpt")
@@ -286,14 +281,10 @@ def _finish(
     write_row(run_dir, results)
     if config["certify"]:
         certified = _certify(config, best.path)
-        if logger:
-            logger.log_metrics(certified, step=last.step)
-            logger.save()
         folder = run_dir / "certificate"
         claim = json.loads((folder / "certificate.json").read_text())
         results["seconds"] |= {"certify": claim["seconds"], "attack": claim["attack"]["took"]}
-        if isinstance(logger, WandbLogger):
-            log_certificate(logger, folder, results["seconds"])
+        log_result(loggers, folder, certified, results["seconds"], last.step)
         results["metrics"] = {**best.metrics, **certified}
     write_row(run_dir, {**results, "status": "complete"})
     return score

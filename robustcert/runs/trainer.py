@@ -1,6 +1,5 @@
-"""Lightning's trainer for a run: its logger, callbacks and warnings."""
+"""Lightning's trainer for a run: its callbacks and warnings."""
 
-import inspect
 import math
 import os
 import sys
@@ -19,29 +18,16 @@ from lightning.pytorch.strategies.launchers import (
 )
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from robustcert.config.build import Config, build, resolve
-from robustcert.config.schema import check_value
+from robustcert.config.build import Config, build
 from robustcert.errors import ConfigError
 from robustcert.training.callbacks import AtomicCheckpointIO, EpochLog, OutlastSigterm, ProgressBar
-
-
-def build_logger(config: Config, run_dir: Path, allowed: tuple[str, ...]) -> Logger | None:
-    """The logger that the configuration names, writing into the run's folder."""
-    node = config.get("logger")
-    if not node:
-        return None
-    check_value(node, dict, "logger")
-    parameters = inspect.signature(resolve(node.get("_target_"), "logger", allowed)).parameters
-    takes_folder = "save_dir" in parameters and "save_dir" not in node
-    folder = {"save_dir": str(run_dir)} if takes_folder else {}
-    return _build(node, "logger", allowed, expected=Logger, **folder)
 
 
 def build_trainer(
     config: Config,
     run_dir: Path,
     allowed: tuple[str, ...],
-    logger: Logger | None,
+    loggers: Sequence[Logger],
     callbacks: list[Callback],
 ) -> Trainer:
     """The trainer with the run's callbacks."""
@@ -49,6 +35,8 @@ def build_trainer(
     cluster: dict[str, Any] = {}
     for i, own in enumerate(node.pop("callbacks", None) or []):
         callbacks.append(_build(own, f"trainer.callbacks[{i}]", allowed, expected=Callback))
+    for name, own in (config.get("callbacks") or {}).items():
+        callbacks.append(_build(own, f"callbacks.{name}", allowed, expected=Callback))
     bar = node.get("enable_progress_bar", True) and sys.stdout.isatty()
     callbacks.append(ProgressBar() if bar else EpochLog())
     if "SLURM_NTASKS" in os.environ and SLURMEnvironment.detect() and "plugins" not in node:
@@ -61,7 +49,7 @@ def build_trainer(
             "trainer",
             allowed,
             expected=Trainer,
-            logger=logger or False,
+            logger=[*loggers] or False,
             callbacks=callbacks,
             default_root_dir=str(run_dir),
             use_distributed_sampler=False,
@@ -103,7 +91,8 @@ def guard_launch(trainer: Trainer, multirun: bool) -> None:
             "trainer.strategy: spawned ranks get the network by pickling, which constrained layers "
             "refuse: use ddp, or ddp_fork on CPU"
         )
-    if isinstance(launcher, _MultiProcessingLauncher) and isinstance(trainer.logger, WandbLogger):
+    remote = any(isinstance(logger, WandbLogger) for logger in trainer.loggers)
+    if isinstance(launcher, _MultiProcessingLauncher) and remote:
         raise ConfigError("logger=wandb does not follow forked ranks: use trainer.strategy=ddp")
 
 

@@ -9,7 +9,6 @@ from lightning import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy
 
@@ -18,7 +17,7 @@ from robustcert.margins import certified_radius
 from robustcert.metrics import AverageCertifiedRadius, RejectionRate, VerifiedRobustAccuracy
 from robustcert.models.scores import training_scores
 from robustcert.network.fold import fold_network
-from robustcert.training.schedules import CosineSchedule, EpsilonSchedule
+from robustcert.training.schedules import CosineSchedule, EpsilonSchedule, TorchSchedule
 from robustcert.training.validation import ValidationCertifier
 
 Batch = tuple[Tensor, Tensor]
@@ -51,7 +50,7 @@ class CertifiedClassifier(LightningModule):
         radii: Radii at which verified robust accuracy is reported.
         optimizer: Called with the parameters.
         epsilon_schedule: Training radius over training.
-        lr_schedule: Learning rate over training.
+        lr_schedule: Learning rate over training; None for that of the optimizer.
         validation: Certifier whose radii choose ``best.ckpt``.
     """
 
@@ -66,7 +65,7 @@ class CertifiedClassifier(LightningModule):
         radii: Sequence[float],
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
         epsilon_schedule: EpsilonSchedule | None = None,
-        lr_schedule: CosineSchedule | None = None,
+        lr_schedule: CosineSchedule | TorchSchedule | None = None,
         validation: ValidationCertifier | None = None,
     ) -> None:
         super().__init__()
@@ -78,7 +77,7 @@ class CertifiedClassifier(LightningModule):
         self.radii = sorted({*radii, epsilon})
         self.optimizer = optimizer
         self.epsilon_schedule = epsilon_schedule or EpsilonSchedule(1.0, 1.0, 0.0)
-        self.lr_schedule = lr_schedule or CosineSchedule()
+        self.lr_schedule = lr_schedule
         self.validation = validation or ValidationCertifier()
         # A metric's ranks meet where compute is called, a value's wherever someone reads it.
         # Updated with a copy for every sample: with this strategy weights are ignored.
@@ -215,7 +214,7 @@ class CertifiedClassifier(LightningModule):
         self.validation.release()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """The optimizer, with the learning-rate schedule stepped every batch."""
+        """The optimizer, with the learning-rate schedule."""
         steps = self.trainer.estimated_stepping_batches
         if math.isinf(steps):
             raise ValueError(
@@ -223,12 +222,10 @@ class CertifiedClassifier(LightningModule):
             )
         optimizer = self.optimizer(self.parameters())
         _refuse_averages_of_steps(optimizer, self.model)
-        total = max(1, int(steps))
-        scheduler = LambdaLR(optimizer, lambda step: self.lr_schedule(step / total))
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
-        }
+        if self.lr_schedule is None:
+            return optimizer
+        schedule: Any = self.lr_schedule.scheduler_of(optimizer, max(1, int(steps)))
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
 
 
 def _refuse_averages_of_steps(optimizer: Optimizer, model: nn.Module) -> None:

@@ -1,7 +1,13 @@
 """How the training radius and the learning rate move over training."""
 
+import inspect
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
 
 @dataclass(frozen=True)
@@ -63,3 +69,40 @@ class CosineSchedule:
             return progress / self.warmup
         share = (progress - self.warmup) / (1 - self.warmup)
         return self.final + (1 - self.final) * (1 + math.cos(math.pi * min(share, 1.0))) / 2
+
+    def scheduler_of(self, optimizer: Optimizer, steps: int) -> dict[str, Any]:
+        """What Lightning takes for a schedule of so many steps; it is stepped with every batch."""
+        scheduler = LambdaLR(optimizer, lambda step: self(step / steps))
+        return {"scheduler": scheduler, "interval": "step"}
+
+
+@dataclass(frozen=True)
+class TorchSchedule:
+    """Learning rate by a scheduler of torch that needs no metric.
+
+    One that waits for a plateau is refused: it is stepped after the checkpoint of its epoch, so
+    that a resumed run would not be the straight one.
+
+    Args:
+        scheduler: Called with the optimizer. One that takes ``total_steps`` and is not given any
+            gets the number of optimizer steps of the run.
+        interval: When it is stepped.
+    """
+
+    scheduler: Callable[..., LRScheduler]
+    interval: Literal["epoch", "step"] = "epoch"
+
+    def scheduler_of(self, optimizer: Optimizer, steps: int) -> dict[str, Any]:
+        """What Lightning takes for a schedule of so many steps."""
+        parameters = inspect.signature(self.scheduler).parameters
+        # Of a bound argument that is left out, the signature still has the default.
+        unset = "total_steps" in parameters and parameters["total_steps"].default is None
+        given = "total_steps" in getattr(self.scheduler, "keywords", {})
+        extra = {"total_steps": steps} if unset and not given else {}
+        scheduler = self.scheduler(optimizer, **extra)
+        if isinstance(scheduler, ReduceLROnPlateau):
+            raise ValueError(
+                "ReduceLROnPlateau would not go on as it was when a run is resumed: set "
+                "lr_schedule=step or another schedule"
+            )
+        return {"scheduler": scheduler, "interval": self.interval}

@@ -9,10 +9,9 @@ from typing import Any
 
 from lightning.pytorch.loggers import WandbLogger
 
-log = logging.getLogger(__name__)
+from robustcert.training.pictures import PICTURES
 
-# Files of a certificate folder that are shown, and their names there.
-PICTURES = {"vra.png": "vra_curve", "levels.png": "level_sets"}
+log = logging.getLogger(__name__)
 
 
 def start(logger: WandbLogger, extra: Mapping[str, Any]) -> None:

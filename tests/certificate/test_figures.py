@@ -4,11 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
 from robustcert.certificate.figures import draw_level_sets
+from robustcert.certificate.style import NEUTRAL, VERIFIED
 
-GREEN = np.array([11, 110, 79]) / 255
+GREEN = np.array(to_rgb(VERIFIED))
 LINE = np.linspace(0, 1, 41)
 FIRST, SECOND = np.meshgrid(LINE, LINE, indexing="ij")
 
@@ -48,5 +50,5 @@ def test_the_true_distance_is_drawn_beside_it(tmp_path: Path) -> None:
         path = tmp_path / f"{name}.png"
         draw_level_sets(path, 0.3 * FIRST, (FIRST > 0.5).astype(int), truth=truth, title="toy")
         pixels = imread(path)[..., :3]
-        pictures.append(int((np.abs(pixels - 0.55).max(axis=-1) < 0.02).sum()))
+        pictures.append(int((np.abs(pixels - float(NEUTRAL)).max(axis=-1) < 0.02).sum()))
     assert pictures[1] > 10 * max(1, pictures[0])

@@ -23,6 +23,7 @@ from robustcert.certificate.samples import read_radii
 from robustcert.check import UnreadableError
 from robustcert.check.command import main as check
 from robustcert.config.command_line import find_mistake, ordered
+from robustcert.runs.commands import several
 
 ROOT = Path(__file__).parents[2]
 QUIET = ("hydra/job_logging=none", "hydra/hydra_logging=none")
@@ -70,7 +71,9 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
         ("trainer.fast_dev_run=true", "write +trainer.fast_dev_run=true; trainer has"),
         ("hydra.run.dri=x", "did you mean hydra.run.dir? hydra.run has dir"),
         ("~foo", "foo: no such key; "),
-        ("logger=null", "logger=null: leave a group out with ~logger"),
+        ("optimizer=null", "optimizer=null: leave a group out with ~optimizer"),
+        ("logger=[csv,tensorbord]", "logger has no 'tensorbord'; did you mean tensorboard? "),
+        ("callbacks=early_stoping", "callbacks has no 'early_stoping'; did you mean early_stoppi"),
         ("activation=relu,maxmin", "several values are a sweep: add -m"),
         ("model.width=[1", r"model.width=[1: "),
         ("smooth", "smooth: did you mean activation=smooth?"),
@@ -85,7 +88,7 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
 )
 def test_a_typing_error_is_answered_with_what_is_allowed(typed: str, answer: str) -> None:
     robustcert.runs.commands.register_resolvers()
-    mistake = find_mistake("train", ordered(shlex.split(typed)))
+    mistake = find_mistake("train", ordered(several(shlex.split(typed))))
     assert mistake is not None
     assert answer in mistake
     assert "\n" not in mistake

@@ -20,6 +20,7 @@ GROUPS = sorted(
 OPTIONS = [(g, p.stem) for g in GROUPS for p in sorted((CONFIG_DIR / g).glob("*.yaml"))]
 EXPERIMENTS = sorted(p.stem for p in (CONFIG_DIR / "experiment").glob("*.yaml"))
 SECTIONS = ("dataset", "model", "objective", "optimizer", "trainer", "logger", "certifier")
+GROUPED = ("callbacks",)
 SCHEDULES = ("epsilon_schedule", "lr_schedule")
 # What the program adds to a node.
 PROVIDED = {
@@ -52,6 +53,9 @@ def check_sections(config: dict[str, Any]) -> None:
     for section in (*SECTIONS, *SCHEDULES):
         provided = frozenset(PROVIDED.get(section, set()) - config[section].keys())
         check(config[section], section, COMMAND_LINE_TARGETS, provided)
+    for section in GROUPED:
+        for name, node in config.get(section, {}).items():
+            check(node, f"{section}.{name}", COMMAND_LINE_TARGETS)
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)

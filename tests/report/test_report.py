@@ -13,9 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.configs import names
 
 from robustcert.certificate.claim import write_certificate
 from robustcert.certificate.samples import CertifiedSplit
+from robustcert.certificate.style import ACTIVATIONS, drawing, in_percent, look, share_axis
 from robustcert.certifiers import LipschitzCertifier
 from robustcert.errors import ReportError
 from robustcert.network.fold import fold_network
@@ -26,7 +28,8 @@ from robustcert.report.measures import acceptance, at_radius, curve, wilson
 from robustcert.report.run_figures import draw_tradeoff
 from robustcert.report.runs import find_runs
 from robustcert.report.separation import half_distances, largest_overlap
-from robustcert.report.summary import estimate, group_runs
+from robustcert.report.summary import Estimate, estimate, group_runs, searched
+from robustcert.report.sweep_figures import MAX_SERIES, _interval, series_of
 from robustcert.report.sweep_page import compare
 from robustcert.runs.results import new_row, write_row
 
@@ -143,7 +146,7 @@ def test_the_same_runs_give_the_same_bytes(tmp_path: Path) -> None:
     for out in ("a", "b"):
         assert main([str(tmp_path / "runs"), "--out", str(tmp_path / out)]) == 0
     files = sorted(path.name for path in (tmp_path / "a").iterdir())
-    assert files == ["groups.csv", "index.html", "pareto.png", "runs.csv", "vra_capacity.png"]
+    assert files == ["groups.csv", "index.html", "pareto.png", "runs.csv", "vra_radii.png"]
     for name in files:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     assert "://" not in (tmp_path / "a" / "index.html").read_text()
@@ -200,6 +203,99 @@ def test_neighbours_are_those_of_brute_force() -> None:
     own = torch.from_numpy(half_distances(x, y, x, y))
     assert largest_overlap(x, y, own) == pytest.approx(1.0)
     assert largest_overlap(x, y, own * 1.1) > 1.0
+
+
+def test_neighbours_in_many_dimensions_are_those_of_brute_force() -> None:
+    # Clusters, near duplicates and equal points, in more dimensions than a sketch has.
+    generator = torch.Generator().manual_seed(1)
+    centres = 0.2 + 0.6 * torch.rand(6, 200, generator=generator)
+    y, label = torch.arange(60) % 3, torch.arange(200) % 3
+    x = centres[torch.arange(60) % 6] + 0.02 * torch.randn(60, 200, generator=generator)
+    other = centres[torch.arange(200) % 6] + 0.02 * torch.randn(200, 200, generator=generator)
+    other[:5], label[:5], y[:5] = x[:5], 0, torch.tensor([0, 1, 2, 0, 1])
+    distance = (x.double()[:, None] - other.double()).norm(dim=2)
+    expected = distance.masked_fill(y[:, None] == label, torch.inf).amin(1) / 2
+    assert (expected == 0).sum() == 3
+    found = half_distances(x, y, other, label)
+    assert np.allclose(found, expected, rtol=1e-12, atol=0)
+    assert np.isinf(half_distances(x, torch.zeros(60), other, torch.zeros(200))).all()
+    radius = 0.3 * torch.rand(200, generator=generator, dtype=torch.float64)
+    pairs = (other.double()[:, None] - other.double()).norm(dim=2)
+    ratio = (radius[:, None] + radius) / pairs
+    ratio = ratio[label[:, None] != label]
+    assert largest_overlap(other, label, radius) == pytest.approx(float(ratio.max()), rel=1e-12)
+    assert largest_overlap(other, label, 0 * radius) == 0
+
+
+def search(folder: Path, count: int) -> None:
+    """Runs as a search leaves them: numbers that are all different, and options."""
+    generator = np.random.default_rng(0)
+    for i in range(count):
+        rate, depth = 10 ** generator.uniform(-4, -1), int(generator.integers(1, 4))
+        path = write_run(folder / f"{i}", activation=("relu", "maxmin")[i % 2], vra=0.5 + rate)
+        results = json.loads((path / "results.json").read_text())
+        results["config"] |= {
+            "optimizer": {"lr": rate, "weight_decay": None if i % 3 else rate / 10},
+            "model": {"depth": depth, "act": ("relu", "maxmin")[i % 2]},
+        }
+        results["parameters"] = 1000 * depth
+        (path / "results.json").write_text(json.dumps(results))
+
+
+@pytest.mark.slow
+def test_a_search_is_shown_by_slices(tmp_path: Path) -> None:
+    search(tmp_path / "search", 24)
+    groups = group_runs(find_runs([tmp_path / "search"]))
+    assert searched(groups) == ["optimizer.lr", "optimizer.weight_decay"]
+    series = series_of(groups, "test/vra_0.5", searched(groups))
+    assert [one.label for one in series] == ["maxmin", "relu"]
+    assert series[0].style["color"] == look("maxmin")["color"]
+    arguments = [
+        str(tmp_path / "search"),
+        "--out",
+        str(tmp_path / "out"),
+        "--figures",
+        "pdf",
+        "svg",
+    ]
+    assert main(arguments) == 0
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {f"{n}.{k}" for n in ("slices", "pareto") for k in ("png", "pdf", "svg")} <= written
+    # Text of a figure for papers is text.
+    assert "verified at 0.5" in (tmp_path / "out" / "slices.svg").read_text()
+
+
+def test_many_series_are_the_best_by_name_and_the_rest(tmp_path: Path) -> None:
+    for i in range(12):
+        write_run(tmp_path / f"{i}", activation=f"mine{i}", vra=0.4 + i / 100)
+    series = series_of(group_runs(find_runs([tmp_path])), "test/vra_0.5")
+    assert [one.label for one in series][:2] == ["5 others", "mine10"]
+    assert len(series) == MAX_SERIES
+    assert sum(len(one.groups) for one in series) == 12
+
+
+def test_an_interval_of_two_runs_is_not_drawn_and_none_leaves_the_axis() -> None:
+    assert all(map(math.isnan, _interval(Estimate(0.5, 2.47, 2))))
+    assert _interval(Estimate(0.98, 0.05, 3)) == pytest.approx((0.93, 1.0))
+
+
+def test_shares_near_one_are_drawn_by_what_is_missing() -> None:
+    with drawing((3, 3)) as figure:
+        axes = figure.add_subplot()
+        assert share_axis(axes, [0.95, 0.998], "verified", "y")
+        assert axes.get_ylabel() == "not verified (%)"
+        low, high = (in_percent(share, True) for share in (0.95, 0.998))
+        axes.plot([0, 1], [low, high])
+        # Better is further up.
+        assert axes.transData.transform((0, low))[1] < axes.transData.transform((0, high))[1]
+        assert not share_axis(axes, [0.5, 0.998], "verified", "y")
+        assert not share_axis(axes, [], "verified", "y")
+
+
+def test_every_activation_has_a_look_of_its_own() -> None:
+    assert set(ACTIVATIONS) == set(names("activation"))
+    looks = [look(name) for name in ACTIVATIONS]
+    assert len({(one["color"], one["marker"]) for one in looks}) == len(ACTIVATIONS)
 
 
 def test_the_calibration_error_is_what_a_hand_computes() -> None:

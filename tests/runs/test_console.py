@@ -6,19 +6,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.runs import compose
+from helpers.runs import compose, run
 from rich.console import Console
 
 from robustcert.runs.attack import attacked_rows
 from robustcert.runs.certify import certify
-from robustcert.runs.console import table_of
+from robustcert.runs.commands import several
+from robustcert.runs.console import Row, table_of
 
 
 def shown(claim: dict[str, Any], attacked: dict[float, float]) -> str:
     """A table as text."""
     console = Console(width=120)
     with console.capture() as capture:
-        console.print(table_of(claim, attacked))
+        console.print(table_of(Row(claim, attacked)))
     return capture.get()
 
 
@@ -80,3 +81,62 @@ def test_the_table_names_the_certifier_as_it_is_typed(claim: dict[str, Any], opt
     }
     text = shown(claim | {"claim": claim["claim"] | {"proof": proofs[target]}}, {})
     assert f"certifier={option}" in text
+
+
+@pytest.fixture(scope="module")
+def smooth_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose network has gradients that second_order can use."""
+    folder = tmp_path_factory.mktemp("smooth") / "run"
+    run(folder, "activation=smooth", "certify=false")
+    return folder
+
+
+@pytest.mark.slow
+def test_certifiers_side_by_side_are_those_of_one_each(
+    smooth_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    typed = several(["certifier=[lipschitz,second_order]"])
+    nodes = compose(*typed, name="certify")["certifier"]
+    attack = {"samples": 8, "steps": 2, "seconds": 0.0}
+    options: dict[str, Any] = {"samples": 64, "attack": attack}
+    found = certify(str(smooth_run), certifier=nodes, output=str(tmp_path / "a"), **options)
+    said = capsys.readouterr().out
+    table = numbers(said[said.rindex("radius") :])
+    radii = {}
+    for name, suffix in (("lipschitz", ""), ("second_order", "-second_order")):
+        certify(str(smooth_run), certifier=nodes[name], output=str(tmp_path / name), **options)
+        with (tmp_path / f"a{suffix}" / "radii.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        with (tmp_path / name / "radii.csv").open(newline="") as file:
+            assert rows == list(csv.DictReader(file))
+        radii[name] = [float.fromhex(row["radius_hex"]) for row in rows]
+        column = list(nodes).index(name)
+        for radius, entries in table.items():
+            beyond = [r for r, row in zip(radii[name], rows, strict=True) if row["correct"] == "1"]
+            count = len(beyond) if radius == 0 else sum(r > radius for r in beyond)
+            assert entries[column] == pytest.approx(count / 64, abs=5.1e-5)
+            if radius:
+                key = "vra" if column == 0 else "second_order/vra"
+                assert found[f"test/{key}_{radius:.4g}"] == count / 64
+    # Whose radii they are: the certifier's, or those of what it falls back on.
+    own = sum(s > f for f, s in zip(radii["lipschitz"], radii["second_order"], strict=True))
+    total = sum(s > 0 for s in radii["second_order"])
+    assert own > 0
+    assert f"second_order decided {own} of {total} radii; {total - own} are those of its fa" in said
+
+
+def test_lists_of_options_are_typed_as_hydra_takes_them() -> None:
+    assert several(["certifier=[crown]", "logger=null", "seed=1"]) == [
+        "certifier=crown",
+        "~logger",
+        "seed=1",
+    ]
+    config = compose(*several(["logger=[csv,tensorboard]", "lr_schedule=null"]))
+    assert list(config["logger"]) == ["csv", "tensorboard"]
+    assert "lr_schedule" not in config
+    # What is not a list of options stays as it is, for Hydra to judge.
+    assert several(["radii=[0.1,0.2]", "logger=[", "logger=[,]"]) == [
+        "radii=[0.1,0.2]",
+        "logger=[",
+        "logger=[,]",
+    ]

@@ -1,11 +1,15 @@
-"""Progress for people: a bar in a terminal, a line per epoch elsewhere."""
+"""Progress for people: a bar in a terminal, lines elsewhere."""
 
 import logging
+from contextlib import ExitStack
+from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.callbacks.progress.rich_progress import ProcessingSpeedColumn
 from rich.progress import BarColumn, ProgressColumn
+
+from robustcert.training.stage import Advance, stage
 
 log = logging.getLogger(__name__)
 
@@ -29,21 +33,78 @@ class ProgressBar(RichProgressBar):
         metrics.pop("v_num", None)
         return metrics
 
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say that the network is folded and its bounds are proved, which may take its time."""
+        super().on_validation_start(trainer, pl_module)
+        self._describe(f"{self._get_train_description(trainer.current_epoch)}, proving bounds")
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Go on with the epoch's own name."""
+        super().on_validation_epoch_end(trainer, pl_module)
+        self._describe(self._get_train_description(trainer.current_epoch))
+
+    def _describe(self, said: str) -> None:
+        # Lightning sets it when the first epoch begins, after its trial of validation.
+        task = getattr(self, "train_progress_bar_id", None)
+        if self.progress is not None and task is not None:
+            self.progress.update(task, description=said)
+            self.refresh()
+
     def _get_train_description(self, current_epoch: int) -> str:
         # Lightning counts from 0; everything else that we print counts epochs that are done.
         return f"epoch {current_epoch + 1}/{self.trainer.max_epochs}"
 
 
 class EpochLog(Callback):
-    """One line per epoch, for log files and terminals that cannot draw a bar."""
+    """One line per epoch, for log files and terminals that cannot draw a bar; more for a long one.
+
+    What an epoch spends more than a second on is said while it lasts: its training steps, the
+    bound that validation proves for all samples, and the samples.
+    """
+
+    def __init__(self) -> None:
+        self._open = ExitStack()
+        self._advance: Advance | None = None
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say that the network is started at the data, where it is."""
+        self._begin(trainer, "starting", None)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the epoch before, whose metrics are complete only now."""
         self._log(trainer)
+        self._begin(trainer, "training", trainer.num_training_batches)
+
+    def on_train_batch_end(self, trainer: Trainer, *arguments: Any) -> None:
+        """Count a training step."""
+        if self._advance:
+            self._advance(1)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say that the network is folded and its bounds are proved."""
+        self._begin(trainer, "validating", None)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say nothing more of an epoch's parts; what follows are checkpoints."""
+        self._begin(trainer, "finishing", None)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the last epoch."""
+        self._open.close()
         self._log(trainer)
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Fall silent."""
+        self._open.close()
+
+    def _begin(self, trainer: Trainer, doing: str, batches: float | None) -> None:
+        self._open.close()
+        if trainer.is_global_zero and not trainer.sanity_checking:
+            total = int(batches) if batches and batches != float("inf") else None
+            said = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}: {doing}"
+            self._advance = self._open.enter_context(stage(said, total, "batches", bar=False))
 
     def _log(self, trainer: Trainer) -> None:
         # Read on every rank: some of these values are only reduced now.

@@ -1,0 +1,22 @@
+"""Training ends when the verified accuracy no longer rises."""
+
+from lightning.pytorch.callbacks import EarlyStopping as LightningEarlyStopping
+
+
+class EarlyStopping(LightningEarlyStopping):
+    """Ends training after ``patience`` validations without a higher ``val/vra``.
+
+    Schedules are cut off where they are: they run over the epochs that were asked for.
+
+    Args:
+        patience: Number of validations.
+        min_delta: Least rise that counts.
+    """
+
+    def __init__(self, patience: int = 10, min_delta: float = 0.0) -> None:
+        if patience < 1:
+            raise ValueError(
+                f"expected at least 1 validation, got {patience}: set "
+                "callbacks.early_stopping.patience"
+            )
+        super().__init__("val/vra", mode="max", patience=patience, min_delta=min_delta)
