@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 import robustcert
 from benchmarks.soundness.forgeries import Folder
+from benchmarks.speed.captured_resnet import certified_folder, exact_bound, random_resnet
 from robustcert.certificate.predictor import Predictor
 from robustcert.check import UnreadableError, check
 from robustcert.check.activations.table import KINDS
@@ -33,7 +34,7 @@ from robustcert.check.activations.torch_functions import (
 from robustcert.errors import UnsoundNetworkError
 from robustcert.network.activation import Activation
 from robustcert.network.fold import fold_for, fold_network
-from robustcert.network.network import PlainNetwork
+from robustcert.network.network import PlainNetwork, sequence_bound
 
 
 @pytest.fixture(autouse=True)
@@ -308,3 +309,15 @@ def test_slopes_are_enclosed_below_the_constants_of_the_checker(
             largest = max(largest, float(abs(slope(arb(centre))).mid()))
     assert largest > constant * (1 - 1e-3)
     assert math.isfinite(largest)
+
+
+@pytest.mark.slow
+def test_a_resnet_is_certified_and_checked(tmp_path: Path) -> None:
+    network = fold_network(random_resnet(classes=10, width=4, size=64), (3, 64, 64))
+    # Stem, pooling, eight blocks with a ReLU each, average, flattening and head.
+    assert len(network.operations) == 22
+    certified_folder(tmp_path, network, samples=2)
+    assert check(tmp_path, exact=0, seed=0).mismatches == []
+    bound = sequence_bound(network.operations, network.input_shape)
+    exact = exact_bound(network.operations, network.input_shape)
+    assert exact * (1 - 1e-9) <= bound

@@ -239,3 +239,32 @@ def test_a_linear_residual_block_has_the_norm_of_identity_plus_weight() -> None:
     bound = operation.lipschitz_bound((5,))
     assert norm * (1 - 1e-12) <= bound <= norm * (1 + 1e-6)
     assert bound < 1 + torch.linalg.matrix_norm(layer.weight.detach(), 2)
+
+
+@pytest.mark.parametrize(
+    "split",
+    [
+        lambda x: x.split(2, 1),
+        lambda x: torch.split(x, [1, 3, 2], dim=1),
+        lambda x: x.tensor_split(3, dim=1),
+        lambda x: [v.unsqueeze(1) for v in x.unflatten(1, (2, 3)).unbind(2)],
+        lambda x: x.view(-1, 3, 2).movedim(1, 2).chunk(2, 1),
+        lambda x: [x.narrow(1, 0, 4), x[:, -2:]],
+        lambda x: x.view(-1, 2, 3).swapaxes(1, 2).rot90(1, (1, 2)).unbind(1),
+    ],
+)
+def test_parts_that_stand_side_by_side_again(split: Callable[[Tensor], list[Tensor]]) -> None:
+    def joined(x: Tensor) -> Tensor:
+        return torch.hstack([torch.relu(part).flatten(1) for part in reversed([*split(x)])])
+
+    found = operations(joined, (6,))
+    assert any(isinstance(op, Concatenation) for op in found)
+
+
+def test_constants_of_every_entry_and_values_that_broadcast() -> None:
+    factors = torch.tensor([[0.5, -1.5, 2.0], [0.25, 3.0, 0.0]]).double()
+    found = operations(lambda x: x * factors + x.sum((1, 2), keepdim=True) / 2, (2, 3))
+    # The norm of diag(f) + 11' / 2 is at most that of its parts.
+    assert sequence_bound(found, (2, 3)) >= 3
+    found = operations(lambda x: x - x.mean(1, keepdim=True), (4, 2))
+    assert sequence_bound(found, (4, 2)) <= 2 + 1e-9
