@@ -5,6 +5,7 @@ log1p, tanh and erf are within 4 ulp, that is 8u.
 """
 
 import math
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -268,3 +269,13 @@ def _per_feature(value: Tensor, x: Tensor) -> Tensor:
 def _slopes(low: float, high: float) -> Slopes | None:
     # Certifiers that use them are written for slopes within [-1, 1].
     return Slopes(low, high) if low >= -1 and high <= 1 else None
+
+
+# Functions of this file by their names in files.
+FUNCTIONS: Mapping[str, Callable[..., Tensor]] = {
+    function.__name__: function
+    for function in (
+        *(leaky_relu, elu, silu, gelu, gelu_tanh, hardtanh, sigmoid, log_sigmoid, smooth_relu),
+        *(softsign, hardswish, softshrink, tanhshrink, max_pool),
+    )
+}
