@@ -12,6 +12,7 @@ inside one ends the benchmark with an error.
 
 import argparse
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -72,7 +73,10 @@ def main() -> None:
     parser.add_argument("--std", type=float, nargs="+")
     options = parser.parse_args()
     for path in options.models:
-        study(path, options)
+        try:
+            study(path, options)
+        except ValueError as error:
+            sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

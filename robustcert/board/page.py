@@ -80,7 +80,7 @@ def rows(entry: Entry) -> list[tuple[str, ...]]:
     proved, reported = entry.proved, entry.reported
     radii = {*(proved.verified if proved else ()), *(reported.verified if reported else ())}
     constant = _joined(
-        proved.constant if proved else None, reported.constant if reported else None, "{:.4g}"
+        proved.constant if proved else None, reported.constant if reported else None, "{:.8g}"
     )
     data = proved.data if proved else DASH
     if proved and entry.compared:

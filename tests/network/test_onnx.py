@@ -293,6 +293,28 @@ def test_our_own_export_certifies_again(tmp_path: Path) -> None:
             assert torch.equal(tensor.double(), other.tensors()[key].double())
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("batch", ["N", 1])
+def test_what_torch_exports_certifies_as_the_module_does(batch: int | str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    nn = torch.nn
+    module = nn.Sequential(
+        *(nn.Conv2d(1, 4, 3, padding=1, stride=2), nn.BatchNorm2d(4), nn.LeakyReLU()),
+        *(nn.AvgPool2d(2), nn.Conv2d(4, 6, 2), nn.ELU(), nn.Dropout(), nn.AdaptiveAvgPool2d(1)),
+        *(nn.Flatten(), nn.Linear(6, 8), nn.Hardtanh(), nn.Linear(8, 8), nn.PReLU()),
+        *(nn.Linear(8, 8), nn.Softplus(), nn.Linear(8, 3)),
+    ).eval()
+    x = torch.rand(5, 1, 12, 12)
+    axes = {"x": {0: "N"}, "y": {0: "N"}} if batch == "N" else None
+    names = {"input_names": ["x"], "output_names": ["y"], "dynamic_axes": axes}
+    torch.onnx.export(module, (x[:1],), tmp_path / "model.onnx", dynamo=False, **names)
+    found = robustcert.certify(tmp_path / "model.onnx", x)
+    expected = robustcert.certify(module, x)
+    assert torch.equal(found.prediction, expected.prediction)
+    torch.testing.assert_close(found.radius, expected.radius, rtol=1e-3, atol=1e-6)
+
+
 # What is refused: a change of a small model, and a word of the line that says so.
 
 

@@ -164,12 +164,12 @@ def fitted(module: ONNXModule, shape: Shape) -> nn.Module:
     wanted = module.input_shape
     if shape == wanted:
         return module
-    if len(shape) == len(wanted) == 3 and wanted == (*shape[1:], shape[0]):
-        return nn.Sequential(_ChannelsLast(), module)
     without = [tuple(n for n in sizes if n > 1) for sizes in (shape, wanted)]
     flat = len(without[1]) <= 1 and math.prod(shape) == math.prod(wanted)
     if flat or without[0] == without[1]:
         return nn.Sequential(_Reshaped(wanted), module)
+    if len(shape) == len(wanted) == 3 and wanted == (*shape[1:], shape[0]):
+        return nn.Sequential(_ChannelsLast(), module)
     raise UnsoundNetworkError(
         f"the network takes inputs of shape {wanted}, got samples of {shape}: choose its dataset"
     )

@@ -1,6 +1,6 @@
 """Small networks of other libraries, trained here, with what they report and what is proved.
 
-    python -m benchmarks.studies.peers --out docs/peers
+    python -m benchmarks.studies.peer_certificates --out docs/peers
     python -m robustcert.board docs/pretrained docs/peers --out docs/board.md
 
 Networks of deel-torchlip and orthogonium (`pip install deel-torchlip einops`, `pip install
