@@ -434,6 +434,23 @@ def test_what_is_no_model_is_refused(content: bytes, tmp_path: Path) -> None:
         read_onnx(tmp_path / "other.onnx")
 
 
+@pytest.mark.parametrize("count", [30, pytest.param(2000, marks=pytest.mark.slow)])
+def test_damaged_files_are_read_or_refused(count: int, tmp_path: Path) -> None:
+    draw = random.Random(count)
+    content = small().SerializeToString()
+    for _ in range(count):
+        damaged = bytearray(content)
+        for _ in range(draw.randrange(1, 4)):
+            damaged[draw.randrange(len(damaged))] = draw.randrange(256)
+        (tmp_path / "model.onnx").write_bytes(damaged[: draw.randrange(len(damaged) // 2, 10**6)])
+        said = ""
+        try:
+            read_onnx(tmp_path / "model.onnx")
+        except UnsoundNetworkError as error:
+            said = str(error)
+        assert said.isprintable()
+
+
 def test_constants_may_be_in_a_file_beside(tmp_path: Path) -> None:
     model = small()
     expected = read_onnx(saved(model, tmp_path / "whole.onnx"))

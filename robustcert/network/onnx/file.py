@@ -92,28 +92,25 @@ def read_model(path: Path) -> Model:
     try:
         proto = onnx.load_model_from_string(content)
     except Exception as error:  # whatever a damaged file makes protobuf raise
-        raise UnsoundNetworkError(f"{path}: not an ONNX model: {_line(error)}") from error
+        raise UnsoundNetworkError(f"not an ONNX model: {_line(error)}") from error
     files = {path.name: hashlib.sha256(content).hexdigest()}
-    try:
-        opset = _opset(proto)
-        _judge_nodes(proto)
-        source = _source(proto.graph)
-        dtype, one, shape = _input(onnx, source)
-        output = _output([value.name for value in proto.graph.output])
-        files |= _load_external(onnx, proto, path.parent)
-        _check(onnx, proto)
-        found, constants = _nodes(onnx, proto.graph, output, dtype)
-        nodes = tuple(_marked(found, source.name))
-        return Model(files, opset, source.name, shape, one, output, nodes, constants)
-    except UnsoundNetworkError as error:
-        raise type(error)(f"{path}: {error.message}", error.path) from error
+    opset = _opset(proto)
+    _judge_nodes(proto)
+    source = _source(proto.graph)
+    dtype, one, shape = _input(onnx, source)
+    output = _output([value.name for value in proto.graph.output])
+    files |= _load_external(onnx, proto, path.parent)
+    _check(onnx, proto)
+    found, constants = _nodes(onnx, proto.graph, output, dtype)
+    nodes = tuple(_marked(found, source.name))
+    return Model(files, opset, source.name, shape, one, output, nodes, constants)
 
 
 def _content(path: Path) -> bytes:
     if not path.is_file():
-        raise UnsoundNetworkError(f"{path}: no such file")
+        raise UnsoundNetworkError("no such file")
     if path.stat().st_size > MAX_BYTES:
-        raise UnsoundNetworkError(f"{path}: more than {MAX_BYTES} bytes")
+        raise UnsoundNetworkError(f"more than {MAX_BYTES} bytes")
     return path.read_bytes()
 
 

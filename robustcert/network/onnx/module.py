@@ -10,13 +10,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from robustcert.errors import UnsoundNetworkError
+from robustcert.errors import ConfigError, UnsoundNetworkError
 from robustcert.network.onnx.file import Model, Node, read_model
 from robustcert.network.onnx.operators import OPERATORS, Call, require_known
 from robustcert.network.operation import Shape
 
-# Maximum number of characters of the name of a node's module.
-MAX_NAME = 60
+# Maximum number of characters of the name of a node's module, and of a message about a file.
+MAX_NAME, MAX_MESSAGE = 60, 600
 
 
 def read_onnx(path: str | os.PathLike[str]) -> "ONNXModule":
@@ -32,12 +32,17 @@ def read_onnx(path: str | os.PathLike[str]) -> "ONNXModule":
         UnsoundNetworkError: it is no valid model, or not of this form.
     """
     path = Path(path)
-    model = read_model(path)
     try:
-        module = ONNXModule(model).eval()
+        module = ONNXModule(read_model(path)).eval()
         module.classes = _number_of_logits(module)
+    except ConfigError:
+        raise
     except UnsoundNetworkError as error:
-        raise type(error)(f"{path}: {error}") from error
+        # Names in the file may hold anything.
+        said = "".join(c if c.isprintable() else "?" for c in str(error))[:MAX_MESSAGE]
+        raise type(error)(f"{path}: {said}") from error
+    except Exception as error:  # whatever names that are no text, or the like, make Python raise
+        raise UnsoundNetworkError(f"{path}: a damaged model: {type(error).__name__}") from error
     return module
 
 
