@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from robustcert.certificate.predictor import load as load
     from robustcert.certifiers import Certificates as Certificates
     from robustcert.certifiers import certify as certify
+    from robustcert.network.onnx import read_onnx as read_onnx
     from robustcert.runs.module import load_module as load_module
 
 # Resolved on first use: `python -m robustcert.check` must not import torch.
@@ -27,6 +28,7 @@ _PUBLIC = {
     "Prediction": "robustcert.certificate.predictor",
     "Predictor": "robustcert.certificate.predictor",
     "load_module": "robustcert.runs.module",
+    "read_onnx": "robustcert.network.onnx",
 }
 _MODULES = ("activations", "certifiers", "layers", "lipschitz", "models", "objectives")
 

@@ -30,11 +30,12 @@ SHIMS = {"dashboard", "spectral"}
 ROOMS: dict[str, set[str]] = {
     # For editors only; at run time it loads nothing.
     "__init__": {
-        *("activations", "certificate", "certifiers", "layers", "lipschitz", "models"),
+        *("activations", "certificate", "certifiers", "layers", "lipschitz", "models", "network"),
         *("objectives", "runs"),
     },
     "arithmetic": set(),
     "atomic": set(),
+    "board": {"atomic", "check", "errors"},
     "check": set(),
     "errors": set(),
     "margins": set(),

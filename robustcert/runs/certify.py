@@ -1,10 +1,10 @@
-"""The certification run: a checkpoint in, a certificate folder out."""
+"""The certification run: a checkpoint or an ONNX model in, a certificate folder out."""
 
 import hashlib
 import json
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,22 +16,15 @@ from robustcert import __version__
 from robustcert.atomic import resumable_folder
 from robustcert.certificate.claim import FORMAT, in_hexadecimal, is_certificate, write_claim
 from robustcert.certificate.figures import draw_level_sets, draw_vra_curve
-from robustcert.certificate.places import certificate_beside, checkpoint_of
+from robustcert.certificate.places import certificate_beside
 from robustcert.certificate.samples import CertifiedSplit, SampleFiles, has_radii, positive_status
 from robustcert.certifiers import Certificates, Certifier, Claim, strict_arithmetic
-from robustcert.config.build import (
-    CHECKPOINT_TARGETS,
-    Config,
-    build_certifier,
-    build_dataset,
-    build_parts,
-)
-from robustcert.data import Dataset, Examples, Part, Parts, Stream, to_unit
+from robustcert.config.build import Config
+from robustcert.data import Dataset, Examples, Part, Stream, to_unit
 from robustcert.errors import ConfigError
 from robustcert.metrics.gradient_ratio import gradient_ratio
 from robustcert.metrics.thresholds import check_radii
 from robustcert.network.agreement import compared_rows, require_agreement
-from robustcert.network.fold import fold_network
 from robustcert.network.network import PlainNetwork
 from robustcert.runs.attack import (
     Attack,
@@ -42,8 +35,7 @@ from robustcert.runs.attack import (
 )
 from robustcert.runs.console import print_global, print_table, verified
 from robustcert.runs.earlier import keep_earlier
-from robustcert.runs.module import restore_module
-from robustcert.training.checkpoint import Checkpoint, read_checkpoint
+from robustcert.runs.subject import Subject, read_model, read_run
 
 log = logging.getLogger(__name__)
 
@@ -82,20 +74,6 @@ class _Options:
 
 
 @dataclass(frozen=True, eq=False)
-class _Subject:
-    """A checkpoint as read, with the objects that its configuration and the command line name."""
-
-    checkpoint: Checkpoint
-    config: Config
-    certifier: Certifier
-    named: Config  # the certifier's node
-    dataset: Dataset
-    parts: Parts
-    model: torch.nn.Module
-    network: PlainNetwork
-
-
-@dataclass(frozen=True, eq=False)
 class _Prepared:
     """What is certified, on its device, and what is claimed of the network before any radius."""
 
@@ -108,12 +86,15 @@ class _Prepared:
 
 @_on_the_cpu()
 def certify(
-    checkpoint: str,
+    checkpoint: str | None = None,
     *,
+    network: str | None = None,
+    preprocessing: Mapping[str, Any] | None = None,
     certifier: Config | None = None,
     split: Part = "test",
     samples: int | None = None,
     radii: list[float] | None = None,
+    epsilon: float | None = None,
     dataset: Mapping[str, Any] | None = None,
     output: str | None = None,
     batch_size: int = 1024,
@@ -121,15 +102,20 @@ def certify(
     allow_targets: list[str] | None = None,
     attack: Mapping[str, Any] | None = None,
 ) -> dict[str, float]:
-    """Certify a checkpoint's network on a split and write the certificate folder.
+    """Certify a network on a split and write the certificate folder.
 
     Args:
         checkpoint: A run's ``checkpoints/best.ckpt``, or the run's folder.
+        network: An ONNX file, in place of a checkpoint.
+        preprocessing: ``mean`` and ``std`` that inputs of the ONNX model are standardised by, one
+            or one per channel; they become the network's first layer.
         certifier: Node that names the certifier; :class:`LipschitzCertifier` by default.
         split: Of the checkpoint's dataset.
         samples: Only the first so many of the split.
         radii: At which certified samples are counted; those of training by default.
-        dataset: Changes to the dataset's node, such as ``{"root": ...}``.
+        epsilon: One more radius, of an ONNX model; a checkpoint has its own.
+        dataset: Changes to the dataset's node, such as ``{"root": ...}``; for an ONNX model, the
+            whole node.
         output: Folder to write; what stands there is replaced. By default :func:`default_output`,
             where a certificate of other settings is kept.
         batch_size: Samples certified at once.
@@ -147,8 +133,16 @@ def certify(
     started = time.perf_counter()
     attacking = build_attack(attack or {})
     options = _Options(split, samples, radii, batch_size, _device(device), attacking)
-    subject = _read(checkpoint, certifier or {}, dataset or {}, allow_targets or [])
-    folder = Path(output) if output else default_output(subject.checkpoint.path, split, samples)
+    nodes = certifier or {}, dataset or {}, allow_targets or []
+    if network is not None:
+        if checkpoint is not None:
+            raise ConfigError(f"network={network}: certifies no checkpoint besides: leave one out")
+        subject = read_model(network, preprocessing or {}, [*(radii or []), epsilon], *nodes)
+    elif checkpoint is not None:
+        subject = read_run(checkpoint, *nodes)
+    else:
+        raise ConfigError("checkpoint: expected a checkpoint, or network=<an ONNX file>")
+    folder = Path(output) if output else default_output(subject.path, split, samples)
     if output is None:
         settings = _thresholds(subject, options), options.attack.samples
         keep_earlier(folder, subject.certifier, subject.named, *settings)
@@ -169,28 +163,7 @@ def certify(
     return _tell(written, prepared.claim, folder, attacked_only)
 
 
-def _read(
-    checkpoint: str, certifier: Config, dataset: Mapping[str, Any], allow_targets: Sequence[str]
-) -> _Subject:
-    """Read a checkpoint and build what its configuration names; nothing is computed yet."""
-    allowed = (*CHECKPOINT_TARGETS, *allow_targets)
-    proving = build_certifier(certifier, allow_targets)
-    read = read_checkpoint(checkpoint_of(checkpoint))
-    changed = {key: value for key, value in dataset.items() if value is not None}
-    config = {**read.config, "dataset": {**read.config["dataset"], **changed}}
-    source = build_dataset(config, allowed)
-    if tuple(source.input_shape) != read.input_shape:
-        raise ConfigError(
-            f"dataset: the network of {read.path} takes inputs of shape {read.input_shape}, got "
-            f"{tuple(source.input_shape)} from {source.name}"
-        )
-    model = restore_module(read, config, allowed)
-    network = fold_network(model, read.input_shape)
-    parts = build_parts(config, source)
-    return _Subject(read, config, proving, certifier, source, parts, model, network)
-
-
-def _prepare(subject: _Subject, options: _Options, arithmetic: Mapping[str, Any]) -> _Prepared:
+def _prepare(subject: Subject, options: _Options, arithmetic: Mapping[str, Any]) -> _Prepared:
     """Read the samples, compare model and folded network, and claim what needs no radius."""
     source, network, batch_size = subject.dataset, subject.network, options.batch_size
     source.prepare()
@@ -205,10 +178,9 @@ def _prepare(subject: _Subject, options: _Options, arithmetic: Mapping[str, Any]
     with strict_arithmetic():
         batches = (to_unit(stored.inputs[part]) for part in _parts(count, batch_size))
         claim = subject.certifier.claim(moved, batches)
-    read = subject.checkpoint
     record: dict[str, Any] = {
         "certifier": in_words(subject.named),
-        "checkpoint": {"file": read.path.name, "sha256": read.sha256, "epoch": read.epoch},
+        **subject.origin,
         "config": in_words(subject.config),
         "dataset": {"name": source.name, "split": options.split, **source.provenance()},
         "arithmetic": {**arithmetic, "device": str(options.device), "dtype": str(claim.dtype)},
@@ -217,7 +189,7 @@ def _prepare(subject: _Subject, options: _Options, arithmetic: Mapping[str, Any]
 
 
 def _certify(
-    subject: _Subject, options: _Options, prepared: _Prepared, folder: Path
+    subject: Subject, options: _Options, prepared: _Prepared, folder: Path
 ) -> CertifiedSplit:
     """Certify batch after batch, from where an interrupted run stopped, into the folder's files."""
     stored, count = prepared.examples, len(prepared.examples)
@@ -240,7 +212,7 @@ def _certify(
 
 
 def _attack(
-    subject: _Subject, options: _Options, prepared: _Prepared, result: CertifiedSplit
+    subject: Subject, options: _Options, prepared: _Prepared, result: CertifiedSplit
 ) -> dict[str, Any]:
     """Attack the network at what was certified of it; a smoothed classifier is another function."""
     started = time.perf_counter()
@@ -252,7 +224,7 @@ def _attack(
 
 
 def _write(
-    subject: _Subject,
+    subject: Subject,
     options: _Options,
     prepared: _Prepared,
     result: CertifiedSplit,
@@ -280,7 +252,7 @@ def _write(
         title=f"{source.name}, {options.split} split",
         label=verified(written),
     )
-    if subject.checkpoint.input_shape == (2,):
+    if subject.network.input_shape == (2,):
         _draw_plane(folder / "levels.png", subject.certifier, network, source)
     return written
 
@@ -297,7 +269,7 @@ def _tell(
     return metrics
 
 
-def _thresholds(subject: _Subject, options: _Options) -> list[float]:
+def _thresholds(subject: Subject, options: _Options) -> list[float]:
     """Radii at which certified samples are counted."""
     return check_radii(options.radii or [*subject.config["radii"], subject.config["epsilon"]])
 
