@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from robustcert.config.build import CHECKPOINT_TARGETS, build_dataset, build_model
-from robustcert.convert import liresnet
+from robustcert.convert import bronet, liresnet
 from robustcert.convert.network import Converted
 from robustcert.convert.published import ConversionError, read_published
 from robustcert.data import Dataset
@@ -35,6 +35,7 @@ class Source:
 
 SOURCES = {
     "liresnet": Source("hukkai/liresnet", liresnet.read, liresnet.dataset),
+    "bronet": Source("ntuaislab/BRONet", bronet.read, liresnet.dataset),
 }
 
 # 36/255, and the other radii of these publications.
