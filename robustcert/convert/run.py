@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from robustcert.config.build import CHECKPOINT_TARGETS, build_dataset, build_model
-from robustcert.convert import aol_mlp, bronet, lipconvnet, liresnet
+from robustcert.convert import aol_mlp, bronet, compared, lipconvnet, liresnet
 from robustcert.convert.network import Converted
 from robustcert.convert.published import ConversionError, read_published
 from robustcert.data import Dataset
@@ -38,6 +38,7 @@ SOURCES = {
     "bronet": Source("ntuaislab/BRONet", bronet.read, liresnet.dataset),
     "lipconvnet": Source("ntuaislab/BRONet", lipconvnet.read, lipconvnet.dataset),
     "aol_mlp": Source("berndprach/scaling_up_Lipschitz_networks", aol_mlp.read),
+    "compared": Source("berndprach/1LipschitzLayersCompared", compared.read),
 }
 
 # 36/255, and the other radii of these publications.
