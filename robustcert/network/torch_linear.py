@@ -15,6 +15,7 @@ from robustcert.errors import UnsoundNetworkError
 from robustcert.network import torch_activations as activations
 from robustcert.network.linear import Affine, Convolution, Dense, Flatten, Reshape
 from robustcert.network.operation import Operation, constant
+from robustcert.network.window_norm import norm_pool_activation
 
 Pair = tuple[int, int]
 
@@ -304,6 +305,24 @@ def max_pool2d(
     if _pair(dilation) != (1, 1) or return_indices:
         raise UnsoundNetworkError("is covered without dilation and indices")
     return [activations.max_pool_activation(kernel, step, around)]
+
+
+def lp_pool2d(
+    x: Tensor,
+    norm_type: Any,
+    kernel_size: Any,
+    stride: Any = None,
+    ceil_mode: bool = False,
+) -> list[Operation]:
+    kernel = _pair(kernel_size)
+    step = _pair(stride) if stride else kernel
+    _require_whole(x, kernel, step, (0, 0), ceil_mode)
+    rests = [n % k for n, k in zip(x.shape[2:], kernel, strict=True)]
+    if norm_type != 2 or step != kernel or kernel[0] != kernel[1] or any(rests):
+        raise UnsoundNetworkError(
+            "is covered for the norm of disjoint square windows that fill the map"
+        )
+    return [norm_pool_activation(kernel[0])]
 
 
 def mean_over(x: Tensor, dim: Any, keepdim: bool = False) -> list[Operation]:
