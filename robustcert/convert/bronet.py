@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from robustcert.convert import liresnet
-from robustcert.convert.network import Converted, halves
+from robustcert.convert.network import Converted, halves, identity
 from robustcert.convert.published import ConversionError, Published, Settings
 from robustcert.data import Dataset
 
@@ -59,13 +60,13 @@ def _read_reflectors(
     columns = weights.shape("conv.weights", 5)[2]
     free = weights.take("conv.weights", depth, width, columns, 3, 3)
     free = free * weights.take("conv.gamma", depth, width, 1, 1, 1)
-    identity = torch.zeros(width, columns, 3, 3).double()
-    identity[:columns, :, 1, 1] = torch.eye(columns)
-    weights.take_identity("conv.identity", identity)
-    weights.take_identity("conv.I_low", torch.eye(columns)[None, None, None])
-    weights.take_identity("conv.I_full", torch.eye(width)[None, None, None])
+    # A one at the middle tap.
+    middle = F.pad(identity(width)[:, :columns, None, None], (1, 1, 1, 1))
+    weights.take_identity("conv.identity", middle)
+    weights.take_identity("conv.I_low", identity(columns)[None, None, None])
+    weights.take_identity("conv.I_full", identity(width)[None, None, None])
     if settings.flag("backbone_quasi_residual", True):
-        free = identity + free * depth**-0.5
+        free = middle + free * depth**-0.5
     bias = weights.take("conv.bias", depth, width)
     if "conv.running_mean" in weights:
         bias = bias - weights.take("conv.running_mean", depth, width)
@@ -112,7 +113,7 @@ def _read_neck(network: Converted, weights: Published, settings: Settings) -> No
         else:
             kernel = reflector(weights.take("neck.kernel", entries, width), NECK_RIDGE)[:width]
         kernel = kernel.unflatten(1, (width, patch, patch))
-        network.convolve(kernel, torch.zeros(width).double(), stride=patch)
+        network.convolve(kernel, stride=patch)
     network.flatten()
     if settings.word("neck_linear_type", ("cholesky", "bro")) == "cholesky":
         liresnet.read_neck_dense(network, weights)
@@ -138,10 +139,10 @@ def _read_dense(network: Converted, weights: Published, settings: Settings) -> N
     free = weights.take("linear.weights", depth, features, columns)
     gamma = weights.take("linear.gamma", depth, features, 1)
     bias = weights.take("linear.bias", depth, features)
-    identity = weights.take("linear.residual_identity", features, columns)
-    weights.take_identity("linear.identity", torch.eye(features))
-    weights.take_identity("linear.identity_half", torch.eye(columns))
-    for v, shift in zip(identity + free * gamma * depth**-0.5, bias, strict=True):
+    start = weights.take("linear.residual_identity", features, columns)
+    weights.take_identity("linear.identity", identity(features))
+    weights.take_identity("linear.identity_half", identity(columns))
+    for v, shift in zip(start + free * gamma * depth**-0.5, bias, strict=True):
         network.connect(reflector(v, RIDGE), shift, order=halves(features))
         network.sort()
 
@@ -150,8 +151,8 @@ def reflector(v: Tensor, ridge: float) -> Tensor:
     r""":math:`I - 2 V (V^\top V + \rho I)^{-1} V^\top`, rho a share of the mean diagonal."""
     gram = v.mT @ v
     rho = ridge * gram.diagonal().mean()
-    gram = gram + rho * torch.eye(v.shape[1], dtype=v.dtype, device=v.device)
+    gram = gram + rho * identity(v.shape[1])
     solved, failed = torch.linalg.solve_ex(gram, v.mT)
     if failed:
         raise ConversionError("a matrix has no reflector: it is zero")
-    return torch.eye(v.shape[0], dtype=v.dtype, device=v.device) - 2 * v @ solved
+    return identity(v.shape[0]) - 2 * v @ solved

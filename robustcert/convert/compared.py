@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from robustcert.convert.network import Converted, neighbours
+from robustcert.convert.network import Converted, identity, neighbours
 from robustcert.convert.published import ConversionError, Published
 from robustcert.data import Dataset
 
@@ -86,7 +86,7 @@ def _cayley(network: Converted, weights: Published, name: str) -> None:
     half = blocks[:, : network.shape[1] // 2 + 1]
     a = weights.take_number(f"{name}.alpha") * blocks / torch.linalg.vector_norm(half)
     a = a - a.mH
-    eye = torch.eye(network.shape[0], dtype=a.dtype, device=a.device)
+    eye = identity(network.shape[0])
     orthogonal = torch.linalg.solve(eye + a, eye - a)
     bias = weights.take(f"{name}.bias", network.shape[0])
     network.convolve_circularly(_taps(orthogonal), bias, order=neighbours(network.shape[0]))
@@ -98,12 +98,12 @@ def _lot(network: Converted, weights: Published, name: str) -> None:
     margin = 2 * (free.shape[-1] // 2)
     blocks = _blocks(free, network.shape[1] + margin)
     gram = blocks @ blocks.mH
-    identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-    gram = gram + 1e-4 * identity
+    eye = identity(network.shape[0])
+    gram = gram + 1e-4 * eye
     size = torch.linalg.matrix_norm(gram, keepdim=True) + 1e-4
-    y, z = gram / size, identity
+    y, z = gram / size, eye.to(gram.dtype)
     for _ in range(NEWTON_STEPS):
-        step = 0.5 * (3 * identity - z @ y)
+        step = 0.5 * (3 * eye - z @ y)
         y, z = y @ step, step @ z
     orthogonal = z @ blocks / size.sqrt()
     bias = weights.take(f"{name}.bias", network.shape[0])
@@ -189,13 +189,12 @@ def _read_head(network: Converted, weights: Published, layer: Layer, classes: in
     if layer is not _cayley:
         layer(network, weights, "ClassificationHead.0")
         network.flatten()
-        identity = torch.eye(classes, width, dtype=torch.float64, device="cpu")
-        network.end(identity, torch.zeros_like(identity[:, 0]))
+        network.end(identity(width)[:classes])
         return
     network.flatten()
     free = weights.take("ClassificationHead.1.weight", width, width)
     a = weights.take_number("ClassificationHead.1.alpha") * free / torch.linalg.vector_norm(free)
     a = a - a.mT
-    eye = torch.eye(width, dtype=a.dtype, device=a.device)
+    eye = identity(width)
     orthogonal = torch.linalg.solve(eye + a, eye - a)
     network.end(orthogonal[:classes], weights.take("ClassificationHead.1.bias", width)[:classes])

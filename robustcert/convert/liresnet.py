@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from robustcert.convert.network import Converted, halves
+from robustcert.convert.network import Converted, halves, identity
 from robustcert.convert.published import ConversionError, Published, Settings
 from robustcert.data import Dataset
 
@@ -79,12 +79,12 @@ def read_residual_convolutions(
     width = network.shape[0]
     free = weights.take(f"{name}.weights", depth, width, width, 3, 3)
     gamma = weights.take(f"{name}.gamma", depth, width, 1, 1, 1)
-    identity = weights.take(f"{name}.identity", depth, width, width, 3, 3)
+    start = weights.take(f"{name}.identity", depth, width, width, 3, 3)
     bias = weights.take(f"{name}.bias", depth, width)
     if f"{name}.running_mean" in weights:
         bias = bias - weights.take(f"{name}.running_mean", depth, width)
     weights.drop(f"{name}.init_x")
-    for kernel, shift in zip(identity + free * gamma * depth**-0.5, bias, strict=True):
+    for kernel, shift in zip(start + free * gamma * depth**-0.5, bias, strict=True):
         network.convolve(kernel, shift, padding=1, order=halves(width))
         network.sort()
 
@@ -93,7 +93,7 @@ def read_neck(network: Converted, weights: Published) -> None:
     """A convolution on 4x4 patches and a dense layer, both orthonormalised by Cholesky factors."""
     width = network.shape[0]
     kernel = cholesky_rows(weights.take("neck.kernel", width, 16 * width))
-    network.convolve(kernel.unflatten(1, (width, 4, 4)), torch.zeros(width).double(), stride=4)
+    network.convolve(kernel.unflatten(1, (width, 4, 4)), stride=4)
     network.flatten()
     read_neck_dense(network, weights)
 
@@ -114,10 +114,10 @@ def read_residual_dense(network: Converted, weights: Published) -> None:
     free = weights.take("linear.weights", depth, features, features)
     gamma = weights.take("linear.gamma", depth, features, 1)
     bias = weights.take("linear.bias", depth, features)
-    identity = weights.take("linear.identity", features, features)
+    start = weights.take("linear.identity", features, features)
     # The layers of the latest evaluation, which the next one computes anew.
     weights.drop("linear.eval_weight")
-    for matrix, shift in zip(identity + free * gamma * depth**-0.5, bias, strict=True):
+    for matrix, shift in zip(start + free * gamma * depth**-0.5, bias, strict=True):
         network.connect(cholesky_rows(matrix), shift, order=halves(features))
         network.sort()
 
@@ -132,7 +132,7 @@ def read_head(network: Converted, weights: Published, classes: int, normalized: 
 def cholesky_rows(x: Tensor) -> Tensor:
     r""":math:`L^{-1} X`, :math:`L L^\top = X X^\top + \rho I`, rho a share of the mean diagonal."""
     gram = x @ x.mT
-    gram = gram + RIDGE * gram.diagonal().mean() * torch.eye(len(x), dtype=x.dtype, device=x.device)
+    gram = gram + RIDGE * gram.diagonal().mean() * identity(len(x))
     factor, failed = torch.linalg.cholesky_ex(gram)
     if failed:
         raise ConversionError("a matrix cannot be orthonormalised: it is zero")

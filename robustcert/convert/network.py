@@ -24,6 +24,11 @@ def neighbours(features: int) -> Tensor:
     return torch.stack([first + 1, first], 1).flatten()
 
 
+def identity(features: int) -> Tensor:
+    """The identity matrix, float64."""
+    return torch.eye(features, dtype=torch.float64, device="cpu")
+
+
 @dataclass(eq=False)
 class Converted:
     """Layers in the order in which they are applied, each with its state.
@@ -60,7 +65,7 @@ class Converted:
     def convolve(
         self,
         weight: Tensor,
-        bias: Tensor,
+        bias: Tensor | None = None,
         *,
         stride: int = 1,
         padding: int = 0,
@@ -68,11 +73,11 @@ class Converted:
     ) -> None:
         """Append a zero-padded convolution, its outputs in a given order."""
         channels, (height, width) = weight.shape[0], self.shape[1:]
-        weight, bias = self._reordered(weight, bias, order)
+        weight, shift = self._reordered(weight, bias, order)
         kernel = weight.shape[-1]
         self.add(
             "layers.UnconstrainedConv2d",
-            {"weight": weight, "bias": bias},
+            {"weight": weight, "bias": shift},
             in_channels=self.shape[0],
             out_channels=channels,
             kernel_size=kernel,
@@ -140,9 +145,7 @@ class Converted:
 
         It is a convolution with one weight of 1 for every channel.
         """
-        channels = self.shape[0]
-        identity = torch.eye(channels, dtype=torch.float64, device="cpu")[..., None, None]
-        self.convolve(identity, torch.zeros_like(identity[:, 0, 0, 0]), order=order)
+        self.convolve(identity(self.shape[0])[..., None, None], order=order)
 
     def restore_order(self) -> None:
         """Put the features in the order of the original, where they are in another."""
@@ -161,14 +164,16 @@ class Converted:
         self.order = (self.order[:, None] * size + places).flatten()
         self.shape = (self.shape[0] * size,)
 
-    def end(self, weight: Tensor, bias: Tensor) -> None:
+    def end(self, weight: Tensor, bias: Tensor | None = None) -> None:
         """Set the head."""
-        self.head = weight[:, self.order], bias
+        self.head = self._reordered(weight, bias, None)
 
     def _reordered(
-        self, weight: Tensor, bias: Tensor, order: Tensor | None
+        self, weight: Tensor, bias: Tensor | None, order: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         weight = weight[:, self.order]
+        if bias is None:
+            bias = torch.zeros(len(weight), dtype=torch.float64, device="cpu")
         if order is None:
             order = torch.arange(len(weight), dtype=torch.int64, device="cpu")
         self.order = order
