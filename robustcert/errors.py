@@ -60,14 +60,14 @@ class NotCertifiedError(ValueError):
 # Files and scripts that commands are started by.
 _FILES = ("train.py", "certify.py")
 _SCRIPTS = ("robustcert-train", "robustcert-certify", "robustcert-check")
-_MODULES = ("report", "export", "dashboard", "board")
+_MODULES = ("report", "export", "convert", "dashboard", "board")
 
 
 def typed(command: str) -> str:
     """How a command is typed, in the way in which the user started this process.
 
     Args:
-        command: ``train``, ``certify``, ``check``, ``report``, ``export``, ``board`` or
+        command: ``train``, ``certify``, ``check``, ``report``, ``export``, ``convert``, ``board`` or
             ``dashboard``.
 
     Returns:

@@ -68,6 +68,7 @@ ROOMS: dict[str, set[str]] = {
         *("atomic", "attacks", "certificate", "certifiers", "config", "data", "errors"),
         *("metrics", "models", "network", "training"),
     },
+    "convert": {"config", "data", "errors", "training"},
     "report": {"atomic", "certificate", "check", "config", "data", "errors", "runs"},
     # The command starts rooms by their names, as console scripts do.
     "main": {"certificate", "errors", "runs"},

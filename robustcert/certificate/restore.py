@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from robustcert.check import CURVATURES, KINDS, Operation, slopes_of
-from robustcert.layers.pool import norm_pool
 from robustcert.network import torch_activations
 from robustcert.network.activation import Activation, Slopes
 from robustcert.network.blocks import ResidualBlock, Sandwich
@@ -28,6 +27,7 @@ from robustcert.network.linear import (
 from robustcert.network.network import Concatenation, PlainNetwork, Sum
 from robustcert.network.operation import Operation as FoldedOperation
 from robustcert.network.quadratics import Quadratics
+from robustcert.network.window_norm import norm_pool
 
 # The checker counts the roundings of its own formulas. Twice that covers ours (a test compares the
 # two), with the last term for constants that ours adds where the checker has none.

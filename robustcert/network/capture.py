@@ -126,7 +126,11 @@ class _Recording(TorchFunctionMode):
         with torch.no_grad(), exact, _kept_generators(), self._leaves():
             output = self._evaluate(x)
         if name := _changed(self.module, self.copied):
-            raise UnknownLipschitz(f"the forward of {_kind(self.module)} changes its {name}")
+            moving = "parametrizations" in name.split(".")
+            remedy = ": certify robustcert.freeze(module), whose weights are constants"
+            raise UnknownLipschitz(
+                f"the forward of {_kind(self.module)} changes its {name}" + remedy * moving
+            )
         if id(output) not in self.values:
             raise UnknownLipschitz(
                 f"{_kind(self.module)}: expected as output one tensor that depends on the input, "

@@ -25,6 +25,16 @@ def relu_activation() -> Activation:
     return Activation(torch.relu, {}, lipschitz=1.0, slopes=Slopes(0.0, 1.0))
 
 
+def absolute(x: Tensor) -> Tensor:
+    """The absolute value of every entry."""
+    return x.abs()
+
+
+def absolute_activation() -> Activation:
+    """The absolute value, with slopes of -1 and 1."""
+    return Activation(absolute, {}, lipschitz=1.0, slopes=Slopes(-1.0, 1.0))
+
+
 def leaky_relu(x: Tensor, slope: Tensor) -> Tensor:
     """``x`` above 0 and ``slope * x`` below, the slope a scalar or one number per feature."""
     return torch.where(x > 0, x, _per_feature(slope, x) * x)

@@ -16,6 +16,7 @@ from robustcert.network.linear import Convolution, Dense, Reshape
 from robustcert.network.operation import Operation, constant
 from robustcert.network.torch_indices import gathered, read, reshaped
 from robustcert.network.torch_linear import shifted
+from robustcert.network.window_norm import norm_pool_activation
 
 Pair = tuple[int, int]
 # Maximum number of entries of a matrix that is made of a function.
@@ -259,6 +260,24 @@ def max_pool2d(
     if _pair(dilation) != (1, 1) or return_indices:
         raise UnsoundNetworkError("is covered without dilation and indices")
     return [activations.max_pool_activation(kernel, step, around)]
+
+
+def lp_pool2d(
+    x: Tensor,
+    norm_type: Any,
+    kernel_size: Any,
+    stride: Any = None,
+    ceil_mode: bool = False,
+) -> list[Operation]:
+    kernel = _pair(kernel_size)
+    step = _pair(stride) if stride else kernel
+    _require_whole(x, kernel, step, (0, 0), ceil_mode)
+    rests = [n % k for n, k in zip(x.shape[2:], kernel, strict=True)]
+    if norm_type != 2 or step != kernel or kernel[0] != kernel[1] or any(rests):
+        raise UnsoundNetworkError(
+            "is covered for the norm of disjoint square windows that fill the map"
+        )
+    return [norm_pool_activation(kernel[0])]
 
 
 def max_pool1d(

@@ -104,6 +104,10 @@ def _relu(x: Tensor, inplace: bool = False) -> list[Operation]:
     return [activations.relu_activation()]
 
 
+def _absolute(x: Tensor) -> list[Operation]:
+    return [activations.absolute_activation()]
+
+
 def _leaky_relu(x: Tensor, negative_slope: float = 0.01, inplace: bool = False) -> list[Operation]:
     return [activations.leaky_relu_activation(rules.number(negative_slope, x))]
 
@@ -223,9 +227,11 @@ _BY_NAME: dict[Rule, tuple[str, ...]] = {
     convolutions.adaptive_avg_pool2d: ("adaptive_avg_pool2d",),
     convolutions.max_pool1d: ("max_pool1d",),
     convolutions.max_pool2d: ("max_pool2d",),
+    convolutions.lp_pool2d: ("lp_pool2d",),
     rules.mean_over: ("mean",),
     rules.sum_over: ("sum",),
     _relu: ("relu", "relu_"),
+    _absolute: ("abs", "abs_", "absolute", "absolute_", "__abs__"),
     _leaky_relu: ("leaky_relu", "leaky_relu_"),
     _rrelu: ("rrelu", "rrelu_"),
     _prelu: ("prelu",),

@@ -71,6 +71,7 @@ MODULES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "MaxPool1d": (lambda: nn.MaxPool1d(3, 2, 1), (2, 7)),
     "MaxPool2d": (lambda: nn.MaxPool2d((3, 2), 2, (1, 0)), (2, 5, 6)),
     "MaxPool2d disjoint": (lambda: nn.MaxPool2d(2), (2, 4, 4)),
+    "LPPool2d": (lambda: nn.LPPool2d(2, 2), (2, 4, 6)),
     "ZeroPad2d": (lambda: nn.ZeroPad2d((1, 2, 0, 3)), (2, 3, 4)),
     "ConstantPad1d": (lambda: nn.ConstantPad1d((1, 2), 0.75), (2, 3)),
     "ConstantPad2d": (lambda: nn.ConstantPad2d(1, 0.0), (2, 3, 4)),
