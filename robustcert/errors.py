@@ -67,8 +67,8 @@ def typed(command: str) -> str:
     """How a command is typed, in the way in which the user started this process.
 
     Args:
-        command: ``train``, ``certify``, ``check``, ``report``, ``export``, ``convert``, ``board`` or
-            ``dashboard``.
+        command: ``train``, ``certify``, ``check``, ``report``, ``export``, ``convert``,
+            ``board`` or ``dashboard``.
 
     Returns:
         For ``certify``, ``python certify.py`` to whoever typed ``python train.py``,
