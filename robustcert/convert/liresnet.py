@@ -1,7 +1,8 @@
 """LiResNet++ of hukkai/liresnet: a stem, a trunk of linear residual convolutions, dense layers.
 
-The repository's code holds LiResNet with the dense layers of LiResNet++; a file of either says by
-its tensors which it is.
+The repository's code has one network, with the centred trunk and the orthogonal neck and dense
+layers of the second paper; checkpoints of the first paper's code have other tensors and are
+refused.
 
 Reference: Hu, Zou, Wang, Leino and Fredrikson, `Unlocking Deterministic Robustness Certification on
 ImageNet <https://arxiv.org/abs/2301.12549>`_, NeurIPS 2023; Hu, Leino, Wang and Fredrikson, `A
