@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from robustcert.errors import ConfigError, UnsoundNetworkError
+from robustcert.network.onnx.call import Call
 from robustcert.network.onnx.file import Model, Node, read_model
-from robustcert.network.onnx.operators import OPERATORS, Call, require_known
+from robustcert.network.onnx.operators import OPERATORS, require_known
 from robustcert.network.operation import Shape
 
 # Maximum number of characters of the name of a node's module, and of a message about a file.
