@@ -17,16 +17,20 @@ if TYPE_CHECKING:
     from robustcert.certificate.predictor import load as load
     from robustcert.certifiers import Certificates as Certificates
     from robustcert.certifiers import certify as certify
+    from robustcert.lipschitz import freeze as freeze
+    from robustcert.network.onnx import read_onnx as read_onnx
     from robustcert.runs.module import load_module as load_module
 
 # Resolved on first use: `python -m robustcert.check` must not import torch.
 _PUBLIC = {
     "certify": "robustcert.certifiers",
+    "freeze": "robustcert.lipschitz",
     "Certificates": "robustcert.certifiers",
     "load": "robustcert.certificate.predictor",
     "Prediction": "robustcert.certificate.predictor",
     "Predictor": "robustcert.certificate.predictor",
     "load_module": "robustcert.runs.module",
+    "read_onnx": "robustcert.network.onnx",
 }
 _MODULES = ("activations", "certifiers", "layers", "lipschitz", "models", "objectives")
 

@@ -60,14 +60,15 @@ class NotCertifiedError(ValueError):
 # Files and scripts that commands are started by.
 _FILES = ("train.py", "certify.py")
 _SCRIPTS = ("robustcert-train", "robustcert-certify", "robustcert-check")
-_MODULES = ("report", "export", "dashboard")
+_MODULES = ("report", "export", "convert", "dashboard", "board")
 
 
 def typed(command: str) -> str:
     """How a command is typed, in the way in which the user started this process.
 
     Args:
-        command: ``train``, ``certify``, ``check``, ``report``, ``export`` or ``dashboard``.
+        command: ``train``, ``certify``, ``check``, ``report``, ``export``, ``convert``,
+            ``board`` or ``dashboard``.
 
     Returns:
         For ``certify``, ``python certify.py`` to whoever typed ``python train.py``,

@@ -18,6 +18,7 @@ from robustcert.network.fold import (
     refuse_overrides,
     unknown,
 )
+from robustcert.network.frozen import freeze
 from robustcert.network.network import sequence_bound
 from robustcert.network.operation import Shape, join_path
 from robustcert.network.overrides import class_of, own_method
@@ -28,6 +29,7 @@ __all__ = [
     "fold",
     "fold_children",
     "fold_network",
+    "freeze",
     "lipschitz_bound",
     "lipschitz_estimate",
     "pairwise_lipschitz_estimate",

@@ -16,6 +16,8 @@ COMMANDS = {
     "check": ("robustcert.check.isolation:main", "prove a certificate again, independently"),
     "report": ("robustcert.report.__main__:main", "write pages on a run, or on a sweep"),
     "export": ("robustcert.export.__main__:main", "write a certified network as an ONNX model"),
+    "convert": ("robustcert.convert.__main__:main", "read a published checkpoint as a run"),
+    "board": ("robustcert.board.__main__:main", "check folders again and compare them on a page"),
     "dashboard": ("robustcert.report.dashboard:main", "save a dashboard in a W&B project"),
     "version": ("", "print the version"),
 }

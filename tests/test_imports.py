@@ -28,11 +28,12 @@ SHIMS = {"dashboard", "spectral"}
 ROOMS: dict[str, set[str]] = {
     # For editors only; at run time it loads nothing.
     "__init__": {
-        *("activations", "certificate", "certifiers", "layers", "lipschitz", "models"),
+        *("activations", "certificate", "certifiers", "layers", "lipschitz", "models", "network"),
         *("objectives", "runs"),
     },
     "arithmetic": set(),
     "atomic": set(),
+    "board": {"atomic", "check", "errors"},
     "check": set(),
     "errors": set(),
     "margins": set(),
@@ -65,6 +66,7 @@ ROOMS: dict[str, set[str]] = {
         *("atomic", "attacks", "certificate", "certifiers", "config", "data", "errors"),
         *("metrics", "models", "network", "training"),
     },
+    "convert": {"config", "data", "errors", "training"},
     "report": {"atomic", "certificate", "check", "config", "data", "errors", "runs", "training"},
     # The command starts rooms by their names, as console scripts do.
     "main": {"certificate", "errors", "runs"},

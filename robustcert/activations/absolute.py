@@ -3,12 +3,8 @@
 from torch import Tensor, nn
 
 from robustcert.network.activation import Activation, Slopes
+from robustcert.network.torch_activations import absolute
 from robustcert.relaxations.curves import Curve, all_free, kink_at_zero
-
-
-def absolute(x: Tensor) -> Tensor:
-    """The absolute value of every entry."""
-    return x.abs()
 
 
 class Abs(nn.Module):

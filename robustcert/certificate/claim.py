@@ -20,7 +20,7 @@ from robustcert.certificate.samples import (
 )
 from robustcert.certifiers.base import FUNCTIONS as FUNCTIONS
 from robustcert.certifiers.base import Claim, Proof
-from robustcert.network.network import PlainNetwork, Sum, operation_bound, shapes
+from robustcert.network.network import Branched, PlainNetwork, operation_bound, shapes
 from robustcert.network.operation import Operation
 from robustcert.network.quadratics import split_quadratics
 
@@ -79,7 +79,7 @@ def describe_operations(
             "options": operation.options(),
             "tensors": names,
         }
-        if isinstance(operation, Sum):
+        if isinstance(operation, Branched):
             entry["branches"] = [
                 describe_operations(branch, f"{path}.branch{b}.", tensors)
                 for b, branch in enumerate(operation.branches)

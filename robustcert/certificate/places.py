@@ -16,8 +16,9 @@ def certificate_of(path: str) -> str:
     """The certificate folder that is meant by a path.
 
     Args:
-        path: A certificate folder, its ``certificate.json``, a run's folder or a run's checkpoint.
-            Anything else is returned as it is, for whoever reads it to say what is wrong with it.
+        path: A certificate folder, its ``certificate.json``, a run's folder, a run's checkpoint or
+            an ONNX file. Anything else is returned as it is, for whoever reads it to say what is
+            wrong with it.
 
     Raises:
         NotCertifiedError: the run or the checkpoint has no certificate.
@@ -26,7 +27,7 @@ def certificate_of(path: str) -> str:
         return os.path.dirname(path) or "."
     if _holds(path, CLAIM):
         return path
-    if os.path.isfile(path) and path.endswith(".ckpt"):
+    if os.path.isfile(path) and path.endswith((".ckpt", ".onnx")):
         found = certificate_beside(path)
     elif _holds(path, os.path.join("certificate", CLAIM)) or _holds(path, BEST):
         found = os.path.join(path, "certificate")

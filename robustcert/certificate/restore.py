@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, NamedTuple
@@ -11,13 +12,22 @@ import torch
 from torch import Tensor
 
 from robustcert.check import CURVATURES, KINDS, Operation, slopes_of
-from robustcert.layers.pool import norm_pool
+from robustcert.network import torch_activations
 from robustcert.network.activation import Activation, Slopes
 from robustcert.network.blocks import ResidualBlock, Sandwich
-from robustcert.network.linear import Affine, CircularConvolution, Convolution, Dense, Flatten
-from robustcert.network.network import PlainNetwork, Sum
+from robustcert.network.linear import (
+    Affine,
+    CircularConvolution,
+    Convolution,
+    Dense,
+    Flatten,
+    Gather,
+    Reshape,
+)
+from robustcert.network.network import Concatenation, PlainNetwork, Sum
 from robustcert.network.operation import Operation as FoldedOperation
 from robustcert.network.quadratics import Quadratics
+from robustcert.network.window_norm import norm_pool
 
 # The checker counts the roundings of its own formulas. Twice that covers ours (a test compares the
 # two), with the last term for constants that ours adds where the checker has none.
@@ -37,9 +47,9 @@ def restore_network(operations: Sequence[Operation]) -> PlainNetwork:
 def _restore(operation: Operation) -> FoldedOperation:
     name, options = operation.name, operation.options
     tensors = {key: _tensor(array) for key, array in operation.tensors.items()}
-    if operation.kind == "sum":
+    if operation.branches:
         branches = tuple(tuple(map(_restore, branch)) for branch in operation.branches)
-        return Sum(branches, name=name)
+        return _BRANCHED[operation.kind](branches, **options, name=name)
     if operation.kind == "activation":
         return _activation(options, tensors, name)
     build = _KINDS[operation.kind]
@@ -67,15 +77,20 @@ def _activation(options: dict[str, Any], tensors: dict[str, Tensor], name: str) 
     return Activation(
         parts.function,
         {**tensors, **integers},
-        # Whatever the checker lets pass is 1-Lipschitz.
-        lipschitz=1.0,
+        lipschitz=_float_above(KINDS[function].lipschitz(**wide, **integers)),
         jacobian_lipschitz=_steepest(function, wide),
         error=error,
         slopes=slopes and Slopes(*slopes),
+        squares=KINDS[function].squares,
         relaxation=parts.relaxation,
         jacobian=parts.jacobian,
         name=name,
     )
+
+
+def _float_above(bound: float | Fraction) -> float:
+    nearest = float(bound)
+    return nearest if nearest >= bound else math.nextafter(nearest, math.inf)
 
 
 class Parts(NamedTuple):
@@ -89,11 +104,15 @@ class Parts(NamedTuple):
 def parts_of(name: str) -> Parts:
     """The activation of this name: functions ``f``, ``f_relaxation`` and ``f_jacobian`` of a file.
 
+    Those of torch stand in one file, without relaxations and Jacobians.
+
     Raises:
         ValueError: the package has no file of this name.
     """
     if name == norm_pool.__name__:
         return Parts(norm_pool)
+    if name in torch_activations.FUNCTIONS:
+        return Parts(torch_activations.FUNCTIONS[name])
     path = f"robustcert.activations.{name}"
     module = import_module(path) if name.isidentifier() and find_spec(path) else None
     function = getattr(module, name, None)
@@ -122,12 +141,18 @@ def _tensor(array: Any) -> Tensor:
     return torch.from_numpy(array.astype(array.dtype.newbyteorder("=")))
 
 
+_BRANCHED: Mapping[str, Callable[..., FoldedOperation]] = {
+    "sum": Sum,
+    "concatenate": Concatenation,
+}
 _KINDS: Mapping[str, Callable[..., FoldedOperation]] = {
     "dense": Dense,
     "convolution": Convolution,
     "circular_convolution": CircularConvolution,
     "affine": Affine,
     "flatten": Flatten,
+    "reshape": Reshape,
+    "gather": Gather,
     "quadratics": Quadratics,
     "sandwich": Sandwich,
     "residual_block": ResidualBlock,

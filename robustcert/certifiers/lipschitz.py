@@ -1,5 +1,6 @@
 """Certified radii from global pairwise Lipschitz bounds."""
 
+import os
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import lru_cache
@@ -23,6 +24,7 @@ from robustcert.network.agreement import require_agreement
 from robustcert.network.fold import fold_network
 from robustcert.network.forward_error import forward_error
 from robustcert.network.network import PlainNetwork, pairwise_bound
+from robustcert.network.onnx import fitted, read_onnx
 from robustcert.network.units import in_units, network_inputs
 
 
@@ -152,12 +154,15 @@ def _pairwise_bound(network: PlainNetwork) -> Tensor:
     return pairwise_bound(network)
 
 
-def certify(module: torch.nn.Module | PlainNetwork, x: Tensor) -> Certificates:
+def certify(
+    module: torch.nn.Module | PlainNetwork | str | os.PathLike[str], x: Tensor
+) -> Certificates:
     """Certify the predictions of a module, without Lightning or Hydra.
 
     Args:
         module: A model of this package, any other module whose forward calls what is known
-            (:mod:`robustcert.network.capture`), or a folded network.
+            (:mod:`robustcert.network.capture`), a folded network, or the path of an ONNX file
+            (:mod:`robustcert.network.onnx`).
         x: Inputs of shape ``(N, *input_shape)``: uint8, of which p stands for float32(p / 255), or
             floating point.
 
@@ -174,6 +179,8 @@ def certify(module: torch.nn.Module | PlainNetwork, x: Tensor) -> Certificates:
         tensor([0.7071], dtype=torch.float64)
     """
     x = in_units(x)
+    if isinstance(module, str | os.PathLike):
+        module = fitted(read_onnx(module), tuple(x.shape[1:]))
     if isinstance(module, PlainNetwork):
         return LipschitzCertifier().certify(module, x)
     network = fold_network(module, x.shape[1:])

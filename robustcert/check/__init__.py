@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from robustcert.check.arithmetic import FLOAT64
     from robustcert.check.forward.batches import FLOAT_BYTES, batches, float_bytes
     from robustcert.check.forward.floating import evaluate
+    from robustcert.check.isolation import supervised
     from robustcert.check.network.operation import Operation, walk
     from robustcert.check.network.reading import read_network
     from robustcert.check.reader import (
@@ -66,6 +67,7 @@ __all__ = [
     "read_network",
     "sha256",
     "slopes_of",
+    "supervised",
     "walk",
 ]
 
@@ -78,6 +80,7 @@ _NAMES = {
     "arithmetic": ("FLOAT64",),
     "forward.batches": ("FLOAT_BYTES", "batches", "float_bytes"),
     "forward.floating": ("evaluate",),
+    "isolation": ("supervised",),
     "network.operation": ("Operation", "walk"),
     "network.reading": ("read_network",),
     "reader": (

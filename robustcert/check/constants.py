@@ -11,10 +11,11 @@ from robustcert.check import semidefinite
 from robustcert.check.exact_products import digit_bits, gram_of_digits, split_floats
 from robustcert.check.fixed_point import Floats, InexactError
 from robustcert.check.forward.exact import scaled
+from robustcert.check.forward.floating import activation_of
 from robustcert.check.forward.linear import absolute_norm
-from robustcert.check.network.operation import Operation, walk
+from robustcert.check.network.operation import BRANCHED, Operation, walk
 from robustcert.check.norms.operation import find, prove
-from robustcert.check.norms.scalars import round_up
+from robustcert.check.norms.scalars import root_up, round_up
 from robustcert.check.reader import (
     MULTIPLIERS,
     UnreadableError,
@@ -97,12 +98,31 @@ def _prove(operation: Operation, bound: float, proved: dict[str, Fraction]) -> s
     # Name of the method that proves the bound; empty if none does.
     if operation.kind in WEIGHTED:
         return prove(operation, bound).method
+    if operation.kind in BRANCHED:
+        return f"{operation.kind} of branches" if _joined(operation, proved) <= bound else ""
     if operation.kind == "affine":
-        least = Fraction(float(abs(operation.wide("scale")).max()))
-        return "largest scale" if least <= bound else ""
-    if operation.kind == "sum":
-        return "sum of branches" if _sum_bound(operation, proved) <= bound else ""
-    return "definition" if bound >= 1 else ""
+        return "largest scale" if _by_definition(operation) <= bound else ""
+    if operation.kind == "gather":
+        return "largest multiplicity" if _multiplicity(operation) <= Fraction(bound) ** 2 else ""
+    return "definition" if _by_definition(operation) <= bound else ""
+
+
+def _by_definition(operation: Operation) -> Fraction:
+    # The constant of a kind that is known from its definition.
+    if operation.kind == "affine":
+        return Fraction(float(abs(operation.wide("scale")).max()))
+    if operation.kind == "gather":
+        return root_up(Fraction(_multiplicity(operation)))
+    if operation.kind == "activation":
+        kind, tensors, options = activation_of(operation)
+        return Fraction(kind.lipschitz(**tensors, **options))
+    return Fraction(1)
+
+
+def _multiplicity(operation: Operation) -> int:
+    # How often an entry of the input is read at most: the square of the norm of the map.
+    index = operation.tensors["index"]
+    return int(np.bincount(index[index >= 0]).max(initial=0))
 
 
 def _add_parts(operation: Operation, proved: dict[str, Fraction]) -> None:
@@ -112,31 +132,31 @@ def _add_parts(operation: Operation, proved: dict[str, Fraction]) -> None:
         if part.kind in ("dense", "convolution"):
             proved[part.path] = Fraction(absolute_norm(part))
         elif part.kind == "affine":
-            proved[part.path] = Fraction(float(abs(part.wide("scale")).max()))
+            proved[part.path] = _by_definition(part)
         elif part.kind == "wrap":
             # An entry is read twice at most along each dimension.
             proved[part.path] = Fraction(2)
 
 
-def _sum_bound(operation: Operation, proved: dict[str, Fraction]) -> Fraction:
-    # The folder claims no bounds for operations in branches: they are found here.
+def _joined(operation: Operation, proved: dict[str, Fraction]) -> Fraction:
+    # The folder claims no bounds for operations in branches: they are found here. Constants of
+    # branches add up; those of branches that stand side by side do so in squares.
+    power = 1 if operation.kind == "sum" else 2
     total = Fraction(0)
     for branch in operation.branches:
         product = Fraction(1)
         for inner in branch:
             proved[inner.path] = _find(inner, proved)
             product = round_up(product * proved[inner.path])
-        total = round_up(total + product)
-    return total
+        total = round_up(total + product**power)
+    return total if power == 1 else root_up(total)
 
 
 def _find(operation: Operation, proved: dict[str, Fraction]) -> Fraction:
-    if operation.kind == "sum":
-        return _sum_bound(operation, proved)
-    if operation.kind == "affine":
-        return Fraction(float(abs(operation.wide("scale")).max()))
+    if operation.kind in BRANCHED:
+        return _joined(operation, proved)
     if operation.kind not in WEIGHTED:
-        return Fraction(1)
+        return _by_definition(operation)
     _add_parts(operation, proved)
     value = find(operation)
     if not math.isfinite(value):

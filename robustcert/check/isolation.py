@@ -51,6 +51,11 @@ def command(module: str, arguments: list[str]) -> list[str]:
     return [sys.executable, "-I", "-c", START.format(module=module), ROOT, *arguments]
 
 
+def supervised(arguments: list[str]) -> list[str]:
+    """Command line that checks a folder, in isolated processes and within the time given."""
+    return command("supervisor", arguments)
+
+
 def refusal() -> str | None:
     """Why ``python -m`` is refused: it could execute files of its folder; None if it is not."""
     if sys.flags.isolated or not _is_module_run():

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from robustcert.export.graph import Array, Graph
+from robustcert.export.torch_activations import TORCH_ACTIVATIONS
 from robustcert.network.operation import Shape
 
 Constants = dict[str, Any]
@@ -257,4 +258,5 @@ ACTIVATIONS: Mapping[str, Callable[[Graph, str, Shape, Constants], str]] = {
     "smooth_n": _smooth_n,
     "softplus": _softplus,
     "tanh": _same("Tanh"),
+    **TORCH_ACTIVATIONS,
 }

@@ -5,22 +5,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from robustcert.errors import ConfigError
+from robustcert.network.onnx.file import require_onnx
 
 Array = NDArray[Any]
 # ReduceMin takes its axes as an input since 18.
 OPSET, IR_VERSION = 18, 9
-
-
-def require_onnx() -> Any:
-    """The package ``onnx``, or one line that says how to get it."""
-    try:
-        import onnx
-    except ImportError as error:
-        raise ConfigError(
-            "export needs the package onnx: pip install 'robustcert[export]'"
-        ) from error
-    return onnx
 
 
 class Graph:

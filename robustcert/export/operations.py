@@ -20,8 +20,16 @@ from robustcert.export.activations import ACTIVATIONS
 from robustcert.export.graph import Array, Graph
 from robustcert.network.activation import Activation
 from robustcert.network.blocks import ResidualBlock, Sandwich
-from robustcert.network.linear import Affine, CircularConvolution, Convolution, Dense, Flatten
-from robustcert.network.network import Sum, shapes
+from robustcert.network.linear import (
+    Affine,
+    CircularConvolution,
+    Convolution,
+    Dense,
+    Flatten,
+    Gather,
+    Reshape,
+)
+from robustcert.network.network import Concatenation, Sum, shapes
 from robustcert.network.operation import Operation, Shape
 
 
@@ -59,7 +67,7 @@ def _multiply(graph: Graph, x: str, weight: Tensor, bias: Tensor | None) -> str:
     return product if bias is None else graph.add(product, graph.constant(_numpy(bias)))
 
 
-def _gather(
+def _windows(
     graph: Graph,
     x: str,
     places: Tensor,
@@ -81,12 +89,17 @@ def _gather(
         torch.ones(1, 1, *kernel, dtype=torch.float64, device="cpu"),
         **geometry,
     )
-    padding = graph.integers(0, 1, 0, 0)
-    padded = graph.apply("Pad", graph.reshape(x, -1), padding, graph.constant(0.0))
-    windows = graph.apply("Gather", padded, graph.constant(reads.numpy(), np.int64), axis=1)
+    windows = _read(graph, x, reads)
     product = graph.apply("MatMul", windows, graph.constant(_numpy(whole.flatten(1)).T))
     maps = graph.apply("Transpose", product, perm=[0, 2, 1])
     return _with_bias(graph, graph.reshape(maps, outputs, *sides.shape[2:]), bias, 4)
+
+
+def _read(graph: Graph, x: str, places: Tensor) -> str:
+    """Entries of a value at 1-based places, where 0 stands for a zero."""
+    padding = graph.integers(0, 1, 0, 0)
+    padded = graph.apply("Pad", graph.reshape(x, -1), padding, graph.constant(0.0))
+    return graph.apply("Gather", padded, graph.constant(places.numpy(), np.int64), axis=1)
 
 
 def _positions(shape: Shape) -> Tensor:
@@ -99,7 +112,7 @@ def _positions(shape: Shape) -> Tensor:
 def _convolution(graph: Graph, x: str, operation: Any, shape: Shape) -> str:
     geometry = {key: getattr(operation, key) for key in ("stride", "padding", "dilation")}
     geometry["groups"] = operation.groups
-    return _gather(graph, x, _positions(shape), operation.weight, operation.bias, geometry)
+    return _windows(graph, x, _positions(shape), operation.weight, operation.bias, geometry)
 
 
 def _circular(graph: Graph, x: str, operation: Any, shape: Shape) -> str:
@@ -118,18 +131,28 @@ def _circular(graph: Graph, x: str, operation: Any, shape: Shape) -> str:
             (torch.arange(s * (out - 1) + period, dtype=torch.int64, device="cpu") - p) % period,
         )
     geometry = {"stride": operation.stride}
-    return _gather(graph, x, places, operation.weight, operation.bias, geometry)
+    return _windows(graph, x, places, operation.weight, operation.bias, geometry)
 
 
 def _affine(graph: Graph, x: str, operation: Any, shape: Shape) -> str:
+    # A shift of its own for every entry has their shape.
     scale, shift = (
-        graph.along(_numpy(c), len(shape) + 1) for c in (operation.scale, operation.shift)
+        graph.along(_numpy(c), len(shape) + 1) if c.dim() == 1 else graph.constant(_numpy(c))
+        for c in (operation.scale, operation.shift)
     )
     return graph.add(graph.mul(x, scale), shift)
 
 
 def _flatten(graph: Graph, x: str, *_: Any) -> str:
     return graph.reshape(x, -1)
+
+
+def _reshape(graph: Graph, x: str, operation: Any, _: Shape) -> str:
+    return graph.reshape(x, *operation.shape)
+
+
+def _gather(graph: Graph, x: str, operation: Any, _: Shape) -> str:
+    return _read(graph, x, operation.index.cpu() + 1)
 
 
 def _activation(graph: Graph, x: str, operation: Any, shape: Shape) -> str:
@@ -139,6 +162,12 @@ def _activation(graph: Graph, x: str, operation: Any, shape: Shape) -> str:
         raise UnsoundNetworkError(
             f"the activation {name} cannot be exported: add its formula to ACTIVATIONS in "
             "robustcert/export/activations.py",
+            operation.label,
+        )
+    if name == "gelu" and graph.dtype == np.float64:
+        raise UnsoundNetworkError(
+            "gelu cannot be exported in float64, where onnxruntime has no error function: export "
+            "in float32, or use the approximation by tanh",
             operation.label,
         )
     # By the function itself: the formula is that of the package's or torch's of this name.
@@ -161,7 +190,7 @@ def _residual_block(graph: Graph, x: str, operation: Any, shape: Shape) -> str:
         inner = _multiply(graph, x, weight, operation.bias)
         hidden: Shape = (*shape[:-1], len(weight))
     else:
-        inner = _gather(graph, x, _positions(shape), weight, operation.bias, {"padding": padding})
+        inner = _windows(graph, x, _positions(shape), weight, operation.bias, {"padding": padding})
         sides = (n + 2 * padding - k + 1 for n, k in zip(shape[1:], weight.shape[2:], strict=True))
         hidden = (len(weight), *sides)
     active = _activation(graph, inner, operation.activation, hidden)
@@ -173,7 +202,7 @@ def _residual_block(graph: Graph, x: str, operation: Any, shape: Shape) -> str:
         # The transpose of a convolution: channels exchanged, kernels turned around.
         back = weight.transpose(0, 1).flip(2, 3)
         around = {"padding": tuple(k - 1 - padding for k in weight.shape[2:])}
-        outer = _gather(graph, active, _positions(hidden), back, None, around)
+        outer = _windows(graph, active, _positions(hidden), back, None, around)
     return graph.sub(x, graph.mul(graph.constant(2.0), outer))
 
 
@@ -189,6 +218,11 @@ def _sum(graph: Graph, x: str, operation: Any, shape: Shape) -> str:
     return functools.reduce(graph.add, branches)
 
 
+def _concatenate(graph: Graph, x: str, operation: Any, shape: Shape) -> str:
+    branches = [add_operations(graph, x, branch, shape) for branch in operation.branches]
+    return graph.apply("Concat", *branches, axis=operation.axis + 1)
+
+
 # What writes each kind of operation.
 _OPERATIONS: Mapping[type[Operation], Callable[[Graph, str, Any, Shape], str]] = {
     Dense: _dense,
@@ -196,8 +230,11 @@ _OPERATIONS: Mapping[type[Operation], Callable[[Graph, str, Any, Shape], str]] =
     CircularConvolution: _circular,
     Affine: _affine,
     Flatten: _flatten,
+    Reshape: _reshape,
+    Gather: _gather,
     Activation: _activation,
     ResidualBlock: _residual_block,
     Sandwich: _sandwich,
     Sum: _sum,
+    Concatenation: _concatenate,
 }

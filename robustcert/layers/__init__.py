@@ -8,6 +8,7 @@ from robustcert.layers.cayley import CayleyLinear, CayleyOrthogonal
 from robustcert.layers.cayley_conv import CayleyConv2d, CayleyFrequencies
 from robustcert.layers.centering import Centering
 from robustcert.layers.cholesky import CholeskyLinear, CholeskyOrthogonal
+from robustcert.layers.circular import UnconstrainedCircularConv2d
 from robustcert.layers.constrained import ConstrainedConv2d, ConstrainedLinear
 from robustcert.layers.cpl import CPLConv2d, CPLLinear
 from robustcert.layers.exponential import ExponentialLinear, ExponentialOrthogonal
@@ -17,11 +18,12 @@ from robustcert.layers.lot import LOTConv2d, LOTFrequencies
 from robustcert.layers.manifold import ManifoldLinear, ManifoldOrthogonal, ManifoldPatchConv2d
 from robustcert.layers.patch import CholeskyPatchConv2d, OnPatches, PatchConv2d
 from robustcert.layers.pool import InvertibleDownsampling, NormPool2d
-from robustcert.layers.residual_block import ResidualLayer
+from robustcert.layers.residual_block import ResidualLayer, ScaledResidualConv2d
 from robustcert.layers.sandwich import SandwichLinear
 from robustcert.layers.sll import SLLConv2d, SLLLinear
 from robustcert.layers.soc import SkewFrequencies, SOCConv2d
 from robustcert.layers.unconstrained import UnconstrainedConv2d, UnconstrainedLinear
+from robustcert.layers.zero_pad import ZeroPad2d
 
 __all__ = [
     "BCOP",
@@ -69,7 +71,10 @@ __all__ = [
     "SLLLinear",
     "SOCConv2d",
     "SandwichLinear",
+    "ScaledResidualConv2d",
     "SkewFrequencies",
+    "UnconstrainedCircularConv2d",
     "UnconstrainedConv2d",
     "UnconstrainedLinear",
+    "ZeroPad2d",
 ]

@@ -13,17 +13,25 @@ from robustcert.network.linear import Dense
 from robustcert.network.operation import constant
 
 
-def block_reflector(v: Tensor) -> Tensor:
+def block_reflector(v: Tensor, ridge: float = 0.0) -> Tensor:
     r"""Reflect at the orthogonal complement of V's columns, :math:`I - 2 V (V^* V)^{-1} V^*`.
 
     With V = QR this is :math:`I - 2 Q Q^*`, unitary and Hermitian whatever V is; the factorisation
-    does not square V's condition, as a solve with :math:`V^* V` would.
+    does not square V's condition, as a solve with :math:`V^* V` would. With a ridge,
+    :math:`V^* V + \rho I` takes the place of :math:`V^* V`: then no eigenvalue exceeds 1, and those
+    of columns that are small beside the others are far from -1.
 
     Args:
         v: Shape ``(*, m, n)`` with n at most m, real or complex.
+        ridge: :math:`\rho` over the mean squared norm of V's columns.
     """
-    q = torch.linalg.qr(v).Q
     identity = torch.eye(v.shape[-2], dtype=v.dtype, device=v.device)
+    if ridge:
+        gram = v.mH @ v
+        rho = ridge * gram.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
+        gram = gram + rho * torch.eye(v.shape[-1], dtype=v.dtype, device=v.device)
+        return identity - 2 * v @ torch.linalg.solve(gram, v.mH)
+    q = torch.linalg.qr(v).Q
     return identity - 2 * q @ q.mH
 
 
@@ -127,6 +135,15 @@ def rank(size: int) -> int:
 class ReflectorFrequencies(FrequencyConstraint):
     """A block reflector at every frequency; rows or columns of the larger square are kept.
 
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        stride: Step between output positions.
+        padding: How far the first tap is before the output position.
+        period: Height and width of the circular map.
+        columns: Columns of V; half as many as rows by default.
+        ridge: See :func:`block_reflector`.
+
     Example:
         >>> rule = ReflectorFrequencies(2, 2, stride=1, padding=1, period=(4, 4))
         >>> rule.free_shape(3)  # one column for each two rows
@@ -135,14 +152,34 @@ class ReflectorFrequencies(FrequencyConstraint):
         torch.Size([2, 2, 4, 4])
     """
 
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        stride: int,
+        padding: int,
+        period: tuple[int, int],
+        columns: int | None = None,
+        ridge: float = 0.0,
+    ) -> None:
+        super().__init__(in_channels, out_channels, stride=stride, padding=padding, period=period)
+        if (columns is not None and columns < 1) or not ridge >= 0:
+            raise ValueError(
+                f"expected columns of at least 1 and a ridge of at least 0, got {columns} and "
+                f"{ridge}: set model.layer.conv.columns and model.layer.conv.ridge"
+            )
+        self.columns = columns
+        self.ridge = ridge
+
     def free_shape(self, kernel_size: int) -> tuple[int, ...]:
-        """Half as many columns as rows, the larger number of channels."""
+        """As many rows as the larger number of channels."""
         size = max(self.out_channels, self.in_channels * self.stride**2)
-        return size, rank(size), kernel_size, kernel_size
+        return size, self.columns or rank(size), kernel_size, kernel_size
 
     def constrain(self, blocks: Tensor) -> Tensor:
         """Reflect complex blocks ``(F, m, n)``."""
-        square = block_reflector(blocks)
+        square = block_reflector(blocks, self.ridge)
         return square[:, : self.out_channels, : self.in_channels * self.stride**2]
 
 
@@ -159,6 +196,8 @@ class BROConv2d(FrequencyConv2d):
         padding: That of the zero-padded convolution whose output size it has.
         input_size: ``(H, W)`` of the input.
         margin: Rows and columns of zeros.
+        columns: Columns of V; half as many as rows by default.
+        ridge: See :func:`block_reflector`.
         bias: Whether to add a learned bias.
 
     Example:
@@ -181,6 +220,8 @@ class BROConv2d(FrequencyConv2d):
         padding: int = 0,
         input_size: tuple[int, int],
         margin: int = 2,
+        columns: int | None = None,
+        ridge: float = 0.0,
         bias: bool = True,
     ) -> None:
         super().__init__(
@@ -192,4 +233,5 @@ class BROConv2d(FrequencyConv2d):
             input_size=input_size,
             margin=margin,
             bias=bias,
+            options={"columns": columns, "ridge": ridge},
         )

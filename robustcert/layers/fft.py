@@ -2,6 +2,7 @@
 
 import math
 from abc import abstractmethod
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, ClassVar
 
@@ -179,6 +180,7 @@ class FrequencyConv2d(nn.Module):
         input_size: ``(H, W)`` of the input; another size is refused.
         margin: Zeros that keep one border of the map from the other.
         bias: Whether to add a learned bias.
+        options: Further options of the constraint.
 
     Example:
         >>> class CayleyLike(FrequencyConv2d):
@@ -202,6 +204,7 @@ class FrequencyConv2d(nn.Module):
         input_size: tuple[int, int],
         margin: int = 0,
         bias: bool = True,
+        options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         # The kernel's side on the map of output positions, on which the constraint acts.
@@ -226,7 +229,12 @@ class FrequencyConv2d(nn.Module):
         )
         self.period = (height, width)
         rule = self.constraint(
-            in_channels, out_channels, stride=stride, padding=padding, period=self.period
+            in_channels,
+            out_channels,
+            stride=stride,
+            padding=padding,
+            period=self.period,
+            **(options or {}),
         )
         self.weight = nn.Parameter(torch.empty(rule.free_shape(side)))
         nn.init.orthogonal_(self.weight)

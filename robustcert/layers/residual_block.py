@@ -153,6 +153,18 @@ class ResidualConv2d(ResidualLayer):
         self.input_size = input_size
 
 
+class ScaledResidualConv2d(ResidualConv2d):
+    """:class:`ResidualConv2d` with a free scale, for weights whose scale is known."""
+
+    def prepare(self) -> None:
+        """Make the scale."""
+        self.root = nn.Parameter(self.weight.new_ones(len(self.weight)))
+
+    def scale(self) -> Tensor:
+        """The scale as it is given."""
+        return self.root
+
+
 def _rows(hidden: int | None, default: int, kind: str) -> int:
     if hidden is not None and hidden < 1:
         raise ValueError(f"hidden must be at least 1, got {hidden}: set model.layer.{kind}.hidden")

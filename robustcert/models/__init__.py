@@ -1,5 +1,6 @@
 """Networks: a backbone made of given layers and activations, and a linear head; subspaces."""
 
+from robustcert.models.chain import Chain
 from robustcert.models.classifier import Classifier
 from robustcert.models.convnet import ConvNet
 from robustcert.models.deep_subspaces import DeepSubspaces
@@ -20,6 +21,7 @@ from robustcert.models.subspaces import Subspaces
 
 __all__ = [
     "MLP",
+    "Chain",
     "CircularShift",
     "Classifier",
     "ConvNet",

@@ -28,6 +28,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from robustcert.errors import UnknownLipschitz, UnsoundNetworkError
 from robustcert.network import torch_functions
+from robustcert.network.merging import merged
 from robustcert.network.operation import Operation, Shape, join_path, same
 from robustcert.network.overrides import class_of, override_of, own_method
 from robustcert.network.series_parallel import Value, decomposed, in_order
@@ -61,7 +62,7 @@ def capture(module: nn.Module, input_shape: Shape, fold: Fold) -> list[Operation
         copied = _copied(module)
         first, second = (_Recording(module, copied, fold).run(input_shape, n) for n in BATCHES)
     _require_same(first, second)
-    return decomposed(first)
+    return merged(decomposed(first), input_shape)
 
 
 def _parts(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
@@ -125,7 +126,11 @@ class _Recording(TorchFunctionMode):
         with torch.no_grad(), exact, _kept_generators(), self._leaves():
             output = self._evaluate(x)
         if name := _changed(self.module, self.copied):
-            raise UnknownLipschitz(f"the forward of {_kind(self.module)} changes its {name}")
+            moving = "parametrizations" in name.split(".")
+            remedy = ": certify robustcert.freeze(module), whose weights are constants"
+            raise UnknownLipschitz(
+                f"the forward of {_kind(self.module)} changes its {name}" + remedy * moving
+            )
         if id(output) not in self.values:
             raise UnknownLipschitz(
                 f"{_kind(self.module)}: expected as output one tensor that depends on the input, "
@@ -209,7 +214,7 @@ class _Recording(TorchFunctionMode):
         try:
             if value.unknown is not None:
                 raise value.unknown
-            self._hold_sum(output, name, [(value, operations)])
+            self._hold_joined(output, name, [(value, operations)])
         except UnsoundNetworkError as error:
             self._hold_unknown(output, error)
         return output
@@ -218,6 +223,9 @@ class _Recording(TorchFunctionMode):
         kwargs = kwargs or {}
         if self.quiet or func in torch_functions.QUESTIONS:
             return func(*args, **kwargs)
+        if func in torch_functions.CONSTANTS:
+            with self._unwatched():
+                return func(*args, **kwargs)
         name = _function(func)
         self._refuse_draws(f"what comes before {name}")
         given = list(_tensors_in((args, kwargs)))
@@ -259,11 +267,24 @@ class _Recording(TorchFunctionMode):
         for value in values:
             if value.unknown is not None:
                 raise value.unknown
-        steps = torch_functions.operations_of(func, args, kwargs, known, output)
-        self._hold_sum(output, name, list(zip(values, steps, strict=True)))
+        outputs = list(output) if isinstance(output, (tuple, list)) else [output]
+        joined = torch_functions.operations_of(func, args, kwargs, known, outputs)
+        for tensor, (steps, axis) in zip(outputs, joined, strict=True):
+            # Constants of a concatenation stand on the first value.
+            sources = values
+            if axis is not None:
+                tensors = _tensors_in(args[0] if args else kwargs["tensors"])
+                sources = [self.values.get(id(t), values[0]) for t in tensors]
+            self._hold_joined(tensor, name, list(zip(sources, steps, strict=True)), axis)
 
-    def _hold_sum(self, output: Any, name: str, parts: list[tuple[Value, list[Operation]]]) -> None:
-        """Hold an output that is the sum of operations applied to values."""
+    def _hold_joined(
+        self,
+        output: Any,
+        name: str,
+        parts: list[tuple[Value, list[Operation]]],
+        axis: int | None = None,
+    ) -> None:
+        """Hold an output made of operations applied to values: their sum, or side by side."""
         if not isinstance(output, Tensor) or output.dim() < 2 or len(output) != self.size:
             raise UnsoundNetworkError("does not return at least one entry for every input")
         path, where = self._path(), self._where(name)
@@ -273,7 +294,8 @@ class _Recording(TorchFunctionMode):
                 named = (replace(op, name=join_path(path, op.name)) for op in operations)
                 value = Value(tuple(named), (value,), path, where)
             made.append(value)
-        self._hold(output, made[0] if len(made) == 1 else Value((), (*made,), path, where))
+        whole = Value((), (*made,), path, where, axis)
+        self._hold(output, made[0] if len(made) == 1 else whole)
 
     def _hold_unknown(self, output: Any, error: UnsoundNetworkError) -> None:
         """Hold what depends on the input and is no known function of it."""
@@ -359,6 +381,7 @@ def _require_same(first: Value, second: Value) -> None:
     for place, (one, other) in enumerate(zip_longest(in_order(first), in_order(second))):
         places[one] = places[other] = place
         alike = one is not None and other is not None and same(one.operations, other.operations)
+        alike = alike and one.axis == other.axis
         if not alike or [places[v] for v in one.inputs] != [places[v] for v in other.inputs]:
             value = one or other
             raise UnknownLipschitz(

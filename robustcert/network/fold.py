@@ -98,7 +98,9 @@ def _states_operations(module: nn.Module) -> bool:
         return all(_states_operations(child) for _, child in child_modules(module))
     if isinstance(module, nn.Flatten) and (module.start_dim, module.end_dim) != (1, -1):
         return False
-    if cls is nn.Conv2d and isinstance(module.padding, str):
+    if isinstance(module, nn.Conv2d) and (
+        isinstance(module.padding, str) or module.padding_mode != "zeros"
+    ):
         return False
     return cls in _TORCH_FOLDS or own_method(module, "fold") is not None
 

@@ -1,8 +1,9 @@
 """Forward error: how far the computed logits are from the real ones, at a point and around it."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -10,7 +11,13 @@ from torch import Tensor
 from robustcert.errors import UnsoundNetworkError
 from robustcert.network.activation import Activation
 from robustcert.network.local_error import gamma
-from robustcert.network.network import PlainNetwork, Sum, operation_bound, operation_rounding
+from robustcert.network.network import (
+    Concatenation,
+    PlainNetwork,
+    Sum,
+    operation_bound,
+    operation_rounding,
+)
 from robustcert.network.operation import Operation
 
 # Unit roundoff of the arithmetic: the relative error of one operation is at most this.
@@ -97,8 +104,7 @@ def _start(x: Tensor) -> ForwardError:
 
 def _run(operations: Sequence[Operation], state: ForwardError) -> ForwardError:
     for operation in operations:
-        step = _step_sum if isinstance(operation, Sum) else _step
-        state = step(operation, state)
+        state = _JOINED.get(type(operation), _step)(operation, state)
     return state
 
 
@@ -136,6 +142,27 @@ def _step_sum(operation: Operation, state: ForwardError) -> ForwardError:
     g = gamma(len(branches), UNIT_ROUNDOFFS[state.output.dtype])
     size = torch.stack([_norm(b.output) + 2 * b.centre for b in branches]).sum(0)
     return _charge(exact, g * size, g * (exact.lipschitz + exact.growth))
+
+
+def _step_concatenation(operation: Operation, state: ForwardError) -> ForwardError:
+    # Errors side by side: the squares of their norms add up, and nothing is rounded.
+    assert isinstance(operation, Concatenation)
+    branches = [_run(branch, state) for branch in operation.branches]
+    exact = ForwardError(
+        torch.cat([b.output for b in branches], operation.axis + 1),
+        reduce(torch.hypot, (b.centre for b in branches)),
+        math.hypot(*(b.growth for b in branches)),
+        math.hypot(*(b.lipschitz for b in branches)),
+        torch.stack([b.reach for b in branches]).amin(0),
+    )
+    return _charge(exact, torch.zeros_like(exact.centre), 0.0)
+
+
+# What evaluates the operations that have branches.
+_JOINED: dict[type[Operation], Callable[[Operation, ForwardError], ForwardError]] = {
+    Sum: _step_sum,
+    Concatenation: _step_concatenation,
+}
 
 
 def _charge(exact: ForwardError, centre: Tensor, growth: float) -> ForwardError:

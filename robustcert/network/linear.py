@@ -1,8 +1,8 @@
 """Linear and affine operations."""
 
 import math
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -214,6 +214,41 @@ class Reshape(Operation):
 
     def options(self) -> dict[str, Any]:
         return {"shape": list(self.shape)}
+
+
+@dataclass(frozen=True, eq=False)
+class Gather(Operation):
+    r"""Entries of the input by their indices, :math:`y_i = x_{k_i}`, and 0 for an index of -1.
+
+    Slices, permutations, flips, shifts, repetition and padding are such maps of indices. Its norm
+    is the root of the largest number of outputs that read one entry, and nothing is rounded.
+
+    Attributes:
+        index: Indices into the flattened input, int64, of the shape of the output.
+    """
+
+    kind = "gather"
+    index: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        padded = F.pad(x.flatten(1), (0, 1))
+        index = self.index.to(x.device).flatten()
+        places = torch.where(index < 0, padded.shape[1] - 1, index)
+        return padded.index_select(1, places).view(len(x), *self.index.shape)
+
+    def lipschitz_bound(self, input_shape: Shape) -> float:
+        read = self.index[self.index >= 0]
+        return norms.sqrt_up(float(read.bincount().max()) if read.numel() else 0.0)
+
+    def rounding(self, input_shape: Shape, unit: float) -> tuple[float, float]:
+        return 0.0, 0.0
+
+    def to(self, device: torch.device, dtype: torch.dtype | None = None) -> Self:
+        # Indices stay integers in any arithmetic.
+        return replace(self, index=self.index.to(device, copy=True))
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"index": self.index}
 
 
 def plane(input_shape: Shape) -> tuple[int, int]:

@@ -39,11 +39,24 @@ from robustcert.network.operation import Operation, Shape, copied, same, zeros
 
 
 @dataclass(frozen=True, eq=False)
-class Sum(Operation):
+class Branched(Operation):
+    """Branches on the same input, each a sequence of operations; an empty one is the input."""
+
+    branches: tuple[tuple[Operation, ...], ...]
+
+    def rounding(self, input_shape: Shape, unit: float) -> tuple[float, float]:
+        raise NotImplementedError("the error is composed from the branches'")
+
+    def to(self, device: torch.device, dtype: torch.dtype | None = None) -> Self:
+        branches = tuple(tuple(op.to(device, dtype) for op in branch) for branch in self.branches)
+        return replace(self, branches=branches)
+
+
+@dataclass(frozen=True, eq=False)
+class Sum(Branched):
     r"""Sum of branches on the same input, :math:`x \mapsto \sum_k g_k(x)`; an empty one is x."""
 
     kind = "sum"
-    branches: tuple[tuple[Operation, ...], ...]
 
     def __call__(self, x: Tensor) -> Tensor:
         return torch.stack([run(branch, x) for branch in self.branches]).sum(0)
@@ -51,12 +64,25 @@ class Sum(Operation):
     def lipschitz_bound(self, input_shape: Shape) -> float:
         return norms.sum_up([sequence_bound(b, input_shape) for b in self.branches])
 
-    def rounding(self, input_shape: Shape, unit: float) -> tuple[float, float]:
-        raise NotImplementedError("the error of a sum is composed from its branches")
 
-    def to(self, device: torch.device, dtype: torch.dtype | None = None) -> Self:
-        branches = tuple(tuple(op.to(device, dtype) for op in branch) for branch in self.branches)
-        return replace(self, branches=branches)
+@dataclass(frozen=True, eq=False)
+class Concatenation(Branched):
+    r"""Outputs of branches side by side along one dimension of a sample.
+
+    With constants :math:`K_k` of the branches, its own is :math:`(\sum_k K_k^2)^{1/2}`.
+    """
+
+    kind = "concatenate"
+    axis: int = 0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return torch.cat([run(branch, x) for branch in self.branches], self.axis + 1)
+
+    def lipschitz_bound(self, input_shape: Shape) -> float:
+        return norms.hypot_up([sequence_bound(b, input_shape) for b in self.branches])
+
+    def options(self) -> dict[str, Any]:
+        return {"axis": self.axis}
 
 
 def _above(values: Tensor) -> Tensor:
@@ -250,11 +276,11 @@ def _walk(operations: Sequence[Operation]) -> Iterator[tuple[dict[str, Any], dic
     for operation in operations:
         tensors = operation.tensors()
         line = {"kind": operation.kind, **operation.options(), "shapes": _shapes(tensors)}
-        if isinstance(operation, Sum):
-            # Without their number, what follows a sum could be one branch more.
+        if isinstance(operation, Branched):
+            # Without their number, what follows could be one branch more.
             line["branches"] = len(operation.branches)
         yield line, tensors
-        if isinstance(operation, Sum):
+        if isinstance(operation, Branched):
             for branch in operation.branches:
                 yield {"branch": len(branch)}, {}
                 yield from _walk(branch)

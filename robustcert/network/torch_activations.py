@@ -5,6 +5,7 @@ log1p, tanh and erf are within 4 ulp, that is 8u.
 """
 
 import math
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -22,6 +23,16 @@ MIN_THRESHOLD = 1.0
 def relu_activation() -> Activation:
     """``max(x, 0)``."""
     return Activation(torch.relu, {}, lipschitz=1.0, slopes=Slopes(0.0, 1.0))
+
+
+def absolute(x: Tensor) -> Tensor:
+    """The absolute value of every entry."""
+    return x.abs()
+
+
+def absolute_activation() -> Activation:
+    """The absolute value, with slopes of -1 and 1."""
+    return Activation(absolute, {}, lipschitz=1.0, slopes=Slopes(-1.0, 1.0))
 
 
 def leaky_relu(x: Tensor, slope: Tensor) -> Tensor:
@@ -268,3 +279,13 @@ def _per_feature(value: Tensor, x: Tensor) -> Tensor:
 def _slopes(low: float, high: float) -> Slopes | None:
     # Certifiers that use them are written for slopes within [-1, 1].
     return Slopes(low, high) if low >= -1 and high <= 1 else None
+
+
+# Functions of this file by their names in files.
+FUNCTIONS: Mapping[str, Callable[..., Tensor]] = {
+    function.__name__: function
+    for function in (
+        *(leaky_relu, elu, silu, gelu, gelu_tanh, hardtanh, sigmoid, log_sigmoid, smooth_relu),
+        *(softsign, hardswish, softshrink, tanhshrink, max_pool),
+    )
+}

@@ -8,7 +8,7 @@ are known by themselves and not by their names.
 
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,24 +16,38 @@ from torch.nn import functional as F
 
 from robustcert.errors import UnsoundNetworkError
 from robustcert.network import torch_activations as activations
+from robustcert.network import torch_convolutions as convolutions
 from robustcert.network import torch_linear as rules
 from robustcert.network.operation import Operation
+from robustcert.network.torch_indices import read
 
 Rule = Callable[..., list[Operation]]
 SELU_ALPHA, SELU_SCALE = 1.6732632423543772, 1.0507009873554805
 
 
+class Joined(NamedTuple):
+    """What a function returns: operations on every value that depends on the input, put together.
+
+    Attributes:
+        steps: Operations, one list for every value.
+        axis: The dimension of a sample along which they stand side by side; None: they are added.
+    """
+
+    steps: list[list[Operation]]
+    axis: int | None = None
+
+
 def operations_of(
     func: Any, args: Sequence[Any], kwargs: dict[str, Any], known: list[Tensor], output: Any
-) -> list[list[Operation]]:
-    """Operations on every value that depends on the input, whose sum the output is.
+) -> list[Joined]:
+    """What is made of the values that depend on the input, for every tensor of an output.
 
     Args:
         func: What was called.
         args: Its arguments.
         kwargs: Its named arguments.
         known: Those of its arguments that depend on the input, in their order.
-        output: What it returned.
+        output: The tensors that it returned.
 
     Raises:
         UnsoundNetworkError: it is not known, or not with these arguments.
@@ -48,25 +62,27 @@ def operations_of(
 
 def _by_rule(
     func: Any, args: Sequence[Any], kwargs: dict[str, Any], known: list[Tensor], output: Any
-) -> list[list[Operation]]:
+) -> list[Joined]:
     if reason := UNBOUNDED.get(func):
         raise UnsoundNetworkError(f"is refused: {reason}")
-    rule = SUMS.get(func) or RULES.get(func)
-    if rule is None and func not in SHAPES:
+    rule = SUMS.get(func) or RULES.get(func) or JOINS.get(func)
+    if rule is None and func not in READS:
         raise UnsoundNetworkError(
             "is not known to the certifier: compute it by functions that are (docs/methods.md), or "
             "give a module of yours that calls it a fold()"
         )
-    if not isinstance(output, Tensor) or output.dtype != known[0].dtype:
+    if any(not isinstance(t, Tensor) or t.dtype != known[0].dtype for t in output):
         raise UnsoundNetworkError("returns numbers of another type than its input")
     if func in SUMS:
-        return SUMS[func](known, *_bound(SUMS[func], (known, *args), kwargs)[1:])
+        return [Joined(SUMS[func](known, *_bound(SUMS[func], (known, *args), kwargs)[1:]))]
+    if func in JOINS:
+        return [Joined(*JOINS[func](known, *_bound(JOINS[func], (known, *args), kwargs)[1:]))]
     if len(known) != 1 or known[0] is not (args[0] if args else kwargs.get("input")):
         raise UnsoundNetworkError("combines values that depend on the input other than by a sum")
-    if func in SHAPES:
-        return [rules.reshaped(tuple(known[0].shape[1:]), tuple(output.shape[1:]))]
+    if func in READS:
+        return [Joined([steps]) for steps in read(func, args, kwargs, known[0])]
     assert rule is not None
-    return [rule(*_bound(rule, args, kwargs))]
+    return [Joined([rule(*_bound(rule, args, kwargs))])]
 
 
 def _bound(rule: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Any]:
@@ -86,6 +102,10 @@ def _bound(rule: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Any]:
 
 def _relu(x: Tensor, inplace: bool = False) -> list[Operation]:
     return [activations.relu_activation()]
+
+
+def _absolute(x: Tensor) -> list[Operation]:
+    return [activations.absolute_activation()]
 
 
 def _leaky_relu(x: Tensor, negative_slope: float = 0.01, inplace: bool = False) -> list[Operation]:
@@ -198,16 +218,20 @@ _BY_NAME: dict[Rule, tuple[str, ...]] = {
     rules.neg: ("neg", "neg_", "negative", "negative_", "__neg__"),
     rules.linear: ("linear",),
     rules.matmul: ("matmul", "mm", "__matmul__"),
-    rules.conv1d: ("conv1d",),
-    rules.conv2d: ("conv2d",),
-    rules.conv_transpose2d: ("conv_transpose2d",),
-    rules.avg_pool1d: ("avg_pool1d",),
-    rules.avg_pool2d: ("avg_pool2d",),
-    rules.adaptive_avg_pool2d: ("adaptive_avg_pool2d",),
-    rules.max_pool2d: ("max_pool2d",),
+    convolutions.conv1d: ("conv1d",),
+    convolutions.conv2d: ("conv2d",),
+    convolutions.conv_transpose1d: ("conv_transpose1d",),
+    convolutions.conv_transpose2d: ("conv_transpose2d",),
+    convolutions.avg_pool1d: ("avg_pool1d",),
+    convolutions.avg_pool2d: ("avg_pool2d",),
+    convolutions.adaptive_avg_pool2d: ("adaptive_avg_pool2d",),
+    convolutions.max_pool1d: ("max_pool1d",),
+    convolutions.max_pool2d: ("max_pool2d",),
+    convolutions.lp_pool2d: ("lp_pool2d",),
     rules.mean_over: ("mean",),
     rules.sum_over: ("sum",),
     _relu: ("relu", "relu_"),
+    _absolute: ("abs", "abs_", "absolute", "absolute_", "__abs__"),
     _leaky_relu: ("leaky_relu", "leaky_relu_"),
     _rrelu: ("rrelu", "rrelu_"),
     _prelu: ("prelu",),
@@ -242,8 +266,28 @@ _SUMS_BY_NAME: dict[Any, tuple[str, ...]] = {
     rules.mul: ("mul", "mul_", "multiply", "multiply_", "__mul__", "__rmul__", "__imul__"),
     rules.div: ("div", "div_", "divide", "divide_", "true_divide", "__truediv__", "__itruediv__"),
 }
-_SHAPES_BY_NAME = (
+
+
+def _cat(known: list[Tensor], tensors: Any, dim: int = 0) -> Any:
+    return rules.joined(known, tensors, dim, stack=False)
+
+
+def _stack(known: list[Tensor], tensors: Any, dim: int = 0) -> Any:
+    return rules.joined(known, tensors, dim, stack=True)
+
+
+def _hstack(known: list[Tensor], tensors: Any) -> Any:
+    return rules.joined(known, tensors, 1, stack=False)
+
+
+# What only reads entries.
+_READS_BY_NAME = (
     *("flatten", "view", "reshape", "squeeze", "unsqueeze", "unflatten", "view_as", "reshape_as"),
+    *("permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis", "adjoint"),
+    *("flip", "fliplr", "flipud", "roll", "rot90", "narrow", "select", "index_select"),
+    *("__getitem__", "chunk", "split", "split_with_sizes", "tensor_split", "unbind", "hsplit"),
+    *("expand", "expand_as", "broadcast_to", "repeat", "tile", "repeat_interleave", "unfold"),
+    *("pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "native_channel_shuffle"),
 )
 _WITHOUT_BOUND = {
     "its slope grows without bound where the variance of an input is small": (
@@ -272,13 +316,33 @@ RULES: dict[Any, Rule] = {
     # Others of these names have other arguments.
     F.batch_norm: rules.batch_norm,
     F.pad: rules.pad,
+    F.interpolate: convolutions.interpolate,
 }
 SUMS: dict[Any, Callable[..., list[Any]]] = {
     f: rule for rule, names in _SUMS_BY_NAME.items() for name in names for f in _everywhere(name)
 }
-SHAPES = {f for name in _SHAPES_BY_NAME for f in _everywhere(name)}
+JOINS: dict[Any, Callable[..., Any]] = {
+    f: rule
+    for rule, names in (
+        (_cat, ("cat", "concat", "concatenate")),
+        (_stack, ("stack",)),
+        (_hstack, ("hstack",)),
+    )
+    for name in names
+    for f in _everywhere(name)
+}
+READS = {
+    *(f for name in _READS_BY_NAME for f in _everywhere(name)),
+    *(getattr(Tensor, name).__get__ for name in ("mT", "mH")),
+}
 UNBOUNDED = {
     f: why for why, names in _WITHOUT_BOUND.items() for name in names for f in _everywhere(name)
+}
+# Constants of the shape or the type of a value.
+CONSTANTS = {
+    f
+    for name in ("zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full")
+    for f in _everywhere(name)
 }
 # What a value says of itself without its entries.
 QUESTIONS = {

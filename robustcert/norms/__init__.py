@@ -13,7 +13,7 @@ from robustcert.norms.estimates import (
     norm_lower,
     power_iteration,
 )
-from robustcert.norms.scalars import product_up, sqrt_up, sum_up
+from robustcert.norms.scalars import hypot_up, product_up, sqrt_up, sum_up
 
 __all__ = [
     "circular_conv_norm_bound",
@@ -23,6 +23,7 @@ __all__ = [
     "dense_norm_bound",
     "gram_bound",
     "gram_iteration",
+    "hypot_up",
     "norm_lower",
     "power_iteration",
     "product_up",

@@ -72,6 +72,11 @@ def sum_up(values: Iterable[float]) -> float:
     return round_up(sum(nonnegative(values), start=Fraction(0)))
 
 
+def hypot_up(values: Iterable[float]) -> float:
+    """Return a float not below the root of the sum of the squares of nonnegative ``values``."""
+    return root_up(sum((value**2 for value in nonnegative(values)), start=Fraction(0)))
+
+
 def sqrt_up(value: float) -> float:
     """Return a float not below the exact square root of a nonnegative ``value``."""
     return root_up(exact(value))

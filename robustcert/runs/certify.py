@@ -1,10 +1,10 @@
-"""The certification run: a checkpoint in, a certificate folder out."""
+"""The certification run: a checkpoint or an ONNX model in, a certificate folder out."""
 
 import hashlib
 import json
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,23 +16,15 @@ from robustcert import __version__
 from robustcert.atomic import resumable_folder
 from robustcert.certificate.claim import FORMAT, in_hexadecimal, is_certificate, write_claim
 from robustcert.certificate.figures import draw_vra_curve
-from robustcert.certificate.places import certificate_beside, checkpoint_of
+from robustcert.certificate.places import certificate_beside
 from robustcert.certificate.samples import CertifiedSplit, SampleFiles, has_radii, positive_status
-from robustcert.certifiers import Certificates, Certifier, Claim, strict_arithmetic
-from robustcert.config.build import (
-    CHECKPOINT_TARGETS,
-    Config,
-    build_certifier,
-    build_dataset,
-    build_parts,
-    named_certifiers,
-)
-from robustcert.data import Dataset, Examples, Part, Parts, Stream, to_unit
+from robustcert.certifiers import Certificates, Claim, strict_arithmetic
+from robustcert.config.build import Config, named_certifiers
+from robustcert.data import Examples, Part, Stream, to_unit
 from robustcert.errors import ConfigError
 from robustcert.metrics.gradient_ratio import gradient_ratio
 from robustcert.metrics.thresholds import check_radii
 from robustcert.network.agreement import compared_rows, require_agreement
-from robustcert.network.fold import fold_network
 from robustcert.network.network import PlainNetwork
 from robustcert.runs.attack import (
     Attack,
@@ -45,9 +37,8 @@ from robustcert.runs.attack import (
 from robustcert.runs.console import Row, print_global, print_side_by_side, print_table, verified
 from robustcert.runs.earlier import keep_earlier
 from robustcert.runs.fallback import decided_by
-from robustcert.runs.module import restore_module
 from robustcert.runs.plane import draw_plane
-from robustcert.training.checkpoint import Checkpoint, read_checkpoint
+from robustcert.runs.subject import Subject, by_certifier, read_model, read_run
 from robustcert.training.stage import stage
 
 log = logging.getLogger(__name__)
@@ -85,20 +76,6 @@ class _Options:
 
 
 @dataclass(frozen=True, eq=False)
-class _Subject:
-    """A checkpoint as read, with the objects that its configuration and the command line name."""
-
-    checkpoint: Checkpoint
-    config: Config
-    certifier: Certifier
-    named: Config  # the certifier's node
-    dataset: Dataset
-    parts: Parts
-    model: torch.nn.Module
-    network: PlainNetwork
-
-
-@dataclass(frozen=True, eq=False)
 class _Prepared:
     """What is certified, on its device, and what is claimed of the network before any radius."""
 
@@ -111,12 +88,15 @@ class _Prepared:
 
 @_on_the_cpu()
 def certify(
-    checkpoint: str,
+    checkpoint: str | None = None,
     *,
+    network: str | None = None,
+    preprocessing: Mapping[str, Any] | None = None,
     certifier: Config | None = None,
     split: Part = "test",
     samples: int | None = None,
     radii: list[float] | None = None,
+    epsilon: float | None = None,
     dataset: Mapping[str, Any] | None = None,
     output: str | None = None,
     batch_size: int = 1024,
@@ -124,17 +104,22 @@ def certify(
     allow_targets: list[str] | None = None,
     attack: Mapping[str, Any] | None = None,
 ) -> dict[str, float]:
-    """Certify a checkpoint's network on a split and write the certificate folder.
+    """Certify a network on a split and write the certificate folder.
 
     Args:
         checkpoint: A run's ``checkpoints/best.ckpt``, or the run's folder.
+        network: An ONNX file, in place of a checkpoint.
+        preprocessing: ``mean`` and ``std`` that inputs of the ONNX model are standardised by, one
+            or one per channel; they become the network's first layer.
         certifier: Node that names the certifier; :class:`LipschitzCertifier` by default. Nodes by
             name are certifiers that are compared: the first one's certificate is ``output``, that
             of another ``<output>-<name>``.
         split: Of the checkpoint's dataset.
         samples: Only the first so many of the split.
         radii: At which certified samples are counted; those of training by default.
-        dataset: Changes to the dataset's node, such as ``{"root": ...}``.
+        epsilon: One more radius, of an ONNX model; a checkpoint has its own.
+        dataset: Changes to the dataset's node, such as ``{"root": ...}``; for an ONNX model, the
+            whole node.
         output: Folder to write; what stands there is replaced. By default :func:`default_output`,
             where a certificate of other settings is kept.
         batch_size: Samples certified at once.
@@ -152,7 +137,17 @@ def certify(
     """
     attacking = build_attack(attack or {})
     options = _Options(split, samples, radii, batch_size, _device(device), attacking)
-    subjects = _read(checkpoint, certifier or {}, dataset or {}, allow_targets or [])
+    nodes = named_certifiers(certifier)
+    rest = next(iter(nodes.values())), dataset or {}, allow_targets or []
+    if network is not None:
+        if checkpoint is not None:
+            raise ConfigError(f"network={network}: certifies no checkpoint besides: leave one out")
+        read = read_model(network, preprocessing or {}, [*(radii or []), epsilon], *rest)
+    elif checkpoint is not None:
+        read = read_run(checkpoint, *rest)
+    else:
+        raise ConfigError("checkpoint: expected a checkpoint, or network=<an ONNX file>")
+    subjects = by_certifier(read, nodes, allow_targets or [])
     folders = _folders(subjects, options, output)
     metrics: dict[str, float] = {}
     rows: dict[str, Row] = {}
@@ -167,11 +162,11 @@ def certify(
 
 
 def _folders(
-    subjects: Mapping[str, _Subject], options: _Options, output: str | None
+    subjects: Mapping[str, Subject], options: _Options, output: str | None
 ) -> dict[str, Path]:
     """Where each certificate goes; what stands in a default place and says else is kept."""
     first = next(iter(subjects.values()))
-    default = default_output(first.checkpoint.path, options.split, options.samples)
+    default = default_output(first.path, options.split, options.samples)
     place = Path(output) if output else default
     names = {name: place.name + (f"-{name}" if i else "") for i, name in enumerate(subjects)}
     folders = {name: place.with_name(own) for name, own in names.items()}
@@ -183,7 +178,7 @@ def _folders(
 
 
 def _certify_by(
-    subject: _Subject, options: _Options, folder: Path, at_radii: RadiusAttack
+    subject: Subject, options: _Options, folder: Path, at_radii: RadiusAttack
 ) -> tuple[Row, dict[str, float]]:
     """Certify by one certifier and write the folder; returns what is said of it, and metrics."""
     started = time.perf_counter()
@@ -207,35 +202,7 @@ def _certify_by(
     return row, _tell(row, prepared.claim, folder)
 
 
-def _read(
-    checkpoint: str, certifier: Config, dataset: Mapping[str, Any], allow_targets: Sequence[str]
-) -> dict[str, _Subject]:
-    """Read a checkpoint and build what its configuration names, once for every certifier.
-
-    Nothing is computed yet.
-    """
-    allowed = (*CHECKPOINT_TARGETS, *allow_targets)
-    nodes = named_certifiers(certifier)
-    proving = {name: build_certifier(node, allow_targets) for name, node in nodes.items()}
-    read = read_checkpoint(checkpoint_of(checkpoint))
-    changed = {key: value for key, value in dataset.items() if value is not None}
-    config = {**read.config, "dataset": {**read.config["dataset"], **changed}}
-    source = build_dataset(config, allowed)
-    if tuple(source.input_shape) != read.input_shape:
-        raise ConfigError(
-            f"dataset: the network of {read.path} takes inputs of shape {read.input_shape}, got "
-            f"{tuple(source.input_shape)} from {source.name}"
-        )
-    model = restore_module(read, config, allowed)
-    network = fold_network(model, read.input_shape)
-    parts = build_parts(config, source)
-    return {
-        name: _Subject(read, config, proving[name], node, source, parts, model, network)
-        for name, node in nodes.items()
-    }
-
-
-def _prepare(subject: _Subject, options: _Options, arithmetic: Mapping[str, Any]) -> _Prepared:
+def _prepare(subject: Subject, options: _Options, arithmetic: Mapping[str, Any]) -> _Prepared:
     """Read the samples, compare model and folded network, and claim what needs no radius."""
     source, network, batch_size = subject.dataset, subject.network, options.batch_size
     with stage(f"reading {source.name}"):
@@ -252,10 +219,9 @@ def _prepare(subject: _Subject, options: _Options, arithmetic: Mapping[str, Any]
     with strict_arithmetic(), stage("proving what holds for all samples"):
         batches = (to_unit(stored.inputs[part]) for part in _parts(count, batch_size))
         claim = subject.certifier.claim(moved, batches)
-    read = subject.checkpoint
     record: dict[str, Any] = {
         "certifier": in_words(subject.named),
-        "checkpoint": {"file": read.path.name, "sha256": read.sha256, "epoch": read.epoch},
+        **subject.origin,
         "config": in_words(subject.config),
         "dataset": {"name": source.name, "split": options.split, **source.provenance()},
         "arithmetic": {**arithmetic, "device": str(options.device), "dtype": str(claim.dtype)},
@@ -264,7 +230,7 @@ def _prepare(subject: _Subject, options: _Options, arithmetic: Mapping[str, Any]
 
 
 def _certify(
-    subject: _Subject, options: _Options, prepared: _Prepared, folder: Path
+    subject: Subject, options: _Options, prepared: _Prepared, folder: Path
 ) -> CertifiedSplit:
     """Certify batch after batch, from where an interrupted run stopped, into the folder's files."""
     stored, count = prepared.examples, len(prepared.examples)
@@ -291,7 +257,7 @@ def _certify(
 
 
 def _attack(
-    subject: _Subject,
+    subject: Subject,
     options: _Options,
     prepared: _Prepared,
     result: CertifiedSplit,
@@ -308,7 +274,7 @@ def _attack(
 
 
 def _write(
-    subject: _Subject,
+    subject: Subject,
     options: _Options,
     prepared: _Prepared,
     result: CertifiedSplit,
@@ -336,7 +302,7 @@ def _write(
         title=f"{source.name}, {options.split} split",
         label=verified(written),
     )
-    if subject.checkpoint.input_shape == (2,):
+    if subject.network.input_shape == (2,):
         draw_plane(folder / "levels.png", subject.certifier, network, source)
     return written
 
@@ -351,7 +317,7 @@ def _tell(row: Row, claim: Claim, folder: Path) -> dict[str, float]:
     return metrics
 
 
-def _thresholds(subject: _Subject, options: _Options) -> list[float]:
+def _thresholds(subject: Subject, options: _Options) -> list[float]:
     """Radii at which certified samples are counted."""
     return check_radii(options.radii or [*subject.config["radii"], subject.config["epsilon"]])
 

@@ -38,7 +38,7 @@ def train() -> None:
 
 
 def certify() -> None:
-    """``python certify.py``: certify a checkpoint."""
+    """``python certify.py``: certify a checkpoint, or an ONNX model."""
     _main("certify", _certify)
 
 
@@ -117,8 +117,8 @@ def _list_options_at_once() -> None:
 def _with_files(name: str, arguments: list[str]) -> list[str]:
     """The arguments with a run's folder replaced by the checkpoint in it that is meant.
 
-    ``certify`` takes it as a word: a run's folder, its certificate or a checkpoint; ``train``
-    continues ``resume=<run>``.
+    ``certify`` takes it as a word: a run's folder, its certificate, a checkpoint or an ONNX file;
+    ``train`` continues ``resume=<run>``.
     """
     found = []
     for before, argument in zip(["", *arguments], arguments, strict=False):
@@ -127,7 +127,9 @@ def _with_files(name: str, arguments: list[str]) -> list[str]:
         if name == "train" and path != argument and os.path.isfile(last):
             argument = f"resume={_quoted(last)}"
         word = before not in _WITH_A_VALUE and not argument.startswith(("-", "checkpoint="))
-        if name == "certify" and word and os.path.exists(argument):
+        if name == "certify" and word and argument.endswith(".onnx") and "=" not in argument:
+            argument = f"network={_quoted(argument)}"
+        elif name == "certify" and word and os.path.exists(argument):
             argument = f"checkpoint={_quoted(checkpoint_of(argument))}"
         found.append(argument)
     return found
@@ -212,10 +214,14 @@ def _train(config: DictConfig) -> float:
 
 def _certify(config: DictConfig) -> dict[str, float]:
     values = plain(config)
+    # What a dataset recommends for training.
+    values.pop("normalization", None)
     if values["checkpoint"] == "???":
+        values["checkpoint"] = None
+    if values["checkpoint"] is None and values["network"] is None:
         raise ValueError(
             f"certify needs a network: {typed('certify')} outputs/<run>, or set "
-            "checkpoint=<run>/checkpoints/best.ckpt"
+            "checkpoint=<run>/checkpoints/best.ckpt or network=<model>.onnx"
         )
     _admit_working_folder(values["allow_targets"])
     with stage("loading torch"):

@@ -1,7 +1,8 @@
-"""What a checkpoint holds beside Lightning's own state, and how it is read: as data, never code."""
+"""What a checkpoint holds beside Lightning's own state, read and written as data, never code."""
 
 import hashlib
 import io
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from robustcert import __version__
+from robustcert.atomic import complete_file
+
 # Version of what a checkpoint holds under RECORD_KEY; no other is read.
 CHECKPOINT_FORMAT = 1
 # Key of what we put into a checkpoint beside Lightning's own state.
 RECORD_KEY = "robustcert"
+# What names of the model's tensors begin with.
+_PREFIX = "model."
 
 
 class CheckpointError(ValueError):
@@ -119,6 +125,42 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     return checkpoint
 
 
+def write_checkpoint(
+    path: Path,
+    *,
+    config: Mapping[str, Any],
+    input_shape: Sequence[int],
+    num_classes: int,
+    model_state: Mapping[str, Tensor],
+) -> None:
+    """Write the checkpoint of a network that no run of ours trained.
+
+    Args:
+        path: The file.
+        config: Configuration that certification reads: model, dataset, loader, radii, epsilon.
+        input_shape: Shape of one input.
+        num_classes: Number of classes.
+        model_state: State of the model.
+    """
+    content = {
+        "state_dict": {_PREFIX + name: tensor for name, tensor in model_state.items()},
+        "loops": {"fit_loop": {"epoch_progress": {"current": {"processed": 0}}}},
+        "global_step": 0,
+        RECORD_KEY: {
+            "format": CHECKPOINT_FORMAT,
+            "version": __version__,
+            "config": dict(config),
+            "input_shape": list(input_shape),
+            "num_classes": num_classes,
+            "metrics": {},
+            "training": {},
+            "seconds": 0.0,
+        },
+    }
+    with complete_file(path) as temporary:
+        torch.save(content, temporary)
+
+
 def _unpickle(path: Path, data: bytes) -> Any:
     try:
         return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
@@ -130,5 +172,4 @@ def _unpickle(path: Path, data: bytes) -> Any:
 
 
 def _model_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    prefix = "model."
-    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    return {k.removeprefix(_PREFIX): v for k, v in state.items() if k.startswith(_PREFIX)}

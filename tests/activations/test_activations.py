@@ -43,6 +43,7 @@ from robustcert.activations.features import (
 )
 from robustcert.activations.group_sort import comparators, group_sort
 from robustcert.check.activations.table import KINDS
+from robustcert.check.activations.torch_functions import TORCH
 from robustcert.network.activation import Activation
 from robustcert.network.forward_error import UNIT_ROUNDOFFS
 
@@ -188,8 +189,8 @@ def test_the_smooth_activations_of_the_package_are_known_as_such() -> None:
 
 
 def test_what_the_checker_knows_has_a_reference() -> None:
-    # Two are functions of a layer and of a model.
-    assert {*REFERENCES} == {*KINDS} - {"norm_pool", "circular_shift"}
+    # Two are functions of a layer and of a model; those of torch have theirs in tests/check.
+    assert {*REFERENCES} == {*KINDS} - {"norm_pool", "circular_shift", *TORCH}
 
 
 @pytest.mark.parametrize("state", STATES)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from flint import arb
+from helpers.torch_modules import MODULES, drawn
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, parametrize
@@ -108,7 +109,7 @@ def test_a_residual_network_folds_with_its_paths_and_certifies() -> None:
     network = fold_network(net, (3, 8, 8))
     sums = [op for op in network.operations if isinstance(op, Sum)]
     assert [op.name for op in sums] == ["blocks.0", "blocks.1"]
-    assert [op.name for op in sums[0].branches[0]][:2] == ["blocks.0.conv1", "blocks.0.bn1"]
+    assert [op.name for op in sums[0].branches[0]][:2] == ["blocks.0.conv1", "blocks.0.relu"]
     assert sums[0].branches[1] == ()
     assert net.training
     assert "forward" not in vars(net.stem[0])
@@ -267,12 +268,6 @@ def mixed_batch(x: Tensor) -> Tensor:
     return x.reshape(-1, 2).reshape(-1, 4)
 
 
-def not_series_parallel(x: Tensor) -> Tensor:
-    a = torch.relu(x)
-    b = torch.tanh(a)
-    return torch.relu(a + torch.relu(b)) + b
-
-
 def other_precision(x: Tensor) -> Tensor:
     return x.half().float()
 
@@ -281,8 +276,16 @@ def by_sample(x: Tensor) -> Tensor:
     return x * torch.arange(len(x)).view(-1, 1)
 
 
-def entries_of_a_channel(x: Tensor) -> Tensor:
-    return (x.view(-1, 2, 2) * VALUES.view(2, 2)).flatten(1)
+def beside_the_batch(x: Tensor) -> Tensor:
+    return torch.cat([x, x]).view(len(x), -1)
+
+
+def first_input(x: Tensor) -> Tensor:
+    return x + x[:1]
+
+
+def turned(x: Tensor) -> Tensor:
+    return x.transpose(0, 1).flatten().view(-1, 4)
 
 
 REFUSED: dict[Callable[[Tensor], Tensor], tuple[str, str]] = {
@@ -304,12 +307,13 @@ REFUSED: dict[Callable[[Tensor], Tensor], tuple[str, str]] = {
     layer_norm: ("F.layer_norm", "its slope grows without bound"),
     product: ("x * torch.sigmoid(x)", "multiplies two values"),
     batch_size: ("x / len(x)", "another function for a batch of 2 inputs than for 3"),
-    across_the_batch: ("x.mean(0)", "mean is covered along the last dimensions"),
+    across_the_batch: ("x.mean(0)", "mean mixes the inputs of a batch"),
     mixed_batch: ("x.reshape(-1, 2)", "mixes the inputs of a batch"),
-    not_series_parallel: ("torch.tanh(a)", "the graph is not series-parallel"),
     other_precision: ("x.half().float()", "half is not known"),
     by_sample: ("torch.arange", "a constant for every input of the batch"),
-    entries_of_a_channel: ("VALUES.view", "one channel by different numbers"),
+    beside_the_batch: ("torch.cat", "cat mixes the inputs of a batch"),
+    first_input: ("x[:1]", "__getitem__ mixes the inputs of a batch"),
+    turned: ("x.transpose(0, 1)", "transpose mixes the inputs of a batch"),
 }
 
 
@@ -397,73 +401,6 @@ def test_what_is_computed_and_not_used_is_not_asked_about() -> None:
         return x
 
     assert len(fold_network(Calls(logged), (4,)).operations) == 1
-
-
-# Every covered class of torch, with the shape of its inputs.
-MODULES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
-    "Linear on rows": (lambda: nn.Linear(4, 3), (2, 4)),
-    "Conv1d": (lambda: nn.Conv1d(2, 3, 3, 2, 1), (2, 7)),
-    "Conv1d same": (lambda: nn.Conv1d(2, 2, 3, padding="same", groups=2), (2, 7)),
-    "Conv2d": (lambda: nn.Conv2d(2, 4, 3, 2, 1, groups=2), (2, 7, 6)),
-    "Conv2d same": (lambda: nn.Conv2d(2, 4, (3, 5), padding="same", dilation=2), (2, 7, 9)),
-    "Conv2d valid": (lambda: nn.Conv2d(2, 4, 3, padding="valid"), (2, 7, 6)),
-    "ConvTranspose2d": (lambda: nn.ConvTranspose2d(4, 6, 3, padding=1, groups=2), (4, 5, 6)),
-    "BatchNorm1d": (lambda: nn.BatchNorm1d(4), (4,)),
-    "BatchNorm1d rows": (lambda: nn.BatchNorm1d(4), (4, 5)),
-    "BatchNorm2d": (lambda: nn.BatchNorm2d(3, affine=False), (3, 4, 5)),
-    "Flatten": (lambda: nn.Flatten(2), (2, 3, 4)),
-    "Unflatten": (lambda: nn.Unflatten(1, (2, 3)), (6,)),
-    "Identity": (lambda: nn.Identity(), (4,)),
-    "Dropout": (lambda: nn.Dropout(0.5), (4,)),
-    "Dropout1d": (lambda: nn.Dropout1d(0.5), (2, 4)),
-    "Dropout2d": (lambda: nn.Dropout2d(0.5), (2, 4, 4)),
-    "AlphaDropout": (lambda: nn.AlphaDropout(0.5), (4,)),
-    "ReLU": (lambda: nn.ReLU(inplace=True), (4,)),
-    "ReLU6": (lambda: nn.ReLU6(), (4,)),
-    "LeakyReLU": (lambda: nn.LeakyReLU(0.1), (4,)),
-    "LeakyReLU steep": (lambda: nn.LeakyReLU(-2.5), (4,)),
-    "PReLU": (lambda: nn.PReLU(), (4,)),
-    "PReLU channels": (lambda: nn.PReLU(3, init=1.75), (3, 2, 2)),
-    "RReLU": (lambda: nn.RReLU(), (4,)),
-    "ELU": (lambda: nn.ELU(1.5), (4,)),
-    "CELU": (lambda: nn.CELU(0.5), (4,)),
-    "SELU": (lambda: nn.SELU(), (4,)),
-    "SiLU": (lambda: nn.SiLU(), (4,)),
-    "GELU": (lambda: nn.GELU(), (4,)),
-    "GELU tanh": (lambda: nn.GELU("tanh"), (4,)),
-    "Hardtanh": (lambda: nn.Hardtanh(-0.5, 2), (4,)),
-    "Hardsigmoid": (lambda: nn.Hardsigmoid(), (4,)),
-    "Hardswish": (lambda: nn.Hardswish(), (4,)),
-    "Sigmoid": (lambda: nn.Sigmoid(), (4,)),
-    "LogSigmoid": (lambda: nn.LogSigmoid(), (4,)),
-    "Tanh": (lambda: nn.Tanh(), (4,)),
-    "Tanhshrink": (lambda: nn.Tanhshrink(), (4,)),
-    "Softplus": (lambda: nn.Softplus(2.0, 30), (4,)),
-    "Softshrink": (lambda: nn.Softshrink(0.25), (4,)),
-    "Softsign": (lambda: nn.Softsign(), (4,)),
-    "AvgPool1d": (lambda: nn.AvgPool1d(3, 2, 1), (2, 7)),
-    "AvgPool2d": (lambda: nn.AvgPool2d(3, 2, 1), (2, 7, 8)),
-    "AdaptiveAvgPool2d": (lambda: nn.AdaptiveAvgPool2d((1, 2)), (3, 5, 4)),
-    "MaxPool2d": (lambda: nn.MaxPool2d((3, 2), 2, (1, 0)), (2, 5, 6)),
-    "MaxPool2d disjoint": (lambda: nn.MaxPool2d(2), (2, 4, 4)),
-    "ZeroPad2d": (lambda: nn.ZeroPad2d((1, 2, 0, 3)), (2, 3, 4)),
-    "ConstantPad2d": (lambda: nn.ConstantPad2d(1, 0.0), (2, 3, 4)),
-}
-
-
-def drawn(make: Callable[[], nn.Module]) -> nn.Module:
-    """A module in evaluation mode with running statistics and weights drawn at random."""
-    module = make().double().eval()
-    for m in module.modules():
-        if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d):
-            assert m.running_mean is not None
-            assert m.running_var is not None
-            m.running_mean.normal_()
-            m.running_var.uniform_(0.25, 2)
-            if m.affine:
-                nn.init.normal_(m.weight)
-                nn.init.normal_(m.bias)
-    return module
 
 
 @pytest.mark.parametrize("kind", MODULES)

@@ -1,8 +1,9 @@
-"""The description of an activation, and conditions on constants that keep it 1-Lipschitz."""
+"""The description of an activation, and conditions on constants under which it is bounded."""
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ class Kind:
 
     Attributes:
         features: Number of output features for C input features; ``ValueError`` for constants with
-            which the function would not be known to be 1-Lipschitz.
+            which ``lipschitz`` would not be known to bound the function.
         apply: The formula in float64, on ``(N, C, *)``.
         exact: ``(z, q)`` to ``(z', q', error)``: values on ``z * 2**-q``, every entry of the result
             within ``error``.
@@ -34,6 +35,7 @@ class Kind:
         shape: Output shape for an input shape, where more than the number of features changes;
             raises ``ValueError`` like ``features``.
         squares: Whether the square of an input is computed, which overflows earlier.
+        lipschitz: Upper bound on the Lipschitz constant, for constants that ``features`` accepts.
     """
 
     features: Callable[[int, Options, Constants], int]
@@ -44,6 +46,7 @@ class Kind:
     integers: tuple[str, ...] = ()
     shape: Callable[[tuple[int, ...], Options], tuple[int, ...]] | None = None
     squares: bool = False
+    lipschitz: Callable[..., float | Fraction] = lambda **_: 1
 
 
 # Least and largest slope of activations that act on each entry.
@@ -56,14 +59,25 @@ SLOPES = {
     "n_activation": (-1.0, 1.0),
     "smooth_n": (-1.0, 1.0),
     "identity": (1.0, 1.0),
+    "hardtanh": (0.0, 1.0),
+    "sigmoid": (0.0, 0.25),
+    "log_sigmoid": (0.0, 1.0),
+    "smooth_relu": (0.0, 1.0),
+    "softsign": (0.0, 1.0),
+    "softshrink": (0.0, 1.0),
+    "tanhshrink": (0.0, 1.0),
 }
 
 
 def slopes_of(function: str, constants: Constants) -> tuple[float, float] | None:
-    """Least and largest slope of an activation on each entry; None for others."""
+    """Least and largest slope, within [-1, 1], of an activation on each entry; None for others."""
     if function == "linear_spline":
         slopes = constants["slopes"]
         return float(slopes.min()), float(slopes.max())
+    if function == "leaky_relu":
+        slope = constants["slope"]
+        low, high = min(1.0, float(slope.min())), max(1.0, float(slope.max()))
+        return (low, high) if low >= -1 and high <= 1 else None
     return SLOPES.get(function)
 
 

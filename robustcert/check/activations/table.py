@@ -1,6 +1,7 @@
-r"""The table of all activations: why they are 1-Lipschitz, and how their formulas are rounded.
+r"""The table of all activations: their Lipschitz constants, and how their formulas are rounded.
 
-Every function in the table is 1-Lipschitz for constants that ``features`` accepts:
+Every function in the table is 1-Lipschitz for constants that ``features`` accepts, except those of
+``torch_functions.py``, which has their constants:
 
 * ``relu``, ``absolute``, ``identity``, ``beta_abs``, ``n_activation`` (for corners in order) and
   ``linear_spline`` (for slopes in [-1, 1]) act on each entry by a continuous function with slopes
@@ -56,6 +57,7 @@ from robustcert.check.activations.kind import Kind
 from robustcert.check.activations.piecewise_linear import PIECEWISE_LINEAR
 from robustcert.check.activations.pooling import POOLING
 from robustcert.check.activations.smooth import SMOOTH
+from robustcert.check.activations.torch_functions import TORCH
 
 # Every activation that the checker knows, by its name.
-KINDS: Mapping[str, Kind] = {**PIECEWISE_LINEAR, **SMOOTH, **POOLING}
+KINDS: Mapping[str, Kind] = {**PIECEWISE_LINEAR, **SMOOTH, **POOLING, **TORCH}

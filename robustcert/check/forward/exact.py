@@ -8,6 +8,7 @@ these errors are carried on like those of ``floating.py``.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +25,7 @@ from robustcert.check.fixed_point import (
     to_integers,
 )
 from robustcert.check.forward.floating import activation_of
-from robustcert.check.forward.linear import adjoint, linear, spread, spread_bias, wrap
+from robustcert.check.forward.linear import adjoint, gather, linear, spread, spread_bias, wrap
 from robustcert.check.network.operation import Operation
 
 # Maximum number of binary places of a value, and the number that is kept where there are more.
@@ -77,8 +78,8 @@ def _run_exactly(
 ) -> Exact:
     for operation in operations:
         state = shortened(_step_exactly(operation, state, norms))
-        # The other kinds are 1-Lipschitz, and their outputs have one bit more at most.
-        grows = operation.kind not in ("activation", "flatten", "wrap")
+        # The other kinds only read entries.
+        grows = operation.kind not in ("flatten", "reshape", "gather", "wrap")
         if grows and exponent(state.values, state.places) > MAX_BITS:
             raise InexactError(f"a value passes 2^{MAX_BITS} behind {operation.label}")
     return state
@@ -111,25 +112,33 @@ def _step_exactly(operation: Operation, state: Exact, norms: Mapping[str, float]
         return _plus(z * scale, places + finer, offset, error)
     if operation.kind == "flatten":
         return Exact(z.reshape(len(z), -1), places, error)
-    if operation.kind == "wrap":
-        return Exact(wrap(operation, z), places, error)
+    if operation.kind == "reshape":
+        return Exact(z.reshape(len(z), *operation.output_shape), places, error)
+    if operation.kind in ("gather", "wrap"):
+        read = gather if operation.kind == "gather" else wrap
+        return Exact(read(operation, z), places, error)
     if operation.parts:
         found = _run_exactly(operation.parts, Exact(z, places, 0 * error), norms)
         return Exact(found.values, found.places, (error + found.error) * SLACK)
-    if operation.kind == "sum":
-        total, finest, wrong = np.zeros((), dtype=object), 0, np.zeros(len(z))
-        for branch in operation.branches:
-            found = _run_exactly(branch, state, norms)
-            finer = max(finest, found.places)
-            total = shift(total, finer - finest) + shift(found.values, finer - found.places)
-            finest, wrong = finer, wrong + found.error
-        return Exact(np.asarray(total, dtype=object), finest, SLACK * wrong)
+    if operation.branches:
+        return _joined(operation, [_run_exactly(b, state, norms) for b in operation.branches])
     if operation.kind == "quadratics":
         raise InexactError("quadratics have no Lipschitz constant")
     kind, tensors, options = activation_of(operation)
     values, finer, local = kind.exact(z, places, **tensors, **options)
     entries = math.prod(operation.output_shape)
     return Exact(values, finer, error + local * math.sqrt(entries) * SLACK)
+
+
+def _joined(operation: Operation, found: list[Exact]) -> Exact:
+    # The sum of branches, whose errors add up; or branches side by side, where their squares do.
+    finest = max(each.places for each in found)
+    values = [shift(each.values, finest - each.places) for each in found]
+    errors = [each.error for each in found]
+    if operation.kind == "sum":
+        return Exact(np.asarray(sum(values), dtype=object), finest, SLACK * np.sum(errors, axis=0))
+    joined = np.concatenate(values, axis=operation.options["axis"] + 1)
+    return Exact(joined, finest, SLACK * reduce(np.hypot, errors))
 
 
 def scaled(weight: Floats) -> tuple[Floats, int]:

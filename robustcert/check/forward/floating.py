@@ -16,13 +16,14 @@ distance within which nothing overflows.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 
 from robustcert.check.activations.table import KINDS
 from robustcert.check.arithmetic import SLACK, Arithmetic, norm
 from robustcert.check.fixed_point import Floats
-from robustcert.check.forward.linear import absolute_norm, linear, spread, spread_bias, wrap
+from robustcert.check.forward.linear import absolute_norm, gather, linear, spread, spread_bias, wrap
 from robustcert.check.network.operation import Operation
 
 
@@ -92,7 +93,7 @@ def _run(
     arithmetics: Sequence[Arithmetic],
 ) -> Evaluation:
     for operation in operations:
-        step = _sum if operation.kind == "sum" else _step
+        step = _JOINED.get(operation.kind, _step)
         if operation.parts:
             step = _whole
         state = step(operation, state, norms, arithmetics)
@@ -184,6 +185,27 @@ def _sum(
     return Evaluation(values, centre * SLACK, growth * SLACK, reach, constant)
 
 
+def _concatenate(
+    operation: Operation,
+    state: Evaluation,
+    norms: Mapping[str, float],
+    arithmetics: Sequence[Arithmetic],
+) -> Evaluation:
+    # Errors side by side: the squares of their norms add up, and nothing is rounded.
+    found = [_run(branch, state, norms, arithmetics) for branch in operation.branches]
+    return Evaluation(
+        np.concatenate([each.values for each in found], axis=operation.options["axis"] + 1),
+        reduce(np.hypot, (each.centre for each in found)) * SLACK,
+        reduce(np.hypot, (each.growth for each in found)) * SLACK,
+        reduce(np.minimum, (each.reach for each in found)),
+        math.hypot(*(each.constant for each in found)) * SLACK,
+    )
+
+
+# What evaluates the kinds that have branches.
+_JOINED = {"sum": _sum, "concatenate": _concatenate}
+
+
 def _apply(operation: Operation, x: Floats) -> tuple[Floats, Floats | float, float, int]:
     # The values; the magnitude that the local error is relative to, at x and its gain per unit of
     # distance; the number of terms of the sums.
@@ -200,8 +222,11 @@ def _apply(operation: Operation, x: Floats) -> tuple[Floats, Floats | float, flo
         return x * scale + offset, norm(sizes), float(abs(scale).max()), 2
     if operation.kind == "flatten":
         return x.reshape(len(x), -1), 0.0, 0.0, 0
-    if operation.kind == "wrap":
-        return wrap(operation, x), 0.0, 0.0, 0
+    if operation.kind == "reshape":
+        return x.reshape(len(x), *operation.output_shape), 0.0, 0.0, 0
+    if operation.kind in ("gather", "wrap"):
+        read = gather if operation.kind == "gather" else wrap
+        return read(operation, x), 0.0, 0.0, 0
     if operation.kind == "quadratics":
         # Quadratics have no Lipschitz constant: the bounds on their errors are infinite.
         return _quadratics(operation, x), math.inf, math.inf, 1

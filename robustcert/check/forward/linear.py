@@ -112,3 +112,9 @@ def wrap(operation: Operation, x: NDArray[Any]) -> NDArray[Any]:
     beside = (0, max(0, int(columns.max()) + 1 - x.shape[3]))
     padded = np.pad(x, ((0, 0), (0, 0), above, beside))
     return padded[:, :, rows][..., columns]
+
+
+def gather(operation: Operation, x: NDArray[Any]) -> NDArray[Any]:
+    """Entries of an input by their indices; -1 stands for a zero."""
+    index = operation.tensors["index"]
+    return np.pad(x.reshape(len(x), -1), ((0, 0), (0, 1)))[:, index]

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from robustcert.check.network.operation import Operation, Shape
+from robustcert.check.network.operation import BRANCHED, Operation, Shape
 from robustcert.check.reader import (
     Array,
 )
@@ -28,8 +28,8 @@ def _lines(operations: tuple[Operation, ...]) -> Iterator[tuple[dict[str, Any], 
     for op in operations:
         shapes = {key: [array.dtype.name, *array.shape] for key, array in op.tensors.items()}
         line = {"kind": op.kind, **op.options, "shapes": shapes}
-        # The number of branches: without it, what follows a sum could be taken for another branch.
-        yield line | ({"branches": len(op.branches)} if op.kind == "sum" else {}), op.tensors
+        # The number of branches: without it, what follows could be taken for another branch.
+        yield line | ({"branches": len(op.branches)} if op.kind in BRANCHED else {}), op.tensors
         for branch in op.branches:
             yield {"branch": len(branch)}, {}
             yield from _lines(branch)

@@ -9,6 +9,8 @@ import numpy as np
 from robustcert.check.reader import Array, show
 
 Shape = tuple[int, ...]
+# Kinds that apply branches to one input: their outputs are added, or stand side by side.
+BRANCHED = ("sum", "concatenate")
 # Maximum side of a map, and maximum of every size in options.
 MAX_SIDE = 2**15
 # Maximum number of values that one operation reads or makes of one sample.
@@ -62,7 +64,7 @@ class Window:
 
 
 def walk(operations: Sequence[Operation]) -> Iterator[Operation]:
-    """All operations, those of parts after the whole and those of branches after their sum."""
+    """All operations, those of parts after the whole and those of branches after the whole."""
     for operation in operations:
         yield operation
         yield from walk(operation.parts)

@@ -6,16 +6,16 @@ from typing import Any
 
 import numpy as np
 
-from robustcert.check.network.operation import MAX_SIZE, Operation, Shape
+from robustcert.check.network.operation import BRANCHED, MAX_SIZE, Operation, Shape
 from robustcert.check.network.parts import PARTS
-from robustcert.check.network.rules import RULES
+from robustcert.check.network.rules import RULES, joined
 from robustcert.check.reader import Array, UnreadableError, fail, items, keys, show, text, whole
 
-# Maximum number of operations and branches of sums: each costs a step for every batch of samples.
+# Maximum number of operations and branches: each costs a step for every batch of samples.
 MAX_OPERATIONS = 5000
 # Maximum number of values that all operations together make of one sample.
 MAX_TOTAL_SIZE = 2**28
-# Maximum depth of sums inside of sums.
+# Maximum depth of branches inside of branches.
 MAX_DEPTH = 20
 
 
@@ -40,27 +40,30 @@ class _Reader:
         where = f"operation {path}"
         self.add(1, where)
         if depth > MAX_DEPTH:
-            raise UnreadableError(f"{where}: sums nested more than {MAX_DEPTH} deep")
+            raise UnreadableError(f"{where}: branches nested more than {MAX_DEPTH} deep")
         keys(entry, where, {"kind", "name", "options", "tensors"}, {"branches"})
         kind, name = text(entry["kind"], where), text(entry["name"], where)
         where = f"{where} ({show(name)})"
         options = keys(entry["options"], where, set())
         tensors = self.take(entry["tensors"], path, where)
-        if ("branches" in entry) != (kind == "sum"):
-            raise UnreadableError(f"{where}: branches belong to a sum, and to nothing else")
-        if kind == "sum":
-            if options or tensors:
-                raise UnreadableError(f"{where}: a sum has no options and no tensors")
+        if ("branches" in entry) != (kind in BRANCHED):
+            raise UnreadableError(f"{where}: branches belong to a sum or a concatenation only")
+        if kind in BRANCHED:
+            if tensors:
+                raise UnreadableError(f"{where}: what has branches has no tensors")
             described = items(entry["branches"], where)
             self.add(len(described), where)
             read = [
                 self.sequence(branch, f"{path}.branch{b}.", shape, depth + 1)
                 for b, branch in enumerate(described)
             ]
-            if not read or any(out != read[0][1] for _, out in read):
-                raise UnreadableError(f"{where}: its branches do not have one output shape")
-            branches, outputs = tuple(ops for ops, _ in read), read[0][1]
-            return Operation(kind, name, path, {}, {}, shape, outputs, branches)
+            if not read:
+                raise UnreadableError(f"{where}: it has no branches")
+            outputs = joined(kind, options, [out for _, out in read], where)
+            if math.prod(outputs) > MAX_SIZE:
+                raise UnreadableError(f"{where}: output shape {outputs} is too large")
+            branches = tuple(ops for ops, _ in read)
+            return Operation(kind, name, path, options, {}, shape, outputs, branches)
         rule = RULES.get(kind)
         if rule is None:
             raise UnreadableError(f"{where}: unknown operation {show(kind)}")
@@ -90,7 +93,7 @@ class _Reader:
             if name != f"{path}.{key}" or name not in self.tensors:
                 raise UnreadableError(f"{where}: no tensor {show(name)} for {show(key)}")
             array = self.tensors[name]
-            if array.dtype.kind != "f":
+            if (array.dtype.kind != "f") != (key == "index"):
                 raise UnreadableError(f"{where}: {show(key)} is not floating point")
             if not np.isfinite(array).all():
                 raise UnreadableError(f"{where}: {show(key)} contains NaN or infinity")

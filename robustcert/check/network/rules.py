@@ -23,6 +23,8 @@ from robustcert.check.reader import (
 MAX_PIECES = 2**14
 # Maximum number of values that the windows of a convolution read of one sample.
 MAX_READS = 2**27
+# Maximum number of dimensions of one sample.
+MAX_DIMENSIONS = 8
 
 
 def _names(
@@ -98,6 +100,27 @@ def _affine(options: dict[str, Any], tensors: dict[str, Array], shape: Shape, wh
 def _flatten(options: dict[str, Any], tensors: dict[str, Array], shape: Shape, where: str) -> Shape:
     _names(options, tensors, where, (set(), set()))
     return (math.prod(shape),)
+
+
+def _reshape(options: dict[str, Any], tensors: dict[str, Array], shape: Shape, where: str) -> Shape:
+    _names(options, tensors, where, ({"shape"}, set()))
+    wanted = items(options["shape"], f"{where} shape")
+    if not 1 <= len(wanted) <= MAX_DIMENSIONS:
+        raise fail(f"{where} shape", f"1 to {MAX_DIMENSIONS} sizes", wanted)
+    sizes = tuple(whole(n, f"{where} shape", 1, MAX_SIZE) for n in wanted)
+    if math.prod(sizes) != math.prod(shape):
+        raise UnreadableError(f"{where}: the entries of {shape} do not fill {sizes}")
+    return sizes
+
+
+def _gather(options: dict[str, Any], tensors: dict[str, Array], shape: Shape, where: str) -> Shape:
+    _names(options, tensors, where, (set(), {"index"}))
+    index = tensors["index"]
+    if index.dtype.kind != "i" or not 1 <= index.ndim <= MAX_DIMENSIONS or not index.size:
+        raise fail(f"{where} index", f"integers of 1 to {MAX_DIMENSIONS} sizes", index.shape)
+    if index.min() < -1 or index.max() >= math.prod(shape):
+        raise UnreadableError(f"{where}: an index is not from -1 to {math.prod(shape) - 1}")
+    return index.shape
 
 
 def _activation(
@@ -237,15 +260,31 @@ def _quadratics(
     return (classes,)
 
 
-# The rule of every kind but sums: from options, tensors and input shape to the output shape.
+# The rule of every kind without branches, from options, tensors and input shape to output shape.
 RULES = {
     "dense": _dense,
     "convolution": _convolution,
     "affine": _affine,
     "flatten": _flatten,
+    "reshape": _reshape,
+    "gather": _gather,
     "activation": _activation,
     "sandwich": _sandwich,
     "residual_block": _residual_block,
     "circular_convolution": _circular,
     "quadratics": _quadratics,
 }
+
+
+def joined(kind: str, options: dict[str, Any], outputs: list[Shape], where: str) -> Shape:
+    """Output shape of an operation with branches: a sum, or a concatenation along an axis."""
+    if kind == "sum":
+        if options or any(shape != outputs[0] for shape in outputs):
+            raise UnreadableError(f"{where}: options, or branches without one output shape")
+        return outputs[0]
+    keys(options, f"{where} options", {"axis"}, set())
+    axis = whole(options["axis"], f"{where} axis", 0, len(outputs[0]) - 1)
+    rests = [(len(shape), *shape[:axis], *shape[axis + 1 :]) for shape in outputs]
+    if any(rest != rests[0] for rest in rests):
+        raise UnreadableError(f"{where}: branches {outputs} do not fit along axis {axis}")
+    return (*outputs[0][:axis], sum(shape[axis] for shape in outputs), *outputs[0][axis + 1 :])

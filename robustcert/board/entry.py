@@ -1,0 +1,230 @@
+"""One line of the board: what the checker proved of a folder, beside what its authors report."""
+
+import math
+import subprocess
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from robustcert.board.folders import copy_folder, data_files, read_reported
+from robustcert.check import (
+    UnreadableError,
+    parse_json,
+    parse_radii,
+    parse_safetensors,
+    read_bytes,
+    supervised,
+)
+
+# Maximum number of radii of an entry, and of characters of a text of its authors.
+MAX_RADII, MAX_TEXT = 32, 200
+# What more a checker gets than its time, to say that it is over.
+GRACE = 30.0
+
+
+@dataclass(frozen=True)
+class Reported:
+    """What authors report, which nothing here proves.
+
+    Attributes:
+        accuracy: Share of right predictions.
+        verified: Verified accuracy by radius, in input units.
+        constant: Lipschitz constant that they assume, if they name one.
+        source: Where the numbers are from.
+    """
+
+    accuracy: float
+    verified: dict[float, float]
+    constant: float | None = None
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class Proved:
+    """What is counted again in the rows that the checker proved.
+
+    Attributes:
+        network: Digest of the network.
+        operations: Its operations, counted.
+        parameters: Numbers in the folded network.
+        proof: Name of the proof.
+        data: Name of the dataset and the split, as the folder says.
+        samples: Number of samples.
+        accuracy: Share of samples with a right and proved prediction.
+        verified: Share of samples that are right within each radius, in input units.
+        constant: Largest constant of a difference of two logits, divided by the root of 2; None of
+            logits that have none.
+    """
+
+    network: str
+    operations: str
+    parameters: int
+    proof: str
+    data: str
+    samples: int
+    accuracy: float
+    verified: dict[float, float]
+    constant: float | None
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One folder.
+
+    Attributes:
+        folder: Its name.
+        verified: Whether every claim was proved.
+        verdict: The checker's last line, or why there is none.
+        compared: Names of the dataset's files that the samples were compared with.
+        proved: What was counted again; None unless it is verified.
+        reported: What the authors report; None where that cannot be read.
+    """
+
+    folder: str
+    verified: bool
+    verdict: str
+    compared: tuple[str, ...]
+    proved: Proved | None
+    reported: Reported | None
+
+
+def judge(folder: Path, data: Path | None, seconds: float, exact: int) -> Entry:
+    """Check a folder in processes of its own and count again what was proved.
+
+    Args:
+        folder: The folder, which may hold anything.
+        data: Folder of datasets.
+        seconds: Time after which the check is ended.
+        exact: Samples that are evaluated in exact arithmetic in any case.
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        copy = Path(temporary)
+        try:
+            copy_folder(folder, copy)
+            record = parse_json(read_bytes(copy, "certificate.json"), "certificate.json")
+            record = record if isinstance(record, dict) else {}
+            files = data_files(record, data)
+        except (UnreadableError, OSError) as error:
+            return Entry(folder.name, False, f"UNREADABLE: {error}", (), None, None)
+        verified, said = _checked(copy, files, seconds, exact)
+        proved = _proved(copy, record) if verified else None
+        names = tuple(path.name for path in files)
+        try:
+            reported = _reported(folder, record)
+        except UnreadableError as error:
+            said, reported = f"{said} ({error})", None
+        return Entry(folder.name, verified, said, names, proved, reported)
+
+
+def _checked(folder: Path, files: Sequence[Path], seconds: float, exact: int) -> tuple[bool, str]:
+    """Whether the checker verifies a folder, and its last line."""
+    options = ["--seconds", f"{seconds!r}", "--exact", str(exact)]
+    more = ["--data", *(str(path.resolve()) for path in files)] if files else []
+    try:
+        done = subprocess.run(
+            supervised([str(folder), *options, *more]),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            timeout=seconds + GRACE,
+        )
+    except subprocess.TimeoutExpired:
+        return False, f"UNREADABLE: the check took more than {seconds:g} s"
+    lines = done.stdout.decode("ascii", "backslashreplace").splitlines()
+    return done.returncode == 0, (lines or ["UNREADABLE: the checker said nothing"])[-1]
+
+
+def _proved(folder: Path, record: Mapping[str, Any]) -> Proved:
+    """Counts of a folder that was verified, from its own rows."""
+    content = read_bytes(folder, "radii.csv")
+    rows = parse_radii(content, content.count(b"\n") - 1)
+    tensors = parse_safetensors(read_bytes(folder, "network.safetensors"), "network.safetensors")
+    radii = [float.fromhex(entry["radius"]) for entry in record["summary"]["certified"]]
+    right = [row.radius for row in rows if row.correct]
+    pairwise = [float.fromhex(k) for line in record["pairwise"] for k in line]
+    dataset = record.get("dataset")
+    said = dataset if isinstance(dataset, dict) else {}
+    return Proved(
+        network=record["network"]["digest"],
+        operations=_counted(record["network"]["operations"]),
+        parameters=sum(int(tensor.size) for tensor in tensors.values()),
+        proof=str(record["claim"].get("proof", "lipschitz")),
+        data=f"{said.get('name', 'samples')}, {said.get('split', 'given')}"[:MAX_TEXT],
+        samples=len(rows),
+        accuracy=len(right) / len(rows),
+        verified={
+            r: sum(radius > r for radius in right) / len(rows)
+            for r in sorted(set(radii))[:MAX_RADII]
+        },
+        constant=max(pairwise) / math.sqrt(2) if pairwise else None,
+    )
+
+
+def _counted(operations: Sequence[Mapping[str, Any]]) -> str:
+    """Kinds of operations with their number, those of branches included."""
+    counts = Counter(_kinds(operations))
+    return ", ".join(f"{count} {kind}" for kind, count in counts.items())[:MAX_TEXT]
+
+
+def _kinds(operations: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    for operation in operations:
+        for branch in operation.get("branches", []):
+            yield from _kinds(branch)
+        if operation["kind"] == "activation":
+            yield str(operation["options"]["function"])
+        elif operation["kind"] not in ("flatten", "reshape", "sum"):
+            yield str(operation["kind"])
+
+
+def _reported(folder: Path, record: Mapping[str, Any]) -> Reported:
+    """What ``reported.json`` says, or the summary of the folder without it.
+
+    Raises:
+        UnreadableError: it is malformed.
+    """
+    content = read_reported(folder)
+    if content is None:
+        return _of_summary(record.get("summary"))
+    said = parse_json(content, "reported.json")
+    if not isinstance(said, dict) or not isinstance(said.get("verified", {}), dict):
+        raise UnreadableError("reported.json: expected accuracy, verified by radius and source")
+    constant, source = said.get("constant"), said.get("source", "")
+    if not isinstance(source, str) or len(source) > MAX_TEXT:
+        raise UnreadableError(f"reported.json: expected a source of up to {MAX_TEXT} characters")
+    return Reported(
+        _number(said.get("accuracy"), 1.0),
+        _by_radius(list(said.get("verified", {}).items())),
+        None if constant is None else _number(constant, math.inf),
+        source,
+    )
+
+
+def _of_summary(summary: Any) -> Reported:
+    try:
+        count = _number(summary["samples"], 2.0**53)
+        rows = [(row["decimal"], row["count"] / count) for row in summary["certified"]]
+        return Reported(
+            _number(summary["correct"] / count, 1.0), _by_radius(rows), source="its certificate"
+        )
+    except (KeyError, TypeError, ZeroDivisionError, OverflowError) as error:
+        raise UnreadableError("summary: expected samples, correct and certified") from error
+
+
+def _by_radius(rows: Sequence[tuple[Any, Any]]) -> dict[float, float]:
+    found = {}
+    for radius, share in rows[:MAX_RADII]:
+        try:
+            found[_number(float(radius), math.inf)] = _number(share, 1.0)
+        except (ValueError, TypeError, OverflowError) as error:
+            raise UnreadableError("reported: expected shares by radius") from error
+    return found
+
+
+def _number(value: Any, most: float) -> float:
+    """A finite number from 0 on."""
+    if type(value) not in (int, float) or not 0 <= value <= most or math.isinf(value):
+        raise UnreadableError(f"reported: expected a number from 0 to {most:g}")
+    return float(value)
