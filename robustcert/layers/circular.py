@@ -22,6 +22,13 @@ class UnconstrainedCircularConv2d(nn.Module):
         input_size: ``(H, W)`` of the input; another size is refused.
         margin: Zeros that keep one border of the map from the other.
         bias: Whether to add a learned bias.
+
+    Example:
+        >>> layer = UnconstrainedCircularConv2d(2, 3, (3, 3), padding=1, input_size=(4, 4))
+        >>> layer(torch.zeros(1, 2, 4, 4)).shape
+        torch.Size([1, 3, 4, 4])
+        >>> lipschitz_bound(layer, (2, 4, 4)) >= layer.lipschitz_estimate().item()
+        True
     """
 
     def __init__(

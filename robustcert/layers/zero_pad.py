@@ -13,6 +13,12 @@ class ZeroPad2d(nn.Module):
     Args:
         channels: Channels of the input, of shape ``(N, channels, H, W)``.
         size: Rows and columns on each side.
+
+    Example:
+        >>> ZeroPad2d(1, 1)(torch.ones(1, 1, 1, 1))[0, 0]
+        tensor([[0., 0., 0.],
+                [0., 1., 0.],
+                [0., 0., 0.]])
     """
 
     def __init__(self, channels: int, size: int) -> None:

@@ -23,6 +23,12 @@ class Chain(Classifier):
         normalize_head: Whether the head's rows have unit norm.
         mean: Input mean, one value or one per channel.
         std: Input scale, one value or one per channel.
+
+    Example:
+        >>> layers = [BjorckLinear(4, 6), GroupSort(6)]
+        >>> model = Chain((4,), 3, layers=layers, features=6)
+        >>> model(torch.zeros(2, 4)).shape
+        torch.Size([2, 3])
     """
 
     def __init__(
