@@ -157,7 +157,7 @@ class ScaledResidualConv2d(ResidualConv2d):
     """:class:`ResidualConv2d` with a free scale, for weights whose scale is known.
 
     Example:
-        >>> layer = ScaledResidualConv2d(2, 3, padding=1, activation=ReLU, input_size=(4, 4))
+        >>> layer = ScaledResidualConv2d(2, 2, 3, padding=1, activation=ReLU, input_size=(4, 4))
         >>> layer.scale().detach()  # one for each hidden channel
         tensor([1., 1.])
     """
