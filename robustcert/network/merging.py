@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from robustcert.network.linear import Affine, Convolution, Dense, Flatten, Gather, Reshape
 from robustcert.network.network import Branched, Sum
-from robustcert.network.operation import Operation, Shape, constant
+from robustcert.network.operation import Operation, Shape, constant, same
 
 
 def merged(operations: Sequence[Operation], input_shape: Shape) -> list[Operation]:
@@ -27,12 +27,14 @@ def merged(operations: Sequence[Operation], input_shape: Shape) -> list[Operatio
     done: list[Operation] = []
     before: list[Shape] = []
     shape = input_shape
-    for operation in operations:
+    left = list(operations)[::-1]
+    while left:
+        operation = left.pop()
         if isinstance(operation, Branched):
-            branches = tuple(tuple(merged(branch, shape)) for branch in operation.branches)
-            operation = replace(operation, branches=branches)
-        if isinstance(operation, Sum):
-            operation = _of_linear_branches(operation) or operation
+            shared, operation = _simplified(operation, shape)
+            if shared:
+                left += [operation, *shared[::-1]]
+                continue
         before.append(shape)
         shape = operation.output_shape(shape)
         done.append(operation)
@@ -43,6 +45,34 @@ def merged(operations: Sequence[Operation], input_shape: Shape) -> list[Operatio
             done.pop()
             before.pop()
     return done
+
+
+def _simplified(whole: Branched, shape: Shape) -> tuple[list[Operation], Operation]:
+    """What all branches begin with, and the rest of them."""
+    branches = [merged(branch, shape) for branch in whole.branches]
+    shared: list[Operation] = []
+    while all(branches) and all(_alike(branches[0][0], branch[0]) for branch in branches):
+        shared.append(branches[0][0])
+        branches = [branch[1:] for branch in branches]
+    whole = replace(whole, branches=tuple(map(tuple, branches)))
+    if shared:
+        return shared, whole
+    if isinstance(whole, Sum):
+        return [], _of_linear_branches(whole) or whole
+    return [], _of_maps_of_indices(whole, shape) or whole
+
+
+def _alike(first: Operation, second: Operation) -> bool:
+    return same(replace(first, name=""), replace(second, name=""))
+
+
+def _of_maps_of_indices(whole: Branched, shape: Shape) -> Operation | None:
+    """Entries of one input side by side as one map of indices."""
+    if not all(isinstance(op, _READING) for branch in whole.branches for op in branch):
+        return None
+    # Counted from 1, for 0 is no entry.
+    places = torch.arange(1, 1 + math.prod(shape), dtype=torch.int64, device="cpu")
+    return Gather(whole(places.view(1, *shape))[0] - 1, name=whole.name)
 
 
 def _changes_nothing(operation: Operation, shape: Shape) -> bool:
@@ -195,6 +225,7 @@ def _embedded(op: Convolution, like: Convolution) -> Tensor | None:
     return F.pad(op.weight.double(), margins)
 
 
+_READING = (Gather, Reshape, Flatten)
 # What makes one operation of two, by their classes.
 _RULES: dict[tuple[type[Operation], type[Operation]], Callable[..., Operation | None]] = {
     (Dense, Affine): _scaled_outputs,

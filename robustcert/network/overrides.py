@@ -1,9 +1,7 @@
 """Whether a module computes what its class says, or something was put over it."""
 
 import sys
-from collections.abc import Callable, Iterable
-from functools import partial
-from importlib import import_module
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -83,8 +81,6 @@ def own_method(module: nn.Module, method: str) -> Any:
     """
     if method in vars(module):
         return None
-    if method == "fold" and (peers := _fold_of_peers(module)):
-        return peers
     mro = class_of(module).__mro__
     forward, own = (next((c for c in mro if key in vars(c)), None) for key in ("forward", method))
     if own is None or own is not forward:
@@ -92,31 +88,6 @@ def own_method(module: nn.Module, method: str) -> Any:
     if _place(vars(own)[method]) != _place(vars(own)["forward"]):
         return None
     return getattr(module, method)
-
-
-# Packages of others with a fold for some of their classes, and what states it when such a class is
-# met: a class that sorts is no composition of what torch's functions are known for.
-PEERS = {"deel": "robustcert.activations.peers"}
-_STATED: dict[type[nn.Module], tuple[Any, Callable[[Any], Any]]] = {}
-
-
-def state_fold(cls: type[nn.Module], fold: Callable[[Any], Any]) -> None:
-    """Give a class of another package its fold, which speaks for the ``forward`` that it has now.
-
-    Args:
-        cls: The class; subclasses are others.
-        fold: From a module to its operations.
-    """
-    _STATED[cls] = cls.forward, fold
-
-
-def _fold_of_peers(module: nn.Module) -> Any:
-    cls = class_of(module)
-    place = PEERS.get(cls.__module__.partition(".")[0])
-    if place is not None:
-        import_module(place)
-    forward, fold = _STATED.get(cls, (None, None))
-    return partial(fold, module) if fold is not None and cls.forward is forward else None
 
 
 def _place(function: Any) -> tuple[str | None, str]:
