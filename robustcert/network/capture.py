@@ -32,6 +32,7 @@ from robustcert.network.merging import merged
 from robustcert.network.operation import Operation, Shape, join_path, same
 from robustcert.network.overrides import class_of, override_of, own_method
 from robustcert.network.series_parallel import Value, decomposed, in_order
+from robustcert.network.twins import has_twin, with_twins
 
 Fold = Callable[[nn.Module], list[Operation]]
 
@@ -60,6 +61,9 @@ def capture(module: nn.Module, input_shape: Shape, fold: Fold) -> list[Operation
     # Tensors of inference mode do not count how often they were changed.
     with torch.inference_mode(False):
         copied = _copied(module)
+        if has_twin(copied):
+            module = with_twins(copied, _precision(copied))
+            copied = _copied(module)
         first, second = (_Recording(module, copied, fold).run(input_shape, n) for n in BATCHES)
     _require_same(first, second)
     return merged(decomposed(first), input_shape)
@@ -85,6 +89,11 @@ def _copied(module: nn.Module) -> nn.Module:
     if kinds[0] != kinds[1] or _changed(module, copied):
         raise UnsoundNetworkError(f"copy.deepcopy makes another module of {_kind(module)}")
     return copied
+
+
+def _precision(module: nn.Module) -> torch.dtype:
+    floating = (t.dtype for t in _tensors(module).values() if t.is_floating_point())
+    return next(floating, torch.float64)
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:
@@ -117,10 +126,9 @@ class _Recording(TorchFunctionMode):
     def run(self, input_shape: Shape, size: int) -> Value:
         """Evaluate the module on ``size`` inputs and return the value of its output."""
         self.size = size
-        floating = (t.dtype for t in _tensors(self.copied).values() if t.is_floating_point())
         generator = torch.Generator("cpu").manual_seed(size)
         x = torch.rand(size, *input_shape, generator=generator, dtype=torch.float64, device="cpu")
-        x = x.to(next(floating, torch.float64))
+        x = x.to(_precision(self.copied))
         self._hold(x, Value())
         exact = torch.autocast("cpu", enabled=False)
         with torch.no_grad(), exact, _kept_generators(), self._leaves():

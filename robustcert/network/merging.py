@@ -12,9 +12,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from robustcert.network.linear import Affine, Convolution, Dense, Flatten, Gather, Reshape
+from robustcert.network.linear import (
+    Affine,
+    CircularConvolution,
+    Convolution,
+    Dense,
+    Flatten,
+    Gather,
+    Reshape,
+)
 from robustcert.network.network import Branched, Sum
 from robustcert.network.operation import Operation, Shape, constant, same
+
+# Maximum number of entries of a kernel that is as large as the map.
+MAX_CIRCULAR = 2**22
 
 
 def merged(operations: Sequence[Operation], input_shape: Shape) -> list[Operation]:
@@ -157,6 +168,40 @@ def _gather_twice(first: Gather, second: Gather, _: Shape) -> Operation:
     return Gather(index[second.index])
 
 
+def _circular(first: Gather, second: Convolution, shape: Shape) -> Operation | None:
+    """A convolution of a map that was extended circularly, whose norm is that on the torus."""
+    if len(shape) != 3 or any(second.padding) or second.groups != 1 or first.index.dim() != 3:
+        return None
+    sizes, kernel = shape[1:], second.weight.shape[2:]
+    margins = [(n - m) // 2 for n, m in zip(first.index.shape[1:], sizes, strict=True)]
+    reach = [d * (k - 1) for d, k in zip(second.dilation, kernel, strict=True)]
+    small = second.weight[:, :, 0, 0].numel() * math.prod(sizes) <= MAX_CIRCULAR
+    fits = all(0 <= m <= n and r < n for m, n, r in zip(margins, sizes, reach, strict=True))
+    whole = all(n % s == 0 for n, s in zip(sizes, second.stride, strict=True))
+    if not (small and fits and whole and any(margins)):
+        return None
+    places = torch.arange(math.prod(shape), dtype=torch.float64, device="cpu").view(1, *shape)
+    extended = F.pad(places, (margins[1], margins[1], margins[0], margins[0]), mode="circular")
+    outputs = second.output_shape(tuple(first.index.shape))[1:]
+    periods = [n // s for n, s in zip(sizes, second.stride, strict=True)]
+    if not torch.equal(extended[0].long(), first.index) or any(
+        o > p for o, p in zip(outputs, periods, strict=True)
+    ):
+        return None
+    weight = second.weight.new_zeros(*second.weight.shape[:2], *sizes)
+    weight[:, :, :: second.dilation[0], :: second.dilation[1]][:, :, : kernel[0], : kernel[1]] = (
+        second.weight
+    )
+    return CircularConvolution(
+        weight,
+        second.bias,
+        input_size=(sizes[0], sizes[1]),
+        output_size=(outputs[0], outputs[1]),
+        stride=second.stride,
+        padding=(margins[0], margins[1]),
+    )
+
+
 def _reshaped_gather(first: Gather, second: Operation, _: Shape) -> Operation:
     return Gather(first.index.reshape(second.output_shape(tuple(first.index.shape))))
 
@@ -234,6 +279,7 @@ _RULES: dict[tuple[type[Operation], type[Operation]], Callable[..., Operation | 
     (Affine, Dense): _scaled_inputs,
     (Affine, Convolution): _scaled_inputs,
     (Dense, Dense): _dense_twice,
+    (Gather, Convolution): _circular,
     (Gather, Gather): _gather_twice,
     (Gather, Reshape): _reshaped_gather,
     (Gather, Flatten): _reshaped_gather,

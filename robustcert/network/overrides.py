@@ -1,6 +1,7 @@
 """Whether a module computes what its class says, or something was put over it."""
 
 import sys
+from abc import ABCMeta
 from collections.abc import Iterable
 from typing import Any
 
@@ -16,6 +17,8 @@ _CALLING = ("__call__", "_wrapped_call_impl", "_call_impl", "_slow_forward")
 _OF_EVERY_MODULE = (*_CALLING, "__getattr__", "__getattribute__")
 # What a class of torch may be given without another output.
 _HARMLESS = {"reset_parameters", "extra_repr"}
+# What Python puts into a class whose metaclass is ABCMeta.
+_ABSTRACT = {"_abc_impl", "__abstractmethods__"}
 # Methods that decide what a container holds.
 _COUNTING = {"__iter__", "__len__", "__getitem__", *_OF_EVERY_MODULE}
 
@@ -104,13 +107,12 @@ def _made_by_parametrize(module: nn.Module) -> bool:
     lists = module._modules.get("parametrizations")
     if type(lists) is not nn.ModuleDict or len(cls.__bases__) != 1 or not len(lists):
         return False
-    if (cls.__module__, cls.__name__) != (
-        parametrize.__name__,
-        f"Parametrized{cls.__bases__[0].__name__}",
-    ):
+    # Python names the module of an abstract class's metaclass, and adds to the class.
+    place, added = ("abc", _ABSTRACT) if type(cls) is ABCMeta else (parametrize.__name__, set())
+    if (cls.__module__, cls.__name__) != (place, f"Parametrized{cls.__bases__[0].__name__}"):
         return False
     names = set(lists._modules)
-    if set(vars(cls)) - {"__module__", "__doc__", "__slotnames__"} != names | (
+    if set(vars(cls)) - {"__module__", "__doc__", "__slotnames__", *added} != names | (
         {"__getstate__", "__deepcopy__"} & set(vars(cls))
     ):
         return False

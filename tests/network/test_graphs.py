@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from robustcert.errors import UnknownLipschitz
 from robustcert.network.fold import fold_for
-from robustcert.network.linear import Affine, Convolution, Dense, Gather
+from robustcert.network.linear import Affine, CircularConvolution, Convolution, Dense, Gather
 from robustcert.network.merging import merged
 from robustcert.network.network import Concatenation, Sum, run, sequence_bound
 from robustcert.network.operation import Operation
@@ -94,6 +94,21 @@ def test_split_branches_meet_again() -> None:
     parts = [sequence_bound(branch, (6,)) for branch in whole.branches]
     total = sum(part**2 for part in parts) ** 0.5
     assert total <= whole.lipschitz_bound((6,)) <= total * (1 + 1e-15)
+
+
+@pytest.mark.parametrize(("stride", "kernel"), [(1, (3, 3)), (2, (3, 5)), (1, (1, 3))])
+def test_a_convolution_of_a_map_extended_circularly_is_one_on_the_torus(
+    stride: int, kernel: tuple[int, int]
+) -> None:
+    padding = (kernel[0] // 2, kernel[1] // 2)
+    layer = nn.Conv2d(2, 3, kernel, stride, padding, padding_mode="circular")
+    (whole,) = operations(lambda x, f: f(x), (2, 6, 8), layer)
+    assert isinstance(whole, CircularConvolution)
+    inputs = torch.eye(96, dtype=torch.float64).view(96, 2, 6, 8)
+    centred = whole(inputs) - whole(torch.zeros(1, 2, 6, 8, dtype=torch.float64))
+    norm = torch.linalg.matrix_norm(centred.flatten(1), 2)
+    # Attained, where zeros around the extended map would double it.
+    assert norm * (1 - 1e-9) <= whole.lipschitz_bound((2, 6, 8)) <= norm * (1 + 1e-6)
 
 
 SORTS: dict[str, tuple[Callable[[Tensor], Tensor], tuple[int, ...]]] = {
