@@ -56,6 +56,10 @@ FUNCTIONS: tuple[Callable[[Tensor], Tensor], ...] = (
     lambda x: torch.cat(x.chunk(2, -1)[::-1], -1),
     lambda x: x + x.mean(-1, keepdim=True),
     lambda x: x - x[:, :1],
+    lambda x: x.sort(1)[0],
+    lambda x: x.sort(-1, descending=True).values,
+    lambda x: torch.maximum(x, 0.5 - x),
+    lambda x: torch.min(x, x.flip(-1)) - x,
 )
 # Functions of maps that change their shape.
 OF_MAPS: tuple[Callable[[Tensor], Tensor], ...] = (
@@ -72,6 +76,8 @@ OF_MAPS: tuple[Callable[[Tensor], Tensor], ...] = (
     lambda x: x.mean((2, 3)),
     lambda x: x.mean(1, keepdim=True).expand(-1, 2, -1, -1),
     lambda x: x.sum(2),
+    lambda x: x.max(2)[0],
+    lambda x: torch.cat([x.amin(1, keepdim=True), x.amax(1, keepdim=True)], 1),
 )
 OF_VECTORS: tuple[Callable[[Tensor], Tensor], ...] = (
     lambda x: x[:, 1:],

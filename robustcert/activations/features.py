@@ -6,19 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-
-class PerSample(torch.autograd.Function):
-    """A function of every sample on its own, for which `vmap` only makes the batch larger.
-
-    Unlike what a generated rule needs, ``forward`` may write to tensors that it made.
-    """
-
-    @classmethod
-    def vmap(cls, _: Any, in_dims: tuple[Any, ...], x: Tensor, *options: Any) -> tuple[Any, int]:
-        """Outputs for a batch of batches, which is their first dimension."""
-        x = x.movedim(in_dims[0], 0)
-        outputs = cls.apply(x.flatten(0, 1), *options)
-        return tuple(output.unflatten(0, x.shape[:2]) for output in outputs), 0
+from robustcert.network.sorting import groups
 
 
 def along_features(value: Tensor, x: Tensor) -> Tensor:
@@ -41,11 +29,6 @@ def split_pairs(x: Tensor) -> tuple[Tensor, Tensor]:
 def join_pairs(first: Tensor, second: Tensor) -> Tensor:
     """The inverse of `split_pairs`."""
     return _JoinPairs.apply(first, second)
-
-
-def sort_pairs(x: Tensor) -> Tensor:
-    """Every pair of neighbours in increasing order: `split_pairs`, `ordered` and `join_pairs`."""
-    return _SortPairs.apply(x)[0]
 
 
 def reflect_pairs(x: Tensor, normals: Tensor, where: Sequence[Tensor] = ()) -> Tensor:
@@ -82,7 +65,7 @@ class _SplitPairs(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor) -> tuple[Tensor, ...]:
-        return _halves(x)
+        return groups(x, 2)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, ...]) -> None:
@@ -132,51 +115,6 @@ class _Ordered(torch.autograd.Function):
         return torch.lerp(low, high, swap), torch.lerp(high, low, swap)
 
 
-class _SortPairs(PerSample):
-    # All three in one, written in place: each copy of a convolution's maps takes as long as the
-    # arithmetic. Beside the result, which pairs were exchanged.
-
-    @staticmethod
-    def forward(x: Tensor) -> tuple[Tensor, Tensor]:
-        first, second = _halves(x)
-        joined, swap = torch.empty_like(x), x.new_empty(first.shape)
-        low, high = _halves(joined)
-        torch.minimum(first, second, out=low)
-        torch.maximum(first, second, out=high)
-        # A tie is not exchanged.
-        return joined, torch.gt(first, second, out=swap)
-
-    @staticmethod
-    def setup_context(ctx: Any, _: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
-        ctx.mark_non_differentiable(output[1])
-        ctx.save_for_backward(output[1])
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> Tensor:
-        return _Exchange.apply(grad, *ctx.saved_tensors)
-
-
-class _Exchange(torch.autograd.Function):
-    # A permutation that exchanges nothing but pairs is its own adjoint.
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x: Tensor, swap: Tensor) -> Tensor:
-        first, second = _halves(x)
-        joined = x.new_empty(x.shape)
-        for into, a, b in zip(_halves(joined), (first, second), (second, first), strict=True):
-            into.copy_(torch.lerp(a, b, swap))
-        return joined
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], _: Tensor) -> None:
-        ctx.save_for_backward(inputs[1])
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return _Exchange.apply(grad, *ctx.saved_tensors), None
-
-
 class _ReflectPairs(torch.autograd.Function):
     # Beside the result, what was behind the mirrors.
 
@@ -199,7 +137,7 @@ class _ReflectPairs(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor, normals: Tensor, *where: Tensor) -> tuple[Tensor, ...]:
         given, joined = len(where), x.clone()
-        a, b = _halves(joined)
+        a, b = groups(joined, 2)
         # Dividing by the squared length makes it a reflection for a normal of any length.
         steps = -2 * normals / (normals * normals).sum(1, keepdim=True)
         for k, (normal, step) in enumerate(zip(normals, steps, strict=True)):
@@ -229,7 +167,7 @@ class _ReflectPairs(torch.autograd.Function):
 def _normal_gradient(y: Tensor, grad: Tensor, normals: Tensor, where: list[Tensor]) -> Tensor:
     # A normal that turns by an angle turns what it reflected by twice the angle, and what later
     # mirrors made of that the other way round. Its length does not matter.
-    (a, b), (p, q) = _halves(y), _halves(grad)
+    (a, b), (p, q) = groups(y, 2), groups(grad, 2)
     moment = torch.addcmul(q * a, p, b, value=-1)
     own = [moment * where[-1]]
     for reflected in where[-2::-1]:
@@ -238,11 +176,6 @@ def _normal_gradient(y: Tensor, grad: Tensor, normals: Tensor, where: list[Tenso
     angles = torch.stack([2 * each.sum((0, *range(2, y.dim()))) for each in own]).unsqueeze(1)
     across = torch.stack((-normals[:, 1], normals[:, 0]), 1)
     return angles * across / (normals * normals).sum(1, keepdim=True)
-
-
-def _halves(x: Tensor) -> tuple[Tensor, ...]:
-    # Not unflatten and flatten, which autograd's vectorised Jacobians do not know.
-    return x.reshape(x.shape[0], x.shape[1] // 2, 2, *x.shape[2:]).unbind(2)
 
 
 def is_positive(x: Tensor) -> Tensor:

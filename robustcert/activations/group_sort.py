@@ -1,27 +1,13 @@
 """GroupSort, the norm-preserving activation of Lipschitz networks; MaxMin is its smallest case."""
 
-from functools import cache
-from typing import Any
+from dataclasses import replace
 
-import torch
 from torch import Tensor, nn
 
-from robustcert.activations.features import PerSample, sort_pairs
 from robustcert.errors import UnsoundNetworkError
-from robustcert.network.activation import Activation, Slopes, integer_of
+from robustcert.network.activation import Activation, integer_of
+from robustcert.network.sorting import group_sort, sort_activation
 from robustcert.relaxations.curves import Curve, even_fixed, kink_at_zero
-
-# Up to this size a network of comparators, each of which takes whole maps, is faster than `sort`.
-MAX_NETWORK = 8
-
-
-def group_sort(x: Tensor, group_size: int) -> Tensor:
-    """Every group of ``group_size`` neighbouring features in increasing order."""
-    if group_size == 2:
-        return sort_pairs(x)
-    if x.dim() > 2 and group_size <= MAX_NETWORK:
-        return _SortGroups.apply(x, group_size)[0]
-    return x.unflatten(1, (-1, group_size)).sort(dim=2).values.flatten(1, 2)
 
 
 class GroupSort(nn.Module):
@@ -63,15 +49,7 @@ class GroupSort(nn.Module):
 
     def fold(self) -> Activation:
         """The activation as a pure function with constants."""
-        constants: dict[str, Tensor | int] = {"group_size": self.group_size}
-        slopes = Slopes(-1.0, 1.0, pairs=True) if self.group_size == 2 else None
-        return Activation(
-            function=group_sort,
-            constants=constants,
-            lipschitz=1.0,
-            slopes=slopes,
-            relaxation=group_sort_relaxation,
-        )
+        return replace(sort_activation(self.group_size), relaxation=group_sort_relaxation)
 
 
 def group_sort_relaxation(operation: Activation, features: int) -> Curve:
@@ -84,77 +62,3 @@ def group_sort_relaxation(operation: Activation, features: int) -> Curve:
             operation.label,
         )
     return kink_at_zero(even_fixed(features), "abs", pairs=True)
-
-
-@cache
-def comparators(size: int) -> tuple[tuple[int, int], ...]:
-    """Pairs i < j which, put in order one after another, sort ``size`` numbers.
-
-    Reference: Batcher, `Sorting networks and their applications
-    <https://doi.org/10.1145/1468075.1468121>`_, AFIPS 1968: merge exchange.
-    """
-    found: list[tuple[int, int]] = []
-    top = step = (1 << (size - 1).bit_length()) // 2
-    while step:
-        found += [(i, i + step) for i in range(size - step) if not i & step]
-        reach = top
-        while reach > step:
-            far = reach - step
-            found += [(i, i + far) for i in range(size - far) if i & step]
-            reach //= 2
-        step //= 2
-    return tuple(found)
-
-
-class _SortGroups(PerSample):
-    # Beside the result, which comparators exchanged their inputs.
-
-    @staticmethod
-    def forward(x: Tensor, size: int) -> tuple[Tensor, ...]:
-        lines = [line.clone(memory_format=torch.contiguous_format) for line in _lines(x, size)]
-        swaps, spare = [], torch.empty_like(lines[0])
-        for i, j in comparators(size):
-            first, second = lines[i], lines[j]
-            # A tie is not exchanged.
-            swaps.append(torch.gt(first, second, out=torch.empty_like(spare)))
-            torch.minimum(first, second, out=spare)
-            torch.maximum(first, second, out=second)
-            lines[i], spare = spare, first
-        return torch.stack(lines, 2).reshape(x.shape), *swaps
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, int], output: tuple[Tensor, ...]) -> None:
-        ctx.size = inputs[1]
-        ctx.mark_non_differentiable(*output[1:])
-        ctx.save_for_backward(*output[1:])
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor, None]:
-        return _Exchanges.apply(grad, ctx.size, True, *ctx.saved_tensors), None
-
-
-class _Exchanges(torch.autograd.Function):
-    # The permutation that was found, or its inverse, which is its adjoint.
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x: Tensor, size: int, back: bool, *swaps: Tensor) -> Tensor:
-        lines, steps = list(_lines(x, size)), list(zip(comparators(size), swaps, strict=True))
-        for (i, j), swap in reversed(steps) if back else steps:
-            first, second = lines[i], lines[j]
-            lines[i], lines[j] = torch.lerp(first, second, swap), torch.lerp(second, first, swap)
-        return torch.stack(lines, 2).reshape(x.shape)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], _: Tensor) -> None:
-        ctx.size, ctx.back = inputs[1:3]
-        ctx.save_for_backward(*inputs[3:])
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        moved = _Exchanges.apply(grad, ctx.size, not ctx.back, *ctx.saved_tensors)
-        return moved, *(None,) * (2 + len(ctx.saved_tensors))
-
-
-def _lines(x: Tensor, size: int) -> tuple[Tensor, ...]:
-    return x.reshape(x.shape[0], x.shape[1] // size, size, *x.shape[2:]).unbind(2)

@@ -13,7 +13,7 @@ import copy
 import linecache
 import random
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import zip_longest
@@ -32,6 +32,7 @@ from robustcert.network.merging import merged
 from robustcert.network.operation import Operation, Shape, join_path, same
 from robustcert.network.overrides import class_of, override_of, own_method
 from robustcert.network.series_parallel import Value, decomposed, in_order
+from robustcert.network.twins import has_twin, with_twins
 
 Fold = Callable[[nn.Module], list[Operation]]
 
@@ -60,6 +61,9 @@ def capture(module: nn.Module, input_shape: Shape, fold: Fold) -> list[Operation
     # Tensors of inference mode do not count how often they were changed.
     with torch.inference_mode(False):
         copied = _copied(module)
+        if has_twin(copied):
+            module = with_twins(copied, _precision(copied))
+            copied = _copied(module)
         first, second = (_Recording(module, copied, fold).run(input_shape, n) for n in BATCHES)
     _require_same(first, second)
     return merged(decomposed(first), input_shape)
@@ -85,6 +89,11 @@ def _copied(module: nn.Module) -> nn.Module:
     if kinds[0] != kinds[1] or _changed(module, copied):
         raise UnsoundNetworkError(f"copy.deepcopy makes another module of {_kind(module)}")
     return copied
+
+
+def _precision(module: nn.Module) -> torch.dtype:
+    floating = (t.dtype for t in _tensors(module).values() if t.is_floating_point())
+    return next(floating, torch.float64)
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:
@@ -117,10 +126,9 @@ class _Recording(TorchFunctionMode):
     def run(self, input_shape: Shape, size: int) -> Value:
         """Evaluate the module on ``size`` inputs and return the value of its output."""
         self.size = size
-        floating = (t.dtype for t in _tensors(self.copied).values() if t.is_floating_point())
         generator = torch.Generator("cpu").manual_seed(size)
         x = torch.rand(size, *input_shape, generator=generator, dtype=torch.float64, device="cpu")
-        x = x.to(next(floating, torch.float64))
+        x = x.to(_precision(self.copied))
         self._hold(x, Value())
         exact = torch.autocast("cpu", enabled=False)
         with torch.no_grad(), exact, _kept_generators(), self._leaves():
@@ -269,13 +277,13 @@ class _Recording(TorchFunctionMode):
                 raise value.unknown
         outputs = list(output) if isinstance(output, (tuple, list)) else [output]
         joined = torch_functions.operations_of(func, args, kwargs, known, outputs)
-        for tensor, (steps, axis) in zip(outputs, joined, strict=True):
-            # Constants of a concatenation stand on the first value.
-            sources = values
-            if axis is not None:
-                tensors = _tensors_in(args[0] if args else kwargs["tensors"])
-                sources = [self.values.get(id(t), values[0]) for t in tensors]
-            self._hold_joined(tensor, name, list(zip(sources, steps, strict=True)), axis)
+        for tensor, made in zip(outputs, joined, strict=True):
+            if made is None:
+                self._hold_unknown(tensor, self._error(name, "gives places of entries, which jump"))
+                continue
+            sources = [self.values[id(t)] for t in made.sources] or values
+            parts = list(zip(sources, made.steps, strict=True))
+            self._hold_joined(tensor, name, parts, made.axis, made.after)
 
     def _hold_joined(
         self,
@@ -283,18 +291,21 @@ class _Recording(TorchFunctionMode):
         name: str,
         parts: list[tuple[Value, list[Operation]]],
         axis: int | None = None,
+        after: Sequence[Operation] = (),
     ) -> None:
-        """Hold an output made of operations applied to values: their sum, or side by side."""
+        """Hold an output made of operations applied to values: their sum, or side by side.
+
+        What comes after that applies to all of them together.
+        """
         if not isinstance(output, Tensor) or output.dim() < 2 or len(output) != self.size:
             raise UnsoundNetworkError("does not return at least one entry for every input")
         path, where = self._path(), self._where(name)
         made = []
         for value, operations in parts:
             if operations:
-                named = (replace(op, name=join_path(path, op.name)) for op in operations)
-                value = Value(tuple(named), (value,), path, where)
+                value = Value(_named(operations, path), (value,), path, where)
             made.append(value)
-        whole = Value((), (*made,), path, where, axis)
+        whole = Value(_named(after, path), (*made,), path, where, axis)
         self._hold(output, made[0] if len(made) == 1 else whole)
 
     def _hold_unknown(self, output: Any, error: UnsoundNetworkError) -> None:
@@ -389,6 +400,10 @@ def _require_same(first: Value, second: Value) -> None:
                 f"{BATCHES[0]} inputs than for {BATCHES[1]}, or in another evaluation",
                 value.name,
             )
+
+
+def _named(operations: Sequence[Operation], path: str) -> tuple[Operation, ...]:
+    return tuple(replace(op, name=join_path(path, op.name)) for op in operations)
 
 
 def _version(tensor: Tensor) -> int:

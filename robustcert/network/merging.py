@@ -12,9 +12,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from robustcert.network.linear import Affine, Convolution, Dense, Flatten, Gather, Reshape
+from robustcert.network.linear import (
+    Affine,
+    CircularConvolution,
+    Convolution,
+    Dense,
+    Flatten,
+    Gather,
+    Reshape,
+)
 from robustcert.network.network import Branched, Sum
-from robustcert.network.operation import Operation, Shape, constant
+from robustcert.network.operation import Operation, Shape, constant, same
+
+# Maximum number of entries of a kernel that is as large as the map.
+MAX_CIRCULAR = 2**22
 
 
 def merged(operations: Sequence[Operation], input_shape: Shape) -> list[Operation]:
@@ -27,12 +38,14 @@ def merged(operations: Sequence[Operation], input_shape: Shape) -> list[Operatio
     done: list[Operation] = []
     before: list[Shape] = []
     shape = input_shape
-    for operation in operations:
+    left = list(operations)[::-1]
+    while left:
+        operation = left.pop()
         if isinstance(operation, Branched):
-            branches = tuple(tuple(merged(branch, shape)) for branch in operation.branches)
-            operation = replace(operation, branches=branches)
-        if isinstance(operation, Sum):
-            operation = _of_linear_branches(operation) or operation
+            shared, operation = _simplified(operation, shape)
+            if shared:
+                left += [operation, *shared[::-1]]
+                continue
         before.append(shape)
         shape = operation.output_shape(shape)
         done.append(operation)
@@ -43,6 +56,34 @@ def merged(operations: Sequence[Operation], input_shape: Shape) -> list[Operatio
             done.pop()
             before.pop()
     return done
+
+
+def _simplified(whole: Branched, shape: Shape) -> tuple[list[Operation], Operation]:
+    """What all branches begin with, and the rest of them."""
+    branches = [merged(branch, shape) for branch in whole.branches]
+    shared: list[Operation] = []
+    while all(branches) and all(_alike(branches[0][0], branch[0]) for branch in branches):
+        shared.append(branches[0][0])
+        branches = [branch[1:] for branch in branches]
+    whole = replace(whole, branches=tuple(map(tuple, branches)))
+    if shared:
+        return shared, whole
+    if isinstance(whole, Sum):
+        return [], _of_linear_branches(whole) or whole
+    return [], _of_maps_of_indices(whole, shape) or whole
+
+
+def _alike(first: Operation, second: Operation) -> bool:
+    return same(replace(first, name=""), replace(second, name=""))
+
+
+def _of_maps_of_indices(whole: Branched, shape: Shape) -> Operation | None:
+    """Entries of one input side by side as one map of indices."""
+    if not all(isinstance(op, _READING) for branch in whole.branches for op in branch):
+        return None
+    # Counted from 1, for 0 is no entry.
+    places = torch.arange(1, 1 + math.prod(shape), dtype=torch.int64, device="cpu")
+    return Gather(whole(places.view(1, *shape))[0] - 1, name=whole.name)
 
 
 def _changes_nothing(operation: Operation, shape: Shape) -> bool:
@@ -127,6 +168,40 @@ def _gather_twice(first: Gather, second: Gather, _: Shape) -> Operation:
     return Gather(index[second.index])
 
 
+def _circular(first: Gather, second: Convolution, shape: Shape) -> Operation | None:
+    """A convolution of a map that was extended circularly, whose norm is that on the torus."""
+    if len(shape) != 3 or any(second.padding) or second.groups != 1 or first.index.dim() != 3:
+        return None
+    sizes, kernel = shape[1:], second.weight.shape[2:]
+    margins = [(n - m) // 2 for n, m in zip(first.index.shape[1:], sizes, strict=True)]
+    reach = [d * (k - 1) for d, k in zip(second.dilation, kernel, strict=True)]
+    small = second.weight[:, :, 0, 0].numel() * math.prod(sizes) <= MAX_CIRCULAR
+    fits = all(0 <= m <= n and r < n for m, n, r in zip(margins, sizes, reach, strict=True))
+    whole = all(n % s == 0 for n, s in zip(sizes, second.stride, strict=True))
+    if not (small and fits and whole and any(margins)):
+        return None
+    places = torch.arange(math.prod(shape), dtype=torch.float64, device="cpu").view(1, *shape)
+    extended = F.pad(places, (margins[1], margins[1], margins[0], margins[0]), mode="circular")
+    outputs = second.output_shape(tuple(first.index.shape))[1:]
+    periods = [n // s for n, s in zip(sizes, second.stride, strict=True)]
+    if not torch.equal(extended[0].long(), first.index) or any(
+        o > p for o, p in zip(outputs, periods, strict=True)
+    ):
+        return None
+    weight = second.weight.new_zeros(*second.weight.shape[:2], *sizes)
+    weight[:, :, :: second.dilation[0], :: second.dilation[1]][:, :, : kernel[0], : kernel[1]] = (
+        second.weight
+    )
+    return CircularConvolution(
+        weight,
+        second.bias,
+        input_size=(sizes[0], sizes[1]),
+        output_size=(outputs[0], outputs[1]),
+        stride=second.stride,
+        padding=(margins[0], margins[1]),
+    )
+
+
 def _reshaped_gather(first: Gather, second: Operation, _: Shape) -> Operation:
     return Gather(first.index.reshape(second.output_shape(tuple(first.index.shape))))
 
@@ -195,6 +270,7 @@ def _embedded(op: Convolution, like: Convolution) -> Tensor | None:
     return F.pad(op.weight.double(), margins)
 
 
+_READING = (Gather, Reshape, Flatten)
 # What makes one operation of two, by their classes.
 _RULES: dict[tuple[type[Operation], type[Operation]], Callable[..., Operation | None]] = {
     (Dense, Affine): _scaled_outputs,
@@ -203,6 +279,7 @@ _RULES: dict[tuple[type[Operation], type[Operation]], Callable[..., Operation | 
     (Affine, Dense): _scaled_inputs,
     (Affine, Convolution): _scaled_inputs,
     (Dense, Dense): _dense_twice,
+    (Gather, Convolution): _circular,
     (Gather, Gather): _gather_twice,
     (Gather, Reshape): _reshaped_gather,
     (Gather, Flatten): _reshaped_gather,

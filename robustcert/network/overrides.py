@@ -1,9 +1,8 @@
 """Whether a module computes what its class says, or something was put over it."""
 
 import sys
-from collections.abc import Callable, Iterable
-from functools import partial
-from importlib import import_module
+from abc import ABCMeta
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -18,6 +17,8 @@ _CALLING = ("__call__", "_wrapped_call_impl", "_call_impl", "_slow_forward")
 _OF_EVERY_MODULE = (*_CALLING, "__getattr__", "__getattribute__")
 # What a class of torch may be given without another output.
 _HARMLESS = {"reset_parameters", "extra_repr"}
+# What Python puts into a class whose metaclass is ABCMeta.
+_ABSTRACT = {"_abc_impl", "__abstractmethods__"}
 # Methods that decide what a container holds.
 _COUNTING = {"__iter__", "__len__", "__getitem__", *_OF_EVERY_MODULE}
 
@@ -83,8 +84,6 @@ def own_method(module: nn.Module, method: str) -> Any:
     """
     if method in vars(module):
         return None
-    if method == "fold" and (peers := _fold_of_peers(module)):
-        return peers
     mro = class_of(module).__mro__
     forward, own = (next((c for c in mro if key in vars(c)), None) for key in ("forward", method))
     if own is None or own is not forward:
@@ -92,31 +91,6 @@ def own_method(module: nn.Module, method: str) -> Any:
     if _place(vars(own)[method]) != _place(vars(own)["forward"]):
         return None
     return getattr(module, method)
-
-
-# Packages of others with a fold for some of their classes, and what states it when such a class is
-# met: a class that sorts is no composition of what torch's functions are known for.
-PEERS = {"deel": "robustcert.activations.peers"}
-_STATED: dict[type[nn.Module], tuple[Any, Callable[[Any], Any]]] = {}
-
-
-def state_fold(cls: type[nn.Module], fold: Callable[[Any], Any]) -> None:
-    """Give a class of another package its fold, which speaks for the ``forward`` that it has now.
-
-    Args:
-        cls: The class; subclasses are others.
-        fold: From a module to its operations.
-    """
-    _STATED[cls] = cls.forward, fold
-
-
-def _fold_of_peers(module: nn.Module) -> Any:
-    cls = class_of(module)
-    place = PEERS.get(cls.__module__.partition(".")[0])
-    if place is not None:
-        import_module(place)
-    forward, fold = _STATED.get(cls, (None, None))
-    return partial(fold, module) if fold is not None and cls.forward is forward else None
 
 
 def _place(function: Any) -> tuple[str | None, str]:
@@ -133,13 +107,12 @@ def _made_by_parametrize(module: nn.Module) -> bool:
     lists = module._modules.get("parametrizations")
     if type(lists) is not nn.ModuleDict or len(cls.__bases__) != 1 or not len(lists):
         return False
-    if (cls.__module__, cls.__name__) != (
-        parametrize.__name__,
-        f"Parametrized{cls.__bases__[0].__name__}",
-    ):
+    # Python names the module of an abstract class's metaclass, and adds to the class.
+    place, added = ("abc", _ABSTRACT) if type(cls) is ABCMeta else (parametrize.__name__, set())
+    if (cls.__module__, cls.__name__) != (place, f"Parametrized{cls.__bases__[0].__name__}"):
         return False
     names = set(lists._modules)
-    if set(vars(cls)) - {"__module__", "__doc__", "__slotnames__"} != names | (
+    if set(vars(cls)) - {"__module__", "__doc__", "__slotnames__", *added} != names | (
         {"__getstate__", "__deepcopy__"} & set(vars(cls))
     ):
         return False

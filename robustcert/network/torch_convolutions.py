@@ -147,7 +147,7 @@ class _Side(NamedTuple):
 
 def _cropped(places: Tensor, shape: tuple[int, ...], sides: list[_Side]) -> list[Operation]:
     kept = places[:, sides[0].outputs, sides[1].outputs]
-    return gathered(torch.empty(1, *shape, device="meta"), kept[None])
+    return gathered(torch.empty(1, *shape, dtype=torch.float64, device="meta"), kept[None])
 
 
 def _like(x: Tensor, operations: list[Operation]) -> Tensor:

@@ -8,7 +8,8 @@ are known by themselves and not by their names.
 
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,29 +19,21 @@ from robustcert.errors import UnsoundNetworkError
 from robustcert.network import torch_activations as activations
 from robustcert.network import torch_convolutions as convolutions
 from robustcert.network import torch_linear as rules
+from robustcert.network import torch_sorting as sorting
 from robustcert.network.operation import Operation
 from robustcert.network.torch_indices import read
+from robustcert.network.torch_linear import Joined
 
 Rule = Callable[..., list[Operation]]
 SELU_ALPHA, SELU_SCALE = 1.6732632423543772, 1.0507009873554805
 
 
-class Joined(NamedTuple):
-    """What a function returns: operations on every value that depends on the input, put together.
-
-    Attributes:
-        steps: Operations, one list for every value.
-        axis: The dimension of a sample along which they stand side by side; None: they are added.
-    """
-
-    steps: list[list[Operation]]
-    axis: int | None = None
-
-
 def operations_of(
     func: Any, args: Sequence[Any], kwargs: dict[str, Any], known: list[Tensor], output: Any
-) -> list[Joined]:
+) -> list[Joined | None]:
     """What is made of the values that depend on the input, for every tensor of an output.
+
+    None is what depends on the input and is no function of it that has a constant.
 
     Args:
         func: What was called.
@@ -62,27 +55,27 @@ def operations_of(
 
 def _by_rule(
     func: Any, args: Sequence[Any], kwargs: dict[str, Any], known: list[Tensor], output: Any
-) -> list[Joined]:
+) -> list[Joined | None]:
     if reason := UNBOUNDED.get(func):
         raise UnsoundNetworkError(f"is refused: {reason}")
-    rule = SUMS.get(func) or RULES.get(func) or JOINS.get(func)
-    if rule is None and func not in READS:
+    if not any(func in table for table in (SUMS, RULES, JOINS, READS)):
         raise UnsoundNetworkError(
             "is not known to the certifier: compute it by functions that are (docs/methods.md), or "
             "give a module of yours that calls it a fold()"
         )
-    if any(not isinstance(t, Tensor) or t.dtype != known[0].dtype for t in output):
+    numbers = output[:1] if func in RANKS else output
+    if any(not isinstance(t, Tensor) or t.dtype != known[0].dtype for t in numbers):
         raise UnsoundNetworkError("returns numbers of another type than its input")
     if func in SUMS:
         return [Joined(SUMS[func](known, *_bound(SUMS[func], (known, *args), kwargs)[1:]))]
     if func in JOINS:
-        return [Joined(*JOINS[func](known, *_bound(JOINS[func], (known, *args), kwargs)[1:]))]
+        made = JOINS[func](*_bound(JOINS[func], (known, *args), kwargs))
+        return [made, *(None for _ in output[1:])]
     if len(known) != 1 or known[0] is not (args[0] if args else kwargs.get("input")):
         raise UnsoundNetworkError("combines values that depend on the input other than by a sum")
     if func in READS:
         return [Joined([steps]) for steps in read(func, args, kwargs, known[0])]
-    assert rule is not None
-    return [Joined([rule(*_bound(rule, args, kwargs))])]
+    return [Joined([RULES[func](*_bound(RULES[func], args, kwargs))])]
 
 
 def _bound(rule: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Any]:
@@ -268,15 +261,15 @@ _SUMS_BY_NAME: dict[Any, tuple[str, ...]] = {
 }
 
 
-def _cat(known: list[Tensor], tensors: Any, dim: int = 0) -> Any:
+def _cat(known: list[Tensor], tensors: Any, dim: int = 0) -> Joined:
     return rules.joined(known, tensors, dim, stack=False)
 
 
-def _stack(known: list[Tensor], tensors: Any, dim: int = 0) -> Any:
+def _stack(known: list[Tensor], tensors: Any, dim: int = 0) -> Joined:
     return rules.joined(known, tensors, dim, stack=True)
 
 
-def _hstack(known: list[Tensor], tensors: Any) -> Any:
+def _hstack(known: list[Tensor], tensors: Any) -> Joined:
     return rules.joined(known, tensors, 1, stack=False)
 
 
@@ -321,16 +314,23 @@ RULES: dict[Any, Rule] = {
 SUMS: dict[Any, Callable[..., list[Any]]] = {
     f: rule for rule, names in _SUMS_BY_NAME.items() for name in names for f in _everywhere(name)
 }
-JOINS: dict[Any, Callable[..., Any]] = {
+JOINS: dict[Any, Callable[..., Joined]] = {
     f: rule
     for rule, names in (
         (_cat, ("cat", "concat", "concatenate")),
         (_stack, ("stack",)),
         (_hstack, ("hstack",)),
+        (sorting.sort, ("sort",)),
+        (partial(sorting.extreme, sorting.SMALLEST), ("min", "minimum")),
+        (partial(sorting.extreme, sorting.LARGEST), ("max", "maximum")),
+        (partial(sorting.along, sorting.SMALLEST), ("amin",)),
+        (partial(sorting.along, sorting.LARGEST), ("amax",)),
     )
     for name in names
     for f in _everywhere(name)
 }
+# What returns places of entries besides, which jump.
+RANKS = {f for name in ("sort", "min", "max") for f in _everywhere(name)}
 READS = {
     *(f for name in _READS_BY_NAME for f in _everywhere(name)),
     *(getattr(Tensor, name).__get__ for name in ("mT", "mH")),

@@ -6,7 +6,7 @@ A rule has the arguments of its function and gives the operations that it is on 
 # ruff: noqa: ARG001, D103
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +16,22 @@ from robustcert.errors import UnsoundNetworkError
 from robustcert.network.linear import Affine, Dense, Flatten, Gather
 from robustcert.network.operation import Operation, constant
 from robustcert.network.torch_indices import read, reshaped
+
+
+class Joined(NamedTuple):
+    """What a function returns: operations on values that depend on the input, put together.
+
+    Attributes:
+        steps: Operations, one list for every value.
+        axis: The dimension of a sample along which they stand side by side; None: they are added.
+        sources: The values; empty: all that the function was called with, in their order.
+        after: Operations on all of them together.
+    """
+
+    steps: list[list[Operation]]
+    axis: int | None = None
+    sources: tuple[Tensor, ...] = ()
+    after: tuple[Operation, ...] = ()
 
 
 def number(value: Any, x: Tensor) -> Tensor:
@@ -77,26 +93,25 @@ def _combined(known: list[Tensor], x: Any, y: Any, first: Any, second: Any) -> l
     return steps
 
 
-def joined(
-    known: list[Tensor], tensors: Any, dim: int, *, stack: bool
-) -> tuple[list[list[Operation]], int]:
-    """Operations on values that stand side by side, and along which dimension of a sample.
+def joined(known: list[Tensor], tensors: Any, dim: int, *, stack: bool) -> Joined:
+    """Values that stand side by side.
 
     Constants stand for the first value times 0 plus themselves.
     """
     axis = dim % (tensors[0].dim() + stack)
     if axis == 0:
         raise UnsoundNetworkError("mixes the inputs of a batch")
-    steps = []
+    steps, sources = [], []
     for tensor in tensors:
         shape = tuple(tensor.shape[1:])
         made: list[Operation] = []
-        if all(tensor is not value for value in known):
+        sources.append(next((value for value in known if value is tensor), known[0]))
+        if sources[-1] is not tensor:
             nothing = torch.full(shape, -1, dtype=torch.int64, device="cpu")
             made = [Gather(nothing), *shifted(tensor.to(known[0]), tensor)]
         wider = (*shape[: axis - 1], 1, *shape[axis - 1 :]) if stack else shape
         steps.append(made + reshaped(shape, wider))
-    return steps, axis - 1
+    return Joined(steps, axis - 1, tuple(sources))
 
 
 def add(known: list[Tensor], x: Any, other: Any, alpha: Any = 1) -> list[Any]:

@@ -38,14 +38,13 @@ from robustcert.activations.features import (
     join_pairs,
     ordered,
     reflect_pairs,
-    sort_pairs,
     split_pairs,
 )
-from robustcert.activations.group_sort import comparators, group_sort
 from robustcert.check.activations.table import KINDS
 from robustcert.check.activations.torch_functions import TORCH
 from robustcert.network.activation import Activation
 from robustcert.network.forward_error import UNIT_ROUNDOFFS
+from robustcert.network.sorting import comparators, group_sort, sort_pairs
 
 CONFIGS = sorted((Path(__file__).parents[2] / "conf" / "activation").glob("*.yaml"))
 NAMES = [path.stem for path in CONFIGS]

@@ -237,7 +237,11 @@ def written_to_a_constant(x: Tensor) -> Tensor:
 
 
 def unknown_function(x: Tensor) -> Tensor:
-    return x.sort(1)[0]
+    return x.cumsum(1)
+
+
+def places_of_entries(x: Tensor) -> Tensor:
+    return x.gather(1, x.sort(1)[1])
 
 
 def an_operator_of_torch(x: Tensor) -> Tensor:
@@ -301,7 +305,8 @@ REFUSED: dict[Callable[[Tensor], Tensor], tuple[str, str]] = {
     written_through_data: ("return x + 1", "changed in place by .*`y.mul_\\(2\\)`"),
     written_by_index: ("x[:, 0] = 0", "__setitem__ changes in place"),
     written_to_a_constant: ("add_(x)", "add_ changes in place"),
-    unknown_function: ("x.sort(1)[0]", "sort is not known"),
+    unknown_function: ("x.cumsum(1)", "cumsum is not known"),
+    places_of_entries: ("x.gather(1, x.sort(1)[1])", "gives places of entries, which jump"),
     an_operator_of_torch: ("torch.ops.aten.relu(x)", "relu is not known"),
     compiled_code: ("compiled()(x)", "called by code that cannot be followed"),
     layer_norm: ("F.layer_norm", "its slope grows without bound"),

@@ -1,5 +1,7 @@
 """A frozen module has constant weights, and computes what the module computed last."""
 
+from abc import ABC
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -64,3 +66,15 @@ def test_absolute_values_are_captured() -> None:
     x = torch.randn(50, 4, dtype=torch.float64)
     network = fold_network(Folded(), (4,))
     torch.testing.assert_close(network(x), Folded()(x.clone()))
+
+
+class Abstract(nn.Linear, ABC):
+    """A layer whose class has another metaclass than torch's."""
+
+
+def test_a_layer_of_an_abstract_class_is_frozen() -> None:
+    torch.manual_seed(0)
+    module, x = nn.Sequential(parametrizations.spectral_norm(Abstract(4, 3))), torch.randn(5, 4)
+    frozen = robustcert.freeze(module.eval())
+    assert type(frozen[0]) is Abstract
+    assert torch.equal(frozen(x), module(x))

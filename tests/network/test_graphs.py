@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from robustcert.errors import UnknownLipschitz
 from robustcert.network.fold import fold_for
-from robustcert.network.linear import Affine, Convolution, Dense, Gather
+from robustcert.network.linear import Affine, CircularConvolution, Convolution, Dense, Gather
 from robustcert.network.merging import merged
 from robustcert.network.network import Concatenation, Sum, run, sequence_bound
 from robustcert.network.operation import Operation
@@ -94,6 +94,60 @@ def test_split_branches_meet_again() -> None:
     parts = [sequence_bound(branch, (6,)) for branch in whole.branches]
     total = sum(part**2 for part in parts) ** 0.5
     assert total <= whole.lipschitz_bound((6,)) <= total * (1 + 1e-15)
+
+
+@pytest.mark.parametrize(("stride", "kernel"), [(1, (3, 3)), (2, (3, 5)), (1, (1, 3))])
+def test_a_convolution_of_a_map_extended_circularly_is_one_on_the_torus(
+    stride: int, kernel: tuple[int, int]
+) -> None:
+    padding = (kernel[0] // 2, kernel[1] // 2)
+    layer = nn.Conv2d(2, 3, kernel, stride, padding, padding_mode="circular")
+    (whole,) = operations(lambda x, f: f(x), (2, 6, 8), layer)
+    assert isinstance(whole, CircularConvolution)
+    inputs = torch.eye(96, dtype=torch.float64).view(96, 2, 6, 8)
+    centred = whole(inputs) - whole(torch.zeros(1, 2, 6, 8, dtype=torch.float64))
+    norm = torch.linalg.matrix_norm(centred.flatten(1), 2)
+    # Attained, where zeros around the extended map would double it.
+    assert norm * (1 - 1e-9) <= whole.lipschitz_bound((2, 6, 8)) <= norm * (1 + 1e-6)
+
+
+SORTS: dict[str, tuple[Callable[[Tensor], Tensor], tuple[int, ...]]] = {
+    "vectors": (lambda x: x.sort(1)[0], (5,)),
+    "channels, down": (lambda x: x.sort(1, descending=True).values, (3, 2, 4)),
+    "rows": (lambda x: torch.sort(x, dim=2)[0], (3, 4, 2)),
+    "last dimension": (lambda x: x.sort()[0], (3, 4)),
+    "largest": (lambda x: x.max(1, keepdim=True)[0], (3, 2, 2)),
+    "least": (lambda x: torch.min(x, dim=-1).values, (3, 4)),
+    "along": (lambda x: torch.amax(x, 2), (3, 4)),
+    "of two": (lambda x: torch.maximum(*x.chunk(2, 1)), (4, 3)),
+}
+
+
+@pytest.mark.parametrize("kind", SORTS)
+def test_sorting_and_choosing_the_largest_keep_distances(kind: str) -> None:
+    function, shape = SORTS[kind]
+    assert sequence_bound(operations(function, shape), shape) == 1
+
+
+def test_the_larger_and_the_smaller_of_two_are_one_sort() -> None:
+    def max_min(x: Tensor) -> Tensor:
+        a, b = x.chunk(2, 1)
+        return torch.cat([torch.max(a, b), torch.min(a, b)], 1)
+
+    kinds = [op.kind for op in operations(max_min, (6, 2, 2))]
+    assert kinds == ["gather", "activation", "gather"]
+    # With a constant, and of a value and one that is computed of it.
+    operations(lambda x: torch.max(x, torch.tensor([0.5, -0.5])), (3, 2))
+    (whole,) = operations(lambda x: x.maximum(-x).minimum(x), (4,))[:1]
+    assert isinstance(whole, Concatenation)
+
+
+def test_what_branches_have_in_common_is_computed_once() -> None:
+    def twice(x: Tensor, first: nn.Module, second: nn.Module) -> Tensor:
+        return torch.cat([second(torch.relu(first(x))), torch.relu(first(x))], 1)
+
+    found = operations(twice, (4,), nn.Linear(4, 5), nn.Linear(5, 2))
+    assert [op.kind for op in found] == ["dense", "activation", "concatenate"]
 
 
 def test_a_concatenation_attains_its_constant() -> None:
