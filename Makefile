@@ -2,12 +2,13 @@
 # make test   the fast tests;  make test-slow  the rest;  make test-slurm  on a Slurm of its own
 # make lint   style, types and who imports whom;  make proofs  the theorems, checked by Coq
 # make docs   the documentation site, in build/site/index.html
+# make package   the wheel and the source distribution in dist/, built and checked
 # make verified-checker   the program of robustcert-check --verified
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test test-slow test-slurm lint docs proofs verified-checker clean
+.PHONY: demo test test-slow test-slurm lint docs package proofs verified-checker clean
 
 demo: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python train.py trainer.max_epochs=60 attack.seconds=10
@@ -32,6 +33,12 @@ lint: $(READY)
 docs: $(READY)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m sphinx --fresh-env --fail-on-warning --keep-going \
 		--quiet -c docs/site -d build/doctrees docs build/site
+
+# The wheel is built from the source distribution, so that this holds all that it needs.
+package: $(READY)
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
+	$(BIN)/twine check --strict dist/*
 
 # Installs Debian's coq and its libraries where it may; fails with the command to run where not.
 proofs:

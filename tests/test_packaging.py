@@ -1,9 +1,11 @@
 """The wheel works by itself, in a fresh environment, from an empty folder."""
 
 import os
+import re
 import subprocess
 import sys
 import sysconfig
+import tomllib
 import venv
 import zipfile
 from pathlib import Path
@@ -67,11 +69,28 @@ def test_the_wheel_carries_configuration_types_and_licence(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     for path in (ROOT / "conf").rglob("*.yaml"):
         assert f"robustcert/conf/{path.relative_to(ROOT / 'conf')}" in names
+    for path in (ROOT / "docs" / "pretrained").glob("*/*"):
+        assert f"robustcert/pretrained/{path.parent.name}/{path.name}" in names
     assert "robustcert/py.typed" in names
     information = f"robustcert-{robustcert.__version__}.dist-info"
     assert {f"{information}/licenses/LICENSE", f"{information}/METADATA"} <= names
     tops = {name.partition("/")[0] for name in names}
     assert tops == {"robustcert", information}
+
+
+def test_the_description_passes_the_index_and_names_only_versions_that_are_tested(
+    wheel: Path,
+) -> None:
+    run(sys.executable, "-m", "twine", "check", "--strict", wheel, cwd=ROOT)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    version = re.compile(r"Programming Language :: Python :: (3\.\d+)")
+    tested = [m[1] for c in project["classifiers"] if (m := version.fullmatch(c))]
+    assert tested == [f"{sys.version_info.major}.{sys.version_info.minor}"]
+
+
+def test_released_networks_load_by_name(environment: Path, tmp_path: Path) -> None:
+    code = "import robustcert; print(robustcert.load('digits').num_classes)"
+    assert run(environment / "python", "-c", code, cwd=tmp_path).splitlines()[-1] == "10"
 
 
 def test_the_scripts_train_and_certify_from_an_empty_folder(

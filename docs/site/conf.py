@@ -23,7 +23,7 @@ project = "robustcert"
 author = copyright = "The robustcert developers"
 release = version = __version__
 extensions = [
-    "myst_parser",
+    "myst_nb",
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "sphinxcontrib.programoutput",
@@ -50,6 +50,8 @@ napoleon_numpy_docstring = False
 napoleon_use_rtype = False
 python_use_unqualified_type_names = True
 myst_heading_anchors = 4
+# Notebooks are shown with the outputs that they hold; a test executes them.
+nb_execution_mode = "off"
 
 html_theme = "furo"
 html_title = f"robustcert {release}"
@@ -73,8 +75,6 @@ FOLDERS = {
 PLACES = {file: f"{page}.md" for page, file in PAGES.items()} | FOLDERS
 # Targets in brackets, and of definitions at the start of a line.
 LINK = re.compile(r"(\]\(|^\[[\w.]+\]: )([\w./-]+)(?=[#)\n])", re.MULTILINE)
-# Pages of a reader's first hours, which may not be written yet.
-COMING = ("start", "first_run", "reading_a_certificate", "own_network", "cluster", "wandb")
 
 
 def read_page(_: Sphinx, page: str, source: list[str]) -> None:
@@ -90,9 +90,6 @@ def read_page(_: Sphinx, page: str, source: list[str]) -> None:
         found = os.path.relpath(ROOT / "docs" / place if place else target, here.parent)
         return link[1] + found
 
-    for name in COMING:
-        if not (ROOT / "docs" / f"{name}.md").exists():
-            source[0] = source[0].replace(f"\n{name}\n", "\n")
     text = f"{file.read_text()}\n{source[0]}" if page in PAGES else source[0]
     source[0] = LINK.sub(moved, text)
 

@@ -1,4 +1,4 @@
-"""Where things are: a run's checkpoint and certificate, named by the run or by one another.
+"""Where things are: a run's checkpoint and certificate, and the networks that are handed out.
 
 This module imports only ``os``, so that ``robustcert check`` can use it in a folder whose files
 must not be executed.
@@ -10,6 +10,12 @@ from robustcert.errors import NotCertifiedError, typed
 
 CLAIM = "certificate.json"
 BEST = os.path.join("checkpoints", "best.ckpt")
+_PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+# Where a wheel keeps the released networks, and where a checkout does.
+_RELEASED = (
+    os.path.join(_PACKAGE, "pretrained"),
+    os.path.join(os.path.dirname(_PACKAGE), "docs", "pretrained"),
+)
 
 
 def certificate_of(path: str) -> str:
@@ -38,6 +44,34 @@ def certificate_of(path: str) -> str:
             f"{path}: no certificate yet: expected {found}; write it by {typed('certify')} {path}"
         )
     return found
+
+
+def released_networks() -> dict[str, str]:
+    """Certificate folders of the networks that come with the package, by their names."""
+    root = next((folder for folder in _RELEASED if os.path.isdir(folder)), "")
+    names = sorted(os.listdir(root)) if root else []
+    folders = {name: os.path.join(root, name) for name in names}
+    return {name: folder for name, folder in folders.items() if _holds(folder, CLAIM)}
+
+
+def named_certificate(name: str) -> str:
+    """The certificate folder of a path, or of a released network that no path hides.
+
+    Only loading takes names: a command that proves a folder must never prove another one.
+
+    Raises:
+        NotCertifiedError: there is neither a path nor a network of this name, or the run that it
+            names has no certificate.
+    """
+    if os.path.lexists(name):
+        return certificate_of(name)
+    released = released_networks()
+    if name not in released:
+        raise NotCertifiedError(
+            f"{name}: expected a certificate folder, a run, a checkpoint, or the name of a "
+            f"released network ({', '.join(released) or 'none comes with this copy'})"
+        )
+    return released[name]
 
 
 def certificate_beside(checkpoint: str) -> str:

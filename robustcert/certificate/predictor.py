@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from robustcert.arithmetic.products import tested_products
-from robustcert.certificate.places import certificate_of
+from robustcert.certificate.places import named_certificate
 from robustcert.certificate.restore import restore_network
 from robustcert.certifiers import float64_products_are_strict, strict_arithmetic
 from robustcert.certifiers.base import Proof, described, moved, rounded_down
@@ -248,24 +248,25 @@ def load(
     dtype: Literal["float64", "float32"] = "float64",
     device: str | torch.device = "cpu",
 ) -> Predictor:
-    """The predictor of a certificate folder, or of the run or the checkpoint that it is of.
+    """The predictor of a certificate folder, or of whatever has one: a run, a released network.
 
     The folder is read as untrusted data, by the independent checker: hashes are recomputed, and its
     norms and pairwise constants are proved again before they are used. Samples and radii are not
     looked at and need not be there.
 
     Args:
-        path: The certificate folder, a run's folder, or its checkpoint.
+        path: The certificate folder, a run's folder, its checkpoint, or the name of a network that
+            comes with the package, ``"mnist_1.58"``.
         least_radius: As for :class:`Predictor`.
         dtype: As for :class:`Predictor`.
         device: As for :class:`Predictor`.
 
     Raises:
-        NotCertifiedError: the run has no certificate yet.
+        NotCertifiedError: nothing has this name, or the run has no certificate yet.
         UnreadableError: the folder is malformed.
         UnsoundNetworkError: a constant is not proved, or the folder does not speak of the network.
     """
-    folder = Path(certificate_of(str(path)))
+    folder = Path(named_certificate(str(path)))
     proved, report = prove_network(folder)
     if not report.verified:
         reasons = [*report.mismatches, *report.uncovered]

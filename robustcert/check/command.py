@@ -17,14 +17,14 @@ SECONDS = 3600.0
 def parser() -> argparse.ArgumentParser:
     """Parser of the command's arguments."""
     found = argparse.ArgumentParser(
-        prog="robustcert-check",
+        prog="robustcert check" if sys.argv[0] == "robustcert check" else "robustcert-check",
         description="Prove every claim of a certificate folder from its own files, or refuse it. "
         "Status 0: verified; 1: refused or unproved; 2: unreadable, nothing was checked.",
     )
     found.add_argument("folder", help="the folder that certify.py wrote")
     found.add_argument(
         "--exact",
-        type=int,
+        type=_count,
         default=200,
         metavar="N",
         help="samples to evaluate in exact arithmetic in any case (default: 200)",
@@ -55,6 +55,12 @@ def parser() -> argparse.ArgumentParser:
     return found
 
 
+def _count(text: str) -> int:
+    if int(text) < 0:
+        raise argparse.ArgumentTypeError(f"must not be negative, got {text}")
+    return int(text)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Check a folder in this process and print the verdict; returns the exit status.
 
@@ -63,8 +69,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     # Before the process that started this one ends it, so that the program is not left behind.
     until = time.monotonic() + 0.95 * options.seconds if options.verified else None
-    if options.exact < 0:
-        parser().error("--exact must not be negative")
     try:
         # Imported here, because it imports NumPy.
         from robustcert.check.verdict import check

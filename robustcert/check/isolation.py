@@ -17,10 +17,11 @@ ROOT = os.path.dirname(PACKAGE)
 # Ends of the names of files that a module may be imported from.
 SUFFIXES = (".py", ".pyc", ".pyw", ".pyd", ".so", ".zip")
 # Program of the isolated process. The folder of this package comes after the places of isolated
-# mode, whose modules it must not hide.
+# mode, whose modules it must not hide; then comes the name by which the command was called.
 START = """
 import sys
 sys.path.append(sys.argv.pop(1))
+sys.argv[0] = sys.argv.pop(1)
 from robustcert.check.{module} import main
 sys.exit(main(sys.argv[1:]))
 """
@@ -48,7 +49,8 @@ def main() -> None:
 
 def command(module: str, arguments: list[str]) -> list[str]:
     """Command line that starts ``main`` of a module of the checker in an isolated process."""
-    return [sys.executable, "-I", "-c", START.format(module=module), ROOT, *arguments]
+    program = START.format(module=module)
+    return [sys.executable, "-I", "-c", program, ROOT, _typed(), *arguments]
 
 
 def supervised(arguments: list[str]) -> list[str]:
@@ -73,6 +75,15 @@ def refusal() -> str | None:
                     "use robustcert-check or 'python -I -m robustcert.check'"
                 )
     return None
+
+
+def _typed() -> str:
+    """How the user typed the command: what messages on its use begin with."""
+    if sys.argv[0] == "robustcert check":
+        # An isolated process, to which it has been passed on.
+        return sys.argv[0]
+    started = [os.path.basename(word).removesuffix(".exe") for word in sys.orig_argv[:3]]
+    return "robustcert check" if "robustcert" in started else "robustcert-check"
 
 
 def _is_module_run() -> bool:

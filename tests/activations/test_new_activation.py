@@ -1,4 +1,4 @@
-"""An activation is one file and one yaml: the README's own, added to a copy of the project."""
+"""An activation is one file and one yaml: that of docs/own_network.md in a copy of the project."""
 
 import os
 import re
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-# A file in the README: an indented block whose first line is its path.
+# A file on the page: an indented block whose first line is its path.
 FILE = re.compile(r"`((?:robustcert|conf)/\S*/hinge_abs\.\S+)`,\n\n((?:    .*\n|\n)+)")
 # Tests of the new activation by name, and those that walk conf/activation in a loop.
 WALKS = "hinge_abs or deep_copy or constants_of_activations or test_readme"
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of what is tracked, with the two files of the README."""
+    """A copy of what is tracked, with the two files of the page."""
     if not (ROOT / ".git").exists():
         pytest.skip("needs a git checkout, which knows the files of the project")
     copy = tmp_path_factory.mktemp("project")
@@ -36,7 +36,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if (ROOT / name).is_file():
             (copy / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, copy / name)
-    files = FILE.findall((ROOT / "README.md").read_text())
+    files = FILE.findall((ROOT / "docs" / "own_network.md").read_text())
     assert [Path(name).name for name, _ in files] == ["hinge_abs.py", "hinge_abs.yaml"]
     for name, block in files:
         assert not (copy / name).exists()

@@ -15,8 +15,9 @@ import robustcert
 from benchmarks.publish import release
 from benchmarks.publish.release import INDEX, MAX_BYTES, PRETRAINED
 from benchmarks.soundness.verdicts import certificate_digest, data_files
-from robustcert.check import check, prove_network
+from robustcert.check import UnreadableError, check, prove_network
 from robustcert.check.reader import parse_radii
+from robustcert.errors import NotCertifiedError
 from robustcert.runs.results import read_row, write_row
 
 ENTRIES: dict[str, Any] = json.loads((PRETRAINED / INDEX).read_text())
@@ -33,6 +34,7 @@ def test_a_pretrained_network_loads_with_the_hashes_and_counts_of_the_index(name
     folder, entry = PRETRAINED / name, ENTRIES[name]
     predictor = robustcert.load(folder)
     assert predictor.digest == entry["network"]
+    assert robustcert.load(name).digest == entry["network"]
     assert certificate_digest(folder) == entry["certificate"]
     summary = json.loads((folder / "certificate.json").read_text())["summary"]
     rows = parse_radii((folder / "radii.csv").read_bytes(), summary["samples"])
@@ -43,6 +45,19 @@ def test_a_pretrained_network_loads_with_the_hashes_and_counts_of_the_index(name
     if "inputs" in tensors:
         found = predictor(torch.from_numpy(tensors["inputs"]))
         assert found.label.tolist() == [row.prediction for row in rows]
+
+
+def test_a_path_hides_a_released_name_and_an_unknown_name_lists_those_that_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "digits").mkdir()
+    with pytest.raises(UnreadableError, match=r"certificate\.json"):
+        robustcert.load("digits")
+    with pytest.raises(NotCertifiedError, match=r"mnist: expected .*, mnist_1\.58\)$"):
+        robustcert.load("mnist")
+    with pytest.raises(NotCertifiedError):
+        robustcert.load("../pretrained/digits")
 
 
 @pytest.mark.parametrize("name", ENTRIES)
