@@ -2,12 +2,14 @@
 
     python -m benchmarks.soundness.forge_folders --folders 5000 --seed 0
     python -m benchmarks.soundness.forge_folders --folders 1000 --verified
+    python -m benchmarks.soundness.forge_folders --folders 500 --metric
 
 Honest folders of a dozen networks are made first, then each forged folder: one of the corruptions
 of ``forgeries.py`` at random, or two of them one after the other, or bytes changed at random in a
 file of the folder. What a corruption cannot do to a network is counted as not applicable, and a
 folder that a corruption leaves as it was is drawn again. ``--verified`` has the verified checker
 judge instead, of the networks that it knows, and counts where the other checker judges otherwise.
+``--metric`` forges folders of networks in a metric on inputs.
 """
 
 import argparse
@@ -24,6 +26,7 @@ from benchmarks.soundness.forgeries import (
     EVERYWHERE,
     FLOAT_FILES,
     KINDS,
+    METRICS,
     OF_NORMS,
     SOMEWHERE,
     WIDE,
@@ -32,6 +35,7 @@ from benchmarks.soundness.forgeries import (
     certify_kind,
     per_tensor,
 )
+from benchmarks.soundness.metric_forgeries import OF_METRICS
 from robustcert.check import UnreadableError, check
 
 # Of one kind of forgery each; the rest of the corruptions are of the kind "claim or file".
@@ -41,6 +45,7 @@ GROUPS = {
     "digest": ("digest",),
     "bounds": ("lowered", "bound for", "times the bounds"),
     "unread keys": ("nothing reads",),
+    "metric": ("in a metric",),
 }
 Case = tuple[str, str, Corruption]
 # Time after which the verified program is ended.
@@ -66,8 +71,9 @@ def cases(kinds: Sequence[str] = KINDS) -> list[Case]:
         for kind in kinds
         if not ("quadric" in kind and any(word in name for word in OF_NORMS))
     ]
+    known = SOMEWHERE if kinds[0] not in METRICS else OF_METRICS
     found += [
-        (kind, name, c) for (kind, name), c in SOMEWHERE.items() if kinds is KINDS or kind in kinds
+        (kind, name, c) for (kind, name), c in known.items() if kinds is KINDS or kind in kinds
     ]
     return found + [(kind, name, c) for kind in kinds for name, c in per_tensor(kind)]
 
@@ -134,10 +140,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", type=Path, help="where to keep forged folders that are verified")
     parser.add_argument("--verified", action="store_true", help="by the verified checker")
+    parser.add_argument("--metric", action="store_true", help="of networks in a metric")
     options = parser.parse_args(arguments)
     program = options.verified
     generator, started = random.Random(options.seed), time.perf_counter()
     kinds: Sequence[str] = DENSE_KINDS if program else KINDS
+    kinds = tuple(METRICS) if options.metric else kinds
     by_group: dict[str, list[Case]] = collections.defaultdict(list)
     for case in cases(kinds):
         by_group[group_of(case[1])].append(case)
@@ -146,7 +154,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     skipped = otherwise = 0
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
-        honest = {kind: certify_kind(root, kind) for kind in (kinds if program else (*KINDS, WIDE))}
+        honest = {
+            kind: certify_kind(root, kind) for kind in ((*KINDS, WIDE) if kinds is KINDS else kinds)
+        }
         refused = [k for k, path in honest.items() if not verified(path, options.seed, program)]
         while sum(forged.values()) < options.folders:
             made = forge(honest, root / "forgery", by_group, generator)
