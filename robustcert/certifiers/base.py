@@ -172,7 +172,7 @@ def require_covered_metric(certifier: Certifier, network: PlainNetwork) -> None:
     if network.space.metric is not None and not certifier.covers_metric:
         raise UnsoundNetworkError(
             f"{type(certifier).__name__} covers the l2 distance of inputs alone, got a metric: set "
-            "certifier=lipschitz, or norm.scale=null norm.frozen=[]"
+            "certifier=lipschitz, or norm.scale=1 norm.frozen=[]"
         )
 
 

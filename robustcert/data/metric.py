@@ -24,7 +24,7 @@ def input_space(
         dataset: Gives the shape of its inputs and the names of their columns.
         scale: The diagonal of S: one number, one for each column or channel, or one by the name of
             each that is not frozen; or a ``.npy`` file with the diagonal or with S as a matrix
-            ``(D, k)``. None for 1.
+            ``(D, k)``. With 1 and nothing frozen, S is the identity, and so is None.
         frozen: Columns or channels that cannot change, by name or position: rows of S that are 0.
 
     Raises:
@@ -32,7 +32,7 @@ def input_space(
             too many or too few.
     """
     names, shape = dataset.column_names, tuple(dataset.input_shape)
-    if scale is None and not frozen:
+    if scale in (None, 1) and not frozen:
         return InputSpace(dataset.domain, names)
     features = _Features(names, shape)
     still = {features.position(entry) for entry in frozen}

@@ -18,7 +18,7 @@ from robustcert.certificate.claim import FORMAT, in_hexadecimal, is_certificate,
 from robustcert.certificate.figures import draw_level_sets, draw_vra_curve
 from robustcert.certificate.places import certificate_beside, checkpoint_of
 from robustcert.certificate.samples import CertifiedSplit, SampleFiles, has_radii, positive_status
-from robustcert.certificate.space import metric_tensors
+from robustcert.certificate.space import metric_tensors, space_record
 from robustcert.certifiers import Certificates, Certifier, Claim, strict_arithmetic
 from robustcert.certifiers.base import require_covered_metric
 from robustcert.config.build import (
@@ -157,7 +157,8 @@ def certify(
     folder = Path(output) if output else default_output(subject.checkpoint.path, split, samples)
     if output is None:
         settings = _thresholds(subject, options), options.attack.samples
-        keep_earlier(folder, subject.certifier, subject.named, *settings)
+        metric = space_record(subject.network)["metric"]
+        keep_earlier(folder, subject.certifier, subject.named, *settings, metric)
     with strict_arithmetic() as arithmetic:
         prepared = _prepare(subject, options, arithmetic)
         # An error keeps all radii; a setting that was changed is one before the folder is complete.
@@ -188,8 +189,10 @@ def _read(
     read = read_checkpoint(checkpoint_of(checkpoint))
     changed = {key: value for key, value in dataset.items() if value is not None}
     config = {**read.config, "dataset": {**read.config["dataset"], **changed}}
-    if norm:
-        config["norm"] = dict(norm)
+    config["norm"] = {
+        **(config.get("norm") or {}),
+        **{key: value for key, value in norm.items() if value is not None},
+    }
     source = build_dataset(config, allowed)
     if tuple(source.input_shape) != read.input_shape:
         raise ConfigError(
