@@ -96,12 +96,12 @@ class PairwiseCertifier(Certifier):
         def distances(prediction: Tensor, gap: Tensor, drift: float) -> Tensor:
             return self.distances(network, inputs, prediction, gap, pairwise, drift)
 
-        found = decide(network, x, inputs, certificates(result, x, inputs, distances))
+        found = certificates(result, x, inputs, distances)
         if network.space.metric is not None:
             # Where the input was rounded, the metric's ball is not around the rounded one.
             radius = torch.where(moved(x, inputs) == 0, found.radius, 0.0)
             found = replace(found, radius=radius)
-        return found
+        return decide(network, x, inputs, found)
 
 
 class LipschitzCertifier(PairwiseCertifier):

@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.miniatures import write_npz
 
 from robustcert.data import NPZ, Dataset, DatasetError, Digits, input_space
 from robustcert.data.parts import Parts
 from robustcert.network.linear import Affine, Dense
-from tests.helpers.miniatures import write_npz
 
 NAMES = ["age", "pressure", "sex"]
 

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.runs import run
 
 import robustcert
 from robustcert.check import check
-from robustcert.errors import ConfigError
+from robustcert.errors import ConfigError, UnsoundNetworkError
 from robustcert.report.run_page import write_run_page
 from robustcert.runs.certify import certify
-from tests.helpers.runs import run
 
 
 def write_table(path: Path) -> Path:
@@ -57,7 +57,7 @@ def test_a_table_is_trained_and_certified_in_its_units(tmp_path: Path) -> None:
     assert "units of u" in page
     with pytest.raises(ConfigError, match=r"norm: any change .*, not any change"):
         certify(str(tmp_path / "run"), norm={"scale": 2.0}, attack={"samples": 0})
-    with pytest.raises(ConfigError, match="covers the l2 distance"):
+    with pytest.raises(UnsoundNetworkError, match="covers the l2 distance"):
         certify(
             str(tmp_path / "run"),
             certifier={"_target_": "robustcert.certifiers.CROWNCertifier"},
