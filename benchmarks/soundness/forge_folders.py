@@ -14,6 +14,7 @@ judge instead, of the networks that it knows, and counts where the other checker
 
 import argparse
 import collections
+import json
 import random
 import shutil
 import sys
@@ -51,6 +52,7 @@ GROUPS = {
     "metric": ("in a metric",),
 }
 Case = tuple[str, str, Corruption]
+CLAIM = "certificate.json"
 # Time after which the verified program is ended.
 MAX_SECONDS = 60.0
 
@@ -95,8 +97,13 @@ def damage(generator: random.Random) -> Callable[[Path], None]:
 
 
 def content_of(path: Path) -> dict[str, bytes]:
-    """Names and bytes of a folder's files."""
-    return {file.name: file.read_bytes() for file in path.iterdir() if file.is_file()}
+    """Names and bytes of a folder's files, certificate.json without its spaces."""
+    found = {file.name: file.read_bytes() for file in path.iterdir() if file.is_file()}
+    try:
+        found[CLAIM] = json.dumps(json.loads(found[CLAIM])).encode()
+    except (ValueError, KeyError, RecursionError):
+        return found
+    return found
 
 
 def other_data(folder: Folder) -> bool:
