@@ -42,6 +42,7 @@ def cross_check(
 
     A third of the samples are those with the steepest margin for their radius (least slack), a
     third have the largest radii, the rest are random. All of R^d is searched: nothing is clipped.
+    In a metric S, perturbations are S u, and their lengths those of u.
     What an attack finds is evaluated again before a certificate is called broken.
 
     Args:
@@ -98,11 +99,12 @@ def _attack(
     seed: int,
 ) -> tuple[Tensor, Tensor]:
     """Distances that DDN found, and whether it or the margin attack breaks a certificate."""
-    _, near = margin_attack(network, x, label, radius * INSIDE, steps=margin_steps, seed=seed)
+    f, x = network.around(x)
+    _, near = margin_attack(f, x, label, radius * INSIDE, steps=margin_steps, seed=seed)
     distance, far = ddn(
-        network, x, label, steps=ddn_steps, restarts=ddn_restarts, initial_norm=radius, seed=seed
+        f, x, label, steps=ddn_steps, restarts=ddn_restarts, initial_norm=radius, seed=seed
     )
-    broken = breaks(network, x, label, near, radius) | breaks(network, x, label, far, radius)
+    broken = breaks(f, x, label, near, radius) | breaks(f, x, label, far, radius)
     return distance, broken
 
 
@@ -142,7 +144,8 @@ def _stratified(
     pool = certified[: 8 * samples]
     steepness = []
     for chunk in pool.split(_CHUNK):
-        margin, gradient = margin_gradient(network, in_units(x[chunk]).double(), prediction[chunk])
+        f, centre = network.around(in_units(x[chunk]).double())
+        margin, gradient = margin_gradient(f, centre, prediction[chunk])
         steepness.append(lengths(gradient).flatten() * radius[chunk] / margin)
     chosen = [pool[torch.cat(steepness).argsort(descending=True)[:third]]]
     chosen.append(certified[radius[certified].argsort(descending=True)[:third]])

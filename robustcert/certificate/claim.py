@@ -18,14 +18,17 @@ from robustcert.certificate.samples import (
     SampleFiles,
     positive_status,
 )
+from robustcert.certificate.space import metric_tensors, space_record
 from robustcert.certifiers.base import FUNCTIONS as FUNCTIONS
 from robustcert.certifiers.base import Claim, Proof
+from robustcert.check import METRIC, METRIC_STATEMENT
 from robustcert.network.network import PlainNetwork, Sum, operation_bound, shapes
 from robustcert.network.operation import Operation
 from robustcert.network.quadratics import split_quadratics
 
 # 2: correct predictions are proved ones, and a sum's branches are counted in the digest.
-FORMAT = 2
+# 3: what inputs are and how their distance is measured is part of the claim.
+FORMAT = 3
 CLAIM = (
     "For every sample listed as certified with radius r, every input at l2 distance less than r "
     "from the sample gets the listed prediction, as the unique largest logit."
@@ -144,13 +147,17 @@ def write_claim(
     if claim.multipliers is not None:
         save_file(dict(claim.multipliers), folder / MULTIPLIERS)
         names.append(MULTIPLIERS)
+    metric = metric_tensors(network.space)
+    if metric:
+        save_file(metric, folder / METRIC)
+        names.append(METRIC)
     if claim.pairs is not None:
         _write_global(folder, network, claim.pairs)
         names.append(GLOBAL)
     written = {
         "format": FORMAT,
         "robustcert": __version__,
-        "claim": _statement(claim),
+        "claim": _statement(network, claim),
         "network": {
             "input_shape": list(network.input_shape),
             "digest": network.digest(),
@@ -172,15 +179,13 @@ def in_hexadecimal(pairwise: Tensor | None) -> list[list[str]]:
     return [] if pairwise is None else [[k.hex() for k in row] for row in pairwise.tolist()]
 
 
-def _statement(claim: Claim) -> dict[str, Any]:
+def _statement(network: PlainNetwork, claim: Claim) -> dict[str, Any]:
     """The words of the claim."""
     proved = claim.smoothing is None
+    stated = CLAIM if network.space.metric is None else METRIC_STATEMENT["statement"]
     return {
-        "statement": CLAIM if proved else SMOOTHED_CLAIM,
-        "norm": "l2",
-        "units": "input units: distances between inputs with values in [0, 1]",
-        "domain": "all of R^d, no clipping",
-        "inputs": "float32 values; a uint8 pixel p stands for float32(p / 255)",
+        "statement": stated if proved else SMOOTHED_CLAIM,
+        **space_record(network),
         "functions": {key: FUNCTIONS[key] for key in claim.functions},
         "proof": str(claim.proof),
         **({} if proved else {"smoothing": claim.smoothing}),

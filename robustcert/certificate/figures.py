@@ -19,6 +19,7 @@ def draw_vra_curve(
     attacked: int,
     title: str,
     label: str = "verified",
+    units: str = "input units",
 ) -> None:
     """Draw verified robust accuracy against radius with the attack's accuracy beside it.
 
@@ -31,6 +32,7 @@ def draw_vra_curve(
         attacked: Attacked samples.
         title: What was certified.
         label: What the curve is called.
+        units: What radii are measured in.
     """
     # The object interface draws without a display and without pyplot's global state.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -53,7 +55,7 @@ def draw_vra_curve(
             label=f"under PGD, clipped to [0, 1] ({attacked} samples)",
         )
     axes.set(
-        xlabel=r"$\ell_2$ radius (input units)",
+        xlabel=rf"$\ell_2$ radius ({units})",
         ylabel="share of samples",
         ylim=(0, 1.02),
         xlim=(0, None),

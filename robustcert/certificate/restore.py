@@ -14,6 +14,7 @@ from robustcert.check import CURVATURES, KINDS, Operation, slopes_of
 from robustcert.layers.pool import norm_pool
 from robustcert.network.activation import Activation, Slopes
 from robustcert.network.blocks import ResidualBlock, Sandwich
+from robustcert.network.input_space import IMAGES, InputSpace
 from robustcert.network.linear import Affine, CircularConvolution, Convolution, Dense, Flatten
 from robustcert.network.network import PlainNetwork, Sum
 from robustcert.network.operation import Operation as FoldedOperation
@@ -24,14 +25,14 @@ from robustcert.network.quadratics import Quadratics
 _COUNTS, _MORE = 2.0, 1e-12
 
 
-def restore_network(operations: Sequence[Operation]) -> PlainNetwork:
+def restore_network(operations: Sequence[Operation], space: InputSpace = IMAGES) -> PlainNetwork:
     """The folded network of operations that the checker has read, which judged every constant.
 
     Raises:
         ValueError: an activation is known to the checker and not here.
     """
     restored = tuple(_restore(operation) for operation in operations)
-    return PlainNetwork(restored, operations[0].input_shape)
+    return PlainNetwork(restored, operations[0].input_shape, space)
 
 
 def _restore(operation: Operation) -> FoldedOperation:

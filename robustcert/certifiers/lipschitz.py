@@ -17,6 +17,7 @@ from robustcert.certifiers.base import (
     certificates,
     exceeds_error,
     moved,
+    require_covered_metric,
 )
 from robustcert.margins import smallest_margin
 from robustcert.network.agreement import require_agreement
@@ -51,6 +52,7 @@ class PairwiseCertifier(Certifier):
 
     def claim(self, network: PlainNetwork, samples: Iterable[Tensor] = ()) -> Claim:
         """The proof, the functions and the pairwise constants; see :class:`Certifier`."""
+        require_covered_metric(self, network)
         pairwise = self.pairwise_bound(network)
         return Claim(self.proof, self.functions, self.dtype, pairwise=pairwise)
 
@@ -84,6 +86,7 @@ class PairwiseCertifier(Certifier):
             UnsoundNetworkError: a bound of the network cannot be proved.
             ValueError: the inputs have another shape than the network's, or stand for no numbers.
         """
+        require_covered_metric(self, network)
         network = network.owned()
         x = network_inputs(x, network.input_shape)
         inputs = x.to(self.dtype)
@@ -93,7 +96,12 @@ class PairwiseCertifier(Certifier):
         def distances(prediction: Tensor, gap: Tensor, drift: float) -> Tensor:
             return self.distances(network, inputs, prediction, gap, pairwise, drift)
 
-        return decide(network, x, inputs, certificates(result, x, inputs, distances))
+        found = certificates(result, x, inputs, distances)
+        if network.space.metric is not None:
+            # Where the input was rounded, the metric's ball is not around the rounded one.
+            radius = torch.where(moved(x, inputs) == 0, found.radius, 0.0)
+            found = replace(found, radius=radius)
+        return decide(network, x, inputs, found)
 
 
 class LipschitzCertifier(PairwiseCertifier):
@@ -113,6 +121,7 @@ class LipschitzCertifier(PairwiseCertifier):
     """
 
     proof = Proof.LIPSCHITZ
+    covers_metric = True
 
 
 def decide(network: PlainNetwork, x: Tensor, inputs: Tensor, found: Certificates) -> Certificates:

@@ -50,12 +50,15 @@ class QuadricCertifier(Certifier):
     :math:`\lVert x \rVert + 1` of x, to which radii are confined; the rounding of
     :math:`\varphi(z)` and its gradient is bounded a priori. A radius of the features is L times one
     of the input, L being the proved constant of what is before the quadratics: 1 where that only
-    flattens, and the radius is the exact one.
+    flattens, and the radius is the exact one. In a metric S, L is the constant of u to the features
+    of x + S u.
 
     Other networks get their Lipschitz radii. The deployed network is the one in float64.
 
     Reference: Boyd and Vandenberghe, *Convex Optimization*, appendix B (the S-procedure).
     """
+
+    covers_metric = True
 
     def __init__(self) -> None:
         self._otherwise = LipschitzCertifier()

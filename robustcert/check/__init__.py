@@ -27,10 +27,12 @@ if TYPE_CHECKING:
     from robustcert.check.arithmetic import FLOAT64
     from robustcert.check.forward.batches import FLOAT_BYTES, batches, float_bytes
     from robustcert.check.forward.floating import evaluate
+    from robustcert.check.network.metric import change_in_words
     from robustcert.check.network.operation import Operation, walk
     from robustcert.check.network.reading import read_network
     from robustcert.check.reader import (
         FILES,
+        METRIC,
         MULTIPLIERS,
         UnreadableError,
         parse_json,
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
         sha256,
     )
     from robustcert.check.report import Report
+    from robustcert.check.statement import INPUTS, METRIC_STATEMENT, UNITS, VALUES, Space
     from robustcert.check.verdict import ProvedNetwork, check, prove_network
 
 # What the rest of the package takes from here: a test holds that it imports nothing else.
@@ -48,13 +51,20 @@ __all__ = [
     "FILES",
     "FLOAT64",
     "FLOAT_BYTES",
+    "INPUTS",
     "KINDS",
+    "METRIC",
+    "METRIC_STATEMENT",
     "MULTIPLIERS",
+    "UNITS",
+    "VALUES",
     "Operation",
     "ProvedNetwork",
     "Report",
+    "Space",
     "UnreadableError",
     "batches",
+    "change_in_words",
     "check",
     "evaluate",
     "float_bytes",
@@ -78,13 +88,15 @@ _NAMES = {
     "arithmetic": ("FLOAT64",),
     "forward.batches": ("FLOAT_BYTES", "batches", "float_bytes"),
     "forward.floating": ("evaluate",),
+    "network.metric": ("change_in_words",),
     "network.operation": ("Operation", "walk"),
     "network.reading": ("read_network",),
     "reader": (
-        *("FILES", "MULTIPLIERS", "UnreadableError", "parse_json", "parse_radii"),
+        *("FILES", "METRIC", "MULTIPLIERS", "UnreadableError", "parse_json", "parse_radii"),
         *("parse_safetensors", "read_bytes", "sha256"),
     ),
     "report": ("Report",),
+    "statement": ("INPUTS", "METRIC_STATEMENT", "UNITS", "VALUES", "Space"),
     "verdict": ("ProvedNetwork", "check", "prove_network"),
 }
 _MODULES = {name: module for module, names in _NAMES.items() for name in names}

@@ -5,7 +5,6 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,12 @@ import numpy as np
 
 from robustcert.check import curvature, dataset, memory
 from robustcert.check.arithmetic import FLOAT32, Arithmetic
-from robustcert.check.constants import claimed_bounds, claimed_pairwise, prove_constants
+from robustcert.check.constants import (
+    Constants,
+    claimed_bounds,
+    claimed_pairwise,
+    prove_constants,
+)
 from robustcert.check.fixed_point import Floats
 from robustcert.check.margins import Network
 from robustcert.check.network.digest import digest
@@ -23,6 +27,7 @@ from robustcert.check.quadratic.network import QuadraticNetwork, covers
 from robustcert.check.radii import Proving, verify_radii
 from robustcert.check.reader import (
     FILES,
+    METRIC,
     MULTIPLIERS,
     Array,
     Row,
@@ -38,7 +43,15 @@ from robustcert.check.reader import (
 )
 from robustcert.check.report import Report
 from robustcert.check.samples import Samples, check_summary, check_table, read_samples
-from robustcert.check.statement import CLAIMS, FORMAT, NOT_COVERED, check_statement, status
+from robustcert.check.statement import (
+    CLAIMS,
+    FORMAT,
+    NOT_COVERED,
+    Space,
+    check_space,
+    check_statement,
+    status,
+)
 from robustcert.check.verified import prove_verified
 
 # Maximum number and length of the keys of certificate.json that nothing reads: all are listed.
@@ -77,17 +90,17 @@ def check(
     report = Report()
     read = _read_folder(_open(folder), data, report)
     operations, proof = read.operations, read.proof
-    report.note("memory", str(memory.need(read.size, operations, proof)))
+    report.note("memory", str(memory.need(read.size, operations, proof, read.space.metric)))
     # Checks that need no proof come first, so that a malformed folder is refused early.
     check_table(read.rows, read.samples, operations[-1].output_shape[0], report)
     check_summary(read.claim["summary"], read.rows, report)
     if verified_until is not None:
         _prove_by_program(read, verified_until, report)
     else:
-        proved, pairwise = prove_constants(read.claim, read.content, operations, proof, report)
+        constants = prove_constants(read.claim, read.content, operations, proof, read.space, report)
         _name_uncovered_radii(operations, proof, report)
         if not report.mismatches and proof != "smoothing":
-            _verify_rows(read, proved, pairwise, exact, seed, report)
+            _verify_rows(read, constants, exact, seed, report)
     if GLOBAL in read.claim["files"] or (read.path / GLOBAL).exists():
         report.uncovered.append(f"{GLOBAL}: what it says of all pairs of inputs is not re-proved")
     _compare_with_data(read.samples, data, report)
@@ -107,6 +120,7 @@ class _Folder:
         deployed: Arithmetics of the deployed networks that the claim is about.
         proof: Name of the proof in the claim.
         operations: Operations of the network, applied in turn.
+        space: What inputs are, and how their distance is measured.
         samples: Inputs, labels and indices.
         rows: The lines of radii.csv.
         unread_keys: Keys of certificate.json that nothing reads.
@@ -120,6 +134,7 @@ class _Folder:
     deployed: list[Arithmetic]
     proof: str
     operations: tuple[Operation, ...]
+    space: Space
     samples: Samples
     rows: list[Row]
     unread_keys: list[str]
@@ -135,7 +150,8 @@ def _read_folder(folder: Path, data: Sequence[str | Path], report: Report) -> _F
     _check_files(claim["files"], content, report)
     operations, tensors = _read_operations(claim, content, report)
     unread_keys, unread_files = _unread_keys(claim), _unread_files(folder, content)
-    samples = read_samples(content["samples.safetensors"], operations, data)
+    space = _read_space(claim, content, operations)
+    samples = read_samples(content["samples.safetensors"], operations, data, space.kind)
     certified = status(claim["claim"], proof)
     rows = parse_radii(content.pop("radii.csv"), len(samples.labels), certified)
     if FLOAT32 in deployed and any(array.dtype == np.float64 for array in tensors.values()):
@@ -151,6 +167,7 @@ def _read_folder(folder: Path, data: Sequence[str | Path], report: Report) -> _F
         deployed,
         proof,
         operations,
+        space,
         samples,
         rows,
         unread_keys,
@@ -173,6 +190,11 @@ def _prove_by_program(read: _Folder, deadline: float, report: Report) -> None:
         raise UnreadableError(
             f"claim proof {read.proof}: the verified checker knows lipschitz; run it without "
             "--verified"
+        )
+    if read.space.metric is not None:
+        raise UnreadableError(
+            "claim metric: the verified checker knows the l2 distance of inputs alone; run it "
+            "without --verified"
         )
     report.program = True
     bounds = claimed_bounds(items(read.claim["bounds"], "bounds"), read.operations, report)
@@ -219,18 +241,18 @@ def _compare_the_rest(
 
 def _verify_rows(
     read: _Folder,
-    proved: dict[str, Fraction],
-    pairwise: list[list[float]],
+    constants: Constants,
     exact: int,
     seed: int | None,
     report: Report,
 ) -> None:
     operations, deployed, rows = read.operations, read.deployed, read.rows
-    upper = {path: math.nextafter(float(value), math.inf) for path, value in proved.items()}
-    smooth = read.proof == "second-order"
-    network: Proving = Network(operations, upper, np.array(pairwise), deployed, smooth)
+    metric = constants.metric
+    upper = {p: math.nextafter(float(v), math.inf) for p, v in constants.proved.items()}
+    pairwise, smooth = np.array(constants.pairwise), read.proof == "second-order"
+    network: Proving = Network(operations, upper, pairwise, deployed, smooth, metric)
     if read.proof == "quadric":
-        network = QuadraticNetwork(operations, upper, deployed)
+        network = QuadraticNetwork(operations, upper, deployed, metric=metric)
     if report.uncovered:
         # The radii have no proof here, but predictions that are called correct need one.
         rows = [replace(row, certified=False, radius=0.0) for row in rows]
@@ -254,6 +276,8 @@ def _name_unchecked(read: _Folder, report: Report) -> None:
         "who wrote the folder, with which version, and how the network was trained",
         "names of operations, and metadata of the .safetensors files",
     ]
+    if read.space.names is not None:
+        report.said.append("the names of the columns or channels")
     if read.unread_keys:
         report.said.append(f"not read in certificate.json: {', '.join(read.unread_keys)}")
     if read.unread_files:
@@ -269,12 +293,14 @@ class ProvedNetwork:
         digest: Digest of the network, recomputed.
         pairwise: Proved constants of logit i minus logit j, ``(C, C)``; empty for quadratics.
         proof: Name of the proof in the claim.
+        space: What inputs are, and how their distance is measured.
     """
 
     operations: tuple[Operation, ...]
     digest: str
     pairwise: Floats
     proof: str
+    space: Space
 
 
 def prove_network(folder: str | Path) -> tuple[ProvedNetwork, Report]:
@@ -289,9 +315,10 @@ def prove_network(folder: str | Path) -> tuple[ProvedNetwork, Report]:
     keys(claim["files"], "files", content.keys() - {"certificate.json"})
     _check_files(claim["files"], content, report)
     operations, _ = _read_operations(claim, content, report)
-    _, pairwise = prove_constants(claim, content, operations, proof, report)
+    space = _read_space(claim, content, operations)
+    constants = prove_constants(claim, content, operations, proof, space, report)
     found = digest(operations[0].input_shape, operations)
-    return ProvedNetwork(operations, found, np.array(pairwise), proof), report
+    return ProvedNetwork(operations, found, np.array(constants.pairwise), proof, space), report
 
 
 def _open(folder: str | Path) -> Path:
@@ -312,14 +339,23 @@ def _read_claim(
     if claim["format"] != FORMAT or type(claim["format"]) is not int:
         raise UnreadableError(
             f"certificate.json: expected format {FORMAT}, got {show(claim['format'])}: certify the "
-            "network again with this version (an older format counts predictions as correct that "
-            "are not proved)"
+            "network again with this version (an older format does not say what its inputs are)"
         )
     keys(claim, "certificate.json", CLAIMS)
     deployed, proof = check_statement(claim["claim"])
     if proof == "lipsdp":
         content[MULTIPLIERS] = read_bytes(folder, MULTIPLIERS)
+    if claim["claim"]["metric"] is not None:
+        content[METRIC] = read_bytes(folder, METRIC)
     return content, claim, deployed, proof
+
+
+def _read_space(
+    claim: dict[str, Any], content: dict[str, bytes], operations: tuple[Operation, ...]
+) -> Space:
+    # What the claim says of inputs and their distance.
+    tensors = parse_safetensors(content[METRIC], METRIC) if METRIC in content else None
+    return check_space(claim["claim"], tensors, operations[0].input_shape)
 
 
 def _unread_keys(claim: dict[str, Any]) -> list[str]:

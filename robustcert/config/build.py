@@ -16,7 +16,7 @@ from torch import nn
 from robustcert.certifiers import Certifier, LipschitzCertifier
 from robustcert.config.moved_targets import current_target
 from robustcert.config.schema import check_call, join_key
-from robustcert.data import Dataset, Parts
+from robustcert.data import Dataset, InputSpace, Parts, input_space
 from robustcert.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -116,6 +116,21 @@ def build_dataset(config: Config, allowed: Sequence[str]) -> Dataset:
     return build(config["dataset"], "dataset", allowed, expected=Dataset)
 
 
+def build_space(config: Config, dataset: Dataset) -> InputSpace:
+    """What the dataset's inputs are, in the metric of ``norm``.
+
+    Raises:
+        ConfigError: a scale or a frozen feature does not fit the dataset.
+    """
+    # A checkpoint of an earlier version has no such options.
+    options = {k: v for k, v in (config.get("norm") or {}).items() if v is not None}
+    check_call(input_space, options, "norm", frozenset({"dataset"}))
+    try:
+        return input_space(dataset, **options)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
 def build_data(config: Config, dataset: Dataset, allowed: Sequence[str]) -> "DataModule":
     """Batches of a dataset for training."""
     # Imported here, as the module is below: certification builds neither, and needs no Lightning.
@@ -165,6 +180,7 @@ def build_module(config: Config, dataset: Dataset, allowed: Sequence[str]) -> "C
         epsilon_schedule=build(config["epsilon_schedule"], "epsilon_schedule", allowed),
         lr_schedule=build(config["lr_schedule"], "lr_schedule", allowed),
         validation=build_validation(config),
+        space=build_space(config, dataset),
     )
 
 

@@ -1,4 +1,4 @@
-"""Datasets with inputs in [0, 1], their readers, and batches of them for Lightning."""
+"""Datasets of images in [0, 1] or of columns, their readers, and batches of them for Lightning."""
 
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ from robustcert.data.files import FileDataset
 from robustcert.data.idx import MNIST, FashionMNIST
 from robustcert.data.image_folder import ImageFolder
 from robustcert.data.imagenet import ImageNet, TinyImageNet
+from robustcert.data.metric import input_space
 from robustcert.data.mixing import CutMix, Mixing, Mixup
 from robustcert.data.moons import Moons
 from robustcert.data.npz import NPZ
@@ -23,6 +24,7 @@ from robustcert.data.parts import Part, Parts
 from robustcert.data.rand_augment import RandAugment
 from robustcert.data.sampler import EpochSampler, EvaluationSampler, MixedSampler
 from robustcert.data.toys import XOR, Disc, HalfPlane, Orthant, Spheres, Square, Toy, Wedge
+from robustcert.network.input_space import InputSpace
 
 if TYPE_CHECKING:
     from robustcert.data.datamodule import DataModule
@@ -48,6 +50,7 @@ __all__ = [
     "ImageAugmentation",
     "ImageFolder",
     "ImageNet",
+    "InputSpace",
     "MixedSampler",
     "Mixing",
     "Mixup",
@@ -66,6 +69,7 @@ __all__ = [
     "TinyImageNet",
     "Toy",
     "Wedge",
+    "input_space",
     "to_unit",
 ]
 

@@ -151,7 +151,8 @@ class DataModule(LightningDataModule):
         stored = self.stored("train")
         classes = range(self.dataset.num_classes)
         rows = torch.cat([(stored.labels == c).nonzero()[:count, 0] for c in classes])
-        return Examples(to_unit(stored.inputs[rows]), stored.labels[rows], stored.indices[rows])
+        inputs = to_unit(stored.inputs[rows], domain=self.dataset.domain)
+        return Examples(inputs, stored.labels[rows], stored.indices[rows])
 
     def prepare_data(self) -> None:
         """Fetch missing files, in one process."""

@@ -1,4 +1,4 @@
-"""The dataset contract: labelled examples with inputs in [0, 1], and where they came from."""
+"""The dataset contract: labelled examples, what their inputs are, and where they came from."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from robustcert.network.input_space import Kind
 from robustcert.network.units import in_units
 
 Split = Literal["train", "test"]
@@ -72,7 +73,8 @@ class Examples:
 
     Args:
         inputs: Shape ``(N, *input_shape)``, uint8 in 0..255 or floating point in [0, 1]: a tensor,
-            or a :class:`Stream` that reads them batch by batch.
+            or a :class:`Stream` that reads them batch by batch. Columns are floating point of any
+            finite values.
         labels: Class indices, int64, shape ``(N,)``.
         indices: Position of every example in the split's file order, int64, shape ``(N,)``;
             ``0 .. N-1`` if not given.
@@ -102,17 +104,24 @@ class Examples:
 
 
 class Dataset(ABC):
-    """A train and a test split of labelled examples with inputs in [0, 1].
+    """A train and a test split of labelled examples.
 
     A subclass sets the attributes and implements ``read``. Normalisation is no part of a dataset:
     it is a layer of the network, inside its Lipschitz bound, so that a radius is always a distance
-    between inputs in [0, 1].
+    between inputs as they are.
+
+    Attributes:
+        domain: ``images``, of values in [0, 1], or ``columns``, of any finite values, each in the
+            units of its column.
+        column_names: Names of the columns or channels, if they have any.
     """
 
     name: str
     input_shape: tuple[int, ...]
     num_classes: int
     class_names: tuple[str, ...] | None = None
+    domain: Kind = "images"
+    column_names: tuple[str, ...] | None = None
 
     @abstractmethod
     def read(self, split: Split) -> Examples:
@@ -136,12 +145,13 @@ def check_split(split: str) -> None:
         raise DatasetError(f"expected split 'train' or 'test', but got {split!r}")
 
 
-def to_unit(inputs: Tensor, source: str = "inputs") -> Tensor:
+def to_unit(inputs: Tensor, source: str = "inputs", domain: Kind = "images") -> Tensor:
     """Inputs as float32 in [0, 1]: uint8 is divided by 255, floating point must lie there already.
 
     Args:
         inputs: Any shape, uint8 or floating point.
         source: Named in the error: the file that the inputs came from.
+        domain: With ``columns``, floating point of any values, as the nearest float32.
     """
     try:
         numbers = in_units(inputs)
@@ -149,6 +159,8 @@ def to_unit(inputs: Tensor, source: str = "inputs") -> Tensor:
         raise DatasetError(f"{source}: {error}") from error
     if inputs.dtype == torch.uint8:
         return numbers
+    if domain == "columns":
+        return numbers.to(torch.float32)
     # NaN compares false, so it is refused as well.
     outside = ~((inputs >= 0) & (inputs <= 1))
     if outside.any():
@@ -193,5 +205,25 @@ def check_examples(dataset: Dataset, split: Split, examples: Examples) -> None:
             raise DatasetError(
                 f"{source}: expected streamed inputs of type uint8, got {examples.inputs.dtype}"
             )
+    elif dataset.domain == "columns":
+        check_columns(examples.inputs, dataset.column_names, source)
     elif examples.inputs.dtype != torch.uint8:
         to_unit(examples.inputs, source)
+
+
+def check_columns(inputs: Tensor, names: Sequence[str] | None, source: str) -> None:
+    """Raise unless inputs are floating-point vectors of finite float32 values."""
+    if not inputs.is_floating_point() or inputs.dim() != 2:
+        raise DatasetError(
+            f"{source}: expected columns as floating point of shape (N, D), got {inputs.dtype} of "
+            f"shape {tuple(inputs.shape)}"
+        )
+    missing = ~torch.isfinite(inputs.to(torch.float32))
+    if missing.any():
+        row, column = missing.nonzero()[0].tolist()
+        name = names[column] if names else f"column {column}"
+        raise DatasetError(
+            f"{source}: {name}: expected finite float32 values, got "
+            f"{inputs[row, column].item():g} in row {row} ({int(missing[:, column].sum())} such "
+            "values): leave these rows out, or fill the values in before writing the file"
+        )

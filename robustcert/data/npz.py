@@ -9,11 +9,22 @@ from typing import Any
 import numpy as np
 import torch
 
-from robustcert.data.dataset import Dataset, DatasetError, Examples, Split, check_split, to_unit
+from robustcert.data.dataset import (
+    Dataset,
+    DatasetError,
+    Examples,
+    Split,
+    check_columns,
+    check_split,
+    to_unit,
+)
 from robustcert.data.files import digest
+from robustcert.network.input_space import Kind
 
 # Names of the arrays in the file.
 KEYS = ("x_train", "y_train", "x_test", "y_test")
+# Name of the array that names the columns, which need not be there.
+NAMES = "columns"
 
 
 class NPZ(Dataset):
@@ -21,18 +32,30 @@ class NPZ(Dataset):
 
     The file holds ``x_train``, ``y_train``, ``x_test`` and ``y_test``. Inputs are uint8 (divided
     by 255) or floating point in [0, 1], of shape ``(N, C, H, W)``, ``(N, H, W)`` (grey images) or
-    ``(N, D)``. Labels are integers from 0 of shape ``(N,)``, without a gap over both splits.
+    ``(N, D)``. Labels are integers from 0 of shape ``(N,)``, without a gap over both splits. With
+    ``domain="columns"``, inputs are a table: floating point ``(N, D)`` of any finite values, each
+    in the units of its column.
 
     Args:
         root: The file.
         num_classes: Number of classes, where the file has no sample of some of them; by default
             the largest label plus one.
+        domain: ``images``, in [0, 1], or ``columns``.
+        columns: Names of the columns; those of the file's array ``columns`` by default.
     """
 
-    def __init__(self, root: str | os.PathLike[str], num_classes: int | None = None) -> None:
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        num_classes: int | None = None,
+        domain: Kind = "images",
+        columns: list[str] | None = None,
+    ) -> None:
         self.path = Path(root).expanduser()
         self.name = self.path.stem
         arrays = _load(self.path)
+        self.domain = domain
+        self.column_names = _column_names(arrays, columns, self.path)
         self._record = {
             "name": self.path.name,
             "bytes": self.path.stat().st_size,
@@ -41,7 +64,8 @@ class NPZ(Dataset):
         }
         self._splits: dict[str, Examples] = {}
         for split in ("train", "test"):
-            inputs = _inputs(arrays[f"x_{split}"], f"{self.path} (x_{split})")
+            source = f"{self.path} (x_{split})"
+            inputs = _inputs(arrays[f"x_{split}"], source, domain, self.column_names)
             labels = _labels(arrays[f"y_{split}"], len(inputs), f"{self.path} (y_{split})")
             self._splits[split] = Examples(inputs, labels)
         shapes = [tuple(examples.inputs.shape[1:]) for examples in self._splits.values()]
@@ -85,7 +109,7 @@ def _load(path: Path) -> dict[str, np.ndarray]:
                     f"{path}: expected the arrays {', '.join(KEYS)}, but got "
                     f"{', '.join(archive.files) or 'none'}"
                 )
-            return {key: archive[key] for key in KEYS}
+            return {key: archive[key] for key in (*KEYS, NAMES) if key in archive.files}
     except DatasetError:
         raise
     except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
@@ -95,7 +119,27 @@ def _load(path: Path) -> dict[str, np.ndarray]:
         ) from error
 
 
-def _inputs(array: np.ndarray, source: str) -> torch.Tensor:
+def _column_names(
+    arrays: dict[str, np.ndarray], given: list[str] | None, path: Path
+) -> tuple[str, ...] | None:
+    found: Any = arrays.get(NAMES) if given is None else np.array(given)
+    if found is None:
+        return None
+    names = [str(name) for name in found.flat]
+    width = arrays["x_train"].shape[1] if arrays["x_train"].ndim > 1 else 0
+    if len(names) != width or len(set(names)) != len(names) or not all(names):
+        raise DatasetError(
+            f"{path}: expected {width} different names of columns, got {len(names)} "
+            f"({', '.join(names[:4])}): set dataset.columns, or the file's array {NAMES}"
+        )
+    return tuple(names)
+
+
+def _inputs(
+    array: np.ndarray, source: str, domain: Kind, names: tuple[str, ...] | None
+) -> torch.Tensor:
+    if domain == "columns":
+        return _columns(array, source, names)
     if array.ndim not in (2, 3, 4) or 0 in array.shape:
         raise DatasetError(
             f"{source}: expected the shape (N, C, H, W), (N, H, W) or (N, D) without a zero, but "
@@ -113,6 +157,18 @@ def _inputs(array: np.ndarray, source: str) -> torch.Tensor:
     if array.dtype == np.uint8:
         return torch.from_numpy(np.ascontiguousarray(array))
     return to_unit(torch.from_numpy(array.astype(np.float64)), source)
+
+
+def _columns(array: np.ndarray, source: str, names: tuple[str, ...] | None) -> torch.Tensor:
+    if array.dtype.kind != "f" or array.ndim != 2 or 0 in array.shape:
+        raise DatasetError(
+            f"{source}: expected a table of floating point, (N, D), got {array.dtype} of shape "
+            f"{array.shape}: write x.astype(float), with a column of 0 and 1 for each value of a "
+            "categorical one"
+        )
+    inputs = torch.from_numpy(array.astype(np.float64))
+    check_columns(inputs, names, source)
+    return to_unit(inputs, source, "columns")
 
 
 def _num_classes(labels: torch.Tensor, given: int | None, path: Path) -> int:

@@ -68,7 +68,8 @@ class Parts:
         ``"train"`` and ``"validation"``.
         """
         stored = self.stored(part)
-        return Examples(to_unit(stored.inputs[:]), stored.labels, stored.indices)
+        inputs = to_unit(stored.inputs[:], domain=self.dataset.domain)
+        return Examples(inputs, stored.labels, stored.indices)
 
     def stored(self, part: Part) -> Examples:
         """All examples of a part as the dataset gives them: images as uint8, or as a stream."""
@@ -94,7 +95,8 @@ class Parts:
         check_examples(self.dataset, split, examples)
         if examples.inputs.dtype == torch.uint8 or isinstance(examples.inputs, Stream):
             return examples
-        return Examples(to_unit(examples.inputs), examples.labels, examples.indices)
+        inputs = to_unit(examples.inputs, domain=self.dataset.domain)
+        return Examples(inputs, examples.labels, examples.indices)
 
     def in_order(self, part: Part, batch_size: int, first: int, last: int) -> DataLoader[Any]:
         """Batches of the rows from ``first`` to ``last`` (not included) of a part, as stored."""

@@ -30,7 +30,7 @@ from robustcert.check import (
 from robustcert.errors import ReportError
 
 # Of certificate.json, see robustcert.certificate.claim.
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,17 @@ class Claim:
     def config(self) -> dict[str, Any]:
         """Configuration of the run; empty for a certificate made without one."""
         return self.record.get("config") or {}
+
+    @property
+    def metric(self) -> dict[str, Any] | None:
+        """The claim's entry about a metric on inputs; None for their l2 distance."""
+        found: dict[str, Any] | None = self.record["claim"]["metric"]
+        return found
+
+    @property
+    def units(self) -> str:
+        """What radii are measured in, in two words."""
+        return "input units" if self.metric is None else "units of u"
 
     @property
     def split(self) -> str:

@@ -97,7 +97,8 @@ def affordable(count: int, others: int, dimension: int) -> int:
 
 
 def _points(inputs: Tensor) -> Tensor:
-    return to_unit(inputs).double().flatten(1)
+    # Whatever their range: a dataset has checked it.
+    return to_unit(inputs, domain="columns").double().flatten(1)
 
 
 def _blocks(inputs: Tensor, rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

@@ -18,13 +18,16 @@ from robustcert.certificate.claim import FORMAT, in_hexadecimal, is_certificate,
 from robustcert.certificate.figures import draw_level_sets, draw_vra_curve
 from robustcert.certificate.places import certificate_beside, checkpoint_of
 from robustcert.certificate.samples import CertifiedSplit, SampleFiles, has_radii, positive_status
+from robustcert.certificate.space import metric_tensors, space_record
 from robustcert.certifiers import Certificates, Certifier, Claim, strict_arithmetic
+from robustcert.certifiers.base import require_covered_metric
 from robustcert.config.build import (
     CHECKPOINT_TARGETS,
     Config,
     build_certifier,
     build_dataset,
     build_parts,
+    build_space,
 )
 from robustcert.data import Dataset, Examples, Part, Parts, Stream, to_unit
 from robustcert.errors import ConfigError
@@ -115,6 +118,7 @@ def certify(
     samples: int | None = None,
     radii: list[float] | None = None,
     dataset: Mapping[str, Any] | None = None,
+    norm: Mapping[str, Any] | None = None,
     output: str | None = None,
     batch_size: int = 1024,
     device: str = "cpu",
@@ -130,6 +134,8 @@ def certify(
         samples: Only the first so many of the split.
         radii: At which certified samples are counted; those of training by default.
         dataset: Changes to the dataset's node, such as ``{"root": ...}``.
+        norm: Scales and frozen features of the metric, see :func:`robustcert.data.input_space`;
+            those of training by default.
         output: Folder to write; what stands there is replaced. By default :func:`default_output`,
             where a certificate of other settings is kept.
         batch_size: Samples certified at once.
@@ -147,11 +153,12 @@ def certify(
     started = time.perf_counter()
     attacking = build_attack(attack or {})
     options = _Options(split, samples, radii, batch_size, _device(device), attacking)
-    subject = _read(checkpoint, certifier or {}, dataset or {}, allow_targets or [])
+    subject = _read(checkpoint, certifier or {}, dataset or {}, norm or {}, allow_targets or [])
     folder = Path(output) if output else default_output(subject.checkpoint.path, split, samples)
     if output is None:
         settings = _thresholds(subject, options), options.attack.samples
-        keep_earlier(folder, subject.certifier, subject.named, *settings)
+        metric = space_record(subject.network)["metric"]
+        keep_earlier(folder, subject.certifier, subject.named, *settings, metric)
     with strict_arithmetic() as arithmetic:
         prepared = _prepare(subject, options, arithmetic)
         # An error keeps all radii; a setting that was changed is one before the folder is complete.
@@ -170,7 +177,11 @@ def certify(
 
 
 def _read(
-    checkpoint: str, certifier: Config, dataset: Mapping[str, Any], allow_targets: Sequence[str]
+    checkpoint: str,
+    certifier: Config,
+    dataset: Mapping[str, Any],
+    norm: Mapping[str, Any],
+    allow_targets: Sequence[str],
 ) -> _Subject:
     """Read a checkpoint and build what its configuration names; nothing is computed yet."""
     allowed = (*CHECKPOINT_TARGETS, *allow_targets)
@@ -178,6 +189,10 @@ def _read(
     read = read_checkpoint(checkpoint_of(checkpoint))
     changed = {key: value for key, value in dataset.items() if value is not None}
     config = {**read.config, "dataset": {**read.config["dataset"], **changed}}
+    config["norm"] = {
+        **(config.get("norm") or {}),
+        **{key: value for key, value in norm.items() if value is not None},
+    }
     source = build_dataset(config, allowed)
     if tuple(source.input_shape) != read.input_shape:
         raise ConfigError(
@@ -185,7 +200,8 @@ def _read(
             f"{tuple(source.input_shape)} from {source.name}"
         )
     model = restore_module(read, config, allowed)
-    network = fold_network(model, read.input_shape)
+    network = fold_network(model, read.input_shape, build_space(config, source))
+    require_covered_metric(proving, network)
     parts = build_parts(config, source)
     return _Subject(read, config, proving, certifier, source, parts, model, network)
 
@@ -203,7 +219,8 @@ def _prepare(subject: _Subject, options: _Options, arithmetic: Mapping[str, Any]
     require_agreement(subject.model, network, stored.inputs[rows])
     moved = network.to(options.device)
     with strict_arithmetic():
-        batches = (to_unit(stored.inputs[part]) for part in _parts(count, batch_size))
+        kind = network.space.kind
+        batches = (to_unit(stored.inputs[part], domain=kind) for part in _parts(count, batch_size))
         claim = subject.certifier.claim(moved, batches)
     read = subject.checkpoint
     record: dict[str, Any] = {
@@ -233,7 +250,8 @@ def _certify(
     if files.done:
         log.info("%d of %d samples were certified before: going on", files.done, count)
     for batch, _ in subject.parts.in_order(options.split, options.batch_size, files.done, count):
-        found = subject.certifier.certify(prepared.network, to_unit(batch.to(options.device)))
+        x = to_unit(batch.to(options.device), domain=prepared.network.space.kind)
+        found = subject.certifier.certify(prepared.network, x)
         names = ("prediction", "radius", "margin", "error", "decided")
         files.append(batch, Certificates(*(getattr(found, name).cpu() for name in names)))
     return files.split(stored.inputs)
@@ -279,8 +297,9 @@ def _write(
         attacked=attacked["samples"],
         title=f"{source.name}, {options.split} split",
         label=verified(written),
+        units="input units" if network.space.metric is None else "units of u",
     )
-    if subject.checkpoint.input_shape == (2,):
+    if subject.checkpoint.input_shape == (2,) and network.space.kind == "images":
         _draw_plane(folder / "levels.png", subject.certifier, network, source)
     return written
 
@@ -353,6 +372,7 @@ def _key(
         "smoothing": claim.smoothing,
         "format": FORMAT,
         "network": network.digest(),
+        "space": _space(network),
         "pairwise": in_hexadecimal(claim.pairwise),
         "samples": hashlib.sha256(samples).hexdigest(),
         "inputs": [list(stored.inputs.shape), str(stored.inputs.dtype)],
@@ -363,12 +383,19 @@ def _key(
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
+def _space(network: PlainNetwork) -> list[str]:
+    """The metric's bits, and what inputs are."""
+    tensors = metric_tensors(network.space)
+    bits = [hashlib.sha256(t.numpy().tobytes()).hexdigest() for t in tensors.values()]
+    return [network.space.kind, *map(str, network.space.names or ()), *tensors, *bits]
+
+
 def _tightness(
     network: PlainNetwork, result: CertifiedSplit, pairwise: torch.Tensor | None
 ) -> dict[str, float] | None:
     if pairwise is None:
         return None
-    x = to_unit(result.inputs[:_DIAGNOSED]).double()
+    x = to_unit(result.inputs[:_DIAGNOSED], domain=network.space.kind).double()
     # A gradient for every class: of all samples at once they would be the peak of memory.
     parts = [gradient_ratio(network, part, pairwise.cpu()) for part in x.split(_AT_ONCE)]
     ratio = torch.cat(parts)

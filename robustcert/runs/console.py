@@ -69,6 +69,9 @@ def print_table(claim: Mapping[str, Any], folder: Path, attacked: Mapping[float,
     attack = claim["attack"]
     console = Console(soft_wrap=True)
     console.print(table_of(claim, attacked))
+    metric = claim["claim"]["metric"]
+    if metric:
+        console.print(f"radii r of {metric['change']}", highlight=False)
     smoothing = claim["claim"].get("smoothing")
     if smoothing:
         console.print(

@@ -153,7 +153,7 @@ def _check_settings(config: Config) -> None:
 
 def _check_certifier(config: Config, module: CertifiedClassifier) -> tuple[str, str]:
     """What validation counts, and a line that says so; or an error before training, not after."""
-    network, said = fold_network(module.model, module.input_shape), ""
+    network, said = fold_network(module.model, module.input_shape, module.space), ""
     try:
         module.validation.check(network)
     except UnsoundNetworkError as error:

@@ -18,6 +18,10 @@ from robustcert.margins import certified_radius
 from robustcert.metrics import AverageCertifiedRadius, RejectionRate, VerifiedRobustAccuracy
 from robustcert.models.scores import training_scores
 from robustcert.network.fold import fold_network
+from robustcert.network.input_space import IMAGES, InputSpace, composed
+from robustcert.network.linear import Affine
+from robustcert.network.network import PlainNetwork
+from robustcert.network.operation import Operation
 from robustcert.training.schedules import CosineSchedule, EpsilonSchedule
 from robustcert.training.validation import ValidationCertifier
 
@@ -53,6 +57,7 @@ class CertifiedClassifier(LightningModule):
         epsilon_schedule: Training radius over training.
         lr_schedule: Learning rate over training.
         validation: Certifier whose radii choose ``best.ckpt``.
+        space: What inputs are, with the metric that ``epsilon`` and all radii refer to.
     """
 
     def __init__(
@@ -68,11 +73,16 @@ class CertifiedClassifier(LightningModule):
         epsilon_schedule: EpsilonSchedule | None = None,
         lr_schedule: CosineSchedule | None = None,
         validation: ValidationCertifier | None = None,
+        space: InputSpace = IMAGES,
     ) -> None:
         super().__init__()
         self.model = model
         self.objective = objective
         self.input_shape = tuple(input_shape)
+        self.space = space
+        self._stretch = 1.0
+        if space.metric is not None:
+            self._stretch = stretch_of(space.metric, fold_network(model, self.input_shape))
         self.num_classes = num_classes
         self.epsilon = epsilon
         self.radii = sorted({*radii, epsilon})
@@ -121,6 +131,8 @@ class CertifiedClassifier(LightningModule):
         epsilon = self.epsilon_schedule(self.epsilon, self.progress)
         scores = training_scores(self.model, x)
         logits, pairwise = scores.logits(target), scores.pairwise
+        if self.space.metric is not None:
+            pairwise = pairwise * self._stretch
         loss = self.objective(logits, target, pairwise, epsilon)
         if mixed:
             partner, share = mixed
@@ -181,7 +193,7 @@ class CertifiedClassifier(LightningModule):
                 raise DivergedError(self.current_epoch, f"{name} is NaN or infinite")
         # A reduced precision is for training steps: it never reaches a verified number.
         with torch.autocast(self.device.type, enabled=False):
-            network = fold_network(self.model, self.input_shape)
+            network = fold_network(self.model, self.input_shape, self.space)
         ranks = (self.trainer.global_rank, self.trainer.world_size) if self._trainer else (0, 1)
         self.validation.prepare(network, self.device, *ranks)
 
@@ -190,8 +202,12 @@ class CertifiedClassifier(LightningModule):
         x, target = batch
         with torch.autocast(x.device.type, enabled=False):
             found = self.validation.certify(x)
-            scores = found.scores or training_scores(self.model, x)
-            loss = self.objective(scores.logits(target), target, scores.pairwise, self.epsilon)
+            scores = found.scores
+            stretch = 1.0
+            if scores is None:
+                scores, stretch = training_scores(self.model, x), self._stretch
+            pairwise = scores.pairwise if stretch == 1.0 else scores.pairwise * stretch
+            loss = self.objective(scores.logits(target), target, pairwise, self.epsilon)
         # Not every sample may have been certified.
         correct = (found.prediction == target)[: len(found.radius)]
         self.val_loss.update(loss.expand(len(x)))
@@ -229,6 +245,18 @@ class CertifiedClassifier(LightningModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
+
+
+def stretch_of(metric: Operation, network: PlainNetwork) -> float:
+    r"""Factor on the estimated constants of a model whose radii are in a metric S.
+
+    It is :math:`\lVert A S \rVert / \lVert A \rVert`, A being the normalisation, and the norm of S
+    where the network does not begin with one. Neither is trained.
+    """
+    first = [op for op in network.operations[:1] if isinstance(op, Affine)]
+    *_, last = composed(metric, first, network.input_shape)
+    alone = first[0].lipschitz_bound(network.input_shape) if first else 1.0
+    return last.bound / alone if alone > 0 else 1.0
 
 
 def _refuse_averages_of_steps(optimizer: Optimizer, model: nn.Module) -> None:

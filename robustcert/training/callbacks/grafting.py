@@ -95,12 +95,14 @@ class LinearityGrafting(Callback):
 
     def _network_and_samples(self, trainer: Trainer, pl_module: LightningModule) -> tuple[Any, Any]:
         # Every rank looks at the same samples and comes to the same choice.
-        module, data = pl_module, trainer.datamodule  # type: ignore[attr-defined]
+        module: Any = pl_module
+        data = trainer.datamodule  # type: ignore[attr-defined]
         with torch.autocast(module.device.type, enabled=False):
-            network = fold_network(module.model, module.input_shape)  # type: ignore[arg-type]
+            network = fold_network(module.model, module.input_shape, module.space)
         inputs = data.stored("train").inputs
         rows = torch.arange(min(self.samples, len(inputs)))
-        return network.to(module.device), to_unit(inputs[rows]).to(module.device)
+        x = to_unit(inputs[rows], domain=module.space.kind)
+        return network.to(module.device), x.to(module.device)
 
 
 def choose(scores: list[UnitScores], share: float) -> list[torch.Tensor]:
