@@ -16,7 +16,7 @@ from torch import nn
 from robustcert.certifiers import Certifier, LipschitzCertifier
 from robustcert.config.moved_targets import current_target
 from robustcert.config.schema import check_call, join_key
-from robustcert.data import Dataset, Parts
+from robustcert.data import Dataset, Parts, standardisation
 from robustcert.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -114,6 +114,21 @@ def _remedy(package: str) -> str:
 def build_dataset(config: Config, allowed: Sequence[str]) -> Dataset:
     """The reader of the configured dataset."""
     return build(config["dataset"], "dataset", allowed, expected=Dataset)
+
+
+def standardised(config: Config, dataset: Dataset) -> Config:
+    """The configuration with the word ``training`` in the normalisation replaced by numbers.
+
+    They are mean and standard deviation of every column or channel, over the training split.
+    """
+    asked = [key for key in ("mean", "std") if config["model"].get(key) == "training"]
+    if not asked:
+        return config
+    dataset.prepare()
+    numbers = dict(zip(("mean", "std"), standardisation(dataset), strict=True))
+    replaced = {key: numbers[key] for key in asked}
+    changed = {key: config[key] | replaced for key in ("model", "normalization") if key in config}
+    return config | changed
 
 
 def build_data(config: Config, dataset: Dataset, allowed: Sequence[str]) -> "DataModule":

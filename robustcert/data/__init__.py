@@ -1,4 +1,4 @@
-"""Datasets with inputs in [0, 1], their readers, and batches of them for Lightning."""
+"""Datasets of images and columns, their readers, and batches of them for Lightning."""
 
 from typing import TYPE_CHECKING
 
@@ -10,7 +10,7 @@ from robustcert.data.augment import (
     RandomNoise,
 )
 from robustcert.data.cifar import CIFAR10, CIFAR100
-from robustcert.data.dataset import Dataset, DatasetError, Examples, Stream, to_unit
+from robustcert.data.dataset import Dataset, DatasetError, Domain, Examples, Stream, to_unit
 from robustcert.data.digits import Digits
 from robustcert.data.files import FileDataset
 from robustcert.data.idx import MNIST, FashionMNIST
@@ -22,6 +22,9 @@ from robustcert.data.npz import NPZ
 from robustcert.data.parts import Part, Parts
 from robustcert.data.rand_augment import RandAugment
 from robustcert.data.sampler import EpochSampler, EvaluationSampler, MixedSampler
+from robustcert.data.standardise import standardisation
+from robustcert.data.tables import BreastCancer, Diabetes, Phishing, Table, Wine
+from robustcert.data.time_series import GunPoint, ItalyPowerDemand, JapaneseVowels, TimeSeries
 from robustcert.data.toys import XOR, Disc, HalfPlane, Orthant, Spheres, Square, Toy, Wedge
 
 if TYPE_CHECKING:
@@ -33,21 +36,27 @@ __all__ = [
     "MNIST",
     "NPZ",
     "XOR",
+    "BreastCancer",
     "CutMix",
     "DataModule",
     "Dataset",
     "DatasetError",
+    "Diabetes",
     "Digits",
     "Disc",
+    "Domain",
     "EpochSampler",
     "EvaluationSampler",
     "Examples",
     "FashionMNIST",
     "FileDataset",
+    "GunPoint",
     "HalfPlane",
     "ImageAugmentation",
     "ImageFolder",
     "ImageNet",
+    "ItalyPowerDemand",
+    "JapaneseVowels",
     "MixedSampler",
     "Mixing",
     "Mixup",
@@ -55,6 +64,7 @@ __all__ = [
     "Orthant",
     "Part",
     "Parts",
+    "Phishing",
     "RandAugment",
     "RandomAffine",
     "RandomCrop",
@@ -63,9 +73,13 @@ __all__ = [
     "Spheres",
     "Square",
     "Stream",
+    "Table",
+    "TimeSeries",
     "TinyImageNet",
     "Toy",
     "Wedge",
+    "Wine",
+    "standardisation",
     "to_unit",
 ]
 

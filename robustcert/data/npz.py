@@ -1,5 +1,6 @@
 """Any dataset in one NumPy archive."""
 
+import math
 import os
 import zipfile
 import zlib
@@ -9,29 +10,50 @@ from typing import Any
 import numpy as np
 import torch
 
-from robustcert.data.dataset import Dataset, DatasetError, Examples, Split, check_split, to_unit
+from robustcert.data.dataset import (
+    Dataset,
+    DatasetError,
+    Domain,
+    Examples,
+    Split,
+    check_split,
+    column_name,
+    to_columns,
+    to_unit,
+)
 from robustcert.data.files import digest
 
 # Names of the arrays in the file.
 KEYS = ("x_train", "y_train", "x_test", "y_test")
+# What the columns are called; it may be missing.
+NAMES = ("columns",)
 
 
 class NPZ(Dataset):
     """A dataset in one ``.npz`` file, as ``numpy.savez`` writes it.
 
-    The file holds ``x_train``, ``y_train``, ``x_test`` and ``y_test``. Inputs are uint8 (divided
+    The file holds ``x_train``, ``y_train``, ``x_test`` and ``y_test``. Images are uint8 (divided
     by 255) or floating point in [0, 1], of shape ``(N, C, H, W)``, ``(N, H, W)`` (grey images) or
-    ``(N, D)``. Labels are integers from 0 of shape ``(N,)``, without a gap over both splits.
+    ``(N, D)``. Columns are numbers in units of their own: rows of a table ``(N, D)``, or signals
+    ``(N, C, T)`` of C channels and T steps; an array ``columns`` of texts names the D columns or C
+    channels. Labels are integers from 0 of shape ``(N,)``, without a gap over both splits.
 
     Args:
         root: The file.
-        num_classes: Number of classes, where the file has no sample of some of them; by default
-            the largest label plus one.
+        num_classes: Number of classes, where the file has no sample of some of them, or more
+            classes than columns; by default the largest label plus one.
+        domain: ``images`` or ``columns``.
     """
 
-    def __init__(self, root: str | os.PathLike[str], num_classes: int | None = None) -> None:
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        num_classes: int | None = None,
+        domain: Domain = "images",
+    ) -> None:
         self.path = Path(root).expanduser()
         self.name = self.path.stem
+        self.domain = domain
         arrays = _load(self.path)
         self._record = {
             "name": self.path.name,
@@ -39,9 +61,14 @@ class NPZ(Dataset):
             "sha256": digest(self.path),
             "official": "unknown",
         }
+        if domain == "columns":
+            self.columns = _columns(arrays, self.path)
         self._splits: dict[str, Examples] = {}
         for split in ("train", "test"):
-            inputs = _inputs(arrays[f"x_{split}"], f"{self.path} (x_{split})")
+            source = f"{self.path} (x_{split})"
+            array = arrays[f"x_{split}"]
+            images = domain == "images"
+            inputs = _images(array, source) if images else _numbers(array, self.columns, source)
             labels = _labels(arrays[f"y_{split}"], len(inputs), f"{self.path} (y_{split})")
             self._splits[split] = Examples(inputs, labels)
         shapes = [tuple(examples.inputs.shape[1:]) for examples in self._splits.values()]
@@ -55,6 +82,8 @@ class NPZ(Dataset):
         self.num_classes = _num_classes(labels.unique(), num_classes, self.path)
         if self.num_classes < 2:
             raise DatasetError(f"{self.path}: expected at least two classes, but every label is 0")
+        if domain == "columns" and num_classes is None:
+            self._check_classes()
 
     def read(self, split: Split) -> Examples:
         """All examples of the split, images as uint8 if the file has them so."""
@@ -64,6 +93,17 @@ class NPZ(Dataset):
     def provenance(self) -> dict[str, Any]:
         """Record of the file as it was at construction."""
         return {"name": self.name, "files": [dict(self._record)]}
+
+    def _check_classes(self) -> None:
+        """Refuse more classes than numbers in a row, which are usually a quantity."""
+        numbers = math.prod(self.input_shape)
+        if self.num_classes > numbers:
+            raise DatasetError(
+                f"{self.path}: expected no more classes than the {numbers} numbers of a row, but "
+                f"y_train and y_test have {self.num_classes}: if they are classes, set "
+                f"dataset.num_classes={self.num_classes}; if they are a quantity, make classes of "
+                "it, say by numpy.digitize"
+            )
 
 
 def _load(path: Path) -> dict[str, np.ndarray]:
@@ -85,17 +125,17 @@ def _load(path: Path) -> dict[str, np.ndarray]:
                     f"{path}: expected the arrays {', '.join(KEYS)}, but got "
                     f"{', '.join(archive.files) or 'none'}"
                 )
-            return {key: archive[key] for key in KEYS}
+            return {key: archive[key] for key in (*KEYS, *NAMES) if key in archive.files}
     except DatasetError:
         raise
     except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         raise DatasetError(
-            f"{path}: expected an .npz archive of plain arrays (no pickled objects), but got: "
-            f"{error}"
+            f"{path}: expected an .npz archive of plain arrays (no pickled objects, as which texts "
+            f"and missing values among numbers are saved), but got: {error}"
         ) from error
 
 
-def _inputs(array: np.ndarray, source: str) -> torch.Tensor:
+def _images(array: np.ndarray, source: str) -> torch.Tensor:
     if array.ndim not in (2, 3, 4) or 0 in array.shape:
         raise DatasetError(
             f"{source}: expected the shape (N, C, H, W), (N, H, W) or (N, D) without a zero, but "
@@ -113,6 +153,56 @@ def _inputs(array: np.ndarray, source: str) -> torch.Tensor:
     if array.dtype == np.uint8:
         return torch.from_numpy(np.ascontiguousarray(array))
     return to_unit(torch.from_numpy(array.astype(np.float64)), source)
+
+
+def _numbers(array: np.ndarray, columns: tuple[str, ...] | None, source: str) -> torch.Tensor:
+    """Rows of a table or signals, in units of their own."""
+    if array.ndim not in (2, 3) or 0 in array.shape:
+        raise DatasetError(
+            f"{source}: expected rows of a table, (N, D), or signals, (N, C, T), without a zero, "
+            f"but got {array.shape}"
+        )
+    if columns is not None and len(columns) != array.shape[1]:
+        raise DatasetError(
+            f"{source}: expected {len(columns)} columns or channels, as columns names them, but "
+            f"got the shape {array.shape}"
+        )
+    if array.dtype.kind in "US":
+        raise DatasetError(f"{source}: expected numbers, but {_text(array, columns)}")
+    if array.dtype.kind not in "fiub":
+        raise DatasetError(f"{source}: expected real numbers, but got {array.dtype}")
+    return to_columns(torch.from_numpy(array.astype(np.float64)), columns, source)
+
+
+def _text(array: np.ndarray, columns: tuple[str, ...] | None) -> str:
+    """Which column of an array of texts is none of numbers, and what to do."""
+    for place in range(array.shape[1]):
+        for value in array[:, place].ravel().tolist():
+            try:
+                float(value)
+            except ValueError:
+                name = column_name(columns, place)
+                if not value.strip():
+                    return f"{name} has a missing value: leave its row out, or fill it in"
+                return (
+                    f"{name} holds texts such as {value!r}: make a column of 0 and 1 for each of "
+                    "its values, or leave it out"
+                )
+    return "got texts of numbers: write x.astype(float)"
+
+
+def _columns(arrays: dict[str, np.ndarray], path: Path) -> tuple[str, ...] | None:
+    """Names of the columns, all different, or None where the file has none."""
+    if "columns" not in arrays:
+        return None
+    array = arrays["columns"]
+    names = tuple(str(name) for name in array.ravel())
+    if array.dtype.kind != "U" or array.ndim != 1 or len({*names}) < len(names):
+        raise DatasetError(
+            f"{path} (columns): expected the names of the columns, all different, as an array of "
+            f"texts of shape (D,), but got {array.dtype} of shape {array.shape}"
+        )
+    return names
 
 
 def _num_classes(labels: torch.Tensor, given: int | None, path: Path) -> int:
@@ -141,6 +231,7 @@ def _labels(array: np.ndarray, count: int, source: str) -> torch.Tensor:
         raise DatasetError(
             f"{source}: expected integer labels of shape ({count},), one for each input, but got "
             f"{array.dtype} of shape {array.shape}"
+            + (": y = numpy.unique(y, return_inverse=True)[1]" if array.dtype.kind in "US" else "")
         )
     if array.min() < 0:
         raise DatasetError(f"{source}: expected labels from 0, but got {array.min()}")

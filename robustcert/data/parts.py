@@ -12,8 +12,8 @@ from robustcert.data.dataset import (
     DatasetError,
     Examples,
     Stream,
+    as_numbers,
     check_examples,
-    to_unit,
 )
 from robustcert.data.split import stratified_split
 
@@ -62,13 +62,13 @@ class Parts:
         self._parts: dict[Part, Examples] = {}
 
     def examples(self, part: Part) -> Examples:
-        """All examples of a part, as float32 in [0, 1]; a stream is read from end to end.
+        """All examples of a part, as float32 in their units; a stream is read from end to end.
 
         ``indices`` are positions in the official split's file order: the train split's for
         ``"train"`` and ``"validation"``.
         """
         stored = self.stored(part)
-        return Examples(to_unit(stored.inputs[:]), stored.labels, stored.indices)
+        return Examples(as_numbers(self.dataset, stored.inputs[:]), stored.labels, stored.indices)
 
     def stored(self, part: Part) -> Examples:
         """All examples of a part as the dataset gives them: images as uint8, or as a stream."""
@@ -94,7 +94,9 @@ class Parts:
         check_examples(self.dataset, split, examples)
         if examples.inputs.dtype == torch.uint8 or isinstance(examples.inputs, Stream):
             return examples
-        return Examples(to_unit(examples.inputs), examples.labels, examples.indices)
+        return Examples(
+            as_numbers(self.dataset, examples.inputs), examples.labels, examples.indices
+        )
 
     def in_order(self, part: Part, batch_size: int, first: int, last: int) -> DataLoader[Any]:
         """Batches of the rows from ``first`` to ``last`` (not included) of a part, as stored."""

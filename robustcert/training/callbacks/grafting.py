@@ -7,10 +7,10 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from robustcert.activations import Grafted
-from robustcert.data import to_unit
 from robustcert.errors import ConfigError
 from robustcert.metrics.kinks import UnitScores, kinks_within, unit_scores
 from robustcert.network.fold import fold_network
+from robustcert.network.units import in_units
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +100,7 @@ class LinearityGrafting(Callback):
             network = fold_network(module.model, module.input_shape)  # type: ignore[arg-type]
         inputs = data.stored("train").inputs
         rows = torch.arange(min(self.samples, len(inputs)))
-        return network.to(module.device), to_unit(inputs[rows]).to(module.device)
+        return network.to(module.device), in_units(inputs[rows]).to(module.device)
 
 
 def choose(scores: list[UnitScores], share: float) -> list[torch.Tensor]:
