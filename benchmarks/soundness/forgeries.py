@@ -33,7 +33,7 @@ from robustcert.certifiers import (
 )
 from robustcert.certifiers.second_order.curvature import is_covered
 from robustcert.check import FLOAT64, UnreadableError, check, evaluate, read_network, walk
-from robustcert.data import to_unit
+from robustcert.data import as_numbers
 from robustcert.models import MLP, ConvNet, DeepSubspaces, LayerFamily, Subspaces
 from robustcert.models.normalize import Normalize
 from robustcert.network.fold import fold_network
@@ -181,7 +181,7 @@ def certify(folder: Path, network: PlainNetwork, arithmetic: Any = "float64") ->
     certifier: Certifier = QuadricCertifier() if quadratic else LipschitzCertifier(arithmetic)
     if network.space.metric is not None and is_covered(network):
         certifier = CombinedCertifier()
-    certificates = certifier.certify(network, to_unit(inputs, domain=network.space.kind))
+    certificates = certifier.certify(network, as_numbers(inputs, network.space.kind))
     target = certificates.prediction.clone()
     target[::4] = (target[::4] + 1) % 3
     split = CertifiedSplit(inputs, target, torch.arange(SAMPLES), certificates)

@@ -16,7 +16,7 @@ from torch import nn
 from robustcert.certifiers import Certifier, LipschitzCertifier
 from robustcert.config.moved_targets import current_target
 from robustcert.config.schema import check_call, join_key
-from robustcert.data import Dataset, InputSpace, Parts, input_space
+from robustcert.data import Dataset, InputSpace, Parts, input_space, standardisation
 from robustcert.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -129,6 +129,21 @@ def build_space(config: Config, dataset: Dataset) -> InputSpace:
         return input_space(dataset, **options)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+
+
+def standardised(config: Config, dataset: Dataset) -> Config:
+    """The configuration with the word ``training`` in the normalisation replaced by numbers.
+
+    They are mean and standard deviation of every column or channel, over the training split.
+    """
+    asked = [key for key in ("mean", "std") if config["model"].get(key) == "training"]
+    if not asked:
+        return config
+    dataset.prepare()
+    numbers = dict(zip(("mean", "std"), standardisation(dataset), strict=True))
+    replaced = {key: numbers[key] for key in asked}
+    changed = {key: config[key] | replaced for key in ("model", "normalization") if key in config}
+    return config | changed
 
 
 def build_data(config: Config, dataset: Dataset, allowed: Sequence[str]) -> "DataModule":

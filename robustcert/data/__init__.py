@@ -10,7 +10,7 @@ from robustcert.data.augment import (
     RandomNoise,
 )
 from robustcert.data.cifar import CIFAR10, CIFAR100
-from robustcert.data.dataset import Dataset, DatasetError, Examples, Stream, to_unit
+from robustcert.data.dataset import Dataset, DatasetError, Examples, Stream, as_numbers, to_unit
 from robustcert.data.digits import Digits
 from robustcert.data.files import FileDataset
 from robustcert.data.idx import MNIST, FashionMNIST
@@ -23,8 +23,11 @@ from robustcert.data.npz import NPZ
 from robustcert.data.parts import Part, Parts
 from robustcert.data.rand_augment import RandAugment
 from robustcert.data.sampler import EpochSampler, EvaluationSampler, MixedSampler
+from robustcert.data.standardise import standardisation
+from robustcert.data.tables import BreastCancer, Diabetes, Phishing, Table, Wine
+from robustcert.data.time_series import GunPoint, ItalyPowerDemand, JapaneseVowels, TimeSeries
 from robustcert.data.toys import XOR, Disc, HalfPlane, Orthant, Spheres, Square, Toy, Wedge
-from robustcert.network.input_space import InputSpace
+from robustcert.network.input_space import InputSpace, Kind
 
 if TYPE_CHECKING:
     from robustcert.data.datamodule import DataModule
@@ -35,10 +38,12 @@ __all__ = [
     "MNIST",
     "NPZ",
     "XOR",
+    "BreastCancer",
     "CutMix",
     "DataModule",
     "Dataset",
     "DatasetError",
+    "Diabetes",
     "Digits",
     "Disc",
     "EpochSampler",
@@ -46,11 +51,15 @@ __all__ = [
     "Examples",
     "FashionMNIST",
     "FileDataset",
+    "GunPoint",
     "HalfPlane",
     "ImageAugmentation",
     "ImageFolder",
     "ImageNet",
     "InputSpace",
+    "ItalyPowerDemand",
+    "JapaneseVowels",
+    "Kind",
     "MixedSampler",
     "Mixing",
     "Mixup",
@@ -58,6 +67,7 @@ __all__ = [
     "Orthant",
     "Part",
     "Parts",
+    "Phishing",
     "RandAugment",
     "RandomAffine",
     "RandomCrop",
@@ -66,10 +76,15 @@ __all__ = [
     "Spheres",
     "Square",
     "Stream",
+    "Table",
+    "TimeSeries",
     "TinyImageNet",
     "Toy",
     "Wedge",
+    "Wine",
+    "as_numbers",
     "input_space",
+    "standardisation",
     "to_unit",
 ]
 

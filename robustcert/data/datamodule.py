@@ -14,6 +14,7 @@ from robustcert.data.dataset import (
     DatasetError,
     Examples,
     Joined,
+    as_numbers,
     to_unit,
 )
 from robustcert.data.generated import read_generated
@@ -69,7 +70,7 @@ class DataModule(LightningDataModule):
 
     Examples are those of :class:`Parts`; the test split is read for testing only. Data stays in
     memory as read (images as uint8), unless the dataset streams, and then each batch is read when
-    it is its turn; batches become float32 in [0, 1], and are augmented in training, on the device.
+    it is its turn; batches become float32, and are augmented in training, on the device.
 
     Training batches depend on ``(seed, epoch, batch number, rank)`` only, so a resumed run sees
     those of an uninterrupted one, bit for bit on the same device type, also when the checkpoint was
@@ -139,7 +140,7 @@ class DataModule(LightningDataModule):
         self._generated: Examples | None = None
 
     def examples(self, part: Part) -> Examples:
-        """All examples of a part as float32 in [0, 1]; see :meth:`Parts.examples`."""
+        """All examples of a part as float32; see :meth:`Parts.examples`."""
         return self.parts.examples(part)
 
     def stored(self, part: Part) -> Examples:
@@ -147,11 +148,11 @@ class DataModule(LightningDataModule):
         return self.parts.stored(part)
 
     def first_of_each_class(self, count: int) -> Examples:
-        """The first ``count`` training examples of each class, as float32 in [0, 1]."""
+        """The first ``count`` training examples of each class, as float32."""
         stored = self.stored("train")
         classes = range(self.dataset.num_classes)
         rows = torch.cat([(stored.labels == c).nonzero()[:count, 0] for c in classes])
-        inputs = to_unit(stored.inputs[rows], domain=self.dataset.domain)
+        inputs = as_numbers(stored.inputs[rows], self.dataset.domain)
         return Examples(inputs, stored.labels[rows], stored.indices[rows])
 
     def prepare_data(self) -> None:
@@ -215,7 +216,7 @@ class DataModule(LightningDataModule):
         return self._eval_loader("test")
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> tuple[Tensor, ...]:
-        """The batch as ``(inputs, labels)``, inputs in [0, 1] and, in training, augmented.
+        """The batch as ``(inputs, labels)``, inputs as numbers and, in training, augmented.
 
         Where images are mixed: ``(inputs, labels, partners' labels, share of their own)``.
         """

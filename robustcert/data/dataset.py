@@ -72,9 +72,9 @@ class Examples:
     """Inputs and labels of one split, in file order unless ``indices`` says otherwise.
 
     Args:
-        inputs: Shape ``(N, *input_shape)``, uint8 in 0..255 or floating point in [0, 1]: a tensor,
-            or a :class:`Stream` that reads them batch by batch. Columns are floating point of any
-            finite values.
+        inputs: Shape ``(N, *input_shape)``, uint8 in 0..255 or floating point in [0, 1], or, of
+            columns, any finite numbers: a tensor, or a :class:`Stream` that reads them batch by
+            batch.
         labels: Class indices, int64, shape ``(N,)``.
         indices: Position of every example in the split's file order, int64, shape ``(N,)``;
             ``0 .. N-1`` if not given.
@@ -108,12 +108,17 @@ class Dataset(ABC):
 
     A subclass sets the attributes and implements ``read``. Normalisation is no part of a dataset:
     it is a layer of the network, inside its Lipschitz bound, so that a radius is always a distance
-    between inputs as they are.
+    between inputs in their own units: [0, 1] for images, those of the data for columns.
 
     Attributes:
-        domain: ``images``, of values in [0, 1], or ``columns``, of any finite values, each in the
-            units of its column.
-        column_names: Names of the columns or channels, if they have any.
+        name: What files and messages call it.
+        input_shape: Of one input: ``(C, H, W)`` of images, ``(D,)`` of rows of a table, ``(C, T)``
+            of signals.
+        num_classes: Number of classes.
+        class_names: What the classes are called, in the order of their labels.
+        domain: ``images`` for inputs in [0, 1], ``columns`` for any finite numbers.
+        columns: Names of the entries along dimension 0 of ``input_shape``: the columns of a table,
+            the channels of a signal or an image.
     """
 
     name: str
@@ -121,7 +126,7 @@ class Dataset(ABC):
     num_classes: int
     class_names: tuple[str, ...] | None = None
     domain: Kind = "images"
-    column_names: tuple[str, ...] | None = None
+    columns: tuple[str, ...] | None = None
 
     @abstractmethod
     def read(self, split: Split) -> Examples:
@@ -145,13 +150,12 @@ def check_split(split: str) -> None:
         raise DatasetError(f"expected split 'train' or 'test', but got {split!r}")
 
 
-def to_unit(inputs: Tensor, source: str = "inputs", domain: Kind = "images") -> Tensor:
+def to_unit(inputs: Tensor, source: str = "inputs") -> Tensor:
     """Inputs as float32 in [0, 1]: uint8 is divided by 255, floating point must lie there already.
 
     Args:
         inputs: Any shape, uint8 or floating point.
         source: Named in the error: the file that the inputs came from.
-        domain: With ``columns``, floating point of any values, as the nearest float32.
     """
     try:
         numbers = in_units(inputs)
@@ -159,17 +163,70 @@ def to_unit(inputs: Tensor, source: str = "inputs", domain: Kind = "images") -> 
         raise DatasetError(f"{source}: {error}") from error
     if inputs.dtype == torch.uint8:
         return numbers
-    if domain == "columns":
-        return numbers.to(torch.float32)
     # NaN compares false, so it is refused as well.
     outside = ~((inputs >= 0) & (inputs <= 1))
     if outside.any():
         raise DatasetError(
             f"{source}: expected floating-point inputs in [0, 1], but got "
-            f"{inputs[outside][0].item():g} ({int(outside.sum())} values lie outside): rescale the "
-            "data, and leave normalisation to the network (normalization.mean, normalization.std)"
+            f"{inputs[outside][0].item():g} ({int(outside.sum())} values lie outside): rescale "
+            "the data, and leave normalisation to the network (normalization.mean, "
+            "normalization.std); of a table or of signals in units of their own, say so by "
+            "dataset.domain=columns"
         )
     return numbers.to(torch.float32)
+
+
+def column_name(columns: Sequence[str] | None, place: int) -> str:
+    """What messages call the column at a place, counted from 0."""
+    return f"column {columns[place]!r}" if columns else f"column {place}"
+
+
+def to_columns(inputs: Tensor, columns: Sequence[str] | None, source: str = "inputs") -> Tensor:
+    """Inputs in units of their own as float32; every number must be finite.
+
+    Args:
+        inputs: Shape ``(N, D)`` or ``(N, C, T)``, floating point.
+        columns: Names of the D columns or C channels.
+        source: Named in the error.
+    """
+    if inputs.dtype == torch.uint8:
+        raise DatasetError(
+            f"{source}: expected floating point in the units of the columns, but got uint8, which "
+            "stands for pixels: write x.astype(numpy.float32)"
+        )
+    try:
+        numbers = in_units(inputs).to(torch.float32)
+    except ValueError as error:
+        raise DatasetError(f"{source}: {error}") from error
+    wrong = ~torch.isfinite(numbers)
+    if wrong.any():
+        row, place = (int(index[0]) for index in wrong.nonzero(as_tuple=True)[:2])
+        found = float(inputs[wrong][0])
+        count = int(wrong.flatten(1).any(1).sum())
+        raise DatasetError(
+            f"{source}: expected a finite float32 in every column, but "
+            f"{column_name(columns, place)} has {found:g} in row {row} ({count} of {len(numbers)} "
+            "rows have such a value): leave these rows out, or fill missing values in, for example "
+            "by the column's median in the training split"
+        )
+    return numbers
+
+
+def as_numbers(
+    inputs: Tensor, domain: Kind, columns: Sequence[str] | None = None, source: str = "inputs"
+) -> Tensor:
+    """Stored inputs as float32, as their domain reads them.
+
+    Args:
+        inputs: Shape ``(N, *input_shape)``: see :func:`to_unit` for images,
+            :func:`to_columns` for columns.
+        domain: What they are.
+        columns: Names of the columns or channels, for errors.
+        source: Named in the error.
+    """
+    if domain == "images":
+        return to_unit(inputs, source)
+    return to_columns(inputs, columns, source)
 
 
 def check_labels(labels: Tensor, num_classes: int, source: str) -> None:
@@ -201,29 +258,10 @@ def check_examples(dataset: Dataset, split: Split, examples: Examples) -> None:
     check_labels(examples.labels, dataset.num_classes, source)
     if isinstance(examples.inputs, Stream):
         # Nothing is read here, so that only a type with no value out of range will do.
-        if examples.inputs.dtype != torch.uint8:
+        if examples.inputs.dtype != torch.uint8 or dataset.domain == "columns":
             raise DatasetError(
-                f"{source}: expected streamed inputs of type uint8, got {examples.inputs.dtype}"
+                f"{source}: expected streamed inputs of type uint8, images, got {dataset.domain} "
+                f"of type {examples.inputs.dtype}"
             )
-    elif dataset.domain == "columns":
-        check_columns(examples.inputs, dataset.column_names, source)
-    elif examples.inputs.dtype != torch.uint8:
-        to_unit(examples.inputs, source)
-
-
-def check_columns(inputs: Tensor, names: Sequence[str] | None, source: str) -> None:
-    """Raise unless inputs are floating-point vectors of finite float32 values."""
-    if not inputs.is_floating_point() or inputs.dim() != 2:
-        raise DatasetError(
-            f"{source}: expected columns as floating point of shape (N, D), got {inputs.dtype} of "
-            f"shape {tuple(inputs.shape)}"
-        )
-    missing = ~torch.isfinite(inputs.to(torch.float32))
-    if missing.any():
-        row, column = missing.nonzero()[0].tolist()
-        name = names[column] if names else f"column {column}"
-        raise DatasetError(
-            f"{source}: {name}: expected finite float32 values, got "
-            f"{inputs[row, column].item():g} in row {row} ({int(missing[:, column].sum())} such "
-            "values): leave these rows out, or fill the values in before writing the file"
-        )
+    elif examples.inputs.dtype != torch.uint8 or dataset.domain == "columns":
+        as_numbers(examples.inputs, dataset.domain, dataset.columns, source)

@@ -31,7 +31,7 @@ def input_space(
         ValueError: a name or a position is not known, a scale is no number above 0, or there are
             too many or too few.
     """
-    names, shape = dataset.column_names, tuple(dataset.input_shape)
+    names, shape = dataset.columns, tuple(dataset.input_shape)
     if scale in (None, 1) and not frozen:
         return InputSpace(dataset.domain, names)
     features = _Features(names, shape)

@@ -1,8 +1,10 @@
 """Any dataset in one NumPy archive."""
 
+import math
 import os
 import zipfile
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,9 @@ from robustcert.data.dataset import (
     DatasetError,
     Examples,
     Split,
-    check_columns,
     check_split,
+    column_name,
+    to_columns,
     to_unit,
 )
 from robustcert.data.files import digest
@@ -23,25 +26,26 @@ from robustcert.network.input_space import Kind
 
 # Names of the arrays in the file.
 KEYS = ("x_train", "y_train", "x_test", "y_test")
-# Name of the array that names the columns, which need not be there.
+# What the columns are called; it may be missing.
 NAMES = "columns"
 
 
 class NPZ(Dataset):
     """A dataset in one ``.npz`` file, as ``numpy.savez`` writes it.
 
-    The file holds ``x_train``, ``y_train``, ``x_test`` and ``y_test``. Inputs are uint8 (divided
+    The file holds ``x_train``, ``y_train``, ``x_test`` and ``y_test``. Images are uint8 (divided
     by 255) or floating point in [0, 1], of shape ``(N, C, H, W)``, ``(N, H, W)`` (grey images) or
-    ``(N, D)``. Labels are integers from 0 of shape ``(N,)``, without a gap over both splits. With
-    ``domain="columns"``, inputs are a table: floating point ``(N, D)`` of any finite values, each
-    in the units of its column.
+    ``(N, D)``. Columns are numbers in units of their own: rows of a table ``(N, D)``, or signals
+    ``(N, C, T)`` of C channels and T steps. Labels are integers from 0 of shape ``(N,)``, without a
+    gap over both splits.
 
     Args:
         root: The file.
-        num_classes: Number of classes, where the file has no sample of some of them; by default
-            the largest label plus one.
-        domain: ``images``, in [0, 1], or ``columns``.
-        columns: Names of the columns; those of the file's array ``columns`` by default.
+        num_classes: Number of classes, where the file has no sample of some of them, or more
+            classes than columns; by default the largest label plus one.
+        domain: ``images`` or ``columns``.
+        columns: Names of the D columns or C channels; those of the file's array ``columns`` by
+            default.
     """
 
     def __init__(
@@ -49,13 +53,13 @@ class NPZ(Dataset):
         root: str | os.PathLike[str],
         num_classes: int | None = None,
         domain: Kind = "images",
-        columns: list[str] | None = None,
+        columns: Sequence[str] | None = None,
     ) -> None:
         self.path = Path(root).expanduser()
         self.name = self.path.stem
-        arrays = _load(self.path)
         self.domain = domain
-        self.column_names = _column_names(arrays, columns, self.path)
+        arrays = _load(self.path)
+        self.columns = _columns(arrays, columns, self.path)
         self._record = {
             "name": self.path.name,
             "bytes": self.path.stat().st_size,
@@ -65,7 +69,10 @@ class NPZ(Dataset):
         self._splits: dict[str, Examples] = {}
         for split in ("train", "test"):
             source = f"{self.path} (x_{split})"
-            inputs = _inputs(arrays[f"x_{split}"], source, domain, self.column_names)
+            array = arrays[f"x_{split}"]
+            images = domain == "images"
+            inputs = _images(array, source) if images else _numbers(array, self.columns, source)
+            _check_names(self.columns, inputs.shape, source)
             labels = _labels(arrays[f"y_{split}"], len(inputs), f"{self.path} (y_{split})")
             self._splits[split] = Examples(inputs, labels)
         shapes = [tuple(examples.inputs.shape[1:]) for examples in self._splits.values()]
@@ -79,6 +86,8 @@ class NPZ(Dataset):
         self.num_classes = _num_classes(labels.unique(), num_classes, self.path)
         if self.num_classes < 2:
             raise DatasetError(f"{self.path}: expected at least two classes, but every label is 0")
+        if domain == "columns" and num_classes is None:
+            self._check_classes()
 
     def read(self, split: Split) -> Examples:
         """All examples of the split, images as uint8 if the file has them so."""
@@ -88,6 +97,17 @@ class NPZ(Dataset):
     def provenance(self) -> dict[str, Any]:
         """Record of the file as it was at construction."""
         return {"name": self.name, "files": [dict(self._record)]}
+
+    def _check_classes(self) -> None:
+        """Refuse more classes than numbers in a row, which are usually a quantity."""
+        numbers = math.prod(self.input_shape)
+        if self.num_classes > numbers:
+            raise DatasetError(
+                f"{self.path}: expected no more classes than the {numbers} numbers of a row, but "
+                f"y_train and y_test have {self.num_classes}: if they are classes, set "
+                f"dataset.num_classes={self.num_classes}; if they are a quantity, make classes of "
+                "it, say by numpy.digitize"
+            )
 
 
 def _load(path: Path) -> dict[str, np.ndarray]:
@@ -114,32 +134,12 @@ def _load(path: Path) -> dict[str, np.ndarray]:
         raise
     except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         raise DatasetError(
-            f"{path}: expected an .npz archive of plain arrays (no pickled objects), but got: "
-            f"{error}"
+            f"{path}: expected an .npz archive of plain arrays (no pickled objects, as which texts "
+            f"and missing values among numbers are saved), but got: {error}"
         ) from error
 
 
-def _column_names(
-    arrays: dict[str, np.ndarray], given: list[str] | None, path: Path
-) -> tuple[str, ...] | None:
-    found: Any = arrays.get(NAMES) if given is None else np.array(given)
-    if found is None:
-        return None
-    names = [str(name) for name in found.flat]
-    width = arrays["x_train"].shape[1] if arrays["x_train"].ndim > 1 else 0
-    if len(names) != width or len(set(names)) != len(names) or not all(names):
-        raise DatasetError(
-            f"{path}: expected {width} different names of columns, got {len(names)} "
-            f"({', '.join(names[:4])}): set dataset.columns, or the file's array {NAMES}"
-        )
-    return tuple(names)
-
-
-def _inputs(
-    array: np.ndarray, source: str, domain: Kind, names: tuple[str, ...] | None
-) -> torch.Tensor:
-    if domain == "columns":
-        return _columns(array, source, names)
+def _images(array: np.ndarray, source: str) -> torch.Tensor:
     if array.ndim not in (2, 3, 4) or 0 in array.shape:
         raise DatasetError(
             f"{source}: expected the shape (N, C, H, W), (N, H, W) or (N, D) without a zero, but "
@@ -159,16 +159,63 @@ def _inputs(
     return to_unit(torch.from_numpy(array.astype(np.float64)), source)
 
 
-def _columns(array: np.ndarray, source: str, names: tuple[str, ...] | None) -> torch.Tensor:
-    if array.dtype.kind != "f" or array.ndim != 2 or 0 in array.shape:
+def _numbers(array: np.ndarray, columns: tuple[str, ...] | None, source: str) -> torch.Tensor:
+    """Rows of a table or signals, in units of their own."""
+    if array.ndim not in (2, 3) or 0 in array.shape:
         raise DatasetError(
-            f"{source}: expected a table of floating point, (N, D), got {array.dtype} of shape "
-            f"{array.shape}: write x.astype(float), with a column of 0 and 1 for each value of a "
-            "categorical one"
+            f"{source}: expected rows of a table, (N, D), or signals, (N, C, T), without a zero, "
+            f"but got {array.shape}"
         )
-    inputs = torch.from_numpy(array.astype(np.float64))
-    check_columns(inputs, names, source)
-    return to_unit(inputs, source, "columns")
+    _check_names(columns, array.shape, source)
+    if array.dtype.kind in "US":
+        raise DatasetError(f"{source}: expected numbers, but {_text(array, columns)}")
+    if array.dtype.kind not in "fiub":
+        raise DatasetError(f"{source}: expected real numbers, but got {array.dtype}")
+    return to_columns(torch.from_numpy(array.astype(np.float64)), columns, source)
+
+
+def _text(array: np.ndarray, columns: tuple[str, ...] | None) -> str:
+    """Which column of an array of texts is none of numbers, and what to do."""
+    for place in range(array.shape[1]):
+        for value in array[:, place].ravel().tolist():
+            try:
+                float(value)
+            except ValueError:
+                name = column_name(columns, place)
+                if not value.strip():
+                    return f"{name} has a missing value: leave its row out, or fill it in"
+                return (
+                    f"{name} holds texts such as {value!r}: make a column of 0 and 1 for each of "
+                    "its values, or leave it out"
+                )
+    return "got texts of numbers: write x.astype(float)"
+
+
+def _columns(
+    arrays: dict[str, np.ndarray], given: Sequence[str] | None, path: Path
+) -> tuple[str, ...] | None:
+    """Names of the columns, all different, or None where there are none."""
+    if given is None and NAMES not in arrays:
+        return None
+    array = arrays[NAMES] if given is None else np.array(list(given))
+    names = tuple(str(name) for name in array.ravel())
+    wrong = array.dtype.kind != "U" or array.ndim != 1 or not all(names)
+    if wrong or len({*names}) < len(names):
+        where = f"{path} ({NAMES})" if given is None else "dataset.columns"
+        raise DatasetError(
+            f"{where}: expected the names of the columns, all different, as texts of shape (D,), "
+            f"but got {array.dtype} of shape {array.shape}"
+        )
+    return names
+
+
+def _check_names(columns: Sequence[str] | None, shape: Sequence[int], source: str) -> None:
+    """Raise unless every column or channel has a name, or none has."""
+    if columns is not None and len(columns) != shape[1]:
+        raise DatasetError(
+            f"{source}: expected {len(columns)} columns or channels, as dataset.columns or the "
+            f"file's array {NAMES} names them, but got the shape {tuple(shape)}"
+        )
 
 
 def _num_classes(labels: torch.Tensor, given: int | None, path: Path) -> int:
@@ -197,6 +244,7 @@ def _labels(array: np.ndarray, count: int, source: str) -> torch.Tensor:
         raise DatasetError(
             f"{source}: expected integer labels of shape ({count},), one for each input, but got "
             f"{array.dtype} of shape {array.shape}"
+            + (": y = numpy.unique(y, return_inverse=True)[1]" if array.dtype.kind in "US" else "")
         )
     if array.min() < 0:
         raise DatasetError(f"{source}: expected labels from 0, but got {array.min()}")

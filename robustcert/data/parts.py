@@ -12,8 +12,8 @@ from robustcert.data.dataset import (
     DatasetError,
     Examples,
     Stream,
+    as_numbers,
     check_examples,
-    to_unit,
 )
 from robustcert.data.split import stratified_split
 
@@ -62,13 +62,13 @@ class Parts:
         self._parts: dict[Part, Examples] = {}
 
     def examples(self, part: Part) -> Examples:
-        """All examples of a part, as float32 in [0, 1]; a stream is read from end to end.
+        """All examples of a part, as float32 in their units; a stream is read from end to end.
 
         ``indices`` are positions in the official split's file order: the train split's for
         ``"train"`` and ``"validation"``.
         """
         stored = self.stored(part)
-        inputs = to_unit(stored.inputs[:], domain=self.dataset.domain)
+        inputs = as_numbers(stored.inputs[:], self.dataset.domain)
         return Examples(inputs, stored.labels, stored.indices)
 
     def stored(self, part: Part) -> Examples:
@@ -95,7 +95,7 @@ class Parts:
         check_examples(self.dataset, split, examples)
         if examples.inputs.dtype == torch.uint8 or isinstance(examples.inputs, Stream):
             return examples
-        inputs = to_unit(examples.inputs, domain=self.dataset.domain)
+        inputs = as_numbers(examples.inputs, self.dataset.domain)
         return Examples(inputs, examples.labels, examples.indices)
 
     def in_order(self, part: Part, batch_size: int, first: int, last: int) -> DataLoader[Any]:

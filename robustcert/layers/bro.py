@@ -11,6 +11,7 @@ from robustcert.layers.cholesky import regularised_factor
 from robustcert.layers.fft import FrequencyConstraint, FrequencyConv2d
 from robustcert.network.linear import Dense
 from robustcert.network.operation import constant
+from robustcert.norms.convolution import Pair
 
 
 def block_reflector(v: Tensor) -> Tensor:
@@ -122,15 +123,15 @@ def rank(size: int) -> int:
 class ReflectorFrequencies(FrequencyConstraint):
     """A block reflector at every frequency; rows or columns of the larger square are kept."""
 
-    def free_shape(self, kernel_size: int) -> tuple[int, ...]:
+    def free_shape(self, kernel_size: tuple[int, int]) -> tuple[int, ...]:
         """Half as many columns as rows, the larger number of channels."""
-        size = max(self.out_channels, self.in_channels * self.stride**2)
-        return size, rank(size), kernel_size, kernel_size
+        size = max(self.out_channels, self.in_channels * self.residues)
+        return size, rank(size), *kernel_size
 
     def constrain(self, blocks: Tensor) -> Tensor:
         """Reflect complex blocks ``(F, m, n)``."""
         square = block_reflector(blocks)
-        return square[:, : self.out_channels, : self.in_channels * self.stride**2]
+        return square[:, : self.out_channels, : self.in_channels * self.residues]
 
 
 class BROConv2d(FrequencyConv2d):
@@ -141,8 +142,8 @@ class BROConv2d(FrequencyConv2d):
     Args:
         in_channels: Channels of the input.
         out_channels: Channels of the output.
-        kernel_size: Side of the free kernel, in input positions.
-        stride: Step between output positions.
+        kernel_size: Side of the free kernel, in input positions, or its height and width.
+        stride: Step between output positions, one number or two.
         padding: That of the zero-padded convolution whose output size it has.
         input_size: ``(H, W)`` of the input.
         margin: Rows and columns of zeros.
@@ -155,10 +156,10 @@ class BROConv2d(FrequencyConv2d):
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size: int,
+        kernel_size: Pair,
         *,
-        stride: int = 1,
-        padding: int = 0,
+        stride: Pair = 1,
+        padding: Pair = 0,
         input_size: tuple[int, int],
         margin: int = 2,
         bias: bool = True,

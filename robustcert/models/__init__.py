@@ -2,6 +2,7 @@
 
 from robustcert.models.classifier import Classifier
 from robustcert.models.convnet import ConvNet
+from robustcert.models.convnet1d import ConvNet1d
 from robustcert.models.deep_subspaces import DeepSubspaces
 from robustcert.models.fit_channels import FitChannels
 from robustcert.models.head import Head
@@ -23,6 +24,7 @@ __all__ = [
     "CircularShift",
     "Classifier",
     "ConvNet",
+    "ConvNet1d",
     "DeepSubspaces",
     "FitChannels",
     "Head",

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from robustcert.data import to_unit
+from robustcert.data import Kind, as_numbers
 
 # Multiplications that are worth a page: a minute or so on one core.
 BUDGET = 4e12
@@ -98,7 +98,8 @@ def affordable(count: int, others: int, dimension: int) -> int:
 
 def _points(inputs: Tensor) -> Tensor:
     # Whatever their range: a dataset has checked it.
-    return to_unit(inputs, domain="columns").double().flatten(1)
+    kind: Kind = "images" if inputs.dtype == torch.uint8 else "columns"
+    return as_numbers(inputs, kind).double().flatten(1)
 
 
 def _blocks(inputs: Tensor, rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

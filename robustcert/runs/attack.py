@@ -10,7 +10,7 @@ import torch
 from robustcert.attacks import cross_check, pgd_survivors
 from robustcert.certificate.samples import CertifiedSplit
 from robustcert.config.schema import check_call
-from robustcert.data import Stream, to_unit
+from robustcert.data import Stream, as_numbers
 from robustcert.errors import BrokenCertificate, ConfigError
 from robustcert.network.network import PlainNetwork
 
@@ -51,7 +51,7 @@ class _Unit:
     kind: Literal["images", "columns"]
 
     def __getitem__(self, rows: torch.Tensor, /) -> torch.Tensor:
-        return to_unit(self.inputs[rows], domain=self.kind)
+        return as_numbers(self.inputs[rows], self.kind)
 
 
 def attacked_rows(count: int, samples: int) -> torch.Tensor:
@@ -94,7 +94,7 @@ def attack_samples(
     }
     if len(rows) == 0:
         return record
-    x = to_unit(result.inputs[rows], domain=network.space.kind).double()
+    x = as_numbers(result.inputs[rows], network.space.kind).double()
     survivors = pgd_survivors(network, x, result.target[rows], radii, steps=attack.steps)
     record["accuracy"] = [float(s.double().mean()) for s in survivors]
     # The attack may overshoot its radius by its own rounding.

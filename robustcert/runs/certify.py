@@ -29,7 +29,7 @@ from robustcert.config.build import (
     build_parts,
     build_space,
 )
-from robustcert.data import Dataset, Examples, Part, Parts, Stream, to_unit
+from robustcert.data import Dataset, Examples, Part, Parts, Stream, as_numbers
 from robustcert.errors import ConfigError
 from robustcert.metrics.gradient_ratio import gradient_ratio
 from robustcert.metrics.thresholds import check_radii
@@ -220,7 +220,7 @@ def _prepare(subject: _Subject, options: _Options, arithmetic: Mapping[str, Any]
     moved = network.to(options.device)
     with strict_arithmetic():
         kind = network.space.kind
-        batches = (to_unit(stored.inputs[part], domain=kind) for part in _parts(count, batch_size))
+        batches = (as_numbers(stored.inputs[part], kind) for part in _parts(count, batch_size))
         claim = subject.certifier.claim(moved, batches)
     read = subject.checkpoint
     record: dict[str, Any] = {
@@ -250,7 +250,7 @@ def _certify(
     if files.done:
         log.info("%d of %d samples were certified before: going on", files.done, count)
     for batch, _ in subject.parts.in_order(options.split, options.batch_size, files.done, count):
-        x = to_unit(batch.to(options.device), domain=prepared.network.space.kind)
+        x = as_numbers(batch.to(options.device), prepared.network.space.kind)
         found = subject.certifier.certify(prepared.network, x)
         names = ("prediction", "radius", "margin", "error", "decided")
         files.append(batch, Certificates(*(getattr(found, name).cpu() for name in names)))
@@ -395,7 +395,7 @@ def _tightness(
 ) -> dict[str, float] | None:
     if pairwise is None:
         return None
-    x = to_unit(result.inputs[:_DIAGNOSED], domain=network.space.kind).double()
+    x = as_numbers(result.inputs[:_DIAGNOSED], network.space.kind).double()
     # A gradient for every class: of all samples at once they would be the peak of memory.
     parts = [gradient_ratio(network, part, pairwise.cpu()) for part in x.split(_AT_ONCE)]
     ratio = torch.cat(parts)

@@ -20,6 +20,7 @@ from robustcert.config.build import (
     build_data,
     build_dataset,
     build_module,
+    standardised,
 )
 from robustcert.config.schema import check_values
 from robustcert.data import DataModule
@@ -106,6 +107,7 @@ def _train(
     seed_everything(config["seed"], workers=True, verbose=False)
     allowed = (*targets, *config["allow_targets"])
     dataset = build_dataset(config, allowed)
+    config = standardised(config, dataset)
     data = build_data(config, dataset, allowed)
     module = build_module(config, dataset, allowed)
     measure, validated_by = _check_certifier(config, module)

@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from robustcert.activations import Grafted
-from robustcert.data import to_unit
+from robustcert.data import as_numbers
 from robustcert.errors import ConfigError
 from robustcert.metrics.kinks import UnitScores, kinks_within, unit_scores
 from robustcert.network.fold import fold_network
@@ -101,7 +101,7 @@ class LinearityGrafting(Callback):
             network = fold_network(module.model, module.input_shape, module.space)
         inputs = data.stored("train").inputs
         rows = torch.arange(min(self.samples, len(inputs)))
-        x = to_unit(inputs[rows], domain=module.space.kind)
+        x = as_numbers(inputs[rows], module.space.kind)
         return network.to(module.device), x.to(module.device)
 
 
