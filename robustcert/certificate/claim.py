@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from robustcert import __version__
+from robustcert.certificate.outputs import CertifiedOutputs
 from robustcert.certificate.samples import (
     RADII,
     SAMPLES,
@@ -19,7 +20,7 @@ from robustcert.certificate.samples import (
     positive_status,
 )
 from robustcert.certifiers.base import FUNCTIONS as FUNCTIONS
-from robustcert.certifiers.base import Claim, Proof
+from robustcert.certifiers.base import Claim, Proof, Task
 from robustcert.network.network import PlainNetwork, Sum, operation_bound, shapes
 from robustcert.network.operation import Operation
 from robustcert.network.quadratics import split_quadratics
@@ -34,6 +35,11 @@ SMOOTHED_CLAIM = (
     "Not proved: for every sample listed with radius r, with the confidence stated beside it, "
     "every input at l2 distance less than r from the sample gets the listed prediction from the "
     "smoothed classifier."
+)
+INTERVALS_CLAIM = (
+    "For every listed sample and every radius r of the table, the output of the network at every "
+    "input at l2 distance of at most r from the sample is at least the lower and at most the upper "
+    "end listed for r."
 )
 NETWORK = "network.safetensors"
 MULTIPLIERS = "multipliers.safetensors"
@@ -120,18 +126,18 @@ def write_claim(
     folder: Path,
     network: PlainNetwork,
     claim: Claim,
-    split: CertifiedSplit,
+    split: CertifiedSplit | CertifiedOutputs,
     radii: Sequence[float],
     record: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Write what a certificate has beside samples and radii; returns what certificate.json says.
 
     Args:
-        folder: Holds the complete :class:`SampleFiles` of ``split``.
+        folder: Holds the complete files of ``split``, those of :class:`SampleFiles` for classes.
         network: The certified network.
         claim: What the certifier says of it.
-        split: Samples with their certificates.
-        radii: Radii at which certified samples are counted.
+        split: Samples with their certificates, or with their outputs.
+        radii: Radii at which certified samples are counted, or intervals stated.
         record: Provenance: configuration, checkpoint, dataset, environment, attack.
 
     Raises:
@@ -140,7 +146,7 @@ def write_claim(
     tensors: dict[str, Tensor] = {}
     operations = describe_operations(network.operations, "", tensors)
     save_file(tensors, folder / NETWORK)
-    names = [NETWORK, SAMPLES, RADII]
+    names = [NETWORK, *split.files]
     if claim.multipliers is not None:
         save_file(dict(claim.multipliers), folder / MULTIPLIERS)
         names.append(MULTIPLIERS)
@@ -158,7 +164,8 @@ def write_claim(
         },
         "bounds": _bounds(network, claim),
         "pairwise": in_hexadecimal(claim.pairwise),
-        "summary": _summary(split, radii),
+        "summary": split.summary(radii),
+        **_constants(claim),
         **record,
         "files": {name: _digest(folder / name) for name in names},
     }
@@ -175,8 +182,11 @@ def in_hexadecimal(pairwise: Tensor | None) -> list[list[str]]:
 def _statement(claim: Claim) -> dict[str, Any]:
     """The words of the claim."""
     proved = claim.smoothing is None
+    words = _WORDS[claim.task] if proved else {"statement": SMOOTHED_CLAIM}
+    directions = {} if claim.monotone is None else {"monotone": list(claim.monotone)}
     return {
-        "statement": CLAIM if proved else SMOOTHED_CLAIM,
+        **words,
+        **directions,
         "norm": "l2",
         "units": "input units: distances between inputs with values in [0, 1]",
         "domain": "all of R^d, no clipping",
@@ -187,24 +197,27 @@ def _statement(claim: Claim) -> dict[str, Any]:
     }
 
 
+# What the claim of each task says in words of its own.
+_WORDS: Mapping[Task, dict[str, str]] = {
+    Task.CLASSIFICATION: {"statement": CLAIM},
+    Task.REGRESSION: {"task": str(Task.REGRESSION), "statement": INTERVALS_CLAIM},
+}
+
+
+def _constants(claim: Claim) -> dict[str, list[str]]:
+    """Constants of outputs, where the claim is about them."""
+    if claim.lipschitz is None:
+        return {}
+    return {"lipschitz": [k.hex() for k in claim.lipschitz.tolist()]}
+
+
 def _bounds(network: PlainNetwork, claim: Claim) -> list[dict[str, Any]]:
     """Bounds of the operations that radii rest on: those before quadratics, which have none."""
     quadratic = split_quadratics(network) if claim.proof == Proof.QUADRIC else None
     if quadratic is not None:
         return describe_bounds(quadratic[0])
-    return [] if claim.pairwise is None else describe_bounds(network)
-
-
-def _summary(split: CertifiedSplit, radii: Sequence[float]) -> dict[str, Any]:
-    return {
-        "samples": len(split.target),
-        "correct": int(split.correct.sum()),
-        "undecided": int(split.undecided.sum()),
-        "certified": [
-            {"radius": float(r).hex(), "decimal": float(r), "count": split.certified_count(r)}
-            for r in radii
-        ],
-    }
+    without = claim.pairwise is None and claim.lipschitz is None
+    return [] if without else describe_bounds(network)
 
 
 def _write_global(folder: Path, network: PlainNetwork, pairs: Mapping[str, Any]) -> None:

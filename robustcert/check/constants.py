@@ -47,6 +47,31 @@ def prove_constants(
     return proved, _check_pairwise(claim["pairwise"], operations, proved, multipliers, report)
 
 
+def prove_output(
+    claim: dict[str, Any], operations: tuple[Operation, ...], report: Report
+) -> tuple[dict[str, Fraction], Fraction]:
+    """Prove the claimed constants of all operations and of a network's one output; returns both."""
+    proved = _check_bounds(items(claim["bounds"], "bounds"), operations, report)
+    report.expect(claim["pairwise"] == [], "pairwise: one output has none")
+    claimed = items(claim["lipschitz"], "lipschitz")
+    if len(claimed) != 1 or operations[-1].output_shape != (1,):
+        raise fail("lipschitz", "one constant of one output", claimed)
+    constant = Fraction(hex_float(claimed[0], "lipschitz"))
+    head = operations[-1] if operations[-1].kind == "dense" else None
+    square = Fraction(1)
+    for op in operations[:-1] if head else operations:
+        square = round_up(square * proved[op.path])
+    square *= square
+    if head is not None:
+        # The constant of a row is its length.
+        square *= sum(Fraction(float(w)) ** 2 for w in head.wide("weight").ravel())
+    enough = constant**2 >= square
+    report.expect(enough, f"lipschitz: {float(constant)!r} is not proved")
+    what = "product of bounds times the exact length of the row" if head else "product of bounds"
+    report.note("lipschitz", f"the output's constant by the {what}, in rationals")
+    return proved, constant
+
+
 def _check_bounds(
     bounds: list[Any], operations: tuple[Operation, ...], report: Report
 ) -> dict[str, Fraction]:

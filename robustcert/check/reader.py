@@ -31,6 +31,7 @@ MAX_FILE = {
     "radii.csv": 2**29,
     MULTIPLIERS: 2**28,
     "global.json": 2**26,
+    "intervals.csv": 2**29,
 }
 # Maximum number of bytes of the header of a safetensors file.
 MAX_HEADER = 2**24

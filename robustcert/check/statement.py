@@ -19,6 +19,12 @@ STATEMENT = {
     "domain": "all of R^d, no clipping",
     "inputs": "float32 values; a uint8 pixel p stands for float32(p / 255)",
 }
+# The words of a claim about a regression.
+INTERVALS = (
+    "For every listed sample and every radius r of the table, the output of the network at every "
+    "input at l2 distance of at most r from the sample is at least the lower and at most the upper "
+    "end listed for r."
+)
 # The functions that a claim may be about: the real one and its deployments.
 FUNCTIONS = {
     "R": "the real-valued function that the float constants of the network define",
@@ -43,14 +49,30 @@ PROOFS = ("lipschitz", "lipsdp", "second-order", "crown", "local-lipschitz", "qu
 NOT_COVERED = ("crown", "local-lipschitz")
 # Keys of certificate.json that the checker reads.
 CLAIMS = {"format", "robustcert", "claim", "network", "bounds", "pairwise", "summary", "files"}
+# What the claim of each task says in words of its own; one that names none is about classes.
+TASKS: dict[str, dict[str, str]] = {
+    "classification": {},
+    "regression": {"task": "regression", "statement": INTERVALS},
+}
+# Minimum number of outputs of a network of each task.
+MIN_OUTPUTS = {"classification": 2, "regression": 1}
+
+
+def task_of(claim: Any) -> str:
+    """The task that a claim names."""
+    task = claim.get("task", "classification") if isinstance(claim, dict) else "classification"
+    if not isinstance(task, str) or task not in TASKS:
+        raise fail("claim task", f"one of {', '.join(TASKS)}", task)
+    return task
 
 
 def check_statement(claim: Any) -> tuple[list[Arithmetic], str]:
     """Check the statement of a claim; returns the arithmetics that it is about, and its proof."""
     smoothed = isinstance(claim, dict) and claim.get("proof") == "smoothing"
     own = {"smoothing"} if smoothed else set()
-    keys(claim, "claim", {*STATEMENT, "functions", *own}, {"proof"})
-    statement = STATEMENT | ({"statement": SMOOTHED} if smoothed else {})
+    words = TASKS[task_of(claim)]
+    keys(claim, "claim", {*STATEMENT, *words, "functions", *own}, {"proof", "monotone"})
+    statement = STATEMENT | words | ({"statement": SMOOTHED} if smoothed else {})
     for key, known in statement.items():
         if claim[key] != known:
             raise fail(f"claim {key}", repr(known), claim[key])

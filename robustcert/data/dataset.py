@@ -1,4 +1,4 @@
-"""The dataset contract: labelled examples with inputs in [0, 1], and where they came from."""
+"""The dataset contract: examples with inputs in [0, 1] and their targets, and their origin."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -8,14 +8,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from robustcert.data.targets import Classes, DatasetError, Targets
 from robustcert.network.units import in_units
 
 Split = Literal["train", "test"]
-
-
-class DatasetError(ValueError):
-    """A dataset is missing, damaged or not what it claims to be."""
-
 
 Rows = Tensor | slice | list[int]
 
@@ -73,7 +69,7 @@ class Examples:
     Args:
         inputs: Shape ``(N, *input_shape)``, uint8 in 0..255 or floating point in [0, 1]: a tensor,
             or a :class:`Stream` that reads them batch by batch.
-        labels: Class indices, int64, shape ``(N,)``.
+        labels: Targets, shape ``(N,)``: class indices, int64, or real numbers, float32.
         indices: Position of every example in the split's file order, int64, shape ``(N,)``;
             ``0 .. N-1`` if not given.
     """
@@ -102,7 +98,7 @@ class Examples:
 
 
 class Dataset(ABC):
-    """A train and a test split of labelled examples with inputs in [0, 1].
+    """A train and a test split of examples with inputs in [0, 1].
 
     A subclass sets the attributes and implements ``read``. Normalisation is no part of a dataset:
     it is a layer of the network, inside its Lipschitz bound, so that a radius is always a distance
@@ -113,6 +109,11 @@ class Dataset(ABC):
     input_shape: tuple[int, ...]
     num_classes: int
     class_names: tuple[str, ...] | None = None
+
+    @property
+    def targets(self) -> Targets:
+        """What the targets are: indices of ``num_classes`` classes, unless a subclass says else."""
+        return Classes(self.num_classes)
 
     @abstractmethod
     def read(self, split: Split) -> Examples:
@@ -162,13 +163,7 @@ def to_unit(inputs: Tensor, source: str = "inputs") -> Tensor:
 
 def check_labels(labels: Tensor, num_classes: int, source: str) -> None:
     """Raise unless every label is a class index below ``num_classes``."""
-    wrong = ((labels < 0) | (labels >= num_classes)).nonzero()
-    if len(wrong):
-        place = int(wrong[0])
-        raise DatasetError(
-            f"{source}: expected labels from 0 to {num_classes - 1}, but got {int(labels[place])} "
-            f"at position {place} ({len(wrong)} of {len(labels)} labels lie outside)"
-        )
+    Classes(num_classes).check(labels, source)
 
 
 def check_examples(dataset: Dataset, split: Split, examples: Examples) -> None:
@@ -181,12 +176,14 @@ def check_examples(dataset: Dataset, split: Split, examples: Examples) -> None:
         raise DatasetError(
             f"{source}: expected inputs of shape {tuple(dataset.input_shape)}, but got {shape}"
         )
-    if examples.labels.dtype != torch.int64 or examples.labels.ndim != 1:
+    kind = dataset.targets.dtype
+    if examples.labels.dtype != kind or examples.labels.ndim != 1:
+        name = str(kind).removeprefix("torch.")
         raise DatasetError(
-            f"{source}: expected int64 labels of shape (N,), but got {examples.labels.dtype} of "
+            f"{source}: expected {name} labels of shape (N,), but got {examples.labels.dtype} of "
             f"shape {tuple(examples.labels.shape)}"
         )
-    check_labels(examples.labels, dataset.num_classes, source)
+    dataset.targets.check(examples.labels, source)
     if isinstance(examples.inputs, Stream):
         # Nothing is read here, so that only a type with no value out of range will do.
         if examples.inputs.dtype != torch.uint8:

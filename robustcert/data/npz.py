@@ -3,6 +3,7 @@
 import os
 import zipfile
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 
 from robustcert.data.dataset import Dataset, DatasetError, Examples, Split, check_split, to_unit
 from robustcert.data.files import digest
+from robustcert.data.targets import Classes, Reals, Targets
 
 # Names of the arrays in the file.
 KEYS = ("x_train", "y_train", "x_test", "y_test")
@@ -21,12 +23,13 @@ class NPZ(Dataset):
 
     The file holds ``x_train``, ``y_train``, ``x_test`` and ``y_test``. Inputs are uint8 (divided
     by 255) or floating point in [0, 1], of shape ``(N, C, H, W)``, ``(N, H, W)`` (grey images) or
-    ``(N, D)``. Labels are integers from 0 of shape ``(N,)``, without a gap over both splits.
+    ``(N, D)``. Targets have the shape ``(N,)``: integers are the labels of classes, from 0 without
+    a gap over both splits; floating-point numbers are what a regression predicts.
 
     Args:
         root: The file.
         num_classes: Number of classes, where the file has no sample of some of them; by default
-            the largest label plus one.
+            the largest label plus one. None for a regression.
     """
 
     def __init__(self, root: str | os.PathLike[str], num_classes: int | None = None) -> None:
@@ -42,8 +45,8 @@ class NPZ(Dataset):
         self._splits: dict[str, Examples] = {}
         for split in ("train", "test"):
             inputs = _inputs(arrays[f"x_{split}"], f"{self.path} (x_{split})")
-            labels = _labels(arrays[f"y_{split}"], len(inputs), f"{self.path} (y_{split})")
-            self._splits[split] = Examples(inputs, labels)
+            found = _targets(arrays[f"y_{split}"], len(inputs), f"{self.path} (y_{split})")
+            self._splits[split] = Examples(inputs, found)
         shapes = [tuple(examples.inputs.shape[1:]) for examples in self._splits.values()]
         if shapes[0] != shapes[1]:
             raise DatasetError(
@@ -51,10 +54,32 @@ class NPZ(Dataset):
                 f"{shapes[0]} and {shapes[1]}"
             )
         self.input_shape = shapes[0]
-        labels = torch.cat([examples.labels for examples in self._splits.values()])
-        self.num_classes = _num_classes(labels.unique(), num_classes, self.path)
-        if self.num_classes < 2:
+        self._targets = self._kind([e.labels for e in self._splits.values()], num_classes)
+        self.num_classes = self._targets.outputs
+
+    @property
+    def targets(self) -> Targets:
+        """Classes, or real numbers where the file's targets are floating-point numbers."""
+        return self._targets
+
+    def _kind(self, labels: Sequence[torch.Tensor], num_classes: int | None) -> Targets:
+        kinds = {part.dtype for part in labels}
+        if len(kinds) > 1:
+            raise DatasetError(
+                f"{self.path}: expected y_train and y_test to be both integers, which are classes, "
+                "or both floating point, which a regression predicts"
+            )
+        if kinds == {Reals.dtype}:
+            if num_classes is not None:
+                raise DatasetError(
+                    f"{self.path}: dataset.num_classes={num_classes} goes with integer labels, but "
+                    "y_train is floating point, which a regression predicts: set it to null"
+                )
+            return Reals()
+        found = Classes(_num_classes(torch.cat(list(labels)).unique(), num_classes, self.path))
+        if found.outputs < 2:
             raise DatasetError(f"{self.path}: expected at least two classes, but every label is 0")
+        return found
 
     def read(self, split: Split) -> Examples:
         """All examples of the split, images as uint8 if the file has them so."""
@@ -136,12 +161,16 @@ def _num_classes(labels: torch.Tensor, given: int | None, path: Path) -> int:
     return found
 
 
-def _labels(array: np.ndarray, count: int, source: str) -> torch.Tensor:
-    if array.dtype.kind not in "iu" or array.shape != (count,):
+def _targets(array: np.ndarray, count: int, source: str) -> torch.Tensor:
+    if array.dtype.kind not in "iuf" or array.shape != (count,):
         raise DatasetError(
-            f"{source}: expected integer labels of shape ({count},), one for each input, but got "
-            f"{array.dtype} of shape {array.shape}"
+            f"{source}: expected integer labels or floating-point targets of shape ({count},), one "
+            f"for each input, but got {array.dtype} of shape {array.shape}"
         )
+    if array.dtype.kind == "f":
+        targets = torch.from_numpy(array.astype(np.float32))
+        Reals().check(targets, source)
+        return targets
     if array.min() < 0:
         raise DatasetError(f"{source}: expected labels from 0, but got {array.min()}")
     return torch.from_numpy(array.astype(np.int64))

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from lightning import LightningModule
@@ -18,6 +18,7 @@ from robustcert.margins import certified_radius
 from robustcert.metrics import AverageCertifiedRadius, RejectionRate, VerifiedRobustAccuracy
 from robustcert.models.scores import training_scores
 from robustcert.network.fold import fold_network
+from robustcert.network.network import PlainNetwork
 from robustcert.training.schedules import CosineSchedule, EpsilonSchedule
 from robustcert.training.validation import ValidationCertifier
 
@@ -29,7 +30,120 @@ TrainBatch = tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor, Tensor]
 MAX_STARTING_EXAMPLES = 2000
 
 
-class CertifiedClassifier(LightningModule):
+class CertifiedModule(LightningModule):
+    """Training of a model by an objective, its optimizer and its schedules, whatever the targets.
+
+    Training rests on estimates; whatever is logged under ``val/`` comes from the folded network.
+
+    Args:
+        model: Any module that can be folded. Its ``start_at(inputs, labels)``, if it has one, is
+            called before training.
+        objective: ``objective(outputs, target, constants, epsilon)``.
+        input_shape: Shape of one input.
+        num_classes: Number of outputs: of classes, or 1 for a real target.
+        epsilon: Radius that is trained for and selected by, in input units.
+        radii: Radii at which metrics are reported.
+        optimizer: Called with the parameters.
+        epsilon_schedule: Training radius over training.
+        lr_schedule: Learning rate over training.
+    """
+
+    # Metric that chooses best.ckpt, one of robustcert.training.checkpoint.SCORES.
+    score: ClassVar[str]
+    validation: Any
+
+    def __init__(
+        self,
+        model: nn.Module,
+        objective: Callable[[Tensor, Tensor, Tensor, float], Tensor],
+        *,
+        input_shape: Sequence[int],
+        num_classes: int,
+        epsilon: float,
+        radii: Sequence[float],
+        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
+        epsilon_schedule: EpsilonSchedule | None = None,
+        lr_schedule: CosineSchedule | None = None,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.objective = objective
+        self.input_shape = tuple(input_shape)
+        self.num_classes = num_classes
+        self.epsilon = epsilon
+        self.radii = sorted({*radii, epsilon})
+        self.optimizer = optimizer
+        self.epsilon_schedule = epsilon_schedule or EpsilonSchedule(1.0, 1.0, 0.0)
+        self.lr_schedule = lr_schedule or CosineSchedule()
+
+    def ignore_buffers(self) -> None:
+        """Keep buffers out of DDP's broadcasts; called once all metrics are there."""
+        # Every rank computes the same buffers; DDP would broadcast them with every step, and wait
+        # for a rank that has no validation batch.
+        self._ddp_params_and_buffers_to_ignore = [name for name, _ in self.named_buffers()]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Outputs of shape ``(N, C)``."""
+        return self.model(x)
+
+    @property
+    def progress(self) -> float:
+        """Share of training done, in [0, 1]."""
+        return min(1.0, self.global_step / max(1, self.trainer.estimated_stepping_batches))
+
+    def on_fit_start(self) -> None:
+        """Start a model at the training data, if it has a ``start_at``."""
+        start: Any = getattr(self.model, "start_at", None)
+        if start is not None:
+            datamodule: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+            examples = datamodule.first_of_each_class(MAX_STARTING_EXAMPLES)
+            start(examples.inputs, examples.labels)
+
+    def on_train_epoch_start(self) -> None:
+        """Hand a schedule-free optimizer the weights at which it takes gradients."""
+        self._switch_optimizer("train")
+
+    def on_validation_start(self) -> None:
+        """Put its averaged weights in place: they are validated and go into checkpoints."""
+        self._switch_optimizer("eval")
+
+    def _switch_optimizer(self, mode: str) -> None:
+        if self._trainer is None or not self.trainer.optimizers:
+            return
+        for optimizer in self.trainer.optimizers:
+            getattr(optimizer, mode, lambda: None)()
+
+    def folded(self) -> PlainNetwork:
+        """The folded network, in full precision.
+
+        Raises:
+            DivergedError: a weight is NaN or infinite.
+        """
+        for name, parameter in self.model.named_parameters():
+            if not torch.isfinite(parameter).all():
+                raise DivergedError(self.current_epoch, f"{name} is NaN or infinite")
+        # A reduced precision is for training steps: it never reaches a verified number.
+        with torch.autocast(self.device.type, enabled=False):
+            return fold_network(self.model, self.input_shape)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """The optimizer, with the learning-rate schedule stepped every batch."""
+        steps = self.trainer.estimated_stepping_batches
+        if math.isinf(steps):
+            raise ValueError(
+                "the schedules need to know the end of training: set trainer.max_epochs"
+            )
+        optimizer = self.optimizer(self.parameters())
+        _refuse_averages_of_steps(optimizer, self.model)
+        total = max(1, int(steps))
+        scheduler = LambdaLR(optimizer, lambda step: self.lr_schedule(step / total))
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
+
+
+class CertifiedClassifier(CertifiedModule):
     """Certified training of a model.
 
     Logged per epoch: ``train/loss``, ``train/accuracy``, ``train/vra_estimate``, ``train/epsilon``;
@@ -45,40 +159,26 @@ class CertifiedClassifier(LightningModule):
         model: Any module that :func:`robustcert.models.scores.training_scores` takes and that can
             be folded. Its ``start_at(inputs, labels)``, if it has one, is called before training.
         objective: ``objective(logits, target, pairwise_lipschitz, epsilon)``.
-        input_shape: Shape of one input.
         num_classes: Number of classes.
         epsilon: Radius that is trained for and selected by, in input units.
-        radii: Radii at which verified robust accuracy is reported.
-        optimizer: Called with the parameters.
-        epsilon_schedule: Training radius over training.
-        lr_schedule: Learning rate over training.
         validation: Certifier whose radii choose ``best.ckpt``.
+        options: Further options of :class:`CertifiedModule`.
     """
+
+    score = "val/vra"
+    validation: ValidationCertifier
 
     def __init__(
         self,
         model: nn.Module,
         objective: Callable[[Tensor, Tensor, Tensor, float], Tensor],
         *,
-        input_shape: Sequence[int],
         num_classes: int,
         epsilon: float,
-        radii: Sequence[float],
-        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
-        epsilon_schedule: EpsilonSchedule | None = None,
-        lr_schedule: CosineSchedule | None = None,
         validation: ValidationCertifier | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__()
-        self.model = model
-        self.objective = objective
-        self.input_shape = tuple(input_shape)
-        self.num_classes = num_classes
-        self.epsilon = epsilon
-        self.radii = sorted({*radii, epsilon})
-        self.optimizer = optimizer
-        self.epsilon_schedule = epsilon_schedule or EpsilonSchedule(1.0, 1.0, 0.0)
-        self.lr_schedule = lr_schedule or CosineSchedule()
+        super().__init__(model, objective, num_classes=num_classes, epsilon=epsilon, **options)
         self.validation = validation or ValidationCertifier()
         # A metric's ranks meet where compute is called, a value's wherever someone reads it.
         # Updated with a copy for every sample: with this strategy weights are ignored.
@@ -90,26 +190,7 @@ class CertifiedClassifier(LightningModule):
         self.val_vra = VerifiedRobustAccuracy(self.radii)
         self.val_acr = AverageCertifiedRadius()
         self.val_rejection = RejectionRate(epsilon)
-        # Every rank computes the same buffers; DDP would broadcast them with every step, and wait
-        # for a rank that has no validation batch.
-        self._ddp_params_and_buffers_to_ignore = [name for name, _ in self.named_buffers()]
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits of shape ``(N, C)``."""
-        return self.model(x)
-
-    @property
-    def progress(self) -> float:
-        """Share of training done, in [0, 1]."""
-        return min(1.0, self.global_step / max(1, self.trainer.estimated_stepping_batches))
-
-    def on_fit_start(self) -> None:
-        """Start a model at the training data, if it has a ``start_at``."""
-        start: Any = getattr(self.model, "start_at", None)
-        if start is not None:
-            datamodule: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-            examples = datamodule.first_of_each_class(MAX_STARTING_EXAMPLES)
-            start(examples.inputs, examples.labels)
+        self.ignore_buffers()
 
     def training_step(self, batch: TrainBatch, batch_idx: int) -> Tensor:
         """Objective on the model's training scores.
@@ -155,20 +236,6 @@ class CertifiedClassifier(LightningModule):
             "val/rejection": self.val_rejection,
         }
 
-    def on_train_epoch_start(self) -> None:
-        """Hand a schedule-free optimizer the weights at which it takes gradients."""
-        self._switch_optimizer("train")
-
-    def on_validation_start(self) -> None:
-        """Put its averaged weights in place: they are validated and go into checkpoints."""
-        self._switch_optimizer("eval")
-
-    def _switch_optimizer(self, mode: str) -> None:
-        if self._trainer is None or not self.trainer.optimizers:
-            return
-        for optimizer in self.trainer.optimizers:
-            getattr(optimizer, mode, lambda: None)()
-
     def on_validation_epoch_start(self) -> None:
         """Fold the network and prove what holds for all samples, once.
 
@@ -176,12 +243,7 @@ class CertifiedClassifier(LightningModule):
             DivergedError: a weight is NaN or infinite.
             UnsoundNetworkError: see :meth:`ValidationCertifier.prepare`.
         """
-        for name, parameter in self.model.named_parameters():
-            if not torch.isfinite(parameter).all():
-                raise DivergedError(self.current_epoch, f"{name} is NaN or infinite")
-        # A reduced precision is for training steps: it never reaches a verified number.
-        with torch.autocast(self.device.type, enabled=False):
-            network = fold_network(self.model, self.input_shape)
+        network = self.folded()
         ranks = (self.trainer.global_rank, self.trainer.world_size) if self._trainer else (0, 1)
         self.validation.prepare(network, self.device, *ranks)
 
@@ -213,22 +275,6 @@ class CertifiedClassifier(LightningModule):
         for metric in (self.val_vra, *self._val_metrics.values()):
             metric.reset()
         self.validation.release()
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """The optimizer, with the learning-rate schedule stepped every batch."""
-        steps = self.trainer.estimated_stepping_batches
-        if math.isinf(steps):
-            raise ValueError(
-                "the schedules need to know the end of training: set trainer.max_epochs"
-            )
-        optimizer = self.optimizer(self.parameters())
-        _refuse_averages_of_steps(optimizer, self.model)
-        total = max(1, int(steps))
-        scheduler = LambdaLR(optimizer, lambda step: self.lr_schedule(step / total))
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
-        }
 
 
 def _refuse_averages_of_steps(optimizer: Optimizer, model: nn.Module) -> None:
