@@ -41,6 +41,11 @@ INTERVALS_CLAIM = (
     "input at l2 distance of at most r from the sample is at least the lower and at most the upper "
     "end listed for r."
 )
+MONOTONE_CLAIM = (
+    "For every feature with the direction 1 or -1, function R never falls or never rises when this "
+    "feature grows and the others stay, anywhere in R^d; with two logits this is said of the "
+    "second minus the first."
+)
 NETWORK = "network.safetensors"
 MULTIPLIERS = "multipliers.safetensors"
 # Beside the claim about samples, with certifiers that speak of all pairs of inputs.
@@ -182,11 +187,12 @@ def in_hexadecimal(pairwise: Tensor | None) -> list[list[str]]:
 def _statement(claim: Claim) -> dict[str, Any]:
     """The words of the claim."""
     proved = claim.smoothing is None
-    words = _WORDS[claim.task] if proved else {"statement": SMOOTHED_CLAIM}
-    directions = {} if claim.monotone is None else {"monotone": list(claim.monotone)}
+    words: Mapping[str, Any] = _WORDS[claim.task] if proved else {"statement": SMOOTHED_CLAIM}
+    if claim.monotone is not None:
+        said = {"statement": MONOTONE_CLAIM, "directions": list(claim.monotone)}
+        words = {**words, "monotone": said}
     return {
         **words,
-        **directions,
         "norm": "l2",
         "units": "input units: distances between inputs with values in [0, 1]",
         "domain": "all of R^d, no clipping",

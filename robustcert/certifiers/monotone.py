@@ -38,6 +38,21 @@ def monotone_directions(network: PlainNetwork) -> tuple[int, ...] | None:
     return tuple((slope >= bound) - (-slope >= bound) for slope in slopes)
 
 
+def direction_costs(network: PlainNetwork) -> dict[str, float]:
+    """Constants of h and of g, whose quotient is what the directions cost.
+
+    Args:
+        network: One that has :func:`monotone_directions`.
+    """
+    network = network.owned()
+    total = network.operations[0]
+    assert isinstance(total, Sum)
+    return {
+        "constant": sequence_bound([total], network.input_shape),
+        "without": sequence_bound(total.branches[0], network.input_shape),
+    }
+
+
 def _is_difference(operation: object) -> bool:
     """Whether an operation gives the logits -a h and a h, a > 0, of its one input h."""
     if not isinstance(operation, Dense) or operation.bias is not None:

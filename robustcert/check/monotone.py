@@ -12,8 +12,15 @@ from typing import Any
 
 from robustcert.check.network.operation import Operation
 from robustcert.check.norms.scalars import round_up
-from robustcert.check.reader import fail, items, whole
+from robustcert.check.reader import fail, items, keys, whole
 from robustcert.check.report import Report
+
+# The words of a claim about directions.
+STATEMENT = (
+    "For every feature with the direction 1 or -1, function R never falls or never rises when this "
+    "feature grows and the others stay, anywhere in R^d; with two logits this is said of the "
+    "second minus the first."
+)
 
 
 def leave_uncovered(claim: dict[str, Any], report: Report) -> None:
@@ -31,14 +38,19 @@ def check_directions(
     """Prove the directions that a claim names, if it names any.
 
     Args:
-        claim: certificate.json, whose ``claim.monotone`` has +1, -1 or 0 for every feature.
+        claim: certificate.json, whose ``claim.monotone.directions`` has +1, -1 or 0 for every
+            feature.
         operations: Operations, applied in turn.
         proved: Proved norms by path.
         report: Where to note the outcome.
     """
     if "monotone" not in claim["claim"]:
         return
-    said = [whole(s, "claim monotone", -1, 1) for s in items(claim["claim"]["monotone"], "claim")]
+    claimed = keys(claim["claim"]["monotone"], "claim monotone", {"statement", "directions"}, set())
+    if claimed["statement"] != STATEMENT:
+        raise fail("claim monotone statement", repr(STATEMENT), claimed["statement"])
+    listed = items(claimed["directions"], "claim monotone directions")
+    said = [whole(sign, "claim monotone directions", -1, 1) for sign in listed]
     features = math.prod(operations[0].input_shape)
     if len(said) != features:
         raise fail("claim monotone", f"{features} directions", len(said))

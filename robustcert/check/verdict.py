@@ -372,7 +372,7 @@ def _prove_pairs(
 
 
 def _prove_one_output(
-    claim: dict[str, Any], _: dict[str, bytes], read: tuple[Operation, ...], report: Report
+    claim: dict[str, Any], _content: dict[str, bytes], read: tuple[Operation, ...], report: Report
 ) -> tuple[Floats, Floats]:
     keys(claim, "certificate.json", {"lipschitz"})
     _, constant = prove_output(claim, read, report)

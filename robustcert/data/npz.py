@@ -66,7 +66,7 @@ class NPZ(Dataset):
         kinds = {part.dtype for part in labels}
         if len(kinds) > 1:
             raise DatasetError(
-                f"{self.path}: expected y_train and y_test to be both integers, which are classes, "
+                f"{self.path}: expected y_train and y_test to be both integer labels, of classes, "
                 "or both floating point, which a regression predicts"
             )
         if kinds == {Reals.dtype}:

@@ -20,7 +20,7 @@ from robustcert.certificate.places import certificate_beside, checkpoint_of
 from robustcert.certificate.samples import CertifiedSplit, SampleFiles, has_radii, positive_status
 from robustcert.certifiers import Certificates, Certifier, Claim, strict_arithmetic
 from robustcert.certifiers.conformal import LabelSets, PredictionSets
-from robustcert.certifiers.monotone import monotone_directions
+from robustcert.certifiers.monotone import direction_costs, monotone_directions
 from robustcert.config.build import (
     CHECKPOINT_TARGETS,
     Config,
@@ -221,12 +221,14 @@ def _prepare(
         # Directions are of the real-valued network, and so is every claim that has one function R.
         if claim.smoothing is None:
             claim = replace(claim, monotone=monotone_directions(network))
+    costs = {} if claim.monotone is None else {"directions": direction_costs(network)}
     read = subject.checkpoint
     record: dict[str, Any] = {
         "certifier": in_words(subject.named),
         "checkpoint": {"file": read.path.name, "sha256": read.sha256, "epoch": read.epoch},
         "config": in_words(subject.config),
         "dataset": {"name": source.name, "split": options.split, **source.provenance()},
+        **costs,
         "arithmetic": {**arithmetic, "device": str(options.device), "dtype": str(claim.dtype)},
     }
     return _Prepared(moved, stored, claim, record, _key(record, network, claim, stored, batch_size))

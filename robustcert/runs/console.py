@@ -132,12 +132,14 @@ def print_sets(console: Console, claim: Mapping[str, Any]) -> None:
 
 def print_directions(console: Console, claim: Mapping[str, Any]) -> None:
     """Print in how many features the network is monotone, where that is claimed."""
-    directions = claim["claim"].get("monotone")
-    if directions:
-        rising, falling = directions.count(1), directions.count(-1)
+    said = claim["claim"].get("monotone")
+    if said:
+        rising, falling = (said["directions"].count(sign) for sign in (1, -1))
+        costs = claim["directions"]
         console.print(
             f"never falls with {rising} features and never rises with {falling}, as a real "
-            "function",
+            f"function; Lipschitz constant {costs['constant']:.4g}, without the directions "
+            f"{costs['without']:.4g}",
             highlight=False,
         )
 

@@ -84,7 +84,11 @@ def largest_changes(
     """The least and the largest output that an attack finds within a radius, shape ``(N,)``."""
     found = []
     for sign in (-1.0, 1.0):
-        points = ascend(lambda z, s=sign: s * network(z)[:, 0], x, radius, steps=steps)
+
+        def value(z: Tensor, sign: float = sign) -> Tensor:
+            return sign * network(z)[:, 0]
+
+        points = ascend(value, x, radius, steps=steps)
         with torch.no_grad():
             found.append(network(points)[:, 0])
     return found[0], found[1]

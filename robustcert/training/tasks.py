@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
-from robustcert.training.module import CertifiedClassifier, CertifiedModule
+from robustcert.training.module import CertifiedClassifier
 from robustcert.training.regression import CertifiedRegressor, ValidationBound
 from robustcert.training.validation import ValidationCertifier
 
-MODULES: Mapping[str, tuple[type[CertifiedModule], type[Any]]] = {
+MODULES: Mapping[str, tuple[type[Any], type[Any]]] = {
     "classification": (CertifiedClassifier, ValidationCertifier),
     "regression": (CertifiedRegressor, ValidationBound),
 }

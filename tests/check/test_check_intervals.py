@@ -180,7 +180,7 @@ def without_a_key(folder: Folder, draw: random.Random) -> None:
 
 def another_direction(folder: Folder, draw: random.Random) -> None:
     claimed = draw.choice([[1, 1, -1], [1, -1, -1], [-1, 0, -1], [1, 0, 1], [1, 0], [2, 0, -1]])
-    folder.claim["claim"]["monotone"] = claimed
+    folder.claim["claim"]["monotone"]["directions"] = claimed
 
 
 def flatter_line(folder: Folder, draw: random.Random) -> None:

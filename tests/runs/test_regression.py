@@ -46,7 +46,9 @@ def test_a_run_is_certified_and_verified(folder: Path) -> None:
     assert any(topic == "monotone" for topic, _ in report.checked)
     claim = json.loads((folder / "certificate" / "certificate.json").read_text())
     assert claim["claim"]["task"] == "regression"
-    assert claim["claim"]["monotone"] == [1, -1, 0]
+    assert claim["claim"]["monotone"]["directions"] == [1, -1, 0]
+    costs = claim["directions"]
+    assert costs["without"] < costs["constant"] < costs["without"] * 2.4143
     # What an attack finds is within what is certified, and the sets hold what they should.
     certified = claim["summary"]["certified"]
     for row, seen, width in zip(
