@@ -45,7 +45,7 @@ from robustcert.check.reader import (
 from robustcert.check.report import Report
 
 # Files of a certificate of a regression.
-FILES = ("certificate.json", "network.safetensors", "samples.safetensors", "intervals.csv")
+INTERVAL_FILES = ("certificate.json", "network.safetensors", "samples.safetensors", "intervals.csv")
 # Maximum number of radii of a table.
 MAX_RADII = 64
 # Form of a decimal, which has to be the shortest one of its float64.

@@ -16,7 +16,7 @@ from robustcert.check.reader import fail, items, keys, whole
 from robustcert.check.report import Report
 
 # The words of a claim about directions.
-STATEMENT = (
+MONOTONE = (
     "For every feature with the direction 1 or -1, function R never falls or never rises when this "
     "feature grows and the others stay, anywhere in R^d; with two logits this is said of the "
     "second minus the first."
@@ -47,8 +47,8 @@ def check_directions(
     if "monotone" not in claim["claim"]:
         return
     claimed = keys(claim["claim"]["monotone"], "claim monotone", {"statement", "directions"}, set())
-    if claimed["statement"] != STATEMENT:
-        raise fail("claim monotone statement", repr(STATEMENT), claimed["statement"])
+    if claimed["statement"] != MONOTONE:
+        raise fail("claim monotone statement", repr(MONOTONE), claimed["statement"])
     listed = items(claimed["directions"], "claim monotone directions")
     said = [whole(sign, "claim monotone directions", -1, 1) for sign in listed]
     features = math.prod(operations[0].input_shape)

@@ -130,7 +130,7 @@ def _check_outputs(
 ) -> Report:
     # Like `_check_classes`, of a network with one real output.
     report = Report()
-    content, claim, deployed, proof = _read_claim(folder, intervals.FILES)
+    content, claim, deployed, proof = _read_claim(folder, intervals.INTERVAL_FILES)
     if proof != "lipschitz" or verified_until is not None:
         raise UnreadableError(
             f"claim task regression by {proof}: expected the proof lipschitz, and no --verified"

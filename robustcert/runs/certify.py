@@ -145,15 +145,13 @@ def certify(
         allow_targets: Packages whose classes the checkpoint and ``certifier`` may name, beside ours
             and torch.nn.
         attack: Options of :class:`Attack`.
-        coverage: Of conformal prediction sets, where training kept a part for them
-            (``loader.calibration``); that of training by default.
+        coverage: Of conformal prediction sets; that of training by default.
 
     Raises:
         ConfigError: a setting is wrong, or the default folder holds a certificate of others.
 
     Returns:
-        ``<split>/accuracy`` and ``<split>/vra_<radius>``; of a regression,
-        ``<split>/mae``, ``<split>/certified_mae_<radius>`` and ``<split>/width_<radius>``.
+        ``<split>/accuracy`` and ``<split>/vra_<radius>``, or a regression's metrics.
     """
     started = time.perf_counter()
     attacking = build_attack(attack or {})
@@ -167,10 +165,8 @@ def certify(
         steps = _STEPS[subject.dataset.targets.task]
         prepared = _prepare(subject, options, arithmetic, steps)
         # An error keeps all radii; a setting that was changed is one before the folder is complete.
-        with (
-            resumable_folder(folder, is_certificate, prepared.key, keep=has_radii) as partial,
-            strict_arithmetic(),
-        ):
+        writing = resumable_folder(folder, is_certificate, prepared.key, keep=has_radii)
+        with writing as partial, strict_arithmetic():
             result = steps.certify(subject, options, prepared, partial)
             seconds = time.perf_counter() - started
             log.info("%d samples certified in %.1f s", len(result.target), seconds)

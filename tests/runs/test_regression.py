@@ -118,3 +118,28 @@ def test_other_settings_are_refused_in_one_line(folder: Path, tmp_path: Path) ->
         build_module(config, build_dataset(config, ("robustcert",)), ("robustcert", "torch"))
     with pytest.raises(ConfigError, match="coverage"):
         certify(str(folder), coverage=1.5)
+
+
+def test_two_classes_have_directions_and_sets_of_labels(tmp_path: Path) -> None:
+    data = write_npz(tmp_path / "columns.npz")
+    arrays = dict(np.load(data))
+    for split in ("train", "test"):
+        arrays[f"y_{split}"] = (arrays[f"y_{split}"] > 1).astype(np.int64)
+    np.savez(data, **arrays)
+    options = [o for o in OPTIONS if not o.startswith(("objective", "model.normalize"))]
+    run(tmp_path / "run", *options, f"dataset.root={data}", "model.monotone=[1,-1,0]")
+    folder = tmp_path / "run" / "certificate"
+    report = check(folder, exact=5, seed=0, data=[data])
+    assert report.verified, report.mismatches
+    assert any(topic == "monotone" for topic, _ in report.checked)
+    claim = json.loads((folder / "certificate.json").read_text())
+    assert "task" not in claim["claim"]
+    assert claim["conformal"]["unit"] == "labels"
+    sizes = [row["size"] for row in claim["conformal"]["radii"]]
+    assert sizes == sorted(sizes)
+    assert 0.5 < sizes[0] <= sizes[-1] <= 2
+    # Another coverage, of a certificate beside it.
+    certify(str(tmp_path / "run"), coverage=0.5, output=str(tmp_path / "half"))
+    half = json.loads((tmp_path / "half" / "certificate.json").read_text())["conformal"]
+    assert half["coverage"] == 0.5
+    assert half["radii"][0]["size"] <= sizes[0]
