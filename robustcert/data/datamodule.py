@@ -198,10 +198,11 @@ class DataModule(LightningDataModule):
             DatasetError: the file is missing, damaged or another one.
         """
         if self.generated is not None and self._generated is None:
-            if self.stored("train").inputs.dtype != torch.uint8:
+            stored = self.stored("train")
+            if stored.inputs.dtype != torch.uint8 or stored.labels.dtype != torch.int64:
                 raise DatasetError(
-                    f"loader.generated: {self.dataset.name} has no images of type uint8 that "
-                    "generated ones could stand beside"
+                    f"loader.generated: {self.dataset.name} has no images of type uint8 with "
+                    "classes that generated ones could stand beside"
                 )
             self._generated, self.generated_sha256 = read_generated(
                 self.generated, self.dataset, self.generated_sha256

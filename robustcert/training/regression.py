@@ -10,7 +10,7 @@ from torchmetrics import MeanMetric, Metric
 from robustcert.certifiers import Certifier, IntervalCertifier, strict_arithmetic
 from robustcert.lipschitz import lipschitz_estimate
 from robustcert.network.network import PlainNetwork
-from robustcert.training.module import Batch, CertifiedModule
+from robustcert.training.module import Batch, CertifiedModule, TrainBatch
 
 
 class ValidationBound:
@@ -94,12 +94,19 @@ class CertifiedRegressor(CertifiedModule):
         self._network: PlainNetwork | None = None
         self._lipschitz = 0.0
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Objective on the model's outputs and the estimate of their constant."""
-        x, target = batch
+    def training_step(self, batch: TrainBatch, batch_idx: int) -> Tensor:
+        """Objective on the model's outputs and the estimate of their constant.
+
+        The loss of mixed images is that of both their targets, by their shares.
+        """
+        x, target, *mixed = batch
         epsilon = self.epsilon_schedule(self.epsilon, self.progress)
         outputs, lipschitz = self.model(x).float(), lipschitz_estimate(self.model).float()
         loss = self.objective(outputs, target, lipschitz, epsilon)
+        if mixed:
+            partner, share = mixed
+            other = self.objective(outputs, partner, lipschitz, epsilon)
+            loss = share * loss + (1 - share) * other
         with torch.no_grad():
             residual = (outputs[:, 0] - target).abs()
             self.train_loss.update(loss.detach().expand(len(x)))

@@ -7,7 +7,7 @@ import pytest
 import torch
 from helpers.regression import write_npz
 
-from robustcert.data import NPZ, DataModule, DatasetError, Digits, Examples, Parts
+from robustcert.data import NPZ, DataModule, DatasetError, Examples, Parts
 from robustcert.data.dataset import check_examples
 from robustcert.data.split import random_split
 from robustcert.data.targets import Reals
@@ -54,8 +54,9 @@ def test_a_number_of_classes_goes_with_labels(tmp_path: Path) -> None:
         check_examples(data, "train", integers)
 
 
-def test_a_calibration_part_changes_no_other_split() -> None:
-    without, with_some = Parts(Digits(), 0.2), Parts(Digits(), 0.2, calibration=0.25)
+def test_a_calibration_part_changes_no_other_split(tmp_path: Path) -> None:
+    data = NPZ(write_npz(tmp_path / "columns.npz"))
+    without, with_some = Parts(data, 0.2), Parts(data, 0.2, calibration=0.25)
     assert torch.equal(without.stored("test").indices, with_some.stored("test").indices)
     rows = [with_some.stored(p).indices for p in ("train", "validation", "calibration")]
     together = torch.cat(rows).sort().values
@@ -65,16 +66,16 @@ def test_a_calibration_part_changes_no_other_split() -> None:
     with pytest.raises(ValueError, match=r"loader\.calibration above 0"):
         without.stored("calibration")
     with pytest.raises(ValueError, match=r"loader\.calibration"):
-        Parts(Digits(), calibration=1.0)
+        Parts(data, calibration=1.0)
 
 
 def test_every_example_is_as_likely_in_a_random_part() -> None:
-    """Of 400 permutations each row is in a part of 30 % as often as a fair draw would be."""
+    """Of 100 permutations each row is in a part of 30 % as often as a fair draw would be."""
     counts = np.zeros(20)
-    for key in range(400):
+    for key in range(100):
         rest, part = random_split(20, 0.3, key)
         assert sorted([*rest.tolist(), *part.tolist()]) == list(range(20))
         counts[part.numpy()] += 1
-    assert counts.sum() == 400 * 6
+    assert counts.sum() == 100 * 6
     # Five standard deviations of a binomial count.
-    assert (abs(counts - 120) < 5 * np.sqrt(400 * 0.3 * 0.7)).all()
+    assert (abs(counts - 30) < 5 * np.sqrt(100 * 0.3 * 0.7)).all()

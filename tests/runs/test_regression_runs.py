@@ -27,7 +27,8 @@ OPTIONS = (
     "normalization={mean: [0.5], std: [0.3]}",
     "loader.batch_size=32",
     "loader.calibration=0.3",
-    "trainer.max_epochs=3",
+    "trainer.max_epochs=2",
+    "attack.samples=8",
 )
 
 
@@ -120,6 +121,7 @@ def test_other_settings_are_refused_in_one_line(folder: Path, tmp_path: Path) ->
         certify(str(folder), coverage=1.5)
 
 
+@pytest.mark.slow
 def test_two_classes_have_directions_and_sets_of_labels(tmp_path: Path) -> None:
     data = write_npz(tmp_path / "columns.npz")
     arrays = dict(np.load(data))
