@@ -11,12 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from robustcert.arithmetic.products import tested_products
-from robustcert.certificate.places import certificate_of
-from robustcert.certificate.restore import restore_network
-from robustcert.certificate.space import change_of, restore_space, units_of
-from robustcert.certifiers import float64_products_are_strict, strict_arithmetic
+from robustcert.certificate.restore import read_proved
+from robustcert.certificate.space import change_of, units_of
+from robustcert.certifiers import Task, float64_products_are_strict, strict_arithmetic
 from robustcert.certifiers.base import Proof, described, moved, rounded_down
-from robustcert.check import prove_network
 from robustcert.errors import UnsoundNetworkError, typed
 from robustcert.network.activation import Activation
 from robustcert.network.forward_error import ForwardError, forward_error
@@ -304,24 +302,17 @@ def load(
         UnreadableError: the folder is malformed.
         UnsoundNetworkError: a constant is not proved, or the folder does not speak of the network.
     """
-    folder = Path(certificate_of(str(path)))
-    proved, report = prove_network(folder)
-    if not report.verified:
-        reasons = [*report.mismatches, *report.uncovered]
-        raise UnsoundNetworkError(f"{folder}: not proved, so not loaded: {reasons[0]}")
+    network, proved = read_proved(path, Task.CLASSIFICATION, "robustcert.load_regressor")
     if proved.proof == Proof.SMOOTHING:
         raise UnsoundNetworkError(
-            f"{folder} speaks of a smoothed classifier, which no single forward pass evaluates: "
+            f"{path} speaks of a smoothed classifier, which no single forward pass evaluates: "
             "load a certificate of another certifier"
         )
     if proved.proof == Proof.QUADRIC:
         raise UnsoundNetworkError(
-            f"{folder} speaks of quadratics, which have no Lipschitz constant that a predictor "
+            f"{path} speaks of quadratics, which have no Lipschitz constant that a predictor "
             f"could use: certify inputs with {typed('certify')} certifier=quadratic"
         )
-    network = restore_network(proved.operations, restore_space(proved.space))
-    if network.digest() != proved.digest:
-        raise UnsoundNetworkError(f"{folder}: its network cannot be restored as it was")
     return Predictor(
         network,
         torch.from_numpy(proved.pairwise),

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from robustcert.check import (
     INPUTS,
-    METRIC_STATEMENT,
+    METRIC_NORM,
     UNITS,
     VALUES,
     Space,
@@ -46,7 +46,7 @@ def space_record(network: PlainNetwork) -> dict[str, Any]:
     space = network.space
     kind = next(iter(metric_tensors(space)), None)
     return {
-        "norm": "l2" if kind is None else METRIC_STATEMENT["norm"],
+        "norm": "l2" if kind is None else METRIC_NORM,
         "metric": None if kind is None else _metric_record(network, kind),
         "units": units_of(space),
         "domain": {

@@ -27,6 +27,13 @@ FUNCTIONS: Mapping[str, str] = {
 }
 
 
+class Task(StrEnum):
+    """What a network's outputs are, and so what a certificate says of a sample."""
+
+    CLASSIFICATION = "classification"  # logits: a prediction and the radius within which it holds
+    REGRESSION = "regression"  # one real number: an interval for each radius
+
+
 class Proof(StrEnum):
     """What radii rest on, in the words of a certificate's claim."""
 
@@ -55,6 +62,11 @@ class Claim:
             they are proved.
         pairs: Claim about all pairs of near inputs, whatever the samples, for ``global.json``; None
             without.
+        task: What the outputs are.
+        lipschitz: Proved bounds on the constants of outputs, shape ``(C,)``, float64; None where
+            none is claimed.
+        monotone: For every input +1 or -1 where the network's output, or logit 1 minus logit 0, is
+            proved never to fall or never to rise with it, and else 0; None where none is claimed.
 
     Raises:
         ValueError: the proof has no name, or a function is not known.
@@ -67,6 +79,9 @@ class Claim:
     multipliers: Mapping[str, Tensor] | None = None
     smoothing: Mapping[str, float | int] | None = None
     pairs: Mapping[str, Any] | None = None
+    task: Task = Task.CLASSIFICATION
+    lipschitz: Tensor | None = None
+    monotone: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if not (isinstance(self.proof, str) and self.proof):

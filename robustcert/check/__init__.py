@@ -42,7 +42,7 @@ if TYPE_CHECKING:
         sha256,
     )
     from robustcert.check.report import Report
-    from robustcert.check.statement import INPUTS, METRIC_STATEMENT, UNITS, VALUES, Space
+    from robustcert.check.statement import INPUTS, METRIC_NORM, STATEMENTS, UNITS, VALUES, Space
     from robustcert.check.verdict import ProvedNetwork, check, prove_network
 
 # What the rest of the package takes from here: a test holds that it imports nothing else.
@@ -54,8 +54,9 @@ __all__ = [
     "INPUTS",
     "KINDS",
     "METRIC",
-    "METRIC_STATEMENT",
+    "METRIC_NORM",
     "MULTIPLIERS",
+    "STATEMENTS",
     "UNITS",
     "VALUES",
     "Operation",
@@ -96,7 +97,7 @@ _NAMES = {
         *("parse_safetensors", "read_bytes", "sha256"),
     ),
     "report": ("Report",),
-    "statement": ("INPUTS", "METRIC_STATEMENT", "UNITS", "VALUES", "Space"),
+    "statement": ("INPUTS", "METRIC_NORM", "STATEMENTS", "UNITS", "VALUES", "Space"),
     "verdict": ("ProvedNetwork", "check", "prove_network"),
 }
 _MODULES = {name: module for module, names in _NAMES.items() for name in names}

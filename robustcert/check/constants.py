@@ -52,10 +52,8 @@ def prove_constants(
     """Prove the claimed constants of all operations and of all pairs of logits."""
     bounded = operations[:-1] if proof == "quadric" else operations
     proved = _check_bounds(items(claim["bounds"], "bounds"), bounded, report)
-    metric, before, measured = space.metric, None, None
-    if metric is not None:
-        before = prefixes(metric, bounded, space.bounds, proved, report)
-        measured = Metric(metric, tuple(math.nextafter(float(c), math.inf) for c in before))
+    metric = space.metric
+    before, measured = _measure(space, bounded, proved, report)
     if proof == "quadric":
         report.expect(claim["pairwise"] == [], "pairwise: quadratics have none")
         return Constants(proved, [], measured)
@@ -65,6 +63,45 @@ def prove_constants(
         proved = {**proved, metric.path: before[0]}
     pairwise = _check_pairwise(claim["pairwise"], through, proved, multipliers, before, report)
     return Constants(proved, pairwise, measured)
+
+
+def prove_output(
+    claim: dict[str, Any], operations: tuple[Operation, ...], space: Space, report: Report
+) -> tuple[Constants, Fraction]:
+    """Prove the claimed constants of all operations and of a network's one output; returns both."""
+    proved = _check_bounds(items(claim["bounds"], "bounds"), operations, report)
+    report.expect(claim["pairwise"] == [], "pairwise: one output has none")
+    claimed = items(claim["lipschitz"], "lipschitz")
+    if len(claimed) != 1 or operations[-1].output_shape != (1,):
+        raise fail("lipschitz", "one constant of one output", claimed)
+    constant = Fraction(hex_float(claimed[0], "lipschitz"))
+    head = operations[-1] if operations[-1].kind == "dense" else None
+    before, measured = _measure(space, operations, proved, report)
+    rest = Fraction(1)
+    for op in operations[:-1] if head else operations:
+        rest = round_up(rest * proved[op.path])
+    if before is not None:
+        rest = before[-2] if head else before[-1]
+    square = rest**2
+    if head is not None:
+        # The constant of a row is its length.
+        square *= sum(Fraction(float(w)) ** 2 for w in head.wide("weight").ravel())
+    enough = constant**2 >= square
+    report.expect(enough, f"lipschitz: {float(constant)!r} is not proved")
+    what = "product of bounds times the exact length of the row" if head else "product of bounds"
+    report.note("lipschitz", f"the output's constant by the {what}, in rationals")
+    return Constants(proved, [], measured), constant
+
+
+def _measure(
+    space: Space, operations: tuple[Operation, ...], proved: dict[str, Fraction], report: Report
+) -> tuple[list[Fraction] | None, Metric | None]:
+    # The constants in the metric, and with it as floats that are not below them; None without one.
+    if space.metric is None:
+        return None, None
+    before = prefixes(space.metric, operations, space.bounds, proved, report)
+    upper = tuple(math.nextafter(float(c), math.inf) for c in before)
+    return before, Metric(space.metric, upper)
 
 
 def _check_bounds(

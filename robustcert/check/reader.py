@@ -34,6 +34,7 @@ MAX_FILE = {
     MULTIPLIERS: 2**28,
     METRIC: 2**28,
     "global.json": 2**26,
+    "intervals.csv": 2**29,
 }
 # Maximum number of bytes of the header of a safetensors file.
 MAX_HEADER = 2**24

@@ -11,21 +11,33 @@ from robustcert.check.reader import METRIC, Array, fail, hex_float, items, keys,
 
 # Version of the format of certificate.json.
 FORMAT = 3
-# The words of every claim that can be proved.
-STATEMENT = {
-    "statement": (
-        "For every sample listed as certified with radius r, every input at l2 distance less than r"
-        " from the sample gets the listed prediction, as the unique largest logit."
-    ),
-    "norm": "l2",
-}
-# The words that a metric S has in their place.
-METRIC_STATEMENT = {
-    "statement": (
-        "For every sample x listed as certified with radius r, every input x + S u with u of l2 "
-        "norm less than r gets the listed prediction, as the unique largest logit."
-    ),
-    "norm": "l2 norm of u",
+# How a claim names its distance: that of inputs, and that of u in a metric S.
+L2_NORM, METRIC_NORM = "l2", "l2 norm of u"
+# The words of a claim that can be proved, by its task and its distance; one without a task is about
+# classes.
+STATEMENTS = {
+    "classification": {
+        L2_NORM: (
+            "For every sample listed as certified with radius r, every input at l2 distance less "
+            "than r from the sample gets the listed prediction, as the unique largest logit."
+        ),
+        METRIC_NORM: (
+            "For every sample x listed as certified with radius r, every input x + S u with u of "
+            "l2 norm less than r gets the listed prediction, as the unique largest logit."
+        ),
+    },
+    "regression": {
+        L2_NORM: (
+            "For every listed sample and every radius r of the table, the output of the network at "
+            "every input at l2 distance of at most r from the sample is at least the lower and at "
+            "most the upper end listed for r."
+        ),
+        METRIC_NORM: (
+            "For every listed sample x and every radius r of the table, the output of the network "
+            "at every input x + S u with u of l2 norm of at most r is at least the lower and at "
+            "most the upper end listed for r."
+        ),
+    },
 }
 # What inputs are, by the kind of the domain.
 INPUTS = {
@@ -67,18 +79,29 @@ PROOFS = ("lipschitz", "lipsdp", "second-order", "crown", "local-lipschitz", "qu
 NOT_COVERED = ("crown", "local-lipschitz")
 # Keys of certificate.json that the checker reads.
 CLAIMS = {"format", "robustcert", "claim", "network", "bounds", "pairwise", "summary", "files"}
+# Minimum number of outputs of a network of each task.
+MIN_OUTPUTS = {"classification": 2, "regression": 1}
+
+
+def task_of(claim: Any) -> str:
+    """The task that a claim names."""
+    task = claim.get("task", "classification") if isinstance(claim, dict) else "classification"
+    if not isinstance(task, str) or task not in STATEMENTS:
+        raise fail("claim task", f"one of {', '.join(STATEMENTS)}", task)
+    return task
 
 
 def check_statement(claim: Any) -> tuple[list[Arithmetic], str]:
     """Check the statement of a claim; returns the arithmetics that it is about, and its proof."""
     smoothed = isinstance(claim, dict) and claim.get("proof") == "smoothing"
     own = {"smoothing"} if smoothed else set()
-    about = {"units", "domain", "inputs", "metric", "functions"}
-    keys(claim, "claim", {*STATEMENT, *about, *own}, {"proof"})
-    statement = STATEMENT if claim["metric"] is None else METRIC_STATEMENT
+    about = {"statement", "norm", "units", "domain", "inputs", "metric", "functions"}
+    keys(claim, "claim", about | own, {"proof", "task", "monotone"})
     if smoothed and claim["metric"] is not None:
         raise fail("claim metric", "null for a smoothed classifier", claim["metric"])
-    statement = statement | ({"statement": SMOOTHED} if smoothed else {})
+    norm = L2_NORM if claim["metric"] is None else METRIC_NORM
+    words = SMOOTHED if smoothed else STATEMENTS[task_of(claim)][norm]
+    statement = {"norm": norm, "statement": words}
     for key, known in statement.items():
         if claim[key] != known:
             raise fail(f"claim {key}", repr(known), claim[key])
@@ -127,8 +150,6 @@ def check_space(claim: dict[str, Any], tensors: dict[str, Array] | None, shape: 
     kind = domain["kind"]
     if not isinstance(kind, str) or kind not in INPUTS:
         raise fail("claim domain kind", f"one of {', '.join(INPUTS)}", kind)
-    if kind == "columns" and len(shape) != 1:
-        raise fail("claim domain kind", f"images for inputs of shape {shape}", kind)
     said = {"values": (domain["values"], VALUES[kind]), "inputs": (claim["inputs"], INPUTS[kind])}
     names, metric, measured = read_names(domain["names"], shape), None, kind
     bounds: tuple[float, ...] = ()

@@ -1,6 +1,5 @@
 """The verdict on a certificate folder: each claim is proved from its own files, or refused."""
 
-import itertools
 import math
 import os
 from collections.abc import Sequence
@@ -9,14 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from robustcert.check import curvature, dataset, memory
+from robustcert.check import curvature, dataset, intervals, memory, monotone
 from robustcert.check.arithmetic import FLOAT32, Arithmetic
 from robustcert.check.constants import (
     Constants,
     claimed_bounds,
     claimed_pairwise,
     prove_constants,
+    prove_output,
 )
 from robustcert.check.fixed_point import Floats
 from robustcert.check.margins import Network
@@ -46,18 +47,17 @@ from robustcert.check.samples import Samples, check_summary, check_table, read_s
 from robustcert.check.statement import (
     CLAIMS,
     FORMAT,
+    MIN_OUTPUTS,
     NOT_COVERED,
     Space,
     check_space,
     check_statement,
     status,
+    task_of,
 )
+from robustcert.check.unread import name_unchecked, unread_files, unread_keys
 from robustcert.check.verified import prove_verified
 
-# Maximum number and length of the keys of certificate.json that nothing reads: all are listed.
-MAX_UNREAD_KEYS, MAX_KEY_LENGTH = 64, 64
-# Maximum number of files of the folder that nothing reads: all are listed.
-MAX_UNREAD_FILES = 64
 # File of the network's constants.
 NETWORK = "network.safetensors"
 # File of the claims about all pairs of near inputs, of which only the digest is checked.
@@ -87,8 +87,21 @@ def check(
         UnreadableError: the folder is malformed, or of a kind that this checker does not know.
         ImportError: the network needs python-flint, which is not there.
     """
+    path = _open(folder)
+    claim = parse_json(read_bytes(path, "certificate.json"), "certificate.json")
+    task = task_of(claim.get("claim") if isinstance(claim, dict) else None)
+    return _CHECKS[task](path, exact, seed, data, verified_until)
+
+
+def _check_classes(
+    folder: Path,
+    exact: int,
+    seed: int | None,
+    data: Sequence[str | Path],
+    verified_until: float | None,
+) -> Report:
     report = Report()
-    read = _read_folder(_open(folder), data, report)
+    read = _read_folder(folder, data, report)
     operations, proof = read.operations, read.proof
     report.note("memory", str(memory.need(read.size, operations, proof, read.space.metric)))
     # Checks that need no proof come first, so that a malformed folder is refused early.
@@ -96,16 +109,66 @@ def check(
     check_summary(read.claim["summary"], read.rows, report)
     if verified_until is not None:
         _prove_by_program(read, verified_until, report)
+        monotone.leave_uncovered(read.claim, report)
     else:
         constants = prove_constants(read.claim, read.content, operations, proof, read.space, report)
+        monotone.check_directions(read.claim, operations, constants.proved, report)
         _name_uncovered_radii(operations, proof, report)
         if not report.mismatches and proof != "smoothing":
             _verify_rows(read, constants, exact, seed, report)
     if GLOBAL in read.claim["files"] or (read.path / GLOBAL).exists():
         report.uncovered.append(f"{GLOBAL}: what it says of all pairs of inputs is not re-proved")
-    _compare_with_data(read.samples, data, report)
-    _name_unchecked(read, report)
+    samples = read.samples
+    _compare_with_data((samples.inputs, samples.labels, samples.indices), data, report)
+    name_unchecked(read.space, read.unread_keys, read.unread_files, report)
     return report
+
+
+def _check_outputs(
+    folder: Path,
+    exact: int,
+    seed: int | None,
+    data: Sequence[str | Path],
+    verified_until: float | None,
+) -> Report:
+    # Like `_check_classes`, of a network with one real output.
+    report = Report()
+    content, claim, deployed, proof = _read_claim(folder, intervals.INTERVAL_FILES)
+    if proof != "lipschitz" or verified_until is not None:
+        raise UnreadableError(
+            f"claim task regression by {proof}: expected the proof lipschitz, and no --verified"
+        )
+    keys(claim, "certificate.json", CLAIMS | {"lipschitz"})
+    keys(claim["files"], "files", content.keys() - {"certificate.json"}, set())
+    _check_files(claim["files"], content, report)
+    operations, tensors = _read_operations(claim, content, report)
+    if FLOAT32 in deployed and any(array.dtype == np.float64 for array in tensors.values()):
+        raise UnreadableError(
+            "claim functions: F32 of a network with float64 constants is not known"
+        )
+    ignored = [key for key in unread_keys(claim) if key != "lipschitz"]
+    space = _read_space(claim, content, operations)
+    samples = intervals.read_targets(content["samples.safetensors"], operations, space.kind)
+    radii = intervals.read_radii(claim["summary"])
+    rows = intervals.parse_intervals(content["intervals.csv"], len(samples.targets), radii)
+    size = sum(map(len, content.values()))
+    report.note("memory", str(memory.need(size, operations, proof, space.metric)))
+    intervals.check_table(rows, samples, report)
+    intervals.check_summary(claim["summary"], rows, radii, report)
+    constants, constant = prove_output(claim, operations, space, report)
+    monotone.check_directions(claim, operations, constants.proved, report)
+    if not report.mismatches:
+        upper = {p: math.nextafter(float(v), math.inf) for p, v in constants.proved.items()}
+        network = intervals.Bounded(operations, upper, constant, deployed, radii, constants.metric)
+        intervals.verify(rows, samples.values, network, exact, seed, report)
+    targets = samples.targets.astype(np.float32)
+    _compare_with_data((samples.inputs, targets, samples.indices), data, report)
+    name_unchecked(space, ignored, unread_files(folder, content), report)
+    return report
+
+
+# What is checked of the folders of each task.
+_CHECKS = {"classification": _check_classes, "regression": _check_outputs}
 
 
 @dataclass(frozen=True)
@@ -149,8 +212,8 @@ def _read_folder(folder: Path, data: Sequence[str | Path], report: Report) -> _F
         content[GLOBAL] = read_bytes(folder, GLOBAL)
     _check_files(claim["files"], content, report)
     operations, tensors = _read_operations(claim, content, report)
-    unread_keys, unread_files = _unread_keys(claim), _unread_files(folder, content)
     space = _read_space(claim, content, operations)
+    ignored = unread_keys(claim), unread_files(folder, content)
     samples = read_samples(content["samples.safetensors"], operations, data, space.kind)
     certified = status(claim["claim"], proof)
     rows = parse_radii(content.pop("radii.csv"), len(samples.labels), certified)
@@ -170,8 +233,7 @@ def _read_folder(folder: Path, data: Sequence[str | Path], report: Report) -> _F
         space,
         samples,
         rows,
-        unread_keys,
-        unread_files,
+        *ignored,
     )
 
 
@@ -259,9 +321,12 @@ def _verify_rows(
     verify_radii(rows, read.samples.values, network, exact, seed, report)
 
 
-def _compare_with_data(samples: Samples, data: Sequence[str | Path], report: Report) -> None:
+def _compare_with_data(
+    samples: tuple[Array, Array, NDArray[np.int64]], data: Sequence[str | Path], report: Report
+) -> None:
+    # Inputs, labels or targets, and indices.
     if data:
-        what, wrong = dataset.compare(data, samples.inputs, samples.labels, samples.indices)
+        what, wrong = dataset.compare(data, *samples)
         report.compared.append(("samples", what))
         report.mismatches += wrong
     else:
@@ -271,19 +336,6 @@ def _compare_with_data(samples: Samples, data: Sequence[str | Path], report: Rep
         )
 
 
-def _name_unchecked(read: _Folder, report: Report) -> None:
-    report.said += [
-        "who wrote the folder, with which version, and how the network was trained",
-        "names of operations, and metadata of the .safetensors files",
-    ]
-    if read.space.names is not None:
-        report.said.append("the names of the columns or channels")
-    if read.unread_keys:
-        report.said.append(f"not read in certificate.json: {', '.join(read.unread_keys)}")
-    if read.unread_files:
-        report.said.append(f"files that are not read: {', '.join(read.unread_files)}")
-
-
 @dataclass(frozen=True)
 class ProvedNetwork:
     """The network of a folder, with what was proved of it.
@@ -291,9 +343,12 @@ class ProvedNetwork:
     Attributes:
         operations: Operations, applied in turn.
         digest: Digest of the network, recomputed.
-        pairwise: Proved constants of logit i minus logit j, ``(C, C)``; empty for quadratics.
+        pairwise: Proved constants of logit i minus logit j, ``(C, C)``; empty for quadratics and
+            for one real output.
         proof: Name of the proof in the claim.
         space: What inputs are, and how their distance is measured.
+        task: Name of the task in the claim.
+        lipschitz: Proved constants of the outputs, ``(C,)``; empty where none is claimed.
     """
 
     operations: tuple[Operation, ...]
@@ -301,6 +356,8 @@ class ProvedNetwork:
     pairwise: Floats
     proof: str
     space: Space
+    task: str
+    lipschitz: Floats
 
 
 def prove_network(folder: str | Path) -> tuple[ProvedNetwork, Report]:
@@ -316,9 +373,38 @@ def prove_network(folder: str | Path) -> tuple[ProvedNetwork, Report]:
     _check_files(claim["files"], content, report)
     operations, _ = _read_operations(claim, content, report)
     space = _read_space(claim, content, operations)
-    constants = prove_constants(claim, content, operations, proof, space, report)
     found = digest(operations[0].input_shape, operations)
-    return ProvedNetwork(operations, found, np.array(constants.pairwise), proof, space), report
+    task = task_of(claim["claim"])
+    pairwise, lipschitz = _PROVE[task](claim, content, operations, space, report)
+    return ProvedNetwork(operations, found, pairwise, proof, space, task, lipschitz), report
+
+
+def _prove_pairs(
+    claim: dict[str, Any],
+    content: dict[str, bytes],
+    read: tuple[Operation, ...],
+    space: Space,
+    report: Report,
+) -> tuple[Floats, Floats]:
+    proof = claim["claim"].get("proof", "lipschitz")
+    constants = prove_constants(claim, content, read, proof, space, report)
+    return np.array(constants.pairwise), np.empty(0)
+
+
+def _prove_one_output(
+    claim: dict[str, Any],
+    _content: dict[str, bytes],
+    read: tuple[Operation, ...],
+    space: Space,
+    report: Report,
+) -> tuple[Floats, Floats]:
+    keys(claim, "certificate.json", {"lipschitz"})
+    _, constant = prove_output(claim, read, space, report)
+    return np.empty((0, 0)), np.array([float(constant)])
+
+
+# How the constants of each task are proved: of pairs of logits, and of outputs.
+_PROVE = {"classification": _prove_pairs, "regression": _prove_one_output}
 
 
 def _open(folder: str | Path) -> Path:
@@ -358,35 +444,12 @@ def _read_space(
     return check_space(claim["claim"], tensors, operations[0].input_shape)
 
 
-def _unread_keys(claim: dict[str, Any]) -> list[str]:
-    # Their values, and whatever is nested in these, are taken as said.
-    unread = sorted(claim.keys() - CLAIMS)
-    if len(unread) > MAX_UNREAD_KEYS or any(len(key) > MAX_KEY_LENGTH for key in unread):
-        raise UnreadableError(
-            f"certificate.json: expected at most {MAX_UNREAD_KEYS} keys beside the claims, of at "
-            f"most {MAX_KEY_LENGTH} characters, got {len(unread)}, the longest of "
-            f"{max(map(len, unread))}: remove them"
-        )
-    return [ascii(key)[1:-1] for key in unread]
-
-
-def _unread_files(folder: Path, content: dict[str, bytes]) -> list[str]:
-    most = MAX_UNREAD_FILES + len(content)
-    with os.scandir(folder) as entries:
-        names = {entry.name for entry in itertools.islice(entries, most + 1)}
-    if len(names) > most:
-        raise UnreadableError(
-            f"expected at most {MAX_UNREAD_FILES} files in the folder beside the certificate's: "
-            "remove the others"
-        )
-    return [ascii(name)[1:-1] for name in sorted(names - content.keys())]
-
-
 def _read_operations(
     claim: dict[str, Any], content: dict[str, bytes], report: Report
 ) -> tuple[tuple[Operation, ...], dict[str, Array]]:
     tensors = parse_safetensors(content[NETWORK], NETWORK)
-    operations = read_network(claim["network"], tensors)
+    least = MIN_OUTPUTS[task_of(claim["claim"])]
+    operations = read_network(claim["network"], tensors, least)
     found = digest(operations[0].input_shape, operations)
     report.expect(claim["network"]["digest"] == found, f"network digest: it is {found}")
     if covers(operations) != (claim["claim"].get("proof") == "quadric"):

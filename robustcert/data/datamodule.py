@@ -94,6 +94,8 @@ class DataModule(LightningDataModule):
             ones, see :func:`read_generated`; validation and test never have any.
         generated_ratio: Generated images for each real one.
         generated_sha256: That the file must have; recorded when training begins.
+        calibration: Share of the train split that neither training nor validation sees, see
+            :class:`Parts`.
     """
 
     def __init__(
@@ -109,9 +111,10 @@ class DataModule(LightningDataModule):
         generated: str | None = None,
         generated_ratio: float = 3.0,
         generated_sha256: str | None = None,
+        calibration: float = 0.0,
     ) -> None:
         super().__init__()
-        self.parts = Parts(dataset, validation, num_workers)
+        self.parts = Parts(dataset, validation, num_workers, calibration)
         for name, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
             if value < 1:
                 raise ValueError(f"expected loader.{name} to be at least 1, but got {value}")
@@ -150,8 +153,8 @@ class DataModule(LightningDataModule):
     def first_of_each_class(self, count: int) -> Examples:
         """The first ``count`` training examples of each class, as float32."""
         stored = self.stored("train")
-        classes = range(self.dataset.num_classes)
-        rows = torch.cat([(stored.labels == c).nonzero()[:count, 0] for c in classes])
+        strata = self.dataset.targets.strata(stored.labels)
+        rows = torch.cat([(strata == c).nonzero()[:count, 0] for c in strata.unique()])
         inputs = as_numbers(stored.inputs[rows], self.dataset.domain)
         return Examples(inputs, stored.labels[rows], stored.indices[rows])
 
@@ -197,10 +200,11 @@ class DataModule(LightningDataModule):
             DatasetError: the file is missing, damaged or another one.
         """
         if self.generated is not None and self._generated is None:
-            if self.stored("train").inputs.dtype != torch.uint8:
+            stored = self.stored("train")
+            if stored.inputs.dtype != torch.uint8 or stored.labels.dtype != torch.int64:
                 raise DatasetError(
-                    f"loader.generated: {self.dataset.name} has no images of type uint8 that "
-                    "generated ones could stand beside"
+                    f"loader.generated: {self.dataset.name} has no images of type uint8 with "
+                    "classes that generated ones could stand beside"
                 )
             self._generated, self.generated_sha256 = read_generated(
                 self.generated, self.dataset, self.generated_sha256

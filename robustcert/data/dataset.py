@@ -1,4 +1,4 @@
-"""The dataset contract: labelled examples, what their inputs are, and where they came from."""
+"""The dataset contract: examples, what their inputs and targets are, and where they came from."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -8,15 +8,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from robustcert.data.targets import Classes, DatasetError, Targets
 from robustcert.network.input_space import Kind
 from robustcert.network.units import in_units
 
 Split = Literal["train", "test"]
-
-
-class DatasetError(ValueError):
-    """A dataset is missing, damaged or not what it claims to be."""
-
 
 Rows = Tensor | slice | list[int]
 
@@ -75,7 +71,7 @@ class Examples:
         inputs: Shape ``(N, *input_shape)``, uint8 in 0..255 or floating point in [0, 1], or, of
             columns, any finite numbers: a tensor, or a :class:`Stream` that reads them batch by
             batch.
-        labels: Class indices, int64, shape ``(N,)``.
+        labels: Targets, shape ``(N,)``: class indices, int64, or real numbers, float32.
         indices: Position of every example in the split's file order, int64, shape ``(N,)``;
             ``0 .. N-1`` if not given.
     """
@@ -104,7 +100,7 @@ class Examples:
 
 
 class Dataset(ABC):
-    """A train and a test split of labelled examples.
+    """A train and a test split of examples with their targets.
 
     A subclass sets the attributes and implements ``read``. Normalisation is no part of a dataset:
     it is a layer of the network, inside its Lipschitz bound, so that a radius is always a distance
@@ -127,6 +123,11 @@ class Dataset(ABC):
     class_names: tuple[str, ...] | None = None
     domain: Kind = "images"
     columns: tuple[str, ...] | None = None
+
+    @property
+    def targets(self) -> Targets:
+        """What the targets are: indices of ``num_classes`` classes, unless a subclass says else."""
+        return Classes(self.num_classes)
 
     @abstractmethod
     def read(self, split: Split) -> Examples:
@@ -231,13 +232,7 @@ def as_numbers(
 
 def check_labels(labels: Tensor, num_classes: int, source: str) -> None:
     """Raise unless every label is a class index below ``num_classes``."""
-    wrong = ((labels < 0) | (labels >= num_classes)).nonzero()
-    if len(wrong):
-        place = int(wrong[0])
-        raise DatasetError(
-            f"{source}: expected labels from 0 to {num_classes - 1}, but got {int(labels[place])} "
-            f"at position {place} ({len(wrong)} of {len(labels)} labels lie outside)"
-        )
+    Classes(num_classes).check(labels, source)
 
 
 def check_examples(dataset: Dataset, split: Split, examples: Examples) -> None:
@@ -250,12 +245,14 @@ def check_examples(dataset: Dataset, split: Split, examples: Examples) -> None:
         raise DatasetError(
             f"{source}: expected inputs of shape {tuple(dataset.input_shape)}, but got {shape}"
         )
-    if examples.labels.dtype != torch.int64 or examples.labels.ndim != 1:
+    kind = dataset.targets.dtype
+    if examples.labels.dtype != kind or examples.labels.ndim != 1:
+        name = str(kind).removeprefix("torch.")
         raise DatasetError(
-            f"{source}: expected int64 labels of shape (N,), but got {examples.labels.dtype} of "
+            f"{source}: expected {name} labels of shape (N,), but got {examples.labels.dtype} of "
             f"shape {tuple(examples.labels.shape)}"
         )
-    check_labels(examples.labels, dataset.num_classes, source)
+    dataset.targets.check(examples.labels, source)
     if isinstance(examples.inputs, Stream):
         # Nothing is read here, so that only a type with no value out of range will do.
         if examples.inputs.dtype != torch.uint8 or dataset.domain == "columns":

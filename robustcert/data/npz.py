@@ -22,6 +22,7 @@ from robustcert.data.dataset import (
     to_unit,
 )
 from robustcert.data.files import digest
+from robustcert.data.targets import Classes, Reals, Targets
 from robustcert.network.input_space import Kind
 
 # Names of the arrays in the file.
@@ -36,13 +37,14 @@ class NPZ(Dataset):
     The file holds ``x_train``, ``y_train``, ``x_test`` and ``y_test``. Images are uint8 (divided
     by 255) or floating point in [0, 1], of shape ``(N, C, H, W)``, ``(N, H, W)`` (grey images) or
     ``(N, D)``. Columns are numbers in units of their own: rows of a table ``(N, D)``, or signals
-    ``(N, C, T)`` of C channels and T steps. Labels are integers from 0 of shape ``(N,)``, without a
-    gap over both splits.
+    ``(N, C, T)`` of C channels and T steps. Targets have the shape ``(N,)``: integers are the
+    labels of classes, from 0 without a gap over both splits; floating-point numbers are what a
+    regression predicts.
 
     Args:
         root: The file.
         num_classes: Number of classes, where the file has no sample of some of them, or more
-            classes than columns; by default the largest label plus one.
+            classes than columns; by default the largest label plus one. None for a regression.
         domain: ``images`` or ``columns``.
         columns: Names of the D columns or C channels; those of the file's array ``columns`` by
             default.
@@ -73,8 +75,8 @@ class NPZ(Dataset):
             images = domain == "images"
             inputs = _images(array, source) if images else _numbers(array, self.columns, source)
             _check_names(self.columns, inputs.shape, source)
-            labels = _labels(arrays[f"y_{split}"], len(inputs), f"{self.path} (y_{split})")
-            self._splits[split] = Examples(inputs, labels)
+            found = _targets(arrays[f"y_{split}"], len(inputs), f"{self.path} (y_{split})")
+            self._splits[split] = Examples(inputs, found)
         shapes = [tuple(examples.inputs.shape[1:]) for examples in self._splits.values()]
         if shapes[0] != shapes[1]:
             raise DatasetError(
@@ -82,12 +84,34 @@ class NPZ(Dataset):
                 f"{shapes[0]} and {shapes[1]}"
             )
         self.input_shape = shapes[0]
-        labels = torch.cat([examples.labels for examples in self._splits.values()])
-        self.num_classes = _num_classes(labels.unique(), num_classes, self.path)
-        if self.num_classes < 2:
+        self._targets = self._kind([e.labels for e in self._splits.values()], num_classes)
+        self.num_classes = self._targets.outputs
+
+    @property
+    def targets(self) -> Targets:
+        """Classes, or real numbers where the file's targets are floating-point numbers."""
+        return self._targets
+
+    def _kind(self, labels: Sequence[torch.Tensor], num_classes: int | None) -> Targets:
+        kinds = {part.dtype for part in labels}
+        if len(kinds) > 1:
+            raise DatasetError(
+                f"{self.path}: expected y_train and y_test to be both integer labels, of classes, "
+                "or both floating point, which a regression predicts"
+            )
+        if kinds == {Reals.dtype}:
+            if num_classes is not None:
+                raise DatasetError(
+                    f"{self.path}: dataset.num_classes={num_classes} goes with integer labels, but "
+                    "y_train is floating point, which a regression predicts: set it to null"
+                )
+            return Reals()
+        found = Classes(_num_classes(torch.cat(list(labels)).unique(), num_classes, self.path))
+        if found.outputs < 2:
             raise DatasetError(f"{self.path}: expected at least two classes, but every label is 0")
-        if domain == "columns" and num_classes is None:
-            self._check_classes()
+        if self.domain == "columns" and num_classes is None:
+            self._check_classes(found.outputs)
+        return found
 
     def read(self, split: Split) -> Examples:
         """All examples of the split, images as uint8 if the file has them so."""
@@ -98,15 +122,15 @@ class NPZ(Dataset):
         """Record of the file as it was at construction."""
         return {"name": self.name, "files": [dict(self._record)]}
 
-    def _check_classes(self) -> None:
+    def _check_classes(self, classes: int) -> None:
         """Refuse more classes than numbers in a row, which are usually a quantity."""
         numbers = math.prod(self.input_shape)
-        if self.num_classes > numbers:
+        if classes > numbers:
             raise DatasetError(
                 f"{self.path}: expected no more classes than the {numbers} numbers of a row, but "
-                f"y_train and y_test have {self.num_classes}: if they are classes, set "
-                f"dataset.num_classes={self.num_classes}; if they are a quantity, make classes of "
-                "it, say by numpy.digitize"
+                f"y_train and y_test have {classes}: if they are classes, set "
+                f"dataset.num_classes={classes}; if they are a quantity, write them as floating "
+                "point, y.astype(numpy.float32), for a regression"
             )
 
 
@@ -239,13 +263,17 @@ def _num_classes(labels: torch.Tensor, given: int | None, path: Path) -> int:
     return found
 
 
-def _labels(array: np.ndarray, count: int, source: str) -> torch.Tensor:
-    if array.dtype.kind not in "iu" or array.shape != (count,):
+def _targets(array: np.ndarray, count: int, source: str) -> torch.Tensor:
+    if array.dtype.kind not in "iuf" or array.shape != (count,):
         raise DatasetError(
-            f"{source}: expected integer labels of shape ({count},), one for each input, but got "
-            f"{array.dtype} of shape {array.shape}"
+            f"{source}: expected integer labels or floating-point targets of shape ({count},), one "
+            f"for each input, but got {array.dtype} of shape {array.shape}"
             + (": y = numpy.unique(y, return_inverse=True)[1]" if array.dtype.kind in "US" else "")
         )
+    if array.dtype.kind == "f":
+        targets = torch.from_numpy(array.astype(np.float32))
+        Reals().check(targets, source)
+        return targets
     if array.min() < 0:
         raise DatasetError(f"{source}: expected labels from 0, but got {array.min()}")
     return torch.from_numpy(array.astype(np.int64))

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from robustcert.data.dataset import Dataset, DatasetError, Examples, Split, check_split
 from robustcert.data.split import stratified_split
+from robustcert.data.targets import Reals, Targets
 
 # Share of the test split, and the seed of its draw.
 TEST_FRACTION = 0.3
@@ -58,7 +59,7 @@ class Table(Dataset):
             }
         ]
         labels = torch.from_numpy(target)
-        train, test = stratified_split(labels, TEST_FRACTION, TEST_KEY)
+        train, test = stratified_split(self.targets.strata(labels), TEST_FRACTION, TEST_KEY)
         chosen = train if split == "train" else test
         return Examples(torch.from_numpy(rows).to(torch.float32)[chosen], labels[chosen])
 
@@ -168,6 +169,11 @@ class Diabetes(Table):
     content_sha256 = "f034109d08a1c93078b7235f8e3aae030983cf84ec3f1bf56c73952ad0152029"
     num_classes = 1
     columns = ("age", "sex", "bmi", "bp", "s1", "s2", "s3", "s4", "s5", "s6")
+
+    @property
+    def targets(self) -> Targets:
+        """Real numbers."""
+        return Reals()
 
     def load(self) -> tuple[Rows, NDArray[Any]]:
         """The arrays of scikit-learn, with float32 targets."""

@@ -11,6 +11,7 @@ from robustcert.models.lip_convnet import LipConvNet
 from robustcert.models.lipnext import LipNeXt
 from robustcert.models.liresnet import LiResNet
 from robustcert.models.mlp import MLP
+from robustcert.models.monotone import Monotone
 from robustcert.models.normalize import Normalize
 from robustcert.models.patch_family import PatchFamily
 from robustcert.models.position import Position
@@ -33,6 +34,7 @@ __all__ = [
     "LipConvNet",
     "LipNeXt",
     "Mixture",
+    "Monotone",
     "Normalize",
     "PatchFamily",
     "Position",

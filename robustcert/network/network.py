@@ -235,11 +235,22 @@ class PlainNetwork:
         Args:
             x: Shape ``(N, *input_shape)``, floating point.
         """
+        point, centre = self.balls(x)
+        return (self if self.space.metric is None else lambda u: self(point(u))), centre
+
+    def balls(self, x: Tensor) -> tuple[Callable[[Tensor], Tensor], Tensor]:
+        """The map u -> x + S u with zeros, whose l2 balls it takes to those of the metric.
+
+        Without a metric it is the identity with ``x``.
+
+        Args:
+            x: Shape ``(N, *input_shape)``, floating point.
+        """
         metric = self.space.metric
         if metric is None:
-            return self, x
+            return lambda point: point, x
         zeros = x.new_zeros(len(x), *directions(metric, tuple(self.input_shape)))
-        return lambda u: self(x + metric(u)), zeros
+        return lambda u: x + metric(u), zeros
 
     @property
     def classes(self) -> int:

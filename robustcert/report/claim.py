@@ -124,19 +124,24 @@ def read_claim(folder: Path) -> Claim:
 
 
 def _read(folder: Path) -> Claim:
-    content = {name: read_bytes(folder, name) for name in FILES}
-    record = parse_json(content["certificate.json"], "certificate.json")
+    record = parse_json(read_bytes(folder, "certificate.json"), "certificate.json")
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         version = record.get("format") if isinstance(record, dict) else None
         raise ReportError(
             f"{folder / 'certificate.json'}: format {version!r}; this version reads {FORMAT}: "
             "certify the checkpoint again"
         )
+    if "task" in record["claim"]:
+        raise ReportError(
+            f"{folder} is of a {record['claim']['task']}, and a report shows radii of classes: see "
+            "certificate.json and intervals.csv instead"
+        )
     if "smoothing" in record["claim"]:
         raise ReportError(
             f"{folder}: its radii are of a smoothed classifier and not proved, and a report shows "
             "what is proved of the network; see certificate.json and vra.png instead"
         )
+    content = {name: read_bytes(folder, name) for name in FILES if name != "certificate.json"}
     for name, digest in record["files"].items():
         if name in content and sha256(content[name]) != digest:
             raise ReportError(f"{folder / name}: not the file that the certificate was written for")

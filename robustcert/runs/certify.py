@@ -4,11 +4,11 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -21,6 +21,8 @@ from robustcert.certificate.samples import CertifiedSplit, SampleFiles, has_radi
 from robustcert.certificate.space import metric_tensors, space_record
 from robustcert.certifiers import Certificates, Certifier, Claim, strict_arithmetic
 from robustcert.certifiers.base import require_covered_metric
+from robustcert.certifiers.conformal import LabelSets, PredictionSets
+from robustcert.certifiers.monotone import direction_costs, monotone_directions
 from robustcert.config.build import (
     CHECKPOINT_TARGETS,
     Config,
@@ -36,6 +38,7 @@ from robustcert.metrics.thresholds import check_radii
 from robustcert.network.agreement import compared_rows, require_agreement
 from robustcert.network.fold import fold_network
 from robustcert.network.network import PlainNetwork
+from robustcert.runs import regression
 from robustcert.runs.attack import (
     Attack,
     attack_samples,
@@ -43,6 +46,7 @@ from robustcert.runs.attack import (
     in_words,
     verified_of_attacked,
 )
+from robustcert.runs.conformal import with_sets
 from robustcert.runs.console import print_global, print_table, verified
 from robustcert.runs.earlier import keep_earlier
 from robustcert.runs.module import restore_module
@@ -74,12 +78,15 @@ class _Options:
     batch_size: int
     device: torch.device
     attack: Attack
+    coverage: float | None
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ConfigError(f"batch_size: expected a number above 0, got {self.batch_size}")
         if self.samples is not None and self.samples < 1:
             raise ConfigError(f"samples: expected a number above 0 or null, got {self.samples}")
+        if self.coverage is not None and not 0 < self.coverage < 1:
+            raise ConfigError(f"coverage: expected a share between 0 and 1, got {self.coverage}")
         if self.radii is not None:
             check_radii(self.radii)
 
@@ -124,6 +131,7 @@ def certify(
     device: str = "cpu",
     allow_targets: list[str] | None = None,
     attack: Mapping[str, Any] | None = None,
+    coverage: float | None = None,
 ) -> dict[str, float]:
     """Certify a checkpoint's network on a split and write the certificate folder.
 
@@ -143,16 +151,17 @@ def certify(
         allow_targets: Packages whose classes the checkpoint and ``certifier`` may name, beside ours
             and torch.nn.
         attack: Options of :class:`Attack`.
+        coverage: Of conformal prediction sets; that of training by default.
 
     Raises:
         ConfigError: a setting is wrong, or the default folder holds a certificate of others.
 
     Returns:
-        ``<split>/accuracy`` and ``<split>/vra_<radius>``.
+        ``<split>/accuracy`` and ``<split>/vra_<radius>``, or a regression's metrics.
     """
     started = time.perf_counter()
     attacking = build_attack(attack or {})
-    options = _Options(split, samples, radii, batch_size, _device(device), attacking)
+    options = _Options(split, samples, radii, batch_size, _device(device), attacking, coverage)
     subject = _read(checkpoint, certifier or {}, dataset or {}, norm or {}, allow_targets or [])
     folder = Path(output) if output else default_output(subject.checkpoint.path, split, samples)
     if output is None:
@@ -160,20 +169,18 @@ def certify(
         metric = space_record(subject.network)["metric"]
         keep_earlier(folder, subject.certifier, subject.named, *settings, metric)
     with strict_arithmetic() as arithmetic:
-        prepared = _prepare(subject, options, arithmetic)
+        steps = _STEPS[subject.dataset.targets.task]
+        prepared = _prepare(subject, options, arithmetic, steps)
         # An error keeps all radii; a setting that was changed is one before the folder is complete.
-        with (
-            resumable_folder(folder, is_certificate, prepared.key, keep=has_radii) as partial,
-            strict_arithmetic(),
-        ):
-            result = _certify(subject, options, prepared, partial)
+        writing = resumable_folder(folder, is_certificate, prepared.key, keep=has_radii)
+        with writing as partial, strict_arithmetic():
+            result = steps.certify(subject, options, prepared, partial)
             seconds = time.perf_counter() - started
             log.info("%d samples certified in %.1f s", len(result.target), seconds)
-            attacked = _attack(subject, options, prepared, result)
-            written = _write(subject, options, prepared, result, attacked, seconds, partial)
-    radii = _thresholds(subject, options)
-    attacked_only = verified_of_attacked(result, radii, attacked["samples"])
-    return _tell(written, prepared.claim, folder, attacked_only)
+            attacked = steps.attack(subject, options, prepared, result)
+            prepared = with_sets(subject, options, prepared, result, steps.sets)
+            written = steps.write(subject, options, prepared, result, attacked, seconds, partial)
+    return steps.tell(written, prepared.claim, folder, result)
 
 
 def _read(
@@ -206,7 +213,9 @@ def _read(
     return _Subject(read, config, proving, certifier, source, parts, model, network)
 
 
-def _prepare(subject: _Subject, options: _Options, arithmetic: Mapping[str, Any]) -> _Prepared:
+def _prepare(
+    subject: _Subject, options: _Options, arithmetic: Mapping[str, Any], steps: "_Steps"
+) -> _Prepared:
     """Read the samples, compare model and folded network, and claim what needs no radius."""
     source, network, batch_size = subject.dataset, subject.network, options.batch_size
     source.prepare()
@@ -221,16 +230,26 @@ def _prepare(subject: _Subject, options: _Options, arithmetic: Mapping[str, Any]
     with strict_arithmetic():
         kind = network.space.kind
         batches = (as_numbers(stored.inputs[part], kind) for part in _parts(count, batch_size))
-        claim = subject.certifier.claim(moved, batches)
+        claim = steps.claim(subject.certifier, moved, batches)
+        # Directions are of the real-valued network, and so is every claim that has one function R.
+        if claim.smoothing is None:
+            claim = replace(claim, monotone=monotone_directions(network))
+    costs = {} if claim.monotone is None else {"directions": direction_costs(network)}
     read = subject.checkpoint
     record: dict[str, Any] = {
         "certifier": in_words(subject.named),
         "checkpoint": {"file": read.path.name, "sha256": read.sha256, "epoch": read.epoch},
         "config": in_words(subject.config),
         "dataset": {"name": source.name, "split": options.split, **source.provenance()},
+        **costs,
         "arithmetic": {**arithmetic, "device": str(options.device), "dtype": str(claim.dtype)},
     }
     return _Prepared(moved, stored, claim, record, _key(record, network, claim, stored, batch_size))
+
+
+def _claim(certifier: Certifier, network: PlainNetwork, batches: Iterator[torch.Tensor]) -> Claim:
+    """What the certifier says beside the radii of samples."""
+    return certifier.claim(network, batches)
 
 
 def _certify(
@@ -305,10 +324,11 @@ def _write(
 
 
 def _tell(
-    written: Mapping[str, Any], claim: Claim, folder: Path, attacked: Mapping[float, float]
+    written: Mapping[str, Any], claim: Claim, folder: Path, result: CertifiedSplit
 ) -> dict[str, float]:
     """Print what was certified; returns it as metrics."""
-    print_table(written, folder, attacked)
+    radii = [row["decimal"] for row in written["summary"]["certified"]]
+    print_table(written, folder, verified_of_attacked(result, radii, written["attack"]["samples"]))
     metrics = summarize(written)
     if claim.pairs is not None:
         print_global(claim.pairs)
@@ -422,3 +442,20 @@ def _draw_plane(path: Path, certifier: Certifier, network: PlainNetwork, source:
         truth=None if distance is None else distance(grid).view(_GRID, _GRID).numpy(),
         title=source.name,
     )
+
+
+class _Steps(NamedTuple):
+    """What a certification does differently for each task, in the order in which it does it."""
+
+    claim: Callable[..., Claim]
+    certify: Callable[..., Any]
+    attack: Callable[..., dict[str, Any]]
+    sets: Callable[..., PredictionSets]
+    write: Callable[..., dict[str, Any]]
+    tell: Callable[..., dict[str, float]]
+
+
+_STEPS: Mapping[str, _Steps] = {
+    "classification": _Steps(_claim, _certify, _attack, LabelSets, _write, _tell),
+    "regression": _Steps(*regression.STEPS),
+}

@@ -2,6 +2,8 @@
 
 import hashlib
 import io
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +13,15 @@ from torch import Tensor, nn
 
 # Version of what a checkpoint holds under RECORD_KEY; no other is read.
 CHECKPOINT_FORMAT = 1
+# Metrics that choose best.ckpt, one for each task, and which of two values is the better one.
+SCORES = {"val/vra": "max", "val/certified_mae": "min"}
 # Key of what we put into a checkpoint beside Lightning's own state.
 RECORD_KEY = "robustcert"
+
+
+def score_of(metrics: Mapping[str, float]) -> float:
+    """The metric that chose a checkpoint among those of its epoch; NaN where there is none."""
+    return float(next((metrics[key] for key in SCORES if key in metrics), math.nan))
 
 
 class CheckpointError(ValueError):
