@@ -5,14 +5,18 @@ Let :math:`h(x) = g(x) + w \cdot x` and K bound the Lipschitz constant of g. For
 .. math:: h(x + t e_i) - h(x) \ge w_i t - K t,
 
 so h never falls with feature i if :math:`w_i \ge K`, and never rises if :math:`w_i \le -K`. The
-same holds of logit 1 minus logit 0 where the logits are -a h and a h with a > 0. The statement is
-about the real-valued network; an evaluation in floating point follows it up to its rounding.
+same holds of logit 1 minus logit 0 where the logits are -a h and a h with a > 0, and of a map of
+x that is such an h of :math:`z_i = c_i x_i + d_i` with every c_i > 0. The statement is about the
+real-valued network; an evaluation in floating point follows it up to its rounding.
 """
+
+from collections.abc import Sequence
 
 import torch
 
-from robustcert.network.linear import Dense
+from robustcert.network.linear import Affine, Dense
 from robustcert.network.network import PlainNetwork, Sum, sequence_bound
+from robustcert.network.operation import Operation
 
 
 def monotone_directions(network: PlainNetwork) -> tuple[int, ...] | None:
@@ -24,7 +28,7 @@ def monotone_directions(network: PlainNetwork) -> tuple[int, ...] | None:
     network = network.owned()
     if len(network.input_shape) != 1 or not network.operations:
         return None
-    first, *rest = network.operations
+    _, (first, *rest) = _split(network)
     if not isinstance(first, Sum) or len(first.branches) != 2:
         return None
     branch, line = first.branches
@@ -45,12 +49,22 @@ def direction_costs(network: PlainNetwork) -> dict[str, float]:
         network: One that has :func:`monotone_directions`.
     """
     network = network.owned()
-    total = network.operations[0]
+    before, (total, *_) = _split(network)
     assert isinstance(total, Sum)
     return {
-        "constant": sequence_bound([total], network.input_shape),
-        "without": sequence_bound(total.branches[0], network.input_shape),
+        "constant": sequence_bound([*before, total], network.input_shape),
+        "without": sequence_bound([*before, *total.branches[0]], network.input_shape),
     }
+
+
+def _split(network: PlainNetwork) -> tuple[Sequence[Operation], Sequence[Operation]]:
+    """An increasing map of every feature that a network begins with, and what follows."""
+    first = network.operations[0]
+    # By exact class: a subclass may compute something else.
+    if type(first) is not Affine or len(network.operations) < 2:
+        return (), network.operations
+    increasing = first.scale.dim() == 1 and bool((first.scale > 0).all())
+    return network.operations[:increasing], network.operations[increasing:]
 
 
 def _is_difference(operation: object) -> bool:

@@ -77,16 +77,20 @@ def prove_output(
     constant = Fraction(hex_float(claimed[0], "lipschitz"))
     head = operations[-1] if operations[-1].kind == "dense" else None
     before, measured = _measure(space, operations, proved, report)
-    rest = Fraction(1)
+    rest, lost = Fraction(1), Fraction(0)
     for op in operations[:-1] if head else operations:
         rest = round_up(rest * proved[op.path])
-    if before is not None:
+    row = None if head is None else head.wide("weight")
+    if space.metric is not None and before is not None:
         rest = before[-2] if head else before[-1]
+        affine = affine_head(space.metric, operations)
+        if affine is not None:
+            row, lost, rest = affine[0], affine[1], Fraction(1)
     square = rest**2
-    if head is not None:
+    if row is not None:
         # The constant of a row is its length.
-        square *= sum(Fraction(float(w)) ** 2 for w in head.wide("weight").ravel())
-    enough = constant**2 >= square
+        square *= sum(Fraction(float(w)) ** 2 for w in row.ravel())
+    enough = constant >= lost and (constant - lost) ** 2 >= square
     report.expect(enough, f"lipschitz: {float(constant)!r} is not proved")
     what = "product of bounds times the exact length of the row" if head else "product of bounds"
     report.note("lipschitz", f"the output's constant by the {what}, in rationals")

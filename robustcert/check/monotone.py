@@ -3,7 +3,8 @@ r"""Directions in which a network never falls or never rises, proved from its op
 Where the operations are a sum of two branches, g and a dense map w.x of one output each, and K is
 the proved constant of g, moving feature i up by t changes g by at least -K t and w.x by w_i t: the
 sum never falls if w_i >= K, and never rises if w_i <= -K. A dense map with the rows (-a) and a,
-a > 0, may follow: then logit 1 minus logit 0 is 2 a times the sum. This is about the real function.
+a > 0, may follow: then logit 1 minus logit 0 is 2 a times the sum. An affine map with a positive
+scale for every feature may come first: it keeps their order. This is about the real function.
 """
 
 import math
@@ -70,7 +71,8 @@ def _slopes(
     operations: tuple[Operation, ...], proved: dict[str, Fraction]
 ) -> tuple[Fraction, list[Fraction]] | None:
     # The constant of g, and w; None for networks of another form.
-    first, *rest = operations
+    start = 1 if len(operations) > 1 and _is_increasing(operations[0]) else 0
+    first, *rest = operations[start:]
     if first.kind != "sum" or len(first.branches) != 2 or first.output_shape != (1,):
         return None
     branch, line = first.branches
@@ -82,6 +84,11 @@ def _slopes(
     for operation in branch:
         constant = round_up(constant * proved[operation.path])
     return constant, [Fraction(float(w)) for w in line[0].wide("weight")[0]]
+
+
+def _is_increasing(operation: Operation) -> bool:
+    # Whether an operation scales every feature by a positive number of its own.
+    return operation.kind == "affine" and bool((operation.wide("scale") > 0).all())
 
 
 def _is_difference(operation: Operation) -> bool:

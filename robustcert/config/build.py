@@ -135,18 +135,29 @@ def build_space(config: Config, dataset: Dataset) -> InputSpace:
 
 
 def standardised(config: Config, dataset: Dataset) -> Config:
-    """The configuration with the word ``training`` in the normalisation replaced by numbers.
+    """The configuration with the word ``training`` replaced by numbers.
 
-    They are mean and standard deviation of every column or channel, over the training split.
+    They are mean and standard deviation of every column or channel, over the training split: those
+    of the normalisation, and as ``norm.scale`` the standard deviations.
     """
-    asked = [key for key in ("mean", "std") if config["model"].get(key) == "training"]
+    asked = [
+        (section, key)
+        for section, *names in (
+            ("model", "mean", "std"),
+            ("normalization", "mean", "std"),
+            ("norm", "scale"),
+        )
+        for key in names
+        if (config.get(section) or {}).get(key) == "training"
+    ]
     if not asked:
         return config
     dataset.prepare()
-    numbers = dict(zip(("mean", "std"), standardisation(dataset), strict=True))
-    replaced = {key: numbers[key] for key in asked}
-    changed = {key: config[key] | replaced for key in ("model", "normalization") if key in config}
-    return config | changed
+    mean, std = standardisation(dataset)
+    for section, key in asked:
+        numbers = mean if key == "mean" else std
+        config = config | {section: config[section] | {key: numbers}}
+    return config
 
 
 def build_data(config: Config, dataset: Dataset, allowed: Sequence[str]) -> "DataModule":

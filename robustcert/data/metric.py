@@ -119,7 +119,9 @@ def _check_scales(numbers: Sequence[float], features: _Features, still: set[int]
 def _read(path: Path, features: _Features, still: set[int]) -> Tensor:
     """The diagonal or the matrix of a ``.npy`` file."""
     if not os.path.isfile(path):
-        raise ValueError(f"norm.scale: expected a number, a list or a .npy file, got {str(path)!r}")
+        raise ValueError(
+            f"norm.scale: expected a number, a list, training or a .npy file, got {str(path)!r}"
+        )
     try:
         array = np.load(path, allow_pickle=False)
     except (OSError, EOFError, ValueError) as error:

@@ -9,9 +9,11 @@ is monotone in the marked features, because g moves by at most K per unit of eac
 h is at most :math:`K (1 + \sqrt m)` for m marked features: that is the price, in radii and widths
 of intervals.
 
+A normalisation :math:`z_i = (x_i - \mu_i) / \sigma_i` that g begins with is shared by both terms:
+h is then monotone in z, and so in x, and K is measured where features have the same unit.
+
 Training takes the estimate of K; evaluation and the fold take the bound that is proved of the fold
-of g, rounded up, so that what is certified is monotone whatever training estimated. K is measured
-in the units of the input, normalisation included.
+of g, rounded up, so that what is certified is monotone whatever training estimated.
 
 Reference: Kitouni, Nolte and Williams, `Expressive monotonic neural networks
 <https://arxiv.org/abs/2307.07512>`_, ICLR 2023, whose g is 1-Lipschitz by constraint.
@@ -23,11 +25,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from robustcert.lipschitz import lipschitz_bound, lipschitz_estimate
+from robustcert.lipschitz import lipschitz_estimate
+from robustcert.models.classifier import Classifier
+from robustcert.models.normalize import Normalize
 from robustcert.models.scores import TrainingScores, lipschitz_scores
 from robustcert.network.fold import fold_children
 from robustcert.network.linear import Dense
-from robustcert.network.network import Sum
+from robustcert.network.network import Sum, sequence_bound
 from robustcert.network.operation import Operation
 
 
@@ -75,14 +79,15 @@ class Monotone(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Shape ``(N, 1)``, or logits ``(N, 2)``."""
-        slope = lipschitz_estimate(self.model) if self.training else self.slope()
-        h = self.model(x) + (slope * (x @ self.directions.to(x)))[:, None]
+        slope = self._estimate() if self.training else self.slope()
+        z = x if self._normalize is None else self._normalize(x)
+        h = self.model(x) + (slope * (z @ self.directions.to(z)))[:, None]
         return h @ self.difference.to(h).mT if len(self.difference) else h
 
     def slope(self) -> Tensor:
-        """K: the proved bound of g, rounded up to the dtype of the weights."""
+        """K: the proved bound of g after its normalisation, rounded up to the weights' dtype."""
         dtype = torch.float64 if self.directions.dtype == torch.float64 else torch.float32
-        bound = lipschitz_bound(self.model, self.input_shape)
+        bound = sequence_bound(self._folded()[1], self.input_shape)
         found = torch.tensor(bound, dtype=dtype, device="cpu")
         if float(found) < bound:
             found = torch.nextafter(found, torch.full_like(found, math.inf))
@@ -103,6 +108,22 @@ class Monotone(nn.Module):
         constant = self._constant()
         return constant * (1 - torch.eye(count, dtype=constant.dtype, device=constant.device))
 
+    @property
+    def _normalize(self) -> Normalize | None:
+        first = self.model.backbone[0] if isinstance(self.model, Classifier) else None
+        return first if isinstance(first, Normalize) else None
+
+    def _folded(self) -> tuple[list[Operation], list[Operation]]:
+        """The normalisation that g begins with, if it has one, and the rest of g."""
+        operations = fold_children(("model", self.model))
+        shared = 0 if self._normalize is None else 1
+        return operations[:shared], operations[shared:]
+
+    def _estimate(self) -> Tensor:
+        """Estimate of K."""
+        whole, first = lipschitz_estimate(self.model), self._normalize
+        return whole if first is None else whole / first.lipschitz_estimate()
+
     def _constant(self) -> Tensor:
         """Estimate of the constant of h, K (1 + root of m)."""
         marked = float(self.directions.abs().sum())
@@ -111,8 +132,8 @@ class Monotone(nn.Module):
     def fold(self) -> list[Operation]:
         """The sum of g and the linear term, with the proved K as a constant."""
         line = Dense((self.slope() * self.directions.cpu())[None], name="directions")
-        branches = (tuple(fold_children(("model", self.model))), (line,))
-        total: list[Operation] = [Sum(branches, name="monotone")]
+        first, rest = self._folded()
+        total: list[Operation] = [*first, Sum((tuple(rest), (line,)), name="monotone")]
         if len(self.difference):
             total.append(Dense(self.difference.cpu(), name="difference"))
         return total

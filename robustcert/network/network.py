@@ -374,25 +374,32 @@ def output_bound(network: PlainNetwork) -> Tensor:
     r"""Bounds :math:`K_j` on the Lipschitz constant of every logit.
 
     :math:`K_j = L_{backbone} \lVert w_j \rVert_2` with the head's rows, or the constant of the
-    whole where the network does not end in a dense operation.
+    whole where the network does not end in a dense operation. In a metric S, the rows of an affine
+    network are those of its composition with S.
 
     Returns:
         Shape ``(C,)``, float64, every entry rounded up.
     """
     network = network.owned()
-    rest = _backbone_bound(network)
-    if network.head is None:
+    rest, whole = _backbone_bound(network), _affine_head(network)
+    if whole is not None:
+        assert isinstance(whole.operation, Dense)
+        rest, lengths = 1.0, _above(_row_lengths(whole.operation.weight) + round_up(whole.loss))
+    elif network.head is None:
         classes = network.classes
         lengths = torch.ones(classes, dtype=torch.float64, device="cpu")
     else:
-        # The length of a row is its distance from 0.
-        weight = network.head.weight
-        rows = torch.cat([weight, torch.zeros_like(weight[:1])])
-        lengths = norms.row_distance_bounds(rows)[-1, :-1]
+        lengths = _row_lengths(network.head.weight)
     bound = _above(lengths * rest)
     if not torch.isfinite(bound).all():
         raise UnsoundNetworkError("the Lipschitz bound of a logit overflows: no certificate")
     return bound
+
+
+def _row_lengths(weight: Tensor) -> Tensor:
+    # The length of a row is its distance from 0.
+    rows = torch.cat([weight, torch.zeros_like(weight[:1])])
+    return norms.row_distance_bounds(rows)[-1, :-1]
 
 
 def pairwise_bound(network: PlainNetwork) -> Tensor:

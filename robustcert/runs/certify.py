@@ -30,6 +30,7 @@ from robustcert.config.build import (
     build_dataset,
     build_parts,
     build_space,
+    standardised,
 )
 from robustcert.data import Dataset, Examples, Part, Parts, Stream, as_numbers
 from robustcert.errors import ConfigError
@@ -206,6 +207,7 @@ def _read(
             f"dataset: the network of {read.path} takes inputs of shape {read.input_shape}, got "
             f"{tuple(source.input_shape)} from {source.name}"
         )
+    config = standardised(config, source)
     model = restore_module(read, config, allowed)
     network = fold_network(model, read.input_shape, build_space(config, source))
     require_covered_metric(proving, network)

@@ -37,7 +37,7 @@ def half_sums(tmp_path_factory: pytest.TempPathFactory) -> Path:
     np.savez(root / "data.npz", x_train=x[:200], y_train=y[:200], x_test=x[200:], y_test=y[200:])
     data = ("dataset=npz", f"dataset.root={root / 'data.npz'}")
     network = ("model=mlp", "layer=unconstrained", "activation=relu")
-    limits = ("trainer.max_epochs=1", "trainer.enable_progress_bar=false", "attack.samples=20")
+    limits = ("trainer.max_epochs=1", "trainer.enable_progress_bar=false", "attack.samples=60")
     train(compose(*data, *network, *limits), root / "run")
     return root / "run"
 

@@ -14,17 +14,28 @@ import torch
 from helpers.regression import RADII, SAMPLES, Folder, certify, network
 from safetensors.numpy import load_file, save_file
 
-from robustcert.check import UnreadableError, check, parse_safetensors, read_network
+from robustcert.check import (
+    STATEMENTS,
+    UNITS,
+    UnreadableError,
+    change_in_words,
+    check,
+    parse_safetensors,
+    read_network,
+)
 from robustcert.check.command import main
 from robustcert.check.intervals import mean_up
 from robustcert.check.network.digest import digest
+from robustcert.network.input_space import InputSpace, scaling
 
 DIRECTIONS = (1, 0, -1)
+SCALE = torch.tensor([0.5, 0.0, 0.25], dtype=torch.float64)
+SPACE = InputSpace("columns", ("age", "sex", "dose"), scaling(SCALE))
 
 
 @pytest.fixture(scope="module")
 def honest(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A folder of a plain and one of a monotone network, and the data of both."""
+    """Folders of a plain network, of a monotone one and of one in a metric, and their data."""
     root = tmp_path_factory.mktemp("regression")
     torch.manual_seed(0)
     draw = np.random.RandomState(0)
@@ -35,6 +46,7 @@ def honest(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {
         "plain": certify(root / "plain", network(), inputs, targets),
         "monotone": certify(root / "monotone", network(DIRECTIONS, "tanh"), inputs, targets),
+        "metric": certify(root / "metric", network(space=SPACE), inputs, targets),
         "data": root / "data.npz",
     }
 
@@ -50,7 +62,7 @@ def verified(path: Path, data: Sequence[Path] = ()) -> bool:
         return False
 
 
-@pytest.mark.parametrize("kind", ["plain", "monotone"])
+@pytest.mark.parametrize("kind", ["plain", "monotone", "metric"])
 def test_honest_folders_verify(
     honest: dict[str, Path], kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -169,8 +181,9 @@ def other_weights(folder: Folder, draw: random.Random) -> None:
 
 def other_words(folder: Folder, draw: random.Random) -> None:
     claim = folder.claim["claim"]
-    key = draw.choice(["statement", "norm", "domain", "task", "proof", "units"])
-    claim[key] = claim[key] + draw.choice([" ", ".", "x"])
+    key = draw.choice(["statement", "norm", "domain", "inputs", "task", "proof", "units"])
+    said, key = (claim["domain"], "values") if key == "domain" else (claim, key)
+    said[key] = said[key] + draw.choice([" ", ".", "x"])
 
 
 def without_a_key(folder: Folder, draw: random.Random) -> None:
@@ -197,6 +210,28 @@ def flatter_line(folder: Folder, draw: random.Random) -> None:
     folder.claim["network"]["digest"] = digest(operations[0].input_shape, operations)
 
 
+def larger_scale(folder: Folder, draw: random.Random) -> None:
+    """Balls that are larger along one column, or that let the frozen one change."""
+    scale = load_file(folder.path / "metric.safetensors")["scale"].copy()
+    column = draw.randrange(len(scale))
+    scale[column] = scale[column] * (1 + 10 ** draw.uniform(-6, 1)) or 10 ** draw.uniform(-2, 1)
+    save_file({"scale": scale}, folder.path / "metric.safetensors")
+    said = folder.claim["claim"]["metric"]
+    said["change"] = change_in_words(SPACE.names, "scale", scale, (3,))
+    if draw.random() < 0.5:  # the bound of S and what follows fit the new scale
+        said["bounds"] = [(float.fromhex(b) * 100).hex() for b in said["bounds"]]
+
+
+def without_a_metric(folder: Folder, draw: random.Random) -> None:
+    """The same intervals, said of plain balls."""
+    del draw
+    claim = folder.claim["claim"]
+    claim |= {"metric": None, "norm": "l2", "units": UNITS["columns"]}
+    claim["statement"] = STATEMENTS["regression"]["l2"]
+    (folder.path / "metric.safetensors").unlink()
+    del folder.claim["files"]["metric.safetensors"]
+
+
 FORGERIES: list[Callable[[Folder, random.Random], None]] = [
     narrow,
     shift,
@@ -215,13 +250,20 @@ FORGERIES: list[Callable[[Folder, random.Random], None]] = [
     without_a_key,
     another_direction,
     flatter_line,
+    larger_scale,
+    without_a_metric,
 ]
-OF_DIRECTIONS = (another_direction, flatter_line)
+KINDS = {
+    another_direction: "monotone",
+    flatter_line: "monotone",
+    larger_scale: "metric",
+    without_a_metric: "metric",
+}
 
 
 def forge(honest: dict[str, Path], to: Path, forgery: Callable, seed: int) -> bool:
     """Whether a forged folder is verified against the data that it is said to be of."""
-    kind = "monotone" if forgery in OF_DIRECTIONS or seed % 3 == 2 else "plain"
+    kind = KINDS.get(forgery, ("metric", "plain", "monotone")[seed % 3])
     folder = copy(honest[kind], to)
     forgery(folder, random.Random(seed))
     return verified(folder.save(), [honest["data"]])

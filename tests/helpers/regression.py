@@ -17,6 +17,7 @@ from robustcert.certifiers import IntervalCertifier
 from robustcert.certifiers.monotone import monotone_directions
 from robustcert.models import Monotone
 from robustcert.network.fold import fold_network
+from robustcert.network.input_space import IMAGES, InputSpace
 from robustcert.network.network import PlainNetwork
 
 RADII = (0.05, 0.5)
@@ -35,12 +36,16 @@ def write_npz(path: Path, train: int = 200, test: int = 60, features: int = 3) -
     return path
 
 
-def network(directions: Sequence[int] | None = None, activation: str = "maxmin") -> PlainNetwork:
+def network(
+    directions: Sequence[int] | None = None,
+    activation: str = "maxmin",
+    space: InputSpace = IMAGES,
+) -> PlainNetwork:
     sizes = {"input_shape": (3,), "num_classes": 1, "mean": [0.3], "std": [0.5], "width": 6}
     model = build_model("mlp", "unconstrained", activation, **sizes)
     if directions is not None:
         model = Monotone(model, directions, input_shape=(3,), num_classes=1).eval()
-    return fold_network(model, (3,))
+    return fold_network(model, (3,), space)
 
 
 def certify(folder: Path, net: PlainNetwork, inputs: np.ndarray, targets: np.ndarray) -> Path:

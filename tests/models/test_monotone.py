@@ -14,6 +14,7 @@ from robustcert.lipschitz import lipschitz_bound, lipschitz_estimate
 from robustcert.models import Monotone
 from robustcert.network.agreement import require_agreement
 from robustcert.network.fold import fold_network
+from robustcert.network.input_space import InputSpace, scaling
 from robustcert.network.linear import Dense
 from robustcert.network.network import PlainNetwork, Sum, output_bound
 
@@ -75,14 +76,27 @@ def test_the_constant_is_that_of_the_sum(outputs: int) -> None:
 
 def test_the_slope_is_proved_and_not_the_estimate() -> None:
     module = monotone(1)
-    assert float(module.slope()) >= lipschitz_bound(module.model, (4,))
+    # The normalisation divides by 0.5 before both terms.
+    assert float(module.slope()) >= 0.5 * lipschitz_bound(module.model, (4,))
     module.train()
-    x, estimate = torch.rand(5, 4), lipschitz_estimate(module.model)
-    line = x @ torch.tensor(DIRECTIONS).float()
+    x, estimate = torch.rand(5, 4), 0.5 * lipschitz_estimate(module.model)
+    line = ((x - 0.3) / 0.5) @ torch.tensor(DIRECTIONS).float()
     torch.testing.assert_close(module(x), module.model(x) + (estimate * line)[:, None])
     # Training reaches g through the slope as well.
     module(x).sum().backward()
     assert all(p.grad is not None for p in module.model.parameters())
+
+
+def test_directions_cost_no_more_where_columns_have_other_units() -> None:
+    std = [1e3, 1e-2, 1.0, 10.0]
+    sizes = {"input_shape": (4,), "num_classes": 1, "mean": [0.0] * 4, "std": std}
+    model = build_model("mlp", "unconstrained", "maxmin", normalize_head=False, **sizes)
+    module = Monotone(model, DIRECTIONS, input_shape=(4,), num_classes=1).eval()
+    space = InputSpace("columns", None, scaling(torch.tensor(std)))
+    network = fold_network(module, (4,), space)
+    assert monotone_directions(network) == DIRECTIONS
+    bare = output_bound(fold_network(model, (4,), space))[0].item()
+    assert output_bound(network)[0].item() <= bare * (1 + math.sqrt(3)) * (1 + 1e-5)
 
 
 FAULTS = {
