@@ -134,8 +134,7 @@ def certify(
         samples: Only the first so many of the split.
         radii: At which certified samples are counted; those of training by default.
         dataset: Changes to the dataset's node, such as ``{"root": ...}``.
-        norm: Scales and frozen features of the metric, see :func:`robustcert.data.input_space`;
-            those of training by default.
+        norm: Changes to the metric of training, see :func:`robustcert.data.input_space`.
         output: Folder to write; what stands there is replaced. By default :func:`default_output`,
             where a certificate of other settings is kept.
         batch_size: Samples certified at once.
@@ -155,10 +154,7 @@ def certify(
     options = _Options(split, samples, radii, batch_size, _device(device), attacking)
     subject = _read(checkpoint, certifier or {}, dataset or {}, norm or {}, allow_targets or [])
     folder = Path(output) if output else default_output(subject.checkpoint.path, split, samples)
-    if output is None:
-        settings = _thresholds(subject, options), options.attack.samples
-        metric = space_record(subject.network)["metric"]
-        keep_earlier(folder, subject.certifier, subject.named, *settings, metric)
+    _keep_earlier(folder if output is None else None, subject, options)
     with strict_arithmetic() as arithmetic:
         prepared = _prepare(subject, options, arithmetic)
         # An error keeps all radii; a setting that was changed is one before the folder is complete.
@@ -171,9 +167,17 @@ def certify(
             log.info("%d samples certified in %.1f s", len(result.target), seconds)
             attacked = _attack(subject, options, prepared, result)
             written = _write(subject, options, prepared, result, attacked, seconds, partial)
-    radii = _thresholds(subject, options)
-    attacked_only = verified_of_attacked(result, radii, attacked["samples"])
+    attacked_only = verified_of_attacked(result, _thresholds(subject, options), attacked["samples"])
     return _tell(written, prepared.claim, folder, attacked_only)
+
+
+def _keep_earlier(folder: Path | None, subject: _Subject, options: _Options) -> None:
+    """Refuse to replace a certificate of other settings in a folder, if nobody named it."""
+    if folder is None:
+        return
+    settings = _thresholds(subject, options), options.attack.samples
+    metric = space_record(subject.network)["metric"]
+    keep_earlier(folder, subject.certifier, subject.named, *settings, metric)
 
 
 def _read(
