@@ -90,26 +90,25 @@ def measured(kind: str) -> PlainNetwork:
     )
 
 
-def build(kind: str) -> PlainNetwork:
-    torch.manual_seed(len(kind))
-    if kind in METRICS:
-        return measured(kind)
+def build_table(kind: str) -> PlainNetwork:
+    """A network of six columns."""
     if kind == "affine":
         return fold_network(
             nn.Sequential(Normalize([0.3], [0.5], channels=6), nn.Linear(6, 3)), (6,)
         )
-    if kind in ("table", "smooth-table"):
-        table = MLP(
-            (6,),
-            3,
-            width=8,
-            depth=2,
-            layer=LAYERS,
-            activation=activations.ReLU if kind == "table" else activations.SmoothMaxMin,
-            mean=(0.3,),
-            std=(2.0,),
-        )
-        return fold_network(unsettle(table), (6,))
+    activation = activations.ReLU if kind == "table" else activations.SmoothMaxMin
+    table = MLP(
+        (6,), 3, width=8, depth=2, layer=LAYERS, activation=activation, mean=(0.3,), std=(2.0,)
+    )
+    return fold_network(unsettle(table), (6,))
+
+
+def build(kind: str) -> PlainNetwork:
+    torch.manual_seed(len(kind))
+    if kind in METRICS:
+        return measured(kind)
+    if kind in ("affine", "table", "smooth-table"):
+        return build_table(kind)
     if kind == "convnet":
         model = ConvNet(
             (3, 8, 8), 4, width=12, depth=3, layer=LAYERS, activation=activations.ReLU, channels=4

@@ -41,9 +41,8 @@ def cross_check(
     """Attack certificates by the margin attack just inside the radius and by restarted DDN.
 
     A third of the samples are those with the steepest margin for their radius (least slack), a
-    third have the largest radii, the rest are random. All of R^d is searched: nothing is clipped.
-    In a metric S, perturbations are S u, and their lengths those of u.
-    What an attack finds is evaluated again before a certificate is called broken.
+    third have the largest radii, the rest are random. Nothing is clipped; in a metric, it is u that
+    is searched. What an attack finds is evaluated again before a certificate is called broken.
 
     Args:
         network: The certified network.
@@ -58,8 +57,8 @@ def cross_check(
         seed: Of the selection and the random starts.
 
     Returns:
-        Counts, budget, and the smallest and the median quotient of DDN's distance over the radius:
-        None where DDN found nothing, or for the median, nothing for half of them or more.
+        Counts, budget, and the smallest and the median quotient of DDN's distance over the radius,
+        None where DDN found nothing, for the median in half of them or more.
 
     Raises:
         BrokenCertificate: an attack succeeded.

@@ -143,8 +143,7 @@ def certify(
         samples: Only the first so many of the split.
         radii: At which certified samples are counted; those of training by default.
         dataset: Changes to the dataset's node, such as ``{"root": ...}``.
-        norm: Scales and frozen features of the metric, see :func:`robustcert.data.input_space`;
-            those of training by default.
+        norm: Changes to the metric of training, see :func:`robustcert.data.input_space`.
         output: Folder to write; what stands there is replaced. By default :func:`default_output`,
             where a certificate of other settings is kept.
         batch_size: Samples certified at once.
@@ -165,10 +164,7 @@ def certify(
     options = _Options(split, samples, radii, batch_size, _device(device), attacking, coverage)
     subject = _read(checkpoint, certifier or {}, dataset or {}, norm or {}, allow_targets or [])
     folder = Path(output) if output else default_output(subject.checkpoint.path, split, samples)
-    if output is None:
-        settings = _thresholds(subject, options), options.attack.samples
-        metric = space_record(subject.network)["metric"]
-        keep_earlier(folder, subject.certifier, subject.named, *settings, metric)
+    _keep_earlier(folder if output is None else None, subject, options)
     with strict_arithmetic() as arithmetic:
         steps = _STEPS[subject.dataset.targets.task]
         prepared = _prepare(subject, options, arithmetic, steps)
@@ -182,6 +178,15 @@ def certify(
             prepared = with_sets(subject, options, prepared, result, steps.sets)
             written = steps.write(subject, options, prepared, result, attacked, seconds, partial)
     return steps.tell(written, prepared.claim, folder, result)
+
+
+def _keep_earlier(folder: Path | None, subject: _Subject, options: _Options) -> None:
+    """Refuse to replace a certificate of other settings in a folder, if nobody named it."""
+    if folder is None:
+        return
+    settings = _thresholds(subject, options), options.attack.samples
+    metric = space_record(subject.network)["metric"]
+    keep_earlier(folder, subject.certifier, subject.named, *settings, metric)
 
 
 def _read(
