@@ -52,7 +52,7 @@ NETWORKS = {
 }
 QUERIES = 5000
 STARTS = 3  # training rows that the pointwise attack starts from
-ATTACKED = 64  # test samples of the forest that are attacked, the first of the split
+ATTACKED = 64  # test samples of the forest that are attacked, drawn once
 TREES = 100
 # Standard deviations within which foolbox's attacks stay.
 BOUND = 50.0

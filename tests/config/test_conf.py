@@ -110,7 +110,9 @@ def test_every_experiment_builds_a_narrow_network(experiment: str) -> None:
     narrow = {"width": 16, "depth": 2, "neck_channels": 32, "dense_width": 32, "rank": 2}
     config["model"] |= {k: v for k, v in narrow.items() if config["model"].get(k)}
     dataset = Shaped()
-    dataset.input_shape = (len(config["normalization"]["mean"]), 16, 16)
+    signals = config["model"]["_target_"].endswith("1d")
+    size = (256,) if signals else (16, 16)
+    dataset.input_shape = (len(config["normalization"]["mean"]), *size)
     module = build_module(config, dataset, COMMAND_LINE_TARGETS)
     target = torch.tensor([0, 2])
     scores = training_scores(module.model, torch.rand(2, *dataset.input_shape))
