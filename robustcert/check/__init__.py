@@ -5,7 +5,7 @@ runs with ``robustcert-check DIR``. What it does in turn, one module each:
 
 * ``isolation`` starts Python so that it imports nothing from the current folder, ``supervisor``
   bounds the time of the check and outlives it, ``command`` prints the verdict;
-* ``reader`` reads the folder as untrusted data, ``network`` its operations;
+* ``reader`` and ``folder`` read the folder as untrusted data, ``network`` its operations;
 * ``norms`` proves the claimed norm of every operation, with the products of ``exact_products``;
 * ``semidefinite`` proves pairwise constants below the product of norms from given multipliers;
 * ``activations`` knows every activation's constant, formula and rounding;
@@ -14,6 +14,7 @@ runs with ``robustcert-check DIR``. What it does in turn, one module each:
 * ``curvature`` bounds how far margins of smooth networks fall, with ``activation_curvature``;
 * ``radii`` checks predictions and radii, by ``margins`` or, for quadratic logits, by ``quadratic``;
   ``dataset`` compares the inputs with the files that they are from;
+* ``intervals`` checks those of a regression, ``monotone`` directions;
 * ``statement``, ``constants`` and ``samples`` check the claim's words, bounds and table, which
   ``verdict`` puts together.
 """

@@ -20,16 +20,21 @@ from robustcert.check.constants import (
     prove_output,
 )
 from robustcert.check.fixed_point import Floats
+from robustcert.check.folder import (
+    NETWORK,
+    check_files,
+    open_folder,
+    read_claim,
+    read_operations,
+    read_space,
+)
 from robustcert.check.margins import Network
 from robustcert.check.network.digest import digest
 from robustcert.check.network.operation import Operation
-from robustcert.check.network.reading import read_network
-from robustcert.check.quadratic.network import QuadraticNetwork, covers
+from robustcert.check.quadratic.network import QuadraticNetwork
 from robustcert.check.radii import Proving, verify_radii
 from robustcert.check.reader import (
     FILES,
-    METRIC,
-    MULTIPLIERS,
     Array,
     Row,
     UnreadableError,
@@ -37,29 +42,20 @@ from robustcert.check.reader import (
     keys,
     parse_json,
     parse_radii,
-    parse_safetensors,
     read_bytes,
-    sha256,
-    show,
 )
 from robustcert.check.report import Report
 from robustcert.check.samples import Samples, check_summary, check_table, read_samples
 from robustcert.check.statement import (
     CLAIMS,
-    FORMAT,
-    MIN_OUTPUTS,
     NOT_COVERED,
     Space,
-    check_space,
-    check_statement,
     status,
     task_of,
 )
 from robustcert.check.unread import name_unchecked, unread_files, unread_keys
 from robustcert.check.verified import prove_verified
 
-# File of the network's constants.
-NETWORK = "network.safetensors"
 # File of the claims about all pairs of near inputs, of which only the digest is checked.
 GLOBAL = "global.json"
 
@@ -87,7 +83,7 @@ def check(
         UnreadableError: the folder is malformed, or of a kind that this checker does not know.
         ImportError: the network needs python-flint, which is not there.
     """
-    path = _open(folder)
+    path = open_folder(folder)
     claim = parse_json(read_bytes(path, "certificate.json"), "certificate.json")
     task = task_of(claim.get("claim") if isinstance(claim, dict) else None)
     return _CHECKS[task](path, exact, seed, data, verified_until)
@@ -133,21 +129,21 @@ def _check_outputs(
 ) -> Report:
     # Like `_check_classes`, of a network with one real output.
     report = Report()
-    content, claim, deployed, proof = _read_claim(folder, intervals.INTERVAL_FILES)
+    content, claim, deployed, proof = read_claim(folder, intervals.INTERVAL_FILES)
     if proof != "lipschitz" or verified_until is not None:
         raise UnreadableError(
             f"claim task regression by {proof}: expected the proof lipschitz, and no --verified"
         )
     keys(claim, "certificate.json", CLAIMS | {"lipschitz"})
     keys(claim["files"], "files", content.keys() - {"certificate.json"}, set())
-    _check_files(claim["files"], content, report)
-    operations, tensors = _read_operations(claim, content, report)
+    check_files(claim["files"], content, report)
+    operations, tensors = read_operations(claim, content, report)
     if FLOAT32 in deployed and any(array.dtype == np.float64 for array in tensors.values()):
         raise UnreadableError(
             "claim functions: F32 of a network with float64 constants is not known"
         )
     ignored = [key for key in unread_keys(claim) if key != "lipschitz"]
-    space = _read_space(claim, content, operations)
+    space = read_space(claim, content, operations)
     samples = intervals.read_targets(content["samples.safetensors"], operations, space.kind)
     radii = intervals.read_radii(claim["summary"])
     rows = intervals.parse_intervals(content["intervals.csv"], len(samples.targets), radii)
@@ -205,14 +201,14 @@ class _Folder:
 
 
 def _read_folder(folder: Path, data: Sequence[str | Path], report: Report) -> _Folder:
-    content, claim, deployed, proof = _read_claim(folder, FILES)
+    content, claim, deployed, proof = read_claim(folder, FILES)
     names = {name for name in content if name != "certificate.json"}
     keys(claim["files"], "files", names, {GLOBAL})
     if GLOBAL in claim["files"]:
         content[GLOBAL] = read_bytes(folder, GLOBAL)
-    _check_files(claim["files"], content, report)
-    operations, tensors = _read_operations(claim, content, report)
-    space = _read_space(claim, content, operations)
+    check_files(claim["files"], content, report)
+    operations, tensors = read_operations(claim, content, report)
+    space = read_space(claim, content, operations)
     ignored = unread_keys(claim), unread_files(folder, content)
     samples = read_samples(content["samples.safetensors"], operations, data, space.kind)
     certified = status(claim["claim"], proof)
@@ -366,13 +362,13 @@ def prove_network(folder: str | Path) -> tuple[ProvedNetwork, Report]:
     Raises:
         UnreadableError: as for :func:`check`.
     """
-    folder = _open(folder)
+    folder = open_folder(folder)
     report = Report()
-    content, claim, _, proof = _read_claim(folder, ("certificate.json", NETWORK))
+    content, claim, _, proof = read_claim(folder, ("certificate.json", NETWORK))
     keys(claim["files"], "files", content.keys() - {"certificate.json"})
-    _check_files(claim["files"], content, report)
-    operations, _ = _read_operations(claim, content, report)
-    space = _read_space(claim, content, operations)
+    check_files(claim["files"], content, report)
+    operations, _ = read_operations(claim, content, report)
+    space = read_space(claim, content, operations)
     found = digest(operations[0].input_shape, operations)
     task = task_of(claim["claim"])
     pairwise, lipschitz = _PROVE[task](claim, content, operations, space, report)
@@ -405,70 +401,3 @@ def _prove_one_output(
 
 # How the constants of each task are proved: of pairs of logits, and of outputs.
 _PROVE = {"classification": _prove_pairs, "regression": _prove_one_output}
-
-
-def _open(folder: str | Path) -> Path:
-    _check_arithmetic()
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise UnreadableError(f"{show(str(folder))}: no folder")
-    return folder
-
-
-def _read_claim(
-    folder: Path, names: Sequence[str]
-) -> tuple[dict[str, bytes], dict[str, Any], list[Arithmetic], str]:
-    # Files by name; certificate.json; the arithmetics that its claim is about; its proof.
-    content = {name: read_bytes(folder, name) for name in names}
-    claim = parse_json(content["certificate.json"], "certificate.json")
-    keys(claim, "certificate.json", {"format"})
-    if claim["format"] != FORMAT or type(claim["format"]) is not int:
-        raise UnreadableError(
-            f"certificate.json: expected format {FORMAT}, got {show(claim['format'])}: certify the "
-            "network again with this version (an older format does not say what its inputs are)"
-        )
-    keys(claim, "certificate.json", CLAIMS)
-    deployed, proof = check_statement(claim["claim"])
-    if proof == "lipsdp":
-        content[MULTIPLIERS] = read_bytes(folder, MULTIPLIERS)
-    if claim["claim"]["metric"] is not None:
-        content[METRIC] = read_bytes(folder, METRIC)
-    return content, claim, deployed, proof
-
-
-def _read_space(
-    claim: dict[str, Any], content: dict[str, bytes], operations: tuple[Operation, ...]
-) -> Space:
-    # What the claim says of inputs and their distance.
-    tensors = parse_safetensors(content[METRIC], METRIC) if METRIC in content else None
-    return check_space(claim["claim"], tensors, operations[0].input_shape)
-
-
-def _read_operations(
-    claim: dict[str, Any], content: dict[str, bytes], report: Report
-) -> tuple[tuple[Operation, ...], dict[str, Array]]:
-    tensors = parse_safetensors(content[NETWORK], NETWORK)
-    least = MIN_OUTPUTS[task_of(claim["claim"])]
-    operations = read_network(claim["network"], tensors, least)
-    found = digest(operations[0].input_shape, operations)
-    report.expect(claim["network"]["digest"] == found, f"network digest: it is {found}")
-    if covers(operations) != (claim["claim"].get("proof") == "quadric"):
-        raise UnreadableError("claim proof: quadric goes with networks that end in quadratics only")
-    report.note("files", "sha256 and network digest recomputed")
-    return operations, tensors
-
-
-def _check_arithmetic() -> None:
-    tiny = np.array([2.0**-1022, 1.0, 1.0])
-    with np.errstate(all="ignore"):
-        sums = tiny * 0.5 + np.array([0.0, 0.5 + 2.0**-53, 0.5 + 2.0**-53 + 2.0**-54])
-    if sums[0] == 0 or sums[1] != 1 or sums[2] != 1 + 2.0**-52:
-        raise UnreadableError(
-            "this process does not round float64 to nearest, or flushes denormals"
-        )
-
-
-def _check_files(claimed: Any, content: dict[str, bytes], report: Report) -> None:
-    for name in sorted(content.keys() - {"certificate.json"}):
-        found = sha256(content[name])
-        report.expect(claimed[name] == found, f"{name}: its sha256 is {found}, not as claimed")

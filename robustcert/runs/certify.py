@@ -14,14 +14,13 @@ import torch
 
 from robustcert import __version__
 from robustcert.atomic import resumable_folder
-from robustcert.certificate.claim import FORMAT, in_hexadecimal, is_certificate, write_claim
-from robustcert.certificate.figures import draw_level_sets, draw_vra_curve
+from robustcert.certificate.claim import FORMAT, in_hexadecimal, is_certificate
 from robustcert.certificate.places import certificate_beside, checkpoint_of
-from robustcert.certificate.samples import CertifiedSplit, SampleFiles, has_radii, positive_status
+from robustcert.certificate.samples import has_radii
 from robustcert.certificate.space import metric_tensors, space_record
-from robustcert.certifiers import Certificates, Certifier, Claim, strict_arithmetic
+from robustcert.certifiers import Certifier, Claim, strict_arithmetic
 from robustcert.certifiers.base import require_covered_metric
-from robustcert.certifiers.conformal import LabelSets, PredictionSets
+from robustcert.certifiers.conformal import PredictionSets
 from robustcert.certifiers.monotone import direction_costs, monotone_directions
 from robustcert.config.build import (
     CHECKPOINT_TARGETS,
@@ -34,32 +33,22 @@ from robustcert.config.build import (
 )
 from robustcert.data import Dataset, Examples, Part, Parts, Stream, as_numbers
 from robustcert.errors import ConfigError
-from robustcert.metrics.gradient_ratio import gradient_ratio
 from robustcert.metrics.thresholds import check_radii
 from robustcert.network.agreement import compared_rows, require_agreement
 from robustcert.network.fold import fold_network
 from robustcert.network.network import PlainNetwork
-from robustcert.runs import regression
+from robustcert.runs import classification, regression
 from robustcert.runs.attack import (
     Attack,
-    attack_samples,
     build_attack,
     in_words,
-    verified_of_attacked,
 )
 from robustcert.runs.conformal import with_sets
-from robustcert.runs.console import print_global, print_table, verified
 from robustcert.runs.earlier import keep_earlier
 from robustcert.runs.module import restore_module
 from robustcert.training.checkpoint import Checkpoint, read_checkpoint
 
 log = logging.getLogger(__name__)
-
-# Samples whose gradients say how tight the bound is: enough for a median.
-_DIAGNOSED = 200
-_AT_ONCE = 16
-# Points along each side of the unit square, for the picture of a network on the plane.
-_GRID = 81
 
 
 @contextmanager
@@ -104,6 +93,10 @@ class _Subject:
     parts: Parts
     model: torch.nn.Module
     network: PlainNetwork
+
+    def radii(self, options: _Options) -> list[float]:
+        """Radii of the table."""
+        return check_radii(options.radii or [*self.config["radii"], self.config["epsilon"]])
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,7 +177,7 @@ def _keep_earlier(folder: Path | None, subject: _Subject, options: _Options) -> 
     """Refuse to replace a certificate of other settings in a folder, if nobody named it."""
     if folder is None:
         return
-    settings = _thresholds(subject, options), options.attack.samples
+    settings = subject.radii(options), options.attack.samples
     metric = space_record(subject.network)["metric"]
     keep_earlier(folder, subject.certifier, subject.named, *settings, metric)
 
@@ -254,113 +247,6 @@ def _prepare(
     return _Prepared(moved, stored, claim, record, _key(record, network, claim, stored, batch_size))
 
 
-def _claim(certifier: Certifier, network: PlainNetwork, batches: Iterator[torch.Tensor]) -> Claim:
-    """What the certifier says beside the radii of samples."""
-    return certifier.claim(network, batches)
-
-
-def _certify(
-    subject: _Subject, options: _Options, prepared: _Prepared, folder: Path
-) -> CertifiedSplit:
-    """Certify batch after batch, from where an interrupted run stopped, into the folder's files."""
-    stored, count = prepared.examples, len(prepared.examples)
-    files = SampleFiles(
-        folder,
-        stored.indices,
-        stored.labels,
-        stored.inputs.shape[1:],
-        stored.inputs.dtype,
-        options.batch_size,
-        positive_status(prepared.claim.smoothing),
-    )
-    if files.done:
-        log.info("%d of %d samples were certified before: going on", files.done, count)
-    for batch, _ in subject.parts.in_order(options.split, options.batch_size, files.done, count):
-        x = as_numbers(batch.to(options.device), prepared.network.space.kind)
-        found = subject.certifier.certify(prepared.network, x)
-        names = ("prediction", "radius", "margin", "error", "decided")
-        files.append(batch, Certificates(*(getattr(found, name).cpu() for name in names)))
-    return files.split(stored.inputs)
-
-
-def _attack(
-    subject: _Subject, options: _Options, prepared: _Prepared, result: CertifiedSplit
-) -> dict[str, Any]:
-    """Attack the network at what was certified of it; a smoothed classifier is another function."""
-    started = time.perf_counter()
-    attack = options.attack
-    if prepared.claim.smoothing is not None:
-        attack = replace(attack, samples=0)
-    attacked = attack_samples(subject.network, result, _thresholds(subject, options), attack)
-    return {**attacked, "took": round(time.perf_counter() - started, 3)}
-
-
-def _write(
-    subject: _Subject,
-    options: _Options,
-    prepared: _Prepared,
-    result: CertifiedSplit,
-    attacked: Mapping[str, Any],
-    seconds: float,
-    folder: Path,
-) -> dict[str, Any]:
-    """Write the claim and the pictures beside samples and radii; returns certificate.json."""
-    source, network, claim = subject.dataset, subject.network, prepared.claim
-    record = {
-        **prepared.record,
-        "attack": attacked,
-        "gradient_over_bound": _tightness(network, result, claim.pairwise),
-        "seconds": round(seconds, 3),
-    }
-    written = write_claim(folder, network, claim, result, _thresholds(subject, options), record)
-    count = len(result.target)
-    draw_vra_curve(
-        folder / "vra.png",
-        result.curve(),
-        accuracy=written["summary"]["correct"] / count,
-        empirical=list(zip(attacked["radii"], attacked["accuracy"], strict=True)),
-        samples=count,
-        attacked=attacked["samples"],
-        title=f"{source.name}, {options.split} split",
-        label=verified(written),
-        units="input units" if network.space.metric is None else "units of u",
-    )
-    if subject.checkpoint.input_shape == (2,) and network.space.kind == "images":
-        _draw_plane(folder / "levels.png", subject.certifier, network, source)
-    return written
-
-
-def _tell(
-    written: Mapping[str, Any], claim: Claim, folder: Path, result: CertifiedSplit
-) -> dict[str, float]:
-    """Print what was certified; returns it as metrics."""
-    radii = [row["decimal"] for row in written["summary"]["certified"]]
-    print_table(written, folder, verified_of_attacked(result, radii, written["attack"]["samples"]))
-    metrics = summarize(written)
-    if claim.pairs is not None:
-        print_global(claim.pairs)
-        metrics["global/eps_bar"] = max(row["eps_bar"] for row in claim.pairs["outputs"])
-    return metrics
-
-
-def _thresholds(subject: _Subject, options: _Options) -> list[float]:
-    """Radii at which certified samples are counted."""
-    return check_radii(options.radii or [*subject.config["radii"], subject.config["epsilon"]])
-
-
-def summarize(claim: Mapping[str, Any]) -> dict[str, float]:
-    """Metrics of a claim: ``<split>/accuracy`` and ``<split>/vra_<radius>``.
-
-    Without a proof it is ``<split>/smoothed_<radius>``.
-    """
-    summary, split = claim["summary"], claim["dataset"]["split"]
-    name = "smoothed" if "smoothing" in claim["claim"] else "vra"
-    metrics = {f"{split}/accuracy": summary["correct"] / summary["samples"]}
-    for row in summary["certified"]:
-        metrics[f"{split}/{name}_{row['decimal']:.4g}"] = row["count"] / summary["samples"]
-    return metrics
-
-
 def default_output(checkpoint: Path, split: str, samples: int | None) -> Path:
     """``certificate`` in the run folder, or beside a checkpoint that is in none.
 
@@ -417,38 +303,8 @@ def _space(network: PlainNetwork) -> list[str]:
     return [network.space.kind, *map(str, network.space.names or ()), *tensors, *bits]
 
 
-def _tightness(
-    network: PlainNetwork, result: CertifiedSplit, pairwise: torch.Tensor | None
-) -> dict[str, float] | None:
-    if pairwise is None:
-        return None
-    x = as_numbers(result.inputs[:_DIAGNOSED], network.space.kind).double()
-    # A gradient for every class: of all samples at once they would be the peak of memory.
-    parts = [gradient_ratio(network, part, pairwise.cpu()) for part in x.split(_AT_ONCE)]
-    ratio = torch.cat(parts)
-    # Logits that overflow have no gradient.
-    ratio = ratio[torch.isfinite(ratio)]
-    if not len(ratio):
-        return None
-    return {"median": float(ratio.median()), "max": float(ratio.max()), "samples": len(ratio)}
-
-
 def _parts(count: int, size: int) -> Iterator[slice]:
     return (slice(start, start + size) for start in range(0, count, size))
-
-
-def _draw_plane(path: Path, certifier: Certifier, network: PlainNetwork, source: Dataset) -> None:
-    line = torch.linspace(0, 1, _GRID, dtype=torch.float64, device="cpu")
-    grid = torch.cartesian_prod(line, line)
-    found = certifier.certify(network, grid)
-    distance = getattr(source, "distance", None)
-    draw_level_sets(
-        path,
-        found.radius.view(_GRID, _GRID).numpy(),
-        found.prediction.view(_GRID, _GRID).numpy(),
-        truth=None if distance is None else distance(grid).view(_GRID, _GRID).numpy(),
-        title=source.name,
-    )
 
 
 class _Steps(NamedTuple):
@@ -463,6 +319,6 @@ class _Steps(NamedTuple):
 
 
 _STEPS: Mapping[str, _Steps] = {
-    "classification": _Steps(_claim, _certify, _attack, LabelSets, _write, _tell),
+    "classification": _Steps(*classification.STEPS),
     "regression": _Steps(*regression.STEPS),
 }

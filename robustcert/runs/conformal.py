@@ -9,7 +9,6 @@ from torch import Tensor
 from robustcert.attacks import BrokenCertificate, ascend
 from robustcert.certifiers.conformal import PredictionSets, quantile_index
 from robustcert.data import Parts, as_numbers
-from robustcert.metrics.thresholds import check_radii
 from robustcert.runs.attack import Attack, attacked_rows
 
 if TYPE_CHECKING:
@@ -42,12 +41,11 @@ def with_sets(
     if not parts.calibration or options.split != "test":
         return prepared
     coverage = options.coverage or float(subject.config.get("coverage", DEFAULT_COVERAGE))
-    radii = options.radii or [*subject.config["radii"], subject.config["epsilon"]]
     found = describe_sets(
         calibrated(kind(subject.network, coverage, subject.certifier), parts, options.batch_size),
         as_numbers(result.inputs[:], subject.network.space.kind),
         result.target,
-        check_radii(radii),
+        subject.radii(options),
         options.attack,
         options.batch_size,
     )

@@ -1,7 +1,7 @@
 """The steps of a certification run that are a regression's own."""
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,6 @@ from robustcert.certificate.outputs import CertifiedOutputs, joined
 from robustcert.certifiers import Certifier, Claim, IntervalCertifier
 from robustcert.certifiers.conformal import IntervalSets
 from robustcert.data import as_numbers
-from robustcert.metrics.thresholds import check_radii
 from robustcert.network.network import PlainNetwork
 from robustcert.runs.attack import attacked_rows, in_words
 from robustcert.runs.console import print_directions, print_files, print_sets
@@ -44,7 +43,7 @@ def certify(
         for batch, _ in batches
     ]
     found = CertifiedOutputs(stored.inputs[:], stored.labels, stored.indices, joined(parts))
-    found.write(folder, _radii(subject, options))
+    found.write(folder, subject.radii(options))
     return found
 
 
@@ -58,7 +57,7 @@ def attack(
     """
     del prepared
     started, network = time.perf_counter(), subject.network
-    radii = _radii(subject, options)
+    radii = subject.radii(options)
     rows = attacked_rows(len(result.target), options.attack.samples)
     record: dict[str, Any] = {
         "method": "gradient ascent and descent, one random start, not clipped",
@@ -121,7 +120,7 @@ def write(
 ) -> dict[str, Any]:
     """Write the claim beside samples and intervals; returns certificate.json."""
     record = {**prepared.record, "attack": attacked, "seconds": round(seconds, 3)}
-    radii = _radii(subject, options)
+    radii = subject.radii(options)
     return write_claim(folder, subject.network, prepared.claim, result, radii, record)
 
 
@@ -164,11 +163,6 @@ def _table(written: Mapping[str, Any]) -> Table:
             f"{float(row['width']):.5g}",
         )
     return table
-
-
-def _radii(subject: "_Subject", options: "_Options") -> Sequence[float]:
-    """Radii at which intervals are stated."""
-    return check_radii(options.radii or [*subject.config["radii"], subject.config["epsilon"]])
 
 
 # In the order of a certification; prediction sets stand between attack and writing.

@@ -1,0 +1,168 @@
+"""The steps of a certification run that are a classification's own."""
+
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from robustcert.certificate.claim import write_claim
+from robustcert.certificate.figures import draw_level_sets, draw_vra_curve
+from robustcert.certificate.samples import CertifiedSplit, SampleFiles, positive_status
+from robustcert.certifiers import Certificates, Certifier, Claim
+from robustcert.certifiers.conformal import LabelSets
+from robustcert.data import Dataset, as_numbers
+from robustcert.metrics.gradient_ratio import gradient_ratio
+from robustcert.network.network import PlainNetwork
+from robustcert.runs.attack import attack_samples, verified_of_attacked
+from robustcert.runs.console import print_global, print_table, verified
+
+if TYPE_CHECKING:
+    from robustcert.runs.certify import _Options, _Prepared, _Subject
+
+log = logging.getLogger(__name__)
+
+# Samples whose gradients say how tight the bound is: enough for a median.
+_DIAGNOSED = 200
+_AT_ONCE = 16
+# Points along each side of the unit square, for the picture of a network on the plane.
+_GRID = 81
+
+
+def claim(certifier: Certifier, network: PlainNetwork, batches: Iterator[torch.Tensor]) -> Claim:
+    """What the certifier says beside the radii of samples."""
+    return certifier.claim(network, batches)
+
+
+def certify(
+    subject: "_Subject", options: "_Options", prepared: "_Prepared", folder: Path
+) -> CertifiedSplit:
+    """Certify batch after batch, from where an interrupted run stopped, into the folder's files."""
+    stored, count = prepared.examples, len(prepared.examples)
+    files = SampleFiles(
+        folder,
+        stored.indices,
+        stored.labels,
+        stored.inputs.shape[1:],
+        stored.inputs.dtype,
+        options.batch_size,
+        positive_status(prepared.claim.smoothing),
+    )
+    if files.done:
+        log.info("%d of %d samples were certified before: going on", files.done, count)
+    for batch, _ in subject.parts.in_order(options.split, options.batch_size, files.done, count):
+        x = as_numbers(batch.to(options.device), prepared.network.space.kind)
+        found = subject.certifier.certify(prepared.network, x)
+        names = ("prediction", "radius", "margin", "error", "decided")
+        files.append(batch, Certificates(*(getattr(found, name).cpu() for name in names)))
+    return files.split(stored.inputs)
+
+
+def attack(
+    subject: "_Subject", options: "_Options", prepared: "_Prepared", result: CertifiedSplit
+) -> dict[str, Any]:
+    """Attack the network at what was certified of it; a smoothed classifier is another function."""
+    started = time.perf_counter()
+    settings = options.attack
+    if prepared.claim.smoothing is not None:
+        settings = replace(settings, samples=0)
+    attacked = attack_samples(subject.network, result, subject.radii(options), settings)
+    return {**attacked, "took": round(time.perf_counter() - started, 3)}
+
+
+def write(
+    subject: "_Subject",
+    options: "_Options",
+    prepared: "_Prepared",
+    result: CertifiedSplit,
+    attacked: Mapping[str, Any],
+    seconds: float,
+    folder: Path,
+) -> dict[str, Any]:
+    """Write the claim and the pictures beside samples and radii; returns certificate.json."""
+    source, network, claim = subject.dataset, subject.network, prepared.claim
+    record = {
+        **prepared.record,
+        "attack": attacked,
+        "gradient_over_bound": _tightness(network, result, claim.pairwise),
+        "seconds": round(seconds, 3),
+    }
+    written = write_claim(folder, network, claim, result, subject.radii(options), record)
+    count = len(result.target)
+    draw_vra_curve(
+        folder / "vra.png",
+        result.curve(),
+        accuracy=written["summary"]["correct"] / count,
+        empirical=list(zip(attacked["radii"], attacked["accuracy"], strict=True)),
+        samples=count,
+        attacked=attacked["samples"],
+        title=f"{source.name}, {options.split} split",
+        label=verified(written),
+        units="input units" if network.space.metric is None else "units of u",
+    )
+    if subject.checkpoint.input_shape == (2,) and network.space.kind == "images":
+        _draw_plane(folder / "levels.png", subject.certifier, network, source)
+    return written
+
+
+def tell(
+    written: Mapping[str, Any], claim: Claim, folder: Path, result: CertifiedSplit
+) -> dict[str, float]:
+    """Print what was certified; returns it as metrics."""
+    radii = [row["decimal"] for row in written["summary"]["certified"]]
+    print_table(written, folder, verified_of_attacked(result, radii, written["attack"]["samples"]))
+    metrics = summarize(written)
+    if claim.pairs is not None:
+        print_global(claim.pairs)
+        metrics["global/eps_bar"] = max(row["eps_bar"] for row in claim.pairs["outputs"])
+    return metrics
+
+
+def summarize(claim: Mapping[str, Any]) -> dict[str, float]:
+    """Metrics of a claim: ``<split>/accuracy`` and ``<split>/vra_<radius>``.
+
+    Without a proof it is ``<split>/smoothed_<radius>``.
+    """
+    summary, split = claim["summary"], claim["dataset"]["split"]
+    name = "smoothed" if "smoothing" in claim["claim"] else "vra"
+    metrics = {f"{split}/accuracy": summary["correct"] / summary["samples"]}
+    for row in summary["certified"]:
+        metrics[f"{split}/{name}_{row['decimal']:.4g}"] = row["count"] / summary["samples"]
+    return metrics
+
+
+def _tightness(
+    network: PlainNetwork, result: CertifiedSplit, pairwise: torch.Tensor | None
+) -> dict[str, float] | None:
+    if pairwise is None:
+        return None
+    x = as_numbers(result.inputs[:_DIAGNOSED], network.space.kind).double()
+    # A gradient for every class: of all samples at once they would be the peak of memory.
+    parts = [gradient_ratio(network, part, pairwise.cpu()) for part in x.split(_AT_ONCE)]
+    ratio = torch.cat(parts)
+    # Logits that overflow have no gradient.
+    ratio = ratio[torch.isfinite(ratio)]
+    if not len(ratio):
+        return None
+    return {"median": float(ratio.median()), "max": float(ratio.max()), "samples": len(ratio)}
+
+
+def _draw_plane(path: Path, certifier: Certifier, network: PlainNetwork, source: Dataset) -> None:
+    line = torch.linspace(0, 1, _GRID, dtype=torch.float64, device="cpu")
+    grid = torch.cartesian_prod(line, line)
+    found = certifier.certify(network, grid)
+    distance = getattr(source, "distance", None)
+    draw_level_sets(
+        path,
+        found.radius.view(_GRID, _GRID).numpy(),
+        found.prediction.view(_GRID, _GRID).numpy(),
+        truth=None if distance is None else distance(grid).view(_GRID, _GRID).numpy(),
+        title=source.name,
+    )
+
+
+# In the order of a certification; prediction sets stand between attack and writing.
+STEPS = (claim, certify, attack, LabelSets, write, tell)
