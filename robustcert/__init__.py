@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from robustcert.certificate.predictor import Prediction as Prediction
     from robustcert.certificate.predictor import Predictor as Predictor
     from robustcert.certificate.predictor import load as load
+    from robustcert.certificate.regressor import Regressor as Regressor
+    from robustcert.certificate.regressor import load_regressor as load_regressor
     from robustcert.certifiers import Certificates as Certificates
     from robustcert.certifiers import certify as certify
     from robustcert.lipschitz import freeze as freeze
@@ -29,6 +31,8 @@ _PUBLIC = {
     "load": "robustcert.certificate.predictor",
     "Prediction": "robustcert.certificate.predictor",
     "Predictor": "robustcert.certificate.predictor",
+    "Regressor": "robustcert.certificate.regressor",
+    "load_regressor": "robustcert.certificate.regressor",
     "load_module": "robustcert.runs.module",
     "read_onnx": "robustcert.network.onnx",
 }

@@ -14,6 +14,7 @@ from robustcert.config.build import COMMAND_LINE_TARGETS, check
 from robustcert.config.command_line import find_mistake
 from robustcert.data.dataset import DatasetError
 from robustcert.data.image_files import import_pillow
+from robustcert.data.tables import Phishing
 from robustcert.errors import ConfigError
 from robustcert.export.graph import require_onnx
 from robustcert.export.runtime import check_runtime
@@ -60,6 +61,8 @@ def answer(extra: str, capsys: pytest.CaptureFixture[str]) -> list[str]:
         return [refusal(flint, ImportError)]
     if extra == "images":
         return [refusal(import_pillow, DatasetError)]
+    if extra == "tables":
+        return [refusal(lambda: Phishing().read("train"), DatasetError)]
     if extra == "export":
         return [
             refusal(require_onnx, ConfigError),

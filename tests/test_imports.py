@@ -60,7 +60,7 @@ ROOMS: dict[str, set[str]] = {
         *("activations", "atomic", "attacks", "certifiers", "data", "errors", "lipschitz"),
         *("margins", "metrics", "models", "network"),
     },
-    "config": {"certifiers", "data", "errors", "training"},
+    "config": {"certifiers", "data", "errors", "models", "training"},
     "export": {"arithmetic", "atomic", "certificate", "errors", "network"},
     "runs": {
         *("atomic", "attacks", "certificate", "certifiers", "config", "data", "errors"),

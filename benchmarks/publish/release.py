@@ -22,7 +22,7 @@ from safetensors.numpy import load_file, save_file
 
 from benchmarks.publish.results import Refused, command_of
 from benchmarks.soundness.verdicts import certificate_digest, data_files, verdict
-from robustcert.check.reader import MULTIPLIERS
+from robustcert.check.reader import METRIC, MULTIPLIERS
 from robustcert.report.runs import read_run
 
 PRETRAINED = Path(__file__).parents[2] / "docs" / "pretrained"
@@ -54,7 +54,7 @@ def release(run_folder: Path, name: str, out: Path = PRETRAINED) -> Path:
     with tempfile.TemporaryDirectory() as temporary:
         copy = Path(temporary) / name
         copy.mkdir()
-        for file in ("network.safetensors", "radii.csv", MULTIPLIERS):
+        for file in ("network.safetensors", "radii.csv", MULTIPLIERS, METRIC):
             if (source / file).exists():
                 shutil.copyfile(source / file, copy / file)
         _copy_samples(source / "samples.safetensors", copy / "samples.safetensors", bool(data))

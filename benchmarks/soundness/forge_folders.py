@@ -2,16 +2,19 @@
 
     python -m benchmarks.soundness.forge_folders --folders 5000 --seed 0
     python -m benchmarks.soundness.forge_folders --folders 1000 --verified
+    python -m benchmarks.soundness.forge_folders --folders 500 --metric
 
 Honest folders of a dozen networks are made first, then each forged folder: one of the corruptions
 of ``forgeries.py`` at random, or two of them one after the other, or bytes changed at random in a
 file of the folder. What a corruption cannot do to a network is counted as not applicable, and a
 folder that a corruption leaves as it was is drawn again. ``--verified`` has the verified checker
 judge instead, of the networks that it knows, and counts where the other checker judges otherwise.
+``--metric`` forges folders of networks in a metric on inputs.
 """
 
 import argparse
 import collections
+import json
 import random
 import shutil
 import sys
@@ -20,18 +23,23 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from benchmarks.soundness.forgeries import (
     EVERYWHERE,
     FLOAT_FILES,
     KINDS,
+    METRICS,
     OF_NORMS,
     SOMEWHERE,
     WIDE,
     Corruption,
     Folder,
     certify_kind,
+    data_of,
     per_tensor,
 )
+from benchmarks.soundness.metric_forgeries import OF_METRICS
 from robustcert.check import UnreadableError, check
 
 # Of one kind of forgery each; the rest of the corruptions are of the kind "claim or file".
@@ -41,8 +49,10 @@ GROUPS = {
     "digest": ("digest",),
     "bounds": ("lowered", "bound for", "times the bounds"),
     "unread keys": ("nothing reads",),
+    "metric": ("in a metric",),
 }
 Case = tuple[str, str, Corruption]
+CLAIM = "certificate.json"
 # Time after which the verified program is ended.
 MAX_SECONDS = 60.0
 
@@ -66,8 +76,9 @@ def cases(kinds: Sequence[str] = KINDS) -> list[Case]:
         for kind in kinds
         if not ("quadric" in kind and any(word in name for word in OF_NORMS))
     ]
+    known = SOMEWHERE if kinds[0] not in METRICS else OF_METRICS
     found += [
-        (kind, name, c) for (kind, name), c in SOMEWHERE.items() if kinds is KINDS or kind in kinds
+        (kind, name, c) for (kind, name), c in known.items() if kinds is KINDS or kind in kinds
     ]
     return found + [(kind, name, c) for kind in kinds for name, c in per_tensor(kind)]
 
@@ -86,8 +97,21 @@ def damage(generator: random.Random) -> Callable[[Path], None]:
 
 
 def content_of(path: Path) -> dict[str, bytes]:
-    """Names and bytes of a folder's files."""
-    return {file.name: file.read_bytes() for file in path.iterdir() if file.is_file()}
+    """Names and bytes of a folder's files, certificate.json without its spaces."""
+    found = {file.name: file.read_bytes() for file in path.iterdir() if file.is_file()}
+    try:
+        found[CLAIM] = json.dumps(json.loads(found[CLAIM])).encode()
+    except (ValueError, KeyError, RecursionError):
+        return found
+    return found
+
+
+def other_data(folder: Folder) -> bool:
+    """Whether the folder is compared with data other than its samples."""
+    if folder.data is None:
+        return False
+    pairs = zip(folder.data, data_of(folder), strict=True)
+    return not all(a.dtype == b.dtype and np.array_equal(a, b) for a, b in pairs)
 
 
 def forge(
@@ -113,7 +137,7 @@ def forge(
         folder.save()
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, StopIteration):
         return None
-    same = content_of(path) == before and folder.data is None
+    same = content_of(path) == before and not other_data(folder)
     return None if same else (path, group)
 
 
@@ -134,10 +158,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", type=Path, help="where to keep forged folders that are verified")
     parser.add_argument("--verified", action="store_true", help="by the verified checker")
+    parser.add_argument("--metric", action="store_true", help="of networks in a metric")
     options = parser.parse_args(arguments)
     program = options.verified
     generator, started = random.Random(options.seed), time.perf_counter()
     kinds: Sequence[str] = DENSE_KINDS if program else KINDS
+    kinds = tuple(METRICS) if options.metric else kinds
     by_group: dict[str, list[Case]] = collections.defaultdict(list)
     for case in cases(kinds):
         by_group[group_of(case[1])].append(case)
@@ -146,7 +172,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     skipped = otherwise = 0
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
-        honest = {kind: certify_kind(root, kind) for kind in (kinds if program else (*KINDS, WIDE))}
+        honest = {
+            kind: certify_kind(root, kind) for kind in ((*KINDS, WIDE) if kinds is KINDS else kinds)
+        }
         refused = [k for k, path in honest.items() if not verified(path, options.seed, program)]
         while sum(forged.values()) < options.folders:
             made = forge(honest, root / "forgery", by_group, generator)

@@ -12,6 +12,7 @@ import math
 import shutil
 import struct
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -24,15 +25,25 @@ from torch import nn
 from robustcert import activations
 from robustcert.certificate.claim import write_certificate
 from robustcert.certificate.samples import CertifiedSplit
-from robustcert.certifiers import Certifier, LipschitzCertifier, QuadricCertifier
+from robustcert.certifiers import (
+    Certifier,
+    CombinedCertifier,
+    LipschitzCertifier,
+    QuadricCertifier,
+)
+from robustcert.certifiers.second_order.curvature import is_covered
 from robustcert.check import FLOAT64, UnreadableError, check, evaluate, read_network, walk
-from robustcert.data import to_unit
+from robustcert.data import as_numbers
 from robustcert.models import MLP, ConvNet, DeepSubspaces, LayerFamily, Subspaces
+from robustcert.models.normalize import Normalize
 from robustcert.network.fold import fold_network
+from robustcert.network.input_space import InputSpace, scaling
+from robustcert.network.input_space import factor as factor_of
 from robustcert.network.linear import Convolution, Dense, Flatten
 from robustcert.network.network import PlainNetwork, Sum
 
 FLOAT_FILES = ("network.safetensors", "samples.safetensors", "radii.csv")
+METRIC_FILE = "metric.safetensors"
 LAYERS = LayerFamily(
     dense=nn.Linear,
     conv=lambda i, o, k, stride, padding, input_size: nn.Conv2d(i, o, k, stride, padding),
@@ -48,8 +59,56 @@ def unsettle(module: nn.Module) -> nn.Module:
     return module
 
 
+# Networks in a metric: the kind of network, and that of the metric.
+METRICS = {
+    "scaled": ("table", "scale"),
+    "scaled-maxmin": ("maxmin", "scale"),
+    "mahalanobis": ("table", "matrix"),
+    "scaled-convnet": ("convnet", "scale"),
+    "mahalanobis-smooth": ("smooth-table", "matrix"),
+    "scaled-quadric": ("quadric", "scale"),
+    "scaled-affine": ("affine", "scale"),
+}
+
+
+def measured(kind: str) -> PlainNetwork:
+    """A network of :data:`METRICS`."""
+    base, metric = METRICS[kind]
+    network = build(base)
+    size, table = network.input_shape[0], len(network.input_shape) == 1
+    generator = torch.Generator().manual_seed(len(kind))
+    scale = 0.5 + torch.rand(size, generator=generator, dtype=torch.float64)
+    names = tuple(f"c{i}" for i in range(size)) if table else None
+    if metric == "matrix":
+        matrix = torch.randn(size, 5, generator=generator, dtype=torch.float64) / 2
+        matrix[2] = 0
+        return replace(network, space=InputSpace("columns", names, factor_of(matrix)))
+    if size > 1:
+        scale[1] = 0
+    return replace(
+        network, space=InputSpace("columns" if table else "images", names, scaling(scale))
+    )
+
+
+def build_table(kind: str) -> PlainNetwork:
+    """A network of six columns."""
+    if kind == "affine":
+        return fold_network(
+            nn.Sequential(Normalize([0.3], [0.5], channels=6), nn.Linear(6, 3)), (6,)
+        )
+    activation = activations.ReLU if kind == "table" else activations.SmoothMaxMin
+    table = MLP(
+        (6,), 3, width=8, depth=2, layer=LAYERS, activation=activation, mean=(0.3,), std=(2.0,)
+    )
+    return fold_network(unsettle(table), (6,))
+
+
 def build(kind: str) -> PlainNetwork:
     torch.manual_seed(len(kind))
+    if kind in METRICS:
+        return measured(kind)
+    if kind in ("affine", "table", "smooth-table"):
+        return build_table(kind)
     if kind == "convnet":
         model = ConvNet(
             (3, 8, 8), 4, width=12, depth=3, layer=LAYERS, activation=activations.ReLU, channels=4
@@ -115,9 +174,13 @@ def certify(folder: Path, network: PlainNetwork, arithmetic: Any = "float64") ->
     folder.mkdir(parents=True)
     torch.manual_seed(1)
     inputs = torch.randint(0, 256, (SAMPLES, *network.input_shape), dtype=torch.uint8)
+    if network.space.kind == "columns":
+        inputs = 3 * torch.randn(SAMPLES, *network.input_shape)
     quadratic = network.operations[-1].kind == "quadratics"
     certifier: Certifier = QuadricCertifier() if quadratic else LipschitzCertifier(arithmetic)
-    certificates = certifier.certify(network, to_unit(inputs))
+    if network.space.metric is not None and is_covered(network):
+        certifier = CombinedCertifier()
+    certificates = certifier.certify(network, as_numbers(inputs, network.space.kind))
     target = certificates.prediction.clone()
     target[::4] = (target[::4] + 1) % 3
     split = CertifiedSplit(inputs, target, torch.arange(SAMPLES), certificates)
@@ -148,6 +211,8 @@ class Folder:
         self.claim: dict[str, Any] = json.loads((path / "certificate.json").read_text())
         self.tensors = load_file(path / "network.safetensors")
         self.samples = load_file(path / "samples.safetensors")
+        has_metric = (path / METRIC_FILE).exists()
+        self.metric = load_file(path / METRIC_FILE) if has_metric else {}
         with (path / "radii.csv").open(newline="") as file:
             self.head, *self.rows = csv.reader(file)
         self.raw: dict[str, bytes] = {}
@@ -182,6 +247,8 @@ class Folder:
     def save(self) -> None:
         save_file(self.tensors, self.path / "network.safetensors")
         save_file(self.samples, self.path / "samples.safetensors")
+        if self.metric:
+            save_file(self.metric, self.path / METRIC_FILE)
         lines = [",".join(row) for row in (self.head, *self.rows)]
         (self.path / "radii.csv").write_text("\n".join(lines) + "\n")
         for name, content in self.raw.items():
@@ -189,7 +256,7 @@ class Folder:
         if isinstance(self.claim.get("network"), dict) and "digest" in self.claim["network"]:
             self.claim["network"]["digest"] = self.kept_digest or self.digest()
         if "files" in self.claim:
-            for name in FLOAT_FILES:
+            for name in (*FLOAT_FILES, *([METRIC_FILE] if self.metric else [])):
                 content = (self.path / name).read_bytes()
                 self.claim["files"][name] = hashlib.sha256(content).hexdigest()
         if self.data is not None:
@@ -575,7 +642,7 @@ for label, change in {
         folder.claim["claim"].update(change)
 
 
-for label, value in {"1": 1, "true": True, "2.0": 2.0, "'2'": "2", "null": None}.items():
+for label, value in {"2": 2, "true": True, "3.0": 3.0, "'3'": "3", "null": None}.items():
 
     @everywhere(f"format {label}")
     def _(folder: Folder, value: object = value) -> None:
@@ -652,8 +719,8 @@ for label, rewrite in {
     "cut off": lambda folder: text_of(folder)[:-100].encode(),
     "followed by more": lambda folder: (text_of(folder) + "{}").encode(),
     "in UTF-16": lambda folder: text_of(folder).encode("utf-16"),
-    "with a key twice": lambda folder: text_of(folder).replace("{", '{"format": 2,', 1).encode(),
-    "with NaN": lambda folder: text_of(folder).replace('"format": 2', '"format": NaN').encode(),
+    "with a key twice": lambda folder: text_of(folder).replace("{", '{"format": 3,', 1).encode(),
+    "with NaN": lambda folder: text_of(folder).replace('"format": 3', '"format": NaN').encode(),
     "nested deeply": lambda folder: b"[" * 200_000 + b"]" * 200_000,
     "of five million values": lambda folder: b"[" + b"0," * 5_000_000 + b"0]",
     "with an integer of 10^5 digits": lambda folder: b'{"format": ' + b"1" * 100_000 + b"}",

@@ -14,7 +14,7 @@ from typing import Any
 
 import robustcert.check
 from robustcert.check.isolation import command
-from robustcert.check.reader import FILES, MULTIPLIERS
+from robustcert.check.reader import FILES, METRIC, MULTIPLIERS
 
 KEPT = "checked.json"
 # What the checker reads of a dataset.
@@ -68,7 +68,8 @@ def verdict(folder: Path, data: Sequence[Path] = ()) -> Verdict:
 
 def certificate_digest(folder: Path) -> str:
     """SHA-256 over the files of a certificate that the checker reads."""
-    return _digest(folder / name for name in (*FILES, MULTIPLIERS) if (folder / name).exists())
+    names = (*FILES, MULTIPLIERS, METRIC)
+    return _digest(folder / name for name in names if (folder / name).exists())
 
 
 def checker_digest() -> str:

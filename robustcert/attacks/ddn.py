@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from robustcert.attacks.gradient import (
+    Function,
     changed,
     lengths,
     margin_gradient,
@@ -13,12 +14,11 @@ from robustcert.attacks.gradient import (
     to_length,
 )
 from robustcert.margins import smallest_margin
-from robustcert.network.network import PlainNetwork
 from robustcert.network.units import in_units
 
 
 def ddn(
-    network: PlainNetwork,
+    network: Function,
     x: Tensor,
     label: Tensor,
     *,
@@ -44,7 +44,8 @@ def ddn(
     Adversarial Attacks and Defenses <https://arxiv.org/abs/1811.09600>`_, CVPR 2019.
 
     Args:
-        network: The network under attack.
+        network: The function under attack: a folded network or, in a metric, what
+            :meth:`robustcert.network.network.PlainNetwork.around` gives.
         x: Inputs of shape ``(N, *input_shape)``, see :func:`robustcert.network.units.in_units`;
             use float64.
         label: The class to leave, shape ``(N,)``.
@@ -79,7 +80,7 @@ def ddn(
 
 
 def _descend(
-    network: PlainNetwork,
+    network: Function,
     x: Tensor,
     label: Tensor,
     delta: Tensor,
@@ -106,7 +107,7 @@ def _descend(
 
 
 def _pull_back(
-    network: PlainNetwork, x: Tensor, label: Tensor, delta: Tensor, size: Tensor
+    network: Function, x: Tensor, label: Tensor, delta: Tensor, size: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Bisect the segment from the sample to the adversarial input; keep what is adversarial."""
     low, high = torch.zeros_like(size), torch.ones_like(size)

@@ -1,19 +1,24 @@
 """The gradient that l2 attacks follow, and the geometry that they share."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from robustcert.margins import smallest_margin
-from robustcert.network.network import PlainNetwork
+
+# Maps inputs (N, *) to logits (N, C).
+Function = Callable[[Tensor], Tensor]
 
 
-def margin_gradient(network: PlainNetwork, x: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+def margin_gradient(network: Function, x: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
     r"""Smallest margin :math:`\min_{j \ne y} f_y - f_j` and its gradient at ``x``.
 
     Unlike cross-entropy's, this gradient does not fade where the network is confident.
 
     Args:
-        network: The network under attack.
+        network: The function under attack: a folded network or, in a metric, what
+            :meth:`robustcert.network.network.PlainNetwork.around` gives.
         x: Shape ``(N, *input_shape)``.
         label: Classes, shape ``(N,)``.
 
@@ -48,16 +53,15 @@ def to_length(x: Tensor, length: Tensor) -> Tensor:
     return x / lengths(x).clamp_min(tiny) * length
 
 
-def breaks(
-    network: PlainNetwork, x: Tensor, label: Tensor, delta: Tensor, radius: Tensor
-) -> Tensor:
+def breaks(network: Function, x: Tensor, label: Tensor, delta: Tensor, radius: Tensor) -> Tensor:
     """Whether perturbations prove that a label is not the prediction on the whole open ball.
 
     Each is evaluated again: it must be finite, shorter than the radius after its own rounding, and
     leave the label not the unique largest logit.
 
     Args:
-        network: The network under attack.
+        network: The function under attack: a folded network or, in a metric, what
+            :meth:`robustcert.network.network.PlainNetwork.around` gives.
         x: Shape ``(N, *input_shape)``, float64.
         label: Classes, shape ``(N,)``.
         delta: Perturbations, of the shape of ``x``.

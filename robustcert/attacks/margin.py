@@ -3,13 +3,18 @@
 import torch
 from torch import Tensor
 
-from robustcert.attacks.gradient import lengths, margin_gradient, random_directions, to_length
-from robustcert.network.network import PlainNetwork
+from robustcert.attacks.gradient import (
+    Function,
+    lengths,
+    margin_gradient,
+    random_directions,
+    to_length,
+)
 from robustcert.network.units import in_units
 
 
 def margin_attack(
-    network: PlainNetwork,
+    network: Function,
     x: Tensor,
     label: Tensor,
     radius: Tensor,
@@ -23,7 +28,8 @@ def margin_attack(
     the gradient, by less and less.
 
     Args:
-        network: The network under attack.
+        network: The function under attack: a folded network or, in a metric, what
+            :meth:`robustcert.network.network.PlainNetwork.around` gives.
         x: Inputs of shape ``(N, *input_shape)``, see :func:`robustcert.network.units.in_units`;
             use float64.
         label: The class to leave, shape ``(N,)``.

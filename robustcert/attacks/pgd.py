@@ -1,18 +1,20 @@
 """Empirical robust accuracy by projected gradient descent, as foolbox implements it."""
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from robustcert.attacks.gradient import Function
 from robustcert.network.network import PlainNetwork
 from robustcert.network.units import in_units
 
 
 class PlainModule(nn.Module):
-    """A folded network as a torch module, which attack libraries expect."""
+    """A function of inputs as a torch module, which attack libraries expect."""
 
-    def __init__(self, network: PlainNetwork) -> None:
+    def __init__(self, network: Function) -> None:
         super().__init__()
         self.network = network
 
@@ -35,6 +37,7 @@ def pgd_survivors(
 
     The attack (Madry et al. 2018, one random start) clips to [0, 1], as an image would be; so what
     survives is an upper estimate of the robust accuracy over images, not over all of :math:`R^d`.
+    Columns, and perturbations S u in a metric, are not clipped.
     Every success is evaluated again: it must lie within the radius and change the prediction.
 
     Args:
@@ -42,7 +45,7 @@ def pgd_survivors(
         x: Inputs in [0, 1], shape ``(N, *input_shape)``, see
             :func:`robustcert.network.units.in_units`.
         target: True classes, shape ``(N,)``.
-        radii: Attack sizes in input units.
+        radii: Attack sizes in the units of certified radii.
         steps: Gradient steps per attack.
         seed: Of the random start.
         advance: Called with 1 when the attack at a radius is over.
@@ -53,7 +56,8 @@ def pgd_survivors(
     import foolbox
 
     x = in_units(x)
-    model = foolbox.PyTorchModel(PlainModule(network).eval(), bounds=(0, 1), device=x.device)
+    clipped = network.space.kind == "images" and network.space.metric is None
+    bounds = (0.0, 1.0) if clipped else (-math.inf, math.inf)
     attack = foolbox.attacks.L2PGD(steps=steps, random_start=True)
     order = sorted(range(len(radii)), key=lambda i: radii[i])
     with torch.no_grad():
@@ -64,15 +68,18 @@ def pgd_survivors(
         for i in order:
             if alive.any():
                 rows = alive.nonzero()[:, 0]
+                f, centre = network.around(x[rows])
+                module = PlainModule(f).eval()
+                model = foolbox.PyTorchModel(module, bounds=bounds, device=x.device)
                 _, adversarial, _ = attack(
                     model,
-                    x[rows],
+                    centre,
                     foolbox.criteria.Misclassification(target[rows]),
                     epsilons=radii[i],
                 )
                 with torch.no_grad():
-                    distance = (adversarial - x[rows]).flatten(1).norm(dim=1)
-                    broken = network(adversarial).argmax(1) != target[rows]
+                    distance = (adversarial - centre).flatten(1).norm(dim=1)
+                    broken = f(adversarial).argmax(1) != target[rows]
                 alive[rows[broken & (distance <= radii[i] * (1 + 1e-6))]] = False
             survivors[i] = alive
             advance(1)

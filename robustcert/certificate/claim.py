@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from robustcert import __version__
+from robustcert.certificate.outputs import CertifiedOutputs
 from robustcert.certificate.samples import (
     RADII,
     SAMPLES,
@@ -18,22 +19,26 @@ from robustcert.certificate.samples import (
     SampleFiles,
     positive_status,
 )
+from robustcert.certificate.space import metric_tensors, space_record
 from robustcert.certifiers.base import FUNCTIONS as FUNCTIONS
-from robustcert.certifiers.base import Claim, Proof
+from robustcert.certifiers.base import Claim, Proof, Task
+from robustcert.check import METRIC, STATEMENTS
 from robustcert.network.network import Branched, PlainNetwork, operation_bound, shapes
 from robustcert.network.operation import Operation
 from robustcert.network.quadratics import split_quadratics
 
 # 2: correct predictions are proved ones, and a sum's branches are counted in the digest.
-FORMAT = 2
-CLAIM = (
-    "For every sample listed as certified with radius r, every input at l2 distance less than r "
-    "from the sample gets the listed prediction, as the unique largest logit."
-)
+# 3: what inputs are and how their distance is measured is part of the claim.
+FORMAT = 3
 SMOOTHED_CLAIM = (
     "Not proved: for every sample listed with radius r, with the confidence stated beside it, "
     "every input at l2 distance less than r from the sample gets the listed prediction from the "
     "smoothed classifier."
+)
+MONOTONE_CLAIM = (
+    "For every feature with the direction 1 or -1, function R never falls or never rises when this "
+    "feature grows and the others stay, anywhere in R^d; with two logits this is said of the "
+    "second minus the first."
 )
 NETWORK = "network.safetensors"
 MULTIPLIERS = "multipliers.safetensors"
@@ -120,18 +125,18 @@ def write_claim(
     folder: Path,
     network: PlainNetwork,
     claim: Claim,
-    split: CertifiedSplit,
+    split: CertifiedSplit | CertifiedOutputs,
     radii: Sequence[float],
     record: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Write what a certificate has beside samples and radii; returns what certificate.json says.
 
     Args:
-        folder: Holds the complete :class:`SampleFiles` of ``split``.
+        folder: Holds the complete files of ``split``, those of :class:`SampleFiles` for classes.
         network: The certified network.
         claim: What the certifier says of it.
-        split: Samples with their certificates.
-        radii: Radii at which certified samples are counted.
+        split: Samples with their certificates, or with their outputs.
+        radii: Radii at which certified samples are counted, or intervals stated.
         record: Provenance: configuration, checkpoint, dataset, environment, attack.
 
     Raises:
@@ -140,17 +145,21 @@ def write_claim(
     tensors: dict[str, Tensor] = {}
     operations = describe_operations(network.operations, "", tensors)
     save_file(tensors, folder / NETWORK)
-    names = [NETWORK, SAMPLES, RADII]
+    names = [NETWORK, *split.files]
     if claim.multipliers is not None:
         save_file(dict(claim.multipliers), folder / MULTIPLIERS)
         names.append(MULTIPLIERS)
+    metric = metric_tensors(network.space)
+    if metric:
+        save_file(metric, folder / METRIC)
+        names.append(METRIC)
     if claim.pairs is not None:
         _write_global(folder, network, claim.pairs)
         names.append(GLOBAL)
     written = {
         "format": FORMAT,
         "robustcert": __version__,
-        "claim": _statement(claim),
+        "claim": _statement(network, claim),
         "network": {
             "input_shape": list(network.input_shape),
             "digest": network.digest(),
@@ -158,7 +167,8 @@ def write_claim(
         },
         "bounds": _bounds(network, claim),
         "pairwise": in_hexadecimal(claim.pairwise),
-        "summary": _summary(split, radii),
+        "summary": split.summary(radii),
+        **_constants(claim),
         **record,
         "files": {name: _digest(folder / name) for name in names},
     }
@@ -172,19 +182,31 @@ def in_hexadecimal(pairwise: Tensor | None) -> list[list[str]]:
     return [] if pairwise is None else [[k.hex() for k in row] for row in pairwise.tolist()]
 
 
-def _statement(claim: Claim) -> dict[str, Any]:
+def _statement(network: PlainNetwork, claim: Claim) -> dict[str, Any]:
     """The words of the claim."""
     proved = claim.smoothing is None
+    space = space_record(network)
+    words: dict[str, Any] = {"statement": SMOOTHED_CLAIM}
+    if proved:
+        words = {"statement": STATEMENTS[claim.task][space["norm"]]}
+    if claim.task != Task.CLASSIFICATION:
+        words["task"] = str(claim.task)
+    if claim.monotone is not None:
+        words["monotone"] = {"statement": MONOTONE_CLAIM, "directions": list(claim.monotone)}
     return {
-        "statement": CLAIM if proved else SMOOTHED_CLAIM,
-        "norm": "l2",
-        "units": "input units: distances between inputs with values in [0, 1]",
-        "domain": "all of R^d, no clipping",
-        "inputs": "float32 values; a uint8 pixel p stands for float32(p / 255)",
+        **words,
+        **space,
         "functions": {key: FUNCTIONS[key] for key in claim.functions},
         "proof": str(claim.proof),
         **({} if proved else {"smoothing": claim.smoothing}),
     }
+
+
+def _constants(claim: Claim) -> dict[str, list[str]]:
+    """Constants of outputs, where the claim is about them."""
+    if claim.lipschitz is None:
+        return {}
+    return {"lipschitz": [k.hex() for k in claim.lipschitz.tolist()]}
 
 
 def _bounds(network: PlainNetwork, claim: Claim) -> list[dict[str, Any]]:
@@ -192,19 +214,8 @@ def _bounds(network: PlainNetwork, claim: Claim) -> list[dict[str, Any]]:
     quadratic = split_quadratics(network) if claim.proof == Proof.QUADRIC else None
     if quadratic is not None:
         return describe_bounds(quadratic[0])
-    return [] if claim.pairwise is None else describe_bounds(network)
-
-
-def _summary(split: CertifiedSplit, radii: Sequence[float]) -> dict[str, Any]:
-    return {
-        "samples": len(split.target),
-        "correct": int(split.correct.sum()),
-        "undecided": int(split.undecided.sum()),
-        "certified": [
-            {"radius": float(r).hex(), "decimal": float(r), "count": split.certified_count(r)}
-            for r in radii
-        ],
-    }
+    without = claim.pairwise is None and claim.lipschitz is None
+    return [] if without else describe_bounds(network)
 
 
 def _write_global(folder: Path, network: PlainNetwork, pairs: Mapping[str, Any]) -> None:

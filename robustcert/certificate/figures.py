@@ -27,6 +27,7 @@ def draw_vra_curve(
     attacked: int,
     title: str,
     label: str = "verified",
+    units: str = "input units",
 ) -> None:
     """Draw verified robust accuracy against radius with the attack's accuracy beside it.
 
@@ -39,9 +40,10 @@ def draw_vra_curve(
         attacked: Attacked samples.
         title: What was certified.
         label: What the curve is called.
+        units: What radii are measured in.
     """
     with drawing((6.4, 4.2)) as figure:
-        axes = figure.add_subplot(xlabel=r"$\ell_2$ radius (input units)", title=title)
+        axes = figure.add_subplot(xlabel=rf"$\ell_2$ radius ({units})", title=title)
         axes.plot(*curve, color=VERIFIED, label=f"{label} ({samples} samples)")
         axes.fill_between(*curve, color=VERIFIED, alpha=0.12)
         axes.axhline(accuracy, color=NEUTRAL, linestyle=":", label=f"clean accuracy {accuracy:.3f}")

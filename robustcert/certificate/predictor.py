@@ -1,6 +1,7 @@
 """A certified network in use: label, certified radius and abstention for one forward pass."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Generic, Literal, NamedTuple, TypeVar, overload
 
@@ -11,15 +12,16 @@ from torch import Tensor
 
 from robustcert.arithmetic.products import tested_products
 from robustcert.certificate.places import named_certificate
-from robustcert.certificate.restore import restore_network
-from robustcert.certifiers import float64_products_are_strict, strict_arithmetic
+from robustcert.certificate.restore import read_proved
+from robustcert.certificate.space import change_of, units_of
+from robustcert.certifiers import Task, float64_products_are_strict, strict_arithmetic
 from robustcert.certifiers.base import Proof, described, moved, rounded_down
-from robustcert.check import prove_network
 from robustcert.errors import UnsoundNetworkError, typed
 from robustcert.network.activation import Activation
 from robustcert.network.forward_error import ForwardError, forward_error
+from robustcert.network.input_space import IMAGES
 from robustcert.network.linear import Affine, Dense, Flatten
-from robustcert.network.network import PlainNetwork
+from robustcert.network.network import PlainNetwork, prefix_bounds
 from robustcert.network.units import network_inputs
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
@@ -51,8 +53,8 @@ class Prediction(NamedTuple, Generic[Given]):
 
     Attributes:
         label: The largest logit's class, shape ``(N,)``.
-        radius: Certified l2 radius in input units, float64, shape ``(N,)``; 0 for ties, NaN and
-            whatever else is not certified.
+        radius: Certified radius in the predictor's units, float64, shape ``(N,)``; 0 for ties, NaN
+            and whatever else is not certified.
         abstained: Whether the radius is 0, or not above the least one asked for, shape ``(N,)``.
     """
 
@@ -80,12 +82,17 @@ class Predictor:
     .. math:: r = \min_{j \ne c} \frac{m_j - 2 \sqrt 2\, (\alpha + \beta \lVert x \rVert)}
         {K_{cj} + \sqrt 2\, \beta},
 
-    which costs a norm of the input beside the forward pass.
+    which costs a norm of the input beside the forward pass. In a metric S, r is that of u in
+    x + S u, and :math:`\lVert S \rVert r` stands for r among the errors.
+
+    Attributes:
+        units: What radii are measured in.
+        change: The changes of inputs that radii are about; None for those of any kind, in l2.
 
     Args:
         network: The network.
         pairwise: Proved bounds on the constants of logit i minus logit j, shape ``(C, C)``.
-        least_radius: Where the radius is not above this, the predictor abstains. In input units.
+        least_radius: Where the radius is not above this, the predictor abstains, in its units.
         dtype: Arithmetic of the forward pass. With float64, the radius speaks of the real-valued
             network and of its evaluation in float64; with float32, of the real-valued network and
             of its evaluation in float32, whose worst case often leaves nothing.
@@ -118,10 +125,19 @@ class Predictor:
         self.input_shape = tuple(network.input_shape)
         origin = torch.zeros(1, *self.input_shape, dtype=self.dtype, device="cpu")
         with torch.no_grad(), strict_arithmetic():
-            error = forward_error(network, origin)
+            # Of the l2 distance of inputs, whatever the metric is.
+            error = forward_error(replace(network, space=IMAGES), origin)
+            self._stretch = 1.0
+            if network.space.metric is not None:
+                self._stretch = prefix_bounds(network)[0]
         self.alpha, self.beta = float(error.centre), error.growth
         self.reach, self.lipschitz = float(error.reach), error.lipschitz
+        self._growth = self.beta
+        if network.space.metric is not None:
+            self._growth = self.beta * self._stretch * (1 + 1e-9)
         self.digest = network.digest()
+        self.space = network.space
+        self.units, self.change = units_of(network.space), change_of(network)
         self._network = network.to(self.device, self.dtype)
         dense = all(type(op) in (Dense, Affine, Flatten, Activation) for op in network.operations)
         # Settings of torch do not reach float64. Another thread may switch those of float32 and
@@ -129,7 +145,7 @@ class Predictor:
         settled = self.device.type == "cpu" and self.dtype == torch.float64
         self._needs_no_region = dense and settled
         self._pairwise = pairwise.to(self.device, torch.float64, copy=True)
-        drift = math.sqrt(2) * (1 + 1e-9) * self.beta
+        drift = self.drift
         # Rounded down, also for the roundings of what is multiplied by it.
         inverse = (1 - 2.0**-48) / (self._pairwise + drift)
         own = torch.zeros_like(inverse).fill_diagonal_(math.inf)
@@ -139,11 +155,22 @@ class Predictor:
         self._offset = -ALLOWANCE * (self.alpha + self.beta * tiny)
         self._room = (self.reach - tiny) * (1 - 2.0**-40)
 
+    @property
+    def drift(self) -> float:
+        """What rounding may take off a margin within a ball, per unit of its radius."""
+        return math.sqrt(2) * (1 + 1e-9) * self._growth
+
+    @property
+    def stretch(self) -> float:
+        """Bound on the l2 norm of the change of an input, per unit of radius."""
+        return self._stretch
+
     def __repr__(self) -> str:
         shape = ", ".join(map(str, self.input_shape))
+        units = "input units" if self.change is None else f"units of u ({self.change})"
         return (
             f"Predictor(inputs of shape ({shape}), {self.num_classes} classes, l2 radii of "
-            f"{' and '.join(self.functions)} in input units, abstains up to {self.least_radius:g}, "
+            f"{' and '.join(self.functions)} in {units}, abstains up to {self.least_radius:g}, "
             f"network {self.digest[:12]})"
         )
 
@@ -188,6 +215,8 @@ class Predictor:
     @torch.no_grad()
     def _classify(self, x: Tensor) -> Prediction[Tensor]:
         """What ``certificates`` says of a batch, in strict arithmetic."""
+        if self.space.kind == "columns" and isinstance(x, Tensor) and x.dtype == torch.uint8:
+            raise ValueError("expected floating-point columns in their own units, got uint8 pixels")
         x = network_inputs(x, self.input_shape).to(self.device)
         if self._needs_no_region and float64_products_are_strict():
             with tested_products():
@@ -209,9 +238,15 @@ class Predictor:
         gap = torch.add(allowance, top - logits, alpha=1 - 2.0**-50)
         inverse, own = self._inverse[label].chunk(2, dim=1)
         room = torch.rsub(norm, self._room, alpha=LENGTH)
+        if self._stretch != 1.0:
+            room = room / self._stretch * (1 - 2.0**-50)
         radius = torch.minimum(torch.addcmul(own, gap, inverse).amin(1), room)
         if inputs is not x:
-            radius = (radius - moved(x, inputs)) * (1 - 2.0**-50)
+            gone = moved(x, inputs)
+            radius = (radius - gone) * (1 - 2.0**-50)
+            if self.space.metric is not None:
+                # Where the input was rounded, the metric's ball is not around the rounded one.
+                radius = torch.where(gone == 0, radius, 0.0)
         radius = torch.add(radius, logits.sum(1) * 0.0)
         radius = radius.clamp_(min=0).nan_to_num_(0.0, posinf=math.inf)
         return Prediction(label, radius, radius <= self.least_radius)
@@ -227,7 +262,10 @@ class Predictor:
         )
         centre = (self.alpha + self.beta * distance) * (1 + 1e-9)
         reach = self.reach - distance
-        return ForwardError(self._network(inputs), centre, self.beta, self.lipschitz, reach)
+        lipschitz = self.lipschitz
+        if self.space.metric is not None:
+            reach, lipschitz = reach / self._stretch, lipschitz * self._stretch * (1 + 1e-9)
+        return ForwardError(self._network(inputs), centre, self._growth, lipschitz, reach)
 
 
 def _tensor(x: NDArray[Any]) -> Tensor:
@@ -266,24 +304,18 @@ def load(
         UnreadableError: the folder is malformed.
         UnsoundNetworkError: a constant is not proved, or the folder does not speak of the network.
     """
-    folder = Path(named_certificate(str(path)))
-    proved, report = prove_network(folder)
-    if not report.verified:
-        reasons = [*report.mismatches, *report.uncovered]
-        raise UnsoundNetworkError(f"{folder}: not proved, so not loaded: {reasons[0]}")
+    folder = named_certificate(str(path))
+    network, proved = read_proved(folder, Task.CLASSIFICATION, "robustcert.load_regressor")
     if proved.proof == Proof.SMOOTHING:
         raise UnsoundNetworkError(
-            f"{folder} speaks of a smoothed classifier, which no single forward pass evaluates: "
+            f"{path} speaks of a smoothed classifier, which no single forward pass evaluates: "
             "load a certificate of another certifier"
         )
     if proved.proof == Proof.QUADRIC:
         raise UnsoundNetworkError(
-            f"{folder} speaks of quadratics, which have no Lipschitz constant that a predictor "
+            f"{path} speaks of quadratics, which have no Lipschitz constant that a predictor "
             f"could use: certify inputs with {typed('certify')} certifier=quadratic"
         )
-    network = restore_network(proved.operations)
-    if network.digest() != proved.digest:
-        raise UnsoundNetworkError(f"{folder}: its network cannot be restored as it was")
     return Predictor(
         network,
         torch.from_numpy(proved.pairwise),

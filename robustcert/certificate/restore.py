@@ -5,16 +5,29 @@ from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from robustcert.check import CURVATURES, KINDS, Operation, slopes_of
+from robustcert.certificate.places import certificate_of
+from robustcert.certificate.space import restore_space
+from robustcert.certifiers import Task
+from robustcert.check import (
+    CURVATURES,
+    KINDS,
+    Operation,
+    ProvedNetwork,
+    prove_network,
+    slopes_of,
+)
+from robustcert.errors import UnsoundNetworkError
 from robustcert.network import torch_activations
 from robustcert.network.activation import Activation, Slopes
 from robustcert.network.blocks import ResidualBlock, Sandwich
+from robustcert.network.input_space import IMAGES, InputSpace
 from robustcert.network.linear import (
     Affine,
     CircularConvolution,
@@ -34,14 +47,40 @@ from robustcert.network.window_norm import norm_pool
 _COUNTS, _MORE = 2.0, 1e-12
 
 
-def restore_network(operations: Sequence[Operation]) -> PlainNetwork:
+def read_proved(path: str | Path, task: Task, other: str) -> tuple[PlainNetwork, ProvedNetwork]:
+    """The folded network of a certificate folder, whose constants the checker has proved again.
+
+    Args:
+        path: The folder, a run's folder, or its checkpoint.
+        task: What the outputs have to be.
+        other: What to call for the outputs of another task.
+
+    Raises:
+        NotCertifiedError: the run has no certificate yet.
+        UnreadableError: the folder is malformed.
+        UnsoundNetworkError: a constant is not proved, or the folder is of another task.
+    """
+    folder = Path(certificate_of(str(path)))
+    proved, report = prove_network(folder)
+    if not report.verified:
+        reasons = [*report.mismatches, *report.uncovered]
+        raise UnsoundNetworkError(f"{folder}: not proved, so not loaded: {reasons[0]}")
+    if proved.task != task:
+        raise UnsoundNetworkError(f"{folder} is of a {proved.task}: load it by {other}")
+    network = restore_network(proved.operations, restore_space(proved.space))
+    if network.digest() != proved.digest:
+        raise UnsoundNetworkError(f"{folder}: its network cannot be restored as it was")
+    return network, proved
+
+
+def restore_network(operations: Sequence[Operation], space: InputSpace = IMAGES) -> PlainNetwork:
     """The folded network of operations that the checker has read, which judged every constant.
 
     Raises:
         ValueError: an activation is known to the checker and not here.
     """
     restored = tuple(_restore(operation) for operation in operations)
-    return PlainNetwork(restored, operations[0].input_shape)
+    return PlainNetwork(restored, operations[0].input_shape, space)
 
 
 def _restore(operation: Operation) -> FoldedOperation:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_FLOOR, Decimal, localcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -44,6 +44,8 @@ class CertifiedSplit:
     target: Tensor
     indices: Tensor
     certificates: Certificates
+    # Files that hold the samples and what is said of them.
+    files: ClassVar[tuple[str, ...]] = (SAMPLES, RADII)
 
     @property
     def correct(self) -> Tensor:
@@ -62,6 +64,18 @@ class CertifiedSplit:
     def certified_count(self, radius: float) -> int:
         """Samples that are correct and certified beyond ``radius``."""
         return int((self.correct & (self.certificates.radius > radius)).sum())
+
+    def summary(self, radii: Sequence[float]) -> dict[str, Any]:
+        """Counts of the samples, and of those certified beyond each radius."""
+        return {
+            "samples": len(self.target),
+            "correct": int(self.correct.sum()),
+            "undecided": int(self.undecided.sum()),
+            "certified": [
+                {"radius": float(r).hex(), "decimal": float(r), "count": self.certified_count(r)}
+                for r in radii
+            ],
+        }
 
     def curve(self, points: int = 200) -> tuple[list[float], list[float]]:
         """Radii and verified robust accuracy up to the largest certified radius."""

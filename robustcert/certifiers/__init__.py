@@ -2,9 +2,10 @@
 
 from robustcert.arithmetic.settings import UnsoundArithmeticError
 from robustcert.certifiers.arithmetic import float64_products_are_strict, strict_arithmetic
-from robustcert.certifiers.base import Certificates, Certifier, Claim, Proof
+from robustcert.certifiers.base import Certificates, Certifier, Claim, Proof, Task
 from robustcert.certifiers.crown import CROWNCertifier
 from robustcert.certifiers.global_robustness.certifier import GlobalBounds, GlobalCertifier
+from robustcert.certifiers.intervals import IntervalCertifier, Outputs
 from robustcert.certifiers.lipschitz import LipschitzCertifier, certify
 from robustcert.certifiers.lipsdp.certifier import LipSDPCertifier
 from robustcert.certifiers.local_lipsdp.certifier import LocalLipschitzCertifier
@@ -21,12 +22,15 @@ __all__ = [
     "CombinedCertifier",
     "GlobalBounds",
     "GlobalCertifier",
+    "IntervalCertifier",
     "LipSDPCertifier",
     "LipschitzCertifier",
     "LocalLipschitzCertifier",
+    "Outputs",
     "Proof",
     "QuadricCertifier",
     "SmoothingCertifier",
+    "Task",
     "UnsoundArithmeticError",
     "certify",
     "clopper_pearson_low",

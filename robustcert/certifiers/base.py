@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from decimal import ROUND_FLOOR, Context
 from enum import StrEnum
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from robustcert.errors import UnsoundNetworkError
 from robustcert.margins import least_of_rivals, margins
 from robustcert.network.forward_error import ForwardError
 from robustcert.network.network import PlainNetwork
@@ -24,6 +25,13 @@ FUNCTIONS: Mapping[str, str] = {
     "smoothed": "the classifier that returns the most probable class of the network under Gaussian "
     "noise of standard deviation sigma, in real arithmetic",
 }
+
+
+class Task(StrEnum):
+    """What a network's outputs are, and so what a certificate says of a sample."""
+
+    CLASSIFICATION = "classification"  # logits: a prediction and the radius within which it holds
+    REGRESSION = "regression"  # one real number: an interval for each radius
 
 
 class Proof(StrEnum):
@@ -59,6 +67,11 @@ class Claim:
             they are proved.
         pairs: Claim about all pairs of near inputs, whatever the samples, for ``global.json``; None
             without.
+        task: What the outputs are.
+        lipschitz: Proved bounds on the constants of outputs, shape ``(C,)``, float64; None where
+            none is claimed.
+        monotone: For every input +1 or -1 where the network's output, or logit 1 minus logit 0, is
+            proved never to fall or never to rise with it, and else 0; None where none is claimed.
 
     Raises:
         ValueError: the proof has no name, or a function is not known.
@@ -76,6 +89,9 @@ class Claim:
     multipliers: Mapping[str, Tensor] | None = None
     smoothing: Mapping[str, float | int] | None = None
     pairs: Mapping[str, Any] | None = None
+    task: Task = Task.CLASSIFICATION
+    lipschitz: Tensor | None = None
+    monotone: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if not (isinstance(self.proof, str) and self.proof):
@@ -92,8 +108,9 @@ class Certificates:
 
     Attributes:
         prediction: Class indices, shape ``(N,)``.
-        radius: Certified l2 radius in input units, shape ``(N,)``, float64, rounded down: on the
-            open ball of this radius the prediction does not change. 0 where nothing is certified.
+        radius: Certified radius, shape ``(N,)``, float64, rounded down: on the open ball of this
+            radius the prediction does not change. In l2 and input units or, if the network's space
+            has a metric S, that of u in x + S u. 0 where nothing is certified.
         margin: Smallest margin over the other classes, shape ``(N,)``, float64.
         error: Bound on the l2 error of the computed logits at the sample, shape ``(N,)``.
         decided: Whether the prediction is proved to be the unique largest logit of the real-valued
@@ -142,6 +159,10 @@ class Certifier(ABC):
     A certifier of another package derives from this class; ``certify.py`` takes it with
     ``certifier._target_=their_package.TheirCertifier allow_targets=[their_package]``.
 
+    Attributes:
+        covers_metric: Whether radii are in the metric of the network's space. A certifier that
+            knows the l2 distance of inputs alone is refused where there is another.
+
     Example:
         >>> class Halved(LipschitzCertifier):
         ...     def certify(self, network, x):
@@ -151,6 +172,8 @@ class Certifier(ABC):
         >>> Halved().certify(network, torch.tensor([[1.0, 0.0]])).radius
         tensor([0.3536], dtype=torch.float64)
     """
+
+    covers_metric: ClassVar[bool] = False
 
     @abstractmethod
     def claim(self, network: PlainNetwork, samples: Iterable[Tensor] = ()) -> Claim:
@@ -177,6 +200,19 @@ class Certifier(ABC):
             UnsoundNetworkError: a bound of the network cannot be proved.
             ValueError: the inputs have another shape than the network's, or stand for no numbers.
         """
+
+
+def require_covered_metric(certifier: Certifier, network: PlainNetwork) -> None:
+    """Refuse a certifier of plain l2 balls for a network whose inputs have another metric.
+
+    Raises:
+        UnsoundNetworkError: the certifier does not cover the metric.
+    """
+    if network.space.metric is not None and not certifier.covers_metric:
+        raise UnsoundNetworkError(
+            f"{type(certifier).__name__} covers the l2 distance of inputs alone, got a metric: set "
+            "certifier=lipschitz, or norm.scale=1 norm.frozen=[]"
+        )
 
 
 def exceeds_error(margin: Tensor, error: Tensor) -> Tensor:

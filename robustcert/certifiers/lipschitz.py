@@ -18,6 +18,7 @@ from robustcert.certifiers.base import (
     certificates,
     exceeds_error,
     moved,
+    require_covered_metric,
 )
 from robustcert.margins import smallest_margin
 from robustcert.network.agreement import require_agreement
@@ -53,6 +54,7 @@ class PairwiseCertifier(Certifier):
 
     def claim(self, network: PlainNetwork, samples: Iterable[Tensor] = ()) -> Claim:
         """The proof, the functions and the pairwise constants; see :class:`Certifier`."""
+        require_covered_metric(self, network)
         pairwise = self.pairwise_bound(network)
         return Claim(self.proof, self.functions, self.dtype, pairwise=pairwise)
 
@@ -86,6 +88,7 @@ class PairwiseCertifier(Certifier):
             UnsoundNetworkError: a bound of the network cannot be proved.
             ValueError: the inputs have another shape than the network's, or stand for no numbers.
         """
+        require_covered_metric(self, network)
         network = network.owned()
         x = network_inputs(x, network.input_shape)
         inputs = x.to(self.dtype)
@@ -95,7 +98,12 @@ class PairwiseCertifier(Certifier):
         def distances(prediction: Tensor, gap: Tensor, drift: float) -> Tensor:
             return self.distances(network, inputs, prediction, gap, pairwise, drift)
 
-        return decide(network, x, inputs, certificates(result, x, inputs, distances))
+        found = certificates(result, x, inputs, distances)
+        if network.space.metric is not None:
+            # Where the input was rounded, the metric's ball is not around the rounded one.
+            radius = torch.where(moved(x, inputs) == 0, found.radius, 0.0)
+            found = replace(found, radius=radius)
+        return decide(network, x, inputs, found)
 
 
 class LipschitzCertifier(PairwiseCertifier):
@@ -123,6 +131,7 @@ class LipschitzCertifier(PairwiseCertifier):
     """
 
     proof = Proof.LIPSCHITZ
+    covers_metric = True
 
 
 def decide(network: PlainNetwork, x: Tensor, inputs: Tensor, found: Certificates) -> Certificates:

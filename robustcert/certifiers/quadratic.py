@@ -50,7 +50,8 @@ class QuadricCertifier(Certifier):
     :math:`\lVert x \rVert + 1` of x, to which radii are confined; the rounding of
     :math:`\varphi(z)` and its gradient is bounded a priori. A radius of the features is L times one
     of the input, L being the proved constant of what is before the quadratics: 1 where that only
-    flattens, and the radius is the exact one.
+    flattens, and the radius is the exact one. In a metric S, L is the constant of u to the features
+    of x + S u.
 
     Other networks get their Lipschitz radii. The deployed network is the one in float64.
 
@@ -63,6 +64,8 @@ class QuadricCertifier(Certifier):
         >>> QuadricCertifier().certify(fold_network(model, (2,)), torch.tensor([[0.0, 0.5]])).radius
         tensor([0.5000], dtype=torch.float64)
     """
+
+    covers_metric = True
 
     def __init__(self) -> None:
         self._otherwise = LipschitzCertifier()

@@ -8,7 +8,13 @@ import torch
 from torch import Tensor
 
 from robustcert.certifiers.arithmetic import strict_arithmetic
-from robustcert.certifiers.base import Certificates, Certifier, Claim, Proof
+from robustcert.certifiers.base import (
+    Certificates,
+    Certifier,
+    Claim,
+    Proof,
+    require_covered_metric,
+)
 from robustcert.certifiers.quantiles import clopper_pearson_low, normal_quantile_low, product_low
 from robustcert.network.network import PlainNetwork, pairwise_bound
 from robustcert.network.units import finite_samples, network_inputs
@@ -74,6 +80,7 @@ class SmoothingCertifier(Certifier):
 
     def claim(self, network: PlainNetwork, samples: Iterable[Tensor] = ()) -> Claim:
         """Noise and confidence, with the constants of the network itself beside them."""
+        require_covered_metric(self, network)
         smoothing = {
             "sigma": self.sigma,
             "n0": self.n0,
@@ -94,6 +101,7 @@ class SmoothingCertifier(Certifier):
         Where it abstains, radius is 0 and margin NaN; else margin is 2 p - 1, how far the class is
         ahead of all others together. ``error`` is 0: the rounding of the network is not covered.
         """
+        require_covered_metric(self, network)
         x = network_inputs(x, network.input_shape)
         fast = network.owned().to(x.device, self.dtype)
         found = [self._certify_one(fast, sample) for sample in x]

@@ -5,7 +5,7 @@ runs with ``robustcert-check DIR``. What it does in turn, one module each:
 
 * ``isolation`` starts Python so that it imports nothing from the current folder, ``supervisor``
   bounds the time of the check and outlives it, ``command`` prints the verdict;
-* ``reader`` reads the folder as untrusted data, ``network`` its operations;
+* ``reader`` and ``folder`` read the folder as untrusted data, ``network`` its operations;
 * ``norms`` proves the claimed norm of every operation, with the products of ``exact_products``;
 * ``semidefinite`` proves pairwise constants below the product of norms from given multipliers;
 * ``activations`` knows every activation's constant, formula and rounding;
@@ -14,6 +14,7 @@ runs with ``robustcert-check DIR``. What it does in turn, one module each:
 * ``curvature`` bounds how far margins of smooth networks fall, with ``activation_curvature``;
 * ``radii`` checks predictions and radii, by ``margins`` or, for quadratic logits, by ``quadratic``;
   ``dataset`` compares the inputs with the files that they are from;
+* ``intervals`` checks those of a regression, ``monotone`` directions;
 * ``statement``, ``constants`` and ``samples`` check the claim's words, bounds and table, which
   ``verdict`` puts together.
 """
@@ -28,10 +29,12 @@ if TYPE_CHECKING:
     from robustcert.check.forward.batches import FLOAT_BYTES, batches, float_bytes
     from robustcert.check.forward.floating import evaluate
     from robustcert.check.isolation import supervised
+    from robustcert.check.network.metric import change_in_words
     from robustcert.check.network.operation import Operation, walk
     from robustcert.check.network.reading import read_network
     from robustcert.check.reader import (
         FILES,
+        METRIC,
         MULTIPLIERS,
         UnreadableError,
         parse_json,
@@ -41,6 +44,7 @@ if TYPE_CHECKING:
         sha256,
     )
     from robustcert.check.report import Report
+    from robustcert.check.statement import INPUTS, METRIC_NORM, STATEMENTS, UNITS, VALUES, Space
     from robustcert.check.verdict import ProvedNetwork, check, prove_network
 
 # What the rest of the package takes from here: a test holds that it imports nothing else.
@@ -49,13 +53,21 @@ __all__ = [
     "FILES",
     "FLOAT64",
     "FLOAT_BYTES",
+    "INPUTS",
     "KINDS",
+    "METRIC",
+    "METRIC_NORM",
     "MULTIPLIERS",
+    "STATEMENTS",
+    "UNITS",
+    "VALUES",
     "Operation",
     "ProvedNetwork",
     "Report",
+    "Space",
     "UnreadableError",
     "batches",
+    "change_in_words",
     "check",
     "evaluate",
     "float_bytes",
@@ -81,13 +93,15 @@ _NAMES = {
     "forward.batches": ("FLOAT_BYTES", "batches", "float_bytes"),
     "forward.floating": ("evaluate",),
     "isolation": ("supervised",),
+    "network.metric": ("change_in_words",),
     "network.operation": ("Operation", "walk"),
     "network.reading": ("read_network",),
     "reader": (
-        *("FILES", "MULTIPLIERS", "UnreadableError", "parse_json", "parse_radii"),
+        *("FILES", "METRIC", "MULTIPLIERS", "UnreadableError", "parse_json", "parse_radii"),
         *("parse_safetensors", "read_bytes", "sha256"),
     ),
     "report": ("Report",),
+    "statement": ("INPUTS", "METRIC_NORM", "STATEMENTS", "UNITS", "VALUES", "Space"),
     "verdict": ("ProvedNetwork", "check", "prove_network"),
 }
 _MODULES = {name: module for module, names in _NAMES.items() for name in names}

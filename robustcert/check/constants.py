@@ -2,7 +2,7 @@
 
 import math
 from fractions import Fraction
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,7 @@ from robustcert.check.forward.exact import scaled
 from robustcert.check.forward.floating import activation_of
 from robustcert.check.forward.linear import absolute_norm
 from robustcert.check.network.operation import BRANCHED, Operation, walk
+from robustcert.check.norms.metric import Metric, affine_head, prefixes
 from robustcert.check.norms.operation import find, prove
 from robustcert.check.norms.scalars import root_up, round_up
 from robustcert.check.reader import (
@@ -27,9 +28,18 @@ from robustcert.check.reader import (
     show,
 )
 from robustcert.check.report import Report
+from robustcert.check.statement import Space
 
 # Kinds of operations whose norm takes a proof by the module `norms`.
 WEIGHTED = ("dense", "convolution", "sandwich", "residual_block", "circular_convolution")
+
+
+class Constants(NamedTuple):
+    """Proved constants: of operations by path, of pairs of logits, and in the metric, if any."""
+
+    proved: dict[str, Fraction]
+    pairwise: list[list[float]]
+    metric: Metric | None
 
 
 def prove_constants(
@@ -37,15 +47,66 @@ def prove_constants(
     content: dict[str, bytes],
     operations: tuple[Operation, ...],
     proof: str,
+    space: Space,
     report: Report,
-) -> tuple[dict[str, Fraction], list[list[float]]]:
-    """Prove the claimed constants of all operations and of all pairs of logits; returns both."""
+) -> Constants:
+    """Prove the claimed constants of all operations and of all pairs of logits."""
+    bounded = operations[:-1] if proof == "quadric" else operations
+    proved = _check_bounds(items(claim["bounds"], "bounds"), bounded, report)
+    metric = space.metric
+    before, measured = _measure(space, bounded, proved, report)
     if proof == "quadric":
         report.expect(claim["pairwise"] == [], "pairwise: quadratics have none")
-        return _check_bounds(items(claim["bounds"], "bounds"), operations[:-1], report), []
+        return Constants(proved, [], measured)
+    through = operations if metric is None else (metric, *operations)
+    multipliers = _read_multipliers(content, through, report) if proof == "lipsdp" else []
+    if metric is not None and before is not None:
+        proved = {**proved, metric.path: before[0]}
+    pairwise = _check_pairwise(claim["pairwise"], through, proved, multipliers, before, report)
+    return Constants(proved, pairwise, measured)
+
+
+def prove_output(
+    claim: dict[str, Any], operations: tuple[Operation, ...], space: Space, report: Report
+) -> tuple[Constants, Fraction]:
+    """Prove the claimed constants of all operations and of a network's one output; returns both."""
     proved = _check_bounds(items(claim["bounds"], "bounds"), operations, report)
-    multipliers = _read_multipliers(content, operations, report) if proof == "lipsdp" else []
-    return proved, _check_pairwise(claim["pairwise"], operations, proved, multipliers, report)
+    report.expect(claim["pairwise"] == [], "pairwise: one output has none")
+    claimed = items(claim["lipschitz"], "lipschitz")
+    if len(claimed) != 1 or operations[-1].output_shape != (1,):
+        raise fail("lipschitz", "one constant of one output", claimed)
+    constant = Fraction(hex_float(claimed[0], "lipschitz"))
+    head = operations[-1] if operations[-1].kind == "dense" else None
+    before, measured = _measure(space, operations, proved, report)
+    rest, lost = Fraction(1), Fraction(0)
+    for op in operations[:-1] if head else operations:
+        rest = round_up(rest * proved[op.path])
+    row = None if head is None else head.wide("weight")
+    if space.metric is not None and before is not None:
+        rest = before[-2] if head else before[-1]
+        affine = affine_head(space.metric, operations)
+        if affine is not None:
+            row, lost, rest = affine[0], affine[1], Fraction(1)
+    square = rest**2
+    if row is not None:
+        # The constant of a row is its length.
+        square *= sum(Fraction(float(w)) ** 2 for w in row.ravel())
+    enough = constant >= lost and (constant - lost) ** 2 >= square
+    report.expect(enough, f"lipschitz: {float(constant)!r} is not proved")
+    what = "product of bounds times the exact length of the row" if head else "product of bounds"
+    report.note("lipschitz", f"the output's constant by the {what}, in rationals")
+    return Constants(proved, [], measured), constant
+
+
+def _measure(
+    space: Space, operations: tuple[Operation, ...], proved: dict[str, Fraction], report: Report
+) -> tuple[list[Fraction] | None, Metric | None]:
+    # The constants in the metric, and with it as floats that are not below them; None without one.
+    if space.metric is None:
+        return None, None
+    before = prefixes(space.metric, operations, space.bounds, proved, report)
+    upper = tuple(math.nextafter(float(c), math.inf) for c in before)
+    return before, Metric(space.metric, upper)
 
 
 def _check_bounds(
@@ -199,32 +260,33 @@ def _check_pairwise(
     operations: tuple[Operation, ...],
     proved: dict[str, Fraction],
     multipliers: list[list[Floats]],
+    measured: list[Fraction] | None,
     report: Report,
 ) -> list[list[float]]:
+    # `operations` begin with the metric, if there is one, of which `measured` has the constants.
     classes = operations[-1].output_shape[0]
     table = claimed_pairwise(claimed, classes)
     head = operations[-1] if operations[-1].kind == "dense" else None
-    rest = Fraction(1)
+    rest, lost = Fraction(1), Fraction(0)
     for op in operations[:-1] if head else operations:
         rest = round_up(rest * proved[op.path])
-    squares = [[2 * (i != j) for j in range(classes)] for i in range(classes)]
-    scale = rest**2
-    if head is not None:
-        try:
-            rows, places = scaled(head.wide("weight"))
-        except InexactError as error:
-            raise UnreadableError(f"{head.label}: {error}") from None
-        bits = digit_bits(rows.shape[1])
-        lengths = gram_of_digits(split_floats(rows, bits), bits)
-        own = lengths.diagonal()
-        squares = (own[:, None] + own[None, :] - 2 * lengths).tolist()
+    weight = None if head is None else head.wide("weight")
+    if measured is not None:
+        rest = measured[-2] if head else measured[-1]
+        affine = affine_head(operations[0], operations[1:])
+        if affine is not None:
+            weight, lost, rest = affine[0], 2 * affine[1], Fraction(1)
+    squares, scale = [[2 * (i != j) for j in range(classes)] for i in range(classes)], rest**2
+    if head is not None and weight is not None:
+        squares, places = _squared_distances(weight, head)
         scale = rest**2 / 4**places
     enough = np.array(
         [
             [
                 table[i][j] == 0
                 if i == j
-                else Fraction(table[i][j]) ** 2 >= scale * int(squares[i][j])
+                else table[i][j] >= lost
+                and (Fraction(table[i][j]) - lost) ** 2 >= scale * int(squares[i][j])
                 for j in range(classes)
             ]
             for i in range(classes)
@@ -241,6 +303,18 @@ def _check_pairwise(
     for i, j in np.argwhere(~enough).tolist():
         report.expect(False, f"pairwise[{i}][{j}]: {table[i][j]!r} is not proved")
     return table
+
+
+def _squared_distances(weight: Floats, head: Operation) -> tuple[list[list[int]], int]:
+    # Squared distances of the rows, times 4 to the power of the second number.
+    try:
+        rows, places = scaled(weight)
+    except InexactError as error:
+        raise UnreadableError(f"{head.label}: {error}") from None
+    bits = digit_bits(rows.shape[1])
+    lengths = gram_of_digits(split_floats(rows, bits), bits)
+    own = lengths.diagonal()
+    return (own[:, None] + own[None, :] - 2 * lengths).tolist(), places
 
 
 def _by_multipliers(

@@ -34,7 +34,7 @@ integers, activations and chords balls.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import accumulate
@@ -66,6 +66,7 @@ from robustcert.check.forward.exact import Exact, adjoint_exactly, shortened
 from robustcert.check.forward.floating import Evaluation
 from robustcert.check.forward.linear import absolute_norm, adjoint
 from robustcert.check.network.operation import Operation
+from robustcert.check.norms.metric import Metric
 
 # Ends of the pieces of [0, r], in multiples of the radius that the constants alone prove. Every
 # choice is sound.
@@ -124,6 +125,7 @@ def gradients(
     rows: Any,
     direction: Floats,
     ends: Floats,
+    metric: Metric | None = None,
 ) -> Gradient:
     """Bound gradients, in float64.
 
@@ -134,6 +136,7 @@ def gradients(
         rows: Row of the sample of each pair, ``(P,)``.
         direction: Coefficients of the logits in the difference, ``(P, C)``, exact.
         ends: Distances ``(S, P)``.
+        metric: In which gradients and distances are; None for the l2 distance of inputs.
     """
     u, error, turns = direction, np.zeros(len(direction)), np.zeros_like(ends)
     with np.errstate(all="ignore"):
@@ -163,6 +166,10 @@ def gradients(
                     + (64 + 8 * len(parts)) * FLOAT64.unit
                 )
             error = (norms[operation.path] * error + own * size + TINY) * SLACK
+        if metric is not None:
+            size = norm(u)
+            u, relative = _transpose(metric.operation, u)
+            error = (metric.constants[0] * error + relative * size + TINY) * SLACK
     return Gradient((norm(u) + error) * SLACK, turns * SLACK)
 
 
@@ -205,6 +212,7 @@ def gradients_exactly(
     row: int,
     direction: Floats,
     ends: Floats,
+    metric: Metric | None = None,
 ) -> Gradient:
     """Bound the gradient of one pair, in integers and balls; ``ends`` are distances ``(S,)``.
 
@@ -213,9 +221,11 @@ def gradients_exactly(
     """
     u = Exact(*to_integers(direction[None]), np.zeros(1))
     turns = np.zeros((len(ends), 1))
-    constants = accumulate(
+    constants: Iterable[float] = accumulate(
         (norms[op.path] for op in operations), lambda p, n: p * n * SLACK, initial=1.0
     )
+    if metric is not None:
+        constants = metric.constants
     before = zip(operations, states, constants, strict=False)
     for operation, state, constant in reversed(list(before)):
         activation, size = curvature_of(operation), _length(u)
@@ -234,6 +244,9 @@ def gradients_exactly(
             lost = math.ldexp(math.sqrt(values.size), 1 - GRID_BITS)
             error = error + steepest * z.error * size * SLACK + lost
         u = shortened(Exact(values, places, error * SLACK))
+    if metric is not None:
+        error = metric.constants[0] * u.error * SLACK
+        u = shortened(Exact(*_transpose_exactly(metric.operation, u), error * SLACK))
     return Gradient((_length(u) + u.error) * SLACK, turns * SLACK)
 
 

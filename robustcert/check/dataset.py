@@ -8,6 +8,7 @@ import zipfile
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +27,7 @@ IMAGE = math.prod(SIDES)
 def compare(
     files: Sequence[str | Path],
     inputs: Array,
-    labels: NDArray[np.int64],
+    labels: NDArray[Any],
     indices: NDArray[np.int64],
 ) -> tuple[str, list[str]]:
     """Compare samples with the rows of a split that their indices name, value by value.
@@ -36,7 +37,7 @@ def compare(
             in the order of the split, or one ``.npz`` archive, whose test part is taken unless
             ``:train`` follows its name.
         inputs: Shape ``(N, *)``, uint8 or float32.
-        labels: Classes.
+        labels: Classes, int64, or real targets, float32.
         indices: Rows of the split, in file order.
 
     Returns:
@@ -45,7 +46,7 @@ def compare(
     Raises:
         UnreadableError: a file cannot be read, or holds no inputs and labels.
     """
-    images, classes = _load(files)
+    images, classes = _load(files, labels.dtype)
     mismatches = []
     if indices.min() < 0 or indices.max() >= len(images):
         mismatches.append(f"samples: an index is not among the {len(images)} rows of the data")
@@ -85,7 +86,7 @@ def by_digest(
     Raises:
         UnreadableError: a file cannot be read, or a row is not what the digest stands for.
     """
-    images, _ = _load(files)
+    images, _ = _load(files, None)
     if indices.min() < 0 or indices.max() >= len(images):
         raise UnreadableError(f"--data: an index is not among the {len(images)} rows")
     if _shape(images) != shape:
@@ -108,8 +109,8 @@ def unit(values: Array) -> NDArray[np.float32]:
         return values.astype(np.float32)
 
 
-def _load(files: Sequence[str | Path]) -> tuple[Array, NDArray[np.int64]]:
-    # Inputs of bytes or floats, and the label of each.
+def _load(files: Sequence[str | Path], kind: Any) -> tuple[Array, Array]:
+    # Inputs of bytes or floats, and the label of each, or the target where these are of a float.
     try:
         images, labels = _read([str(name) for name in files])
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
@@ -120,6 +121,8 @@ def _load(files: Sequence[str | Path]) -> tuple[Array, NDArray[np.int64]]:
         )
     if images.ndim < 2 or len(images) < 1:
         raise UnreadableError(f"--data: expected inputs of shape (N, *), got {images.shape}")
+    if kind == np.float32 and labels.dtype.kind == "f" and labels.shape == images.shape[:1]:
+        return images, unit(labels)
     if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1]:
         raise UnreadableError(
             f"--data: expected integer labels of shape ({len(images)},), one for each input, got "

@@ -28,6 +28,7 @@ from robustcert.check.fixed_point import Floats, InexactError
 from robustcert.check.forward.exact import Exact, trace_exactly
 from robustcert.check.forward.floating import Evaluation, trace
 from robustcert.check.network.operation import Operation
+from robustcert.check.norms.metric import Metric
 from robustcert.check.radii import Comparison, Errors, where_of
 from robustcert.check.reader import Row
 from robustcert.check.report import Report
@@ -48,6 +49,7 @@ class Network:
         pairwise: Claimed constants that have been proved, ``(C, C)``.
         deployed: Arithmetics of the deployed networks that the claim is about.
         smooth: Whether radii may rest on gradients.
+        metric: The metric of the radii; None for the l2 distance of inputs.
     """
 
     operations: Sequence[Operation]
@@ -55,6 +57,7 @@ class Network:
     pairwise: Floats
     deployed: Sequence[Arithmetic]
     smooth: bool = False
+    metric: Metric | None = None
 
     @property
     def arithmetics(self) -> list[Arithmetic]:
@@ -63,7 +66,10 @@ class Network:
 
     def compare(self, rows: list[Row], samples: Floats) -> tuple[Comparison, Errors]:
         """See :class:`Proving`."""
-        states = trace(self.operations, samples, self.norms, self.arithmetics, every=self.smooth)
+        known = None if self.metric is None else self.metric.constants
+        states = trace(
+            self.operations, samples, self.norms, self.arithmetics, known, every=self.smooth
+        )
         return _compare(rows, states, self), Errors(states[-1].centre, states[-1].growth)
 
     def check_exactly(
@@ -142,7 +148,9 @@ def _curved(
         i, j = rows[start : start + len(radius)], others[start : start + len(radius)]
         ends = curvature.pieces(first[i, j], radius[i])
         direction = unit[prediction[i]] - unit[j]
-        found = curvature.gradients(network.operations, states, network.norms, i, direction, ends)
+        found = curvature.gradients(
+            network.operations, states, network.norms, i, direction, ends, network.metric
+        )
         constant = network.pairwise[prediction[i], j]
         least = curvature.fall(found, ends, constant, growth)
         fall[i, j] = np.where(least < fall[i, j], least, fall[i, j])
@@ -231,6 +239,7 @@ def _proves_smoothly(
         k,
         unit[row.prediction] - unit[j],
         ends[:, 0],
+        network.metric,
     )
     for centre, growth in [(Fraction(0), Fraction(0)), *_deployed(position, errors, network)]:
         drift = math.nextafter(float(growth), math.inf)

@@ -15,6 +15,7 @@ from robustcert.check.fixed_point import binary_places
 from robustcert.check.forward.batches import EXACT_BYTES, FLOAT_BYTES, exact_bytes, float_bytes
 from robustcert.check.forward.linear import MAX_WINDOW_VALUES, reads
 from robustcert.check.network.operation import Operation, walk
+from robustcert.check.norms.metric import composed
 from robustcert.check.norms.operation import workspace
 from robustcert.check.quadratic.dual import MAX_PAIR_VALUES
 
@@ -57,21 +58,30 @@ class Need:
         )
 
 
-def need(folder: int, operations: Sequence[Operation], proof: str) -> Need:
+def need(
+    folder: int, operations: Sequence[Operation], proof: str, metric: Operation | None = None
+) -> Need:
     """The memory that a check needs.
 
     Args:
         folder: Size of the files that are read.
         operations: Operations of the network.
         proof: Name of the proof in the claim.
+        metric: The metric S, if there is one.
     """
-    workspace, step = max(_steps(operations, proof))
+    workspace, step = max(_steps(operations, proof, metric))
     return Need(folder, workspace, step)
 
 
-def _steps(operations: Sequence[Operation], proof: str) -> Iterator[tuple[int, str]]:
+def _steps(
+    operations: Sequence[Operation], proof: str, metric: Operation | None
+) -> Iterator[tuple[int, str]]:
     # The workspace of every step, with its name.
     every = [*walk(operations)]
+    if metric is not None:
+        for part in composed(metric, operations):
+            yield workspace(part), "the norms in the metric"
+        operations = (metric, *operations) if proof == "lipsdp" else operations
     smooth = proof == "second-order"
     weights = 48 * max(sum(a.size for a in op.tensors.values()) for op in every)
     read = max(

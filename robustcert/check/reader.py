@@ -23,6 +23,8 @@ Array = NDArray[Any]
 FILES = ("certificate.json", "network.safetensors", "samples.safetensors", "radii.csv")
 # File of the multipliers of semidefinite bounds, in folders that claim these.
 MULTIPLIERS = "multipliers.safetensors"
+# File of the metric, in folders whose radii are not in the l2 distance of inputs.
+METRIC = "metric.safetensors"
 # Maximum number of bytes of each file.
 MAX_FILE = {
     "certificate.json": 2**26,
@@ -30,7 +32,9 @@ MAX_FILE = {
     "samples.safetensors": 2**33,
     "radii.csv": 2**29,
     MULTIPLIERS: 2**28,
+    METRIC: 2**28,
     "global.json": 2**26,
+    "intervals.csv": 2**29,
 }
 # Maximum number of bytes of the header of a safetensors file.
 MAX_HEADER = 2**24

@@ -45,9 +45,12 @@ class Samples:
 
 
 def read_samples(
-    content: bytes, operations: tuple[Operation, ...], data: Sequence[str | Path]
+    content: bytes,
+    operations: tuple[Operation, ...],
+    data: Sequence[str | Path],
+    kind: str = "images",
 ) -> Samples:
-    """Inputs, labels and indices of the certified samples."""
+    """Inputs, ``images`` or ``columns``, labels and indices of the certified samples."""
     tensors = parse_safetensors(content, "samples.safetensors")
     if "digests" in tensors:
         tensors["inputs"] = _look_up(tensors, operations[0].input_shape, data)
@@ -67,7 +70,10 @@ def read_samples(
                 f"samples.safetensors: expected int64 {key} ({count},), got {array.dtype} "
                 f"{array.shape}"
             )
-    if inputs.dtype != np.uint8 and not ((inputs >= 0) & (inputs <= 1)).all():
+    if kind == "columns":
+        if inputs.dtype != np.float32 or not np.isfinite(inputs).all():
+            raise UnreadableError("samples.safetensors: expected finite float32 columns")
+    elif inputs.dtype != np.uint8 and not ((inputs >= 0) & (inputs <= 1)).all():
         raise UnreadableError("samples.safetensors: an input is not in [0, 1]")
     return Samples(inputs, labels, indices)
 

@@ -8,21 +8,22 @@ the class that was judged is the one that is called.
 import functools
 import importlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from robustcert.certifiers import Certifier, LipschitzCertifier
 from robustcert.config.moved_targets import current_target
-from robustcert.config.schema import check_call, join_key
-from robustcert.data import Dataset, Parts
+from robustcert.config.schema import check_call, check_value, join_key
+from robustcert.data import Dataset, InputSpace, Parts, input_space, standardisation
+from robustcert.data.targets import Classes
 from robustcert.errors import ConfigError
+from robustcert.models import Monotone
 
 if TYPE_CHECKING:
     from robustcert.data.datamodule import DataModule
-    from robustcert.training.module import CertifiedClassifier
-    from robustcert.training.validation import ValidationCertifier
+    from robustcert.training.module import CertifiedModule
 
 Config = dict[str, Any]
 # What a command line may name, and what a checkpoint may: to be certified, and to be trained on.
@@ -35,6 +36,8 @@ RESUME_TARGETS = (
     "lightning.pytorch.loggers",
     "lightning.pytorch.strategies",
 )
+# Options of a loader that say what the parts of a dataset are.
+_PARTS = ("validation", "num_workers", "calibration")
 _REFUSALS = (ValueError, TypeError, RuntimeError, OSError, ImportError)
 
 
@@ -116,6 +119,47 @@ def build_dataset(config: Config, allowed: Sequence[str]) -> Dataset:
     return build(config["dataset"], "dataset", allowed, expected=Dataset)
 
 
+def build_space(config: Config, dataset: Dataset) -> InputSpace:
+    """What the dataset's inputs are, in the metric of ``norm``.
+
+    Raises:
+        ConfigError: a scale or a frozen feature does not fit the dataset.
+    """
+    # A checkpoint of an earlier version has no such options.
+    options = {k: v for k, v in (config.get("norm") or {}).items() if v is not None}
+    check_call(input_space, options, "norm", frozenset({"dataset"}))
+    try:
+        return input_space(dataset, **options)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def standardised(config: Config, dataset: Dataset) -> Config:
+    """The configuration with the word ``training`` replaced by numbers.
+
+    They are mean and standard deviation of every column or channel, over the training split: those
+    of the normalisation, and as ``norm.scale`` the standard deviations.
+    """
+    asked = [
+        (section, key)
+        for section, *names in (
+            ("model", "mean", "std"),
+            ("normalization", "mean", "std"),
+            ("norm", "scale"),
+        )
+        for key in names
+        if (config.get(section) or {}).get(key) == "training"
+    ]
+    if not asked:
+        return config
+    dataset.prepare()
+    mean, std = standardisation(dataset)
+    for section, key in asked:
+        numbers = mean if key == "mean" else std
+        config = config | {section: config[section] | {key: numbers}}
+    return config
+
+
 def build_data(config: Config, dataset: Dataset, allowed: Sequence[str]) -> "DataModule":
     """Batches of a dataset for training."""
     # Imported here, as the module is below: certification builds neither, and needs no Lightning.
@@ -131,7 +175,7 @@ def build_data(config: Config, dataset: Dataset, allowed: Sequence[str]) -> "Dat
 
 def build_parts(config: Config, dataset: Dataset) -> Parts:
     """The parts of a dataset, cut as training cuts them."""
-    loader = {k: v for k, v in config["loader"].items() if k in ("validation", "num_workers")}
+    loader = {k: v for k, v in config["loader"].items() if k in _PARTS}
     check_call(Parts, loader, "loader", frozenset({"dataset"}))
     return Parts(dataset, **loader)
 
@@ -139,48 +183,72 @@ def build_parts(config: Config, dataset: Dataset) -> Parts:
 def build_model(
     config: Config, input_shape: Sequence[int], num_classes: int, allowed: Sequence[str]
 ) -> nn.Module:
-    """The untrained network."""
-    return build(
-        config["model"],
-        "model",
-        allowed,
-        expected=nn.Module,
-        input_shape=tuple(input_shape),
-        num_classes=num_classes,
+    """The untrained network; with ``model.monotone`` it is the g of a :class:`Monotone`."""
+    node = dict(config["model"])
+    directions = node.pop("monotone", None)
+    shape = tuple(input_shape)
+    outputs = num_classes if directions is None else 1
+    model = build(
+        node, "model", allowed, expected=nn.Module, input_shape=shape, num_classes=outputs
     )
+    if directions is None:
+        return model
+    check_value(directions, list[int], "model.monotone")
+    try:
+        return Monotone(model, directions, input_shape=shape, num_classes=num_classes)
+    except ValueError as error:
+        raise ConfigError(f"model.monotone: {error}") from error
 
 
-def build_module(config: Config, dataset: Dataset, allowed: Sequence[str]) -> "CertifiedClassifier":
-    """The LightningModule around model, objective, optimizer and schedules."""
-    from robustcert.training.module import CertifiedClassifier
+def build_module(config: Config, dataset: Dataset, allowed: Sequence[str]) -> "CertifiedModule":
+    """The LightningModule around model, objective, optimizer and schedules.
+
+    Raises:
+        ConfigError: as for :func:`build`, or the objective is for other targets.
+    """
+    from robustcert.training.tasks import MODULES
 
     schedule = config.get("lr_schedule")
-    return CertifiedClassifier(
-        build_model(config, dataset.input_shape, dataset.num_classes, allowed),
-        build(config["objective"], "objective", allowed),
+    objective = build(config["objective"], "objective", allowed)
+    task, made_for = dataset.targets.task, getattr(objective, "task", Classes.task)
+    if made_for != task:
+        raise ConfigError(
+            f"objective: {type(objective).__name__} is for {made_for}, but the targets of "
+            f"{dataset.name} are for {task}: {_OBJECTIVES[task]}"
+        )
+    module, validation = MODULES[task]
+    return module(
+        build_model(config, dataset.input_shape, dataset.targets.outputs, allowed),
+        objective,
         input_shape=dataset.input_shape,
-        num_classes=dataset.num_classes,
+        num_classes=dataset.targets.outputs,
         epsilon=float(config["epsilon"]),
         radii=[float(radius) for radius in config["radii"]],
         optimizer=build(config["optimizer"], "optimizer", allowed),
         epsilon_schedule=build(config["epsilon_schedule"], "epsilon_schedule", allowed),
         lr_schedule=schedule and build(schedule, "lr_schedule", allowed),
-        validation=build_validation(config),
+        validation=_build_validation(config, validation),
+        space=build_space(config, dataset),
     )
 
 
-def build_validation(config: Config) -> "ValidationCertifier":
-    """The configured certifier as validation uses it."""
-    from robustcert.training.validation import ValidationCertifier
+# What to set for each kind of targets.
+_OBJECTIVES = {
+    "classification": "set objective=emma or another of conf/objective",
+    "regression": "set objective=squared, huber or quantile",
+}
 
+
+def _build_validation(config: Config, kind: Callable[..., Any]) -> Any:
+    """The configured certifier as validation uses it."""
     # A checkpoint of an earlier version has no such options.
     options = dict(config.get("validation") or {})
-    check_call(ValidationCertifier, options, "validation", frozenset({"certifier"}))
+    check_call(kind, options, "validation", frozenset({"certifier"}))
     # Of several, the first one's certificate is the run's.
     first = next(iter(named_certifiers(config.get("certifier")).values()))
     certifier = build_certifier(first, config.get("allow_targets") or ())
     try:
-        return ValidationCertifier(certifier, **options)
+        return kind(certifier, **options)
     except ValueError as error:
         raise ConfigError(str(error)) from error
 

@@ -14,6 +14,7 @@ from robustcert.data.dataset import (
     DatasetError,
     Examples,
     Joined,
+    as_numbers,
     to_unit,
 )
 from robustcert.data.generated import read_generated
@@ -69,7 +70,7 @@ class DataModule(LightningDataModule):
 
     Examples are those of :class:`Parts`; the test split is read for testing only. Data stays in
     memory as read (images as uint8), unless the dataset streams, and then each batch is read when
-    it is its turn; batches become float32 in [0, 1], and are augmented in training, on the device.
+    it is its turn; batches become float32, and are augmented in training, on the device.
 
     Training batches depend on ``(seed, epoch, batch number, rank)`` only, so a resumed run sees
     those of an uninterrupted one, bit for bit on the same device type, also when the checkpoint was
@@ -93,6 +94,8 @@ class DataModule(LightningDataModule):
             ones, see :func:`read_generated`; validation and test never have any.
         generated_ratio: Generated images for each real one.
         generated_sha256: That the file must have; recorded when training begins.
+        calibration: Share of the train split that neither training nor validation sees, see
+            :class:`Parts`.
     """
 
     def __init__(
@@ -108,9 +111,10 @@ class DataModule(LightningDataModule):
         generated: str | None = None,
         generated_ratio: float = 3.0,
         generated_sha256: str | None = None,
+        calibration: float = 0.0,
     ) -> None:
         super().__init__()
-        self.parts = Parts(dataset, validation, num_workers)
+        self.parts = Parts(dataset, validation, num_workers, calibration)
         for name, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
             if value < 1:
                 raise ValueError(f"expected loader.{name} to be at least 1, but got {value}")
@@ -139,7 +143,7 @@ class DataModule(LightningDataModule):
         self._generated: Examples | None = None
 
     def examples(self, part: Part) -> Examples:
-        """All examples of a part as float32 in [0, 1]; see :meth:`Parts.examples`."""
+        """All examples of a part as float32; see :meth:`Parts.examples`."""
         return self.parts.examples(part)
 
     def stored(self, part: Part) -> Examples:
@@ -147,11 +151,12 @@ class DataModule(LightningDataModule):
         return self.parts.stored(part)
 
     def first_of_each_class(self, count: int) -> Examples:
-        """The first ``count`` training examples of each class, as float32 in [0, 1]."""
+        """The first ``count`` training examples of each class, as float32."""
         stored = self.stored("train")
-        classes = range(self.dataset.num_classes)
-        rows = torch.cat([(stored.labels == c).nonzero()[:count, 0] for c in classes])
-        return Examples(to_unit(stored.inputs[rows]), stored.labels[rows], stored.indices[rows])
+        strata = self.dataset.targets.strata(stored.labels)
+        rows = torch.cat([(strata == c).nonzero()[:count, 0] for c in strata.unique()])
+        inputs = as_numbers(stored.inputs[rows], self.dataset.domain)
+        return Examples(inputs, stored.labels[rows], stored.indices[rows])
 
     def prepare_data(self) -> None:
         """Fetch missing files, in one process."""
@@ -195,10 +200,11 @@ class DataModule(LightningDataModule):
             DatasetError: the file is missing, damaged or another one.
         """
         if self.generated is not None and self._generated is None:
-            if self.stored("train").inputs.dtype != torch.uint8:
+            stored = self.stored("train")
+            if stored.inputs.dtype != torch.uint8 or stored.labels.dtype != torch.int64:
                 raise DatasetError(
-                    f"loader.generated: {self.dataset.name} has no images of type uint8 that "
-                    "generated ones could stand beside"
+                    f"loader.generated: {self.dataset.name} has no images of type uint8 with "
+                    "classes that generated ones could stand beside"
                 )
             self._generated, self.generated_sha256 = read_generated(
                 self.generated, self.dataset, self.generated_sha256
@@ -214,7 +220,7 @@ class DataModule(LightningDataModule):
         return self._eval_loader("test")
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> tuple[Tensor, ...]:
-        """The batch as ``(inputs, labels)``, inputs in [0, 1] and, in training, augmented.
+        """The batch as ``(inputs, labels)``, inputs as numbers and, in training, augmented.
 
         Where images are mixed: ``(inputs, labels, partners' labels, share of their own)``.
         """

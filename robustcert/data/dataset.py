@@ -1,4 +1,4 @@
-"""The dataset contract: labelled examples with inputs in [0, 1], and where they came from."""
+"""The dataset contract: examples, what their inputs and targets are, and where they came from."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -8,14 +8,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from robustcert.data.targets import Classes, DatasetError, Targets
+from robustcert.network.input_space import Kind
 from robustcert.network.units import in_units
 
 Split = Literal["train", "test"]
-
-
-class DatasetError(ValueError):
-    """A dataset is missing, damaged or not what it claims to be."""
-
 
 Rows = Tensor | slice | list[int]
 
@@ -71,9 +68,10 @@ class Examples:
     """Inputs and labels of one split, in file order unless ``indices`` says otherwise.
 
     Args:
-        inputs: Shape ``(N, *input_shape)``, uint8 in 0..255 or floating point in [0, 1]: a tensor,
-            or a :class:`Stream` that reads them batch by batch.
-        labels: Class indices, int64, shape ``(N,)``.
+        inputs: Shape ``(N, *input_shape)``, uint8 in 0..255 or floating point in [0, 1], or, of
+            columns, any finite numbers: a tensor, or a :class:`Stream` that reads them batch by
+            batch.
+        labels: Targets, shape ``(N,)``: class indices, int64, or real numbers, float32.
         indices: Position of every example in the split's file order, int64, shape ``(N,)``;
             ``0 .. N-1`` if not given.
     """
@@ -102,17 +100,34 @@ class Examples:
 
 
 class Dataset(ABC):
-    """A train and a test split of labelled examples with inputs in [0, 1].
+    """A train and a test split of examples with their targets.
 
     A subclass sets the attributes and implements ``read``. Normalisation is no part of a dataset:
     it is a layer of the network, inside its Lipschitz bound, so that a radius is always a distance
-    between inputs in [0, 1].
+    between inputs in their own units: [0, 1] for images, those of the data for columns.
+
+    Attributes:
+        name: What files and messages call it.
+        input_shape: Of one input: ``(C, H, W)`` of images, ``(D,)`` of rows of a table, ``(C, T)``
+            of signals.
+        num_classes: Number of classes.
+        class_names: What the classes are called, in the order of their labels.
+        domain: ``images`` for inputs in [0, 1], ``columns`` for any finite numbers.
+        columns: Names of the entries along dimension 0 of ``input_shape``: the columns of a table,
+            the channels of a signal or an image.
     """
 
     name: str
     input_shape: tuple[int, ...]
     num_classes: int
     class_names: tuple[str, ...] | None = None
+    domain: Kind = "images"
+    columns: tuple[str, ...] | None = None
+
+    @property
+    def targets(self) -> Targets:
+        """What the targets are: indices of ``num_classes`` classes, unless a subclass says else."""
+        return Classes(self.num_classes)
 
     @abstractmethod
     def read(self, split: Split) -> Examples:
@@ -154,21 +169,70 @@ def to_unit(inputs: Tensor, source: str = "inputs") -> Tensor:
     if outside.any():
         raise DatasetError(
             f"{source}: expected floating-point inputs in [0, 1], but got "
-            f"{inputs[outside][0].item():g} ({int(outside.sum())} values lie outside): rescale the "
-            "data, and leave normalisation to the network (normalization.mean, normalization.std)"
+            f"{inputs[outside][0].item():g} ({int(outside.sum())} values lie outside): rescale "
+            "the data, and leave normalisation to the network (normalization.mean, "
+            "normalization.std); of a table or of signals in units of their own, say so by "
+            "dataset.domain=columns"
         )
     return numbers.to(torch.float32)
 
 
+def column_name(columns: Sequence[str] | None, place: int) -> str:
+    """What messages call the column at a place, counted from 0."""
+    return f"column {columns[place]!r}" if columns else f"column {place}"
+
+
+def to_columns(inputs: Tensor, columns: Sequence[str] | None, source: str = "inputs") -> Tensor:
+    """Inputs in units of their own as float32; every number must be finite.
+
+    Args:
+        inputs: Shape ``(N, D)`` or ``(N, C, T)``, floating point.
+        columns: Names of the D columns or C channels.
+        source: Named in the error.
+    """
+    if inputs.dtype == torch.uint8:
+        raise DatasetError(
+            f"{source}: expected floating point in the units of the columns, but got uint8, which "
+            "stands for pixels: write x.astype(numpy.float32)"
+        )
+    try:
+        numbers = in_units(inputs).to(torch.float32)
+    except ValueError as error:
+        raise DatasetError(f"{source}: {error}") from error
+    wrong = ~torch.isfinite(numbers)
+    if wrong.any():
+        row, place = (int(index[0]) for index in wrong.nonzero(as_tuple=True)[:2])
+        found = float(inputs[wrong][0])
+        count = int(wrong.flatten(1).any(1).sum())
+        raise DatasetError(
+            f"{source}: expected a finite float32 in every column, but "
+            f"{column_name(columns, place)} has {found:g} in row {row} ({count} of {len(numbers)} "
+            "rows have such a value): leave these rows out, or fill missing values in, for example "
+            "by the column's median in the training split"
+        )
+    return numbers
+
+
+def as_numbers(
+    inputs: Tensor, domain: Kind, columns: Sequence[str] | None = None, source: str = "inputs"
+) -> Tensor:
+    """Stored inputs as float32, as their domain reads them.
+
+    Args:
+        inputs: Shape ``(N, *input_shape)``: see :func:`to_unit` for images,
+            :func:`to_columns` for columns.
+        domain: What they are.
+        columns: Names of the columns or channels, for errors.
+        source: Named in the error.
+    """
+    if domain == "images":
+        return to_unit(inputs, source)
+    return to_columns(inputs, columns, source)
+
+
 def check_labels(labels: Tensor, num_classes: int, source: str) -> None:
     """Raise unless every label is a class index below ``num_classes``."""
-    wrong = ((labels < 0) | (labels >= num_classes)).nonzero()
-    if len(wrong):
-        place = int(wrong[0])
-        raise DatasetError(
-            f"{source}: expected labels from 0 to {num_classes - 1}, but got {int(labels[place])} "
-            f"at position {place} ({len(wrong)} of {len(labels)} labels lie outside)"
-        )
+    Classes(num_classes).check(labels, source)
 
 
 def check_examples(dataset: Dataset, split: Split, examples: Examples) -> None:
@@ -181,17 +245,20 @@ def check_examples(dataset: Dataset, split: Split, examples: Examples) -> None:
         raise DatasetError(
             f"{source}: expected inputs of shape {tuple(dataset.input_shape)}, but got {shape}"
         )
-    if examples.labels.dtype != torch.int64 or examples.labels.ndim != 1:
+    kind = dataset.targets.dtype
+    if examples.labels.dtype != kind or examples.labels.ndim != 1:
+        name = str(kind).removeprefix("torch.")
         raise DatasetError(
-            f"{source}: expected int64 labels of shape (N,), but got {examples.labels.dtype} of "
+            f"{source}: expected {name} labels of shape (N,), but got {examples.labels.dtype} of "
             f"shape {tuple(examples.labels.shape)}"
         )
-    check_labels(examples.labels, dataset.num_classes, source)
+    dataset.targets.check(examples.labels, source)
     if isinstance(examples.inputs, Stream):
         # Nothing is read here, so that only a type with no value out of range will do.
-        if examples.inputs.dtype != torch.uint8:
+        if examples.inputs.dtype != torch.uint8 or dataset.domain == "columns":
             raise DatasetError(
-                f"{source}: expected streamed inputs of type uint8, got {examples.inputs.dtype}"
+                f"{source}: expected streamed inputs of type uint8, images, got {dataset.domain} "
+                f"of type {examples.inputs.dtype}"
             )
-    elif examples.inputs.dtype != torch.uint8:
-        to_unit(examples.inputs, source)
+    elif examples.inputs.dtype != torch.uint8 or dataset.domain == "columns":
+        as_numbers(examples.inputs, dataset.domain, dataset.columns, source)

@@ -1,38 +1,67 @@
 """Any dataset in one NumPy archive."""
 
+import math
 import os
 import zipfile
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from robustcert.data.dataset import Dataset, DatasetError, Examples, Split, check_split, to_unit
+from robustcert.data.dataset import (
+    Dataset,
+    DatasetError,
+    Examples,
+    Split,
+    check_split,
+    column_name,
+    to_columns,
+    to_unit,
+)
 from robustcert.data.files import digest
+from robustcert.data.targets import Classes, Reals, Targets
+from robustcert.network.input_space import Kind
 
 # Names of the arrays in the file.
 KEYS = ("x_train", "y_train", "x_test", "y_test")
+# What the columns are called; it may be missing.
+NAMES = "columns"
 
 
 class NPZ(Dataset):
     """A dataset in one ``.npz`` file, as ``numpy.savez`` writes it.
 
-    The file holds ``x_train``, ``y_train``, ``x_test`` and ``y_test``. Inputs are uint8 (divided
+    The file holds ``x_train``, ``y_train``, ``x_test`` and ``y_test``. Images are uint8 (divided
     by 255) or floating point in [0, 1], of shape ``(N, C, H, W)``, ``(N, H, W)`` (grey images) or
-    ``(N, D)``. Labels are integers from 0 of shape ``(N,)``, without a gap over both splits.
+    ``(N, D)``. Columns are numbers in units of their own: rows of a table ``(N, D)``, or signals
+    ``(N, C, T)`` of C channels and T steps. Targets have the shape ``(N,)``: integers are the
+    labels of classes, from 0 without a gap over both splits; floating-point numbers are what a
+    regression predicts.
 
     Args:
         root: The file.
-        num_classes: Number of classes, where the file has no sample of some of them; by default
-            the largest label plus one.
+        num_classes: Number of classes, where the file has no sample of some of them, or more
+            classes than columns; by default the largest label plus one. None for a regression.
+        domain: ``images`` or ``columns``.
+        columns: Names of the D columns or C channels; those of the file's array ``columns`` by
+            default.
     """
 
-    def __init__(self, root: str | os.PathLike[str], num_classes: int | None = None) -> None:
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        num_classes: int | None = None,
+        domain: Kind = "images",
+        columns: Sequence[str] | None = None,
+    ) -> None:
         self.path = Path(root).expanduser()
         self.name = self.path.stem
+        self.domain = domain
         arrays = _load(self.path)
+        self.columns = _columns(arrays, columns, self.path)
         self._record = {
             "name": self.path.name,
             "bytes": self.path.stat().st_size,
@@ -41,9 +70,13 @@ class NPZ(Dataset):
         }
         self._splits: dict[str, Examples] = {}
         for split in ("train", "test"):
-            inputs = _inputs(arrays[f"x_{split}"], f"{self.path} (x_{split})")
-            labels = _labels(arrays[f"y_{split}"], len(inputs), f"{self.path} (y_{split})")
-            self._splits[split] = Examples(inputs, labels)
+            source = f"{self.path} (x_{split})"
+            array = arrays[f"x_{split}"]
+            images = domain == "images"
+            inputs = _images(array, source) if images else _numbers(array, self.columns, source)
+            _check_names(self.columns, inputs.shape, source)
+            found = _targets(arrays[f"y_{split}"], len(inputs), f"{self.path} (y_{split})")
+            self._splits[split] = Examples(inputs, found)
         shapes = [tuple(examples.inputs.shape[1:]) for examples in self._splits.values()]
         if shapes[0] != shapes[1]:
             raise DatasetError(
@@ -51,10 +84,34 @@ class NPZ(Dataset):
                 f"{shapes[0]} and {shapes[1]}"
             )
         self.input_shape = shapes[0]
-        labels = torch.cat([examples.labels for examples in self._splits.values()])
-        self.num_classes = _num_classes(labels.unique(), num_classes, self.path)
-        if self.num_classes < 2:
+        self._targets = self._kind([e.labels for e in self._splits.values()], num_classes)
+        self.num_classes = self._targets.outputs
+
+    @property
+    def targets(self) -> Targets:
+        """Classes, or real numbers where the file's targets are floating-point numbers."""
+        return self._targets
+
+    def _kind(self, labels: Sequence[torch.Tensor], num_classes: int | None) -> Targets:
+        kinds = {part.dtype for part in labels}
+        if len(kinds) > 1:
+            raise DatasetError(
+                f"{self.path}: expected y_train and y_test to be both integer labels, of classes, "
+                "or both floating point, which a regression predicts"
+            )
+        if kinds == {Reals.dtype}:
+            if num_classes is not None:
+                raise DatasetError(
+                    f"{self.path}: dataset.num_classes={num_classes} goes with integer labels, but "
+                    "y_train is floating point, which a regression predicts: set it to null"
+                )
+            return Reals()
+        found = Classes(_num_classes(torch.cat(list(labels)).unique(), num_classes, self.path))
+        if found.outputs < 2:
             raise DatasetError(f"{self.path}: expected at least two classes, but every label is 0")
+        if self.domain == "columns" and num_classes is None:
+            self._check_classes(found.outputs)
+        return found
 
     def read(self, split: Split) -> Examples:
         """All examples of the split, images as uint8 if the file has them so."""
@@ -64,6 +121,17 @@ class NPZ(Dataset):
     def provenance(self) -> dict[str, Any]:
         """Record of the file as it was at construction."""
         return {"name": self.name, "files": [dict(self._record)]}
+
+    def _check_classes(self, classes: int) -> None:
+        """Refuse more classes than numbers in a row, which are usually a quantity."""
+        numbers = math.prod(self.input_shape)
+        if classes > numbers:
+            raise DatasetError(
+                f"{self.path}: expected no more classes than the {numbers} numbers of a row, but "
+                f"y_train and y_test have {classes}: if they are classes, set "
+                f"dataset.num_classes={classes}; if they are a quantity, write them as floating "
+                "point, y.astype(numpy.float32), for a regression"
+            )
 
 
 def _load(path: Path) -> dict[str, np.ndarray]:
@@ -85,17 +153,17 @@ def _load(path: Path) -> dict[str, np.ndarray]:
                     f"{path}: expected the arrays {', '.join(KEYS)}, but got "
                     f"{', '.join(archive.files) or 'none'}"
                 )
-            return {key: archive[key] for key in KEYS}
+            return {key: archive[key] for key in (*KEYS, NAMES) if key in archive.files}
     except DatasetError:
         raise
     except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         raise DatasetError(
-            f"{path}: expected an .npz archive of plain arrays (no pickled objects), but got: "
-            f"{error}"
+            f"{path}: expected an .npz archive of plain arrays (no pickled objects, as which texts "
+            f"and missing values among numbers are saved), but got: {error}"
         ) from error
 
 
-def _inputs(array: np.ndarray, source: str) -> torch.Tensor:
+def _images(array: np.ndarray, source: str) -> torch.Tensor:
     if array.ndim not in (2, 3, 4) or 0 in array.shape:
         raise DatasetError(
             f"{source}: expected the shape (N, C, H, W), (N, H, W) or (N, D) without a zero, but "
@@ -113,6 +181,65 @@ def _inputs(array: np.ndarray, source: str) -> torch.Tensor:
     if array.dtype == np.uint8:
         return torch.from_numpy(np.ascontiguousarray(array))
     return to_unit(torch.from_numpy(array.astype(np.float64)), source)
+
+
+def _numbers(array: np.ndarray, columns: tuple[str, ...] | None, source: str) -> torch.Tensor:
+    """Rows of a table or signals, in units of their own."""
+    if array.ndim not in (2, 3) or 0 in array.shape:
+        raise DatasetError(
+            f"{source}: expected rows of a table, (N, D), or signals, (N, C, T), without a zero, "
+            f"but got {array.shape}"
+        )
+    _check_names(columns, array.shape, source)
+    if array.dtype.kind in "US":
+        raise DatasetError(f"{source}: expected numbers, but {_text(array, columns)}")
+    if array.dtype.kind not in "fiub":
+        raise DatasetError(f"{source}: expected real numbers, but got {array.dtype}")
+    return to_columns(torch.from_numpy(array.astype(np.float64)), columns, source)
+
+
+def _text(array: np.ndarray, columns: tuple[str, ...] | None) -> str:
+    """Which column of an array of texts is none of numbers, and what to do."""
+    for place in range(array.shape[1]):
+        for value in array[:, place].ravel().tolist():
+            try:
+                float(value)
+            except ValueError:
+                name = column_name(columns, place)
+                if not value.strip():
+                    return f"{name} has a missing value: leave its row out, or fill it in"
+                return (
+                    f"{name} holds texts such as {value!r}: make a column of 0 and 1 for each of "
+                    "its values, or leave it out"
+                )
+    return "got texts of numbers: write x.astype(float)"
+
+
+def _columns(
+    arrays: dict[str, np.ndarray], given: Sequence[str] | None, path: Path
+) -> tuple[str, ...] | None:
+    """Names of the columns, all different, or None where there are none."""
+    if given is None and NAMES not in arrays:
+        return None
+    array = arrays[NAMES] if given is None else np.array(list(given))
+    names = tuple(str(name) for name in array.ravel())
+    wrong = array.dtype.kind != "U" or array.ndim != 1 or not all(names)
+    if wrong or len({*names}) < len(names):
+        where = f"{path} ({NAMES})" if given is None else "dataset.columns"
+        raise DatasetError(
+            f"{where}: expected the names of the columns, all different, as texts of shape (D,), "
+            f"but got {array.dtype} of shape {array.shape}"
+        )
+    return names
+
+
+def _check_names(columns: Sequence[str] | None, shape: Sequence[int], source: str) -> None:
+    """Raise unless every column or channel has a name, or none has."""
+    if columns is not None and len(columns) != shape[1]:
+        raise DatasetError(
+            f"{source}: expected {len(columns)} columns or channels, as dataset.columns or the "
+            f"file's array {NAMES} names them, but got the shape {tuple(shape)}"
+        )
 
 
 def _num_classes(labels: torch.Tensor, given: int | None, path: Path) -> int:
@@ -136,12 +263,17 @@ def _num_classes(labels: torch.Tensor, given: int | None, path: Path) -> int:
     return found
 
 
-def _labels(array: np.ndarray, count: int, source: str) -> torch.Tensor:
-    if array.dtype.kind not in "iu" or array.shape != (count,):
+def _targets(array: np.ndarray, count: int, source: str) -> torch.Tensor:
+    if array.dtype.kind not in "iuf" or array.shape != (count,):
         raise DatasetError(
-            f"{source}: expected integer labels of shape ({count},), one for each input, but got "
-            f"{array.dtype} of shape {array.shape}"
+            f"{source}: expected integer labels or floating-point targets of shape ({count},), one "
+            f"for each input, but got {array.dtype} of shape {array.shape}"
+            + (": y = numpy.unique(y, return_inverse=True)[1]" if array.dtype.kind in "US" else "")
         )
+    if array.dtype.kind == "f":
+        targets = torch.from_numpy(array.astype(np.float32))
+        Reals().check(targets, source)
+        return targets
     if array.min() < 0:
         raise DatasetError(f"{source}: expected labels from 0, but got {array.min()}")
     return torch.from_numpy(array.astype(np.int64))

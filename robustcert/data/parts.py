@@ -1,4 +1,4 @@
-"""The parts of a dataset in a run: train, validation and test, as stored and as plain tensors."""
+"""The parts of a dataset in a run: train, validation, calibration and test."""
 
 from typing import Any, Literal
 
@@ -12,14 +12,15 @@ from robustcert.data.dataset import (
     DatasetError,
     Examples,
     Stream,
+    as_numbers,
     check_examples,
-    to_unit,
 )
-from robustcert.data.split import stratified_split
+from robustcert.data.split import random_split, stratified_split
 
-Part = Literal["train", "validation", "test"]
+Part = Literal["train", "validation", "calibration", "test"]
 
 VALIDATION_KEY = 20_210_217
+CALIBRATION_KEY = 20_050_101
 
 
 class Batches(TorchDataset[tuple[Tensor, Tensor]]):
@@ -36,19 +37,28 @@ class Batches(TorchDataset[tuple[Tensor, Tensor]]):
 
 
 class Parts:
-    """Train, validation and test examples of a dataset, each read when it is first asked for.
+    """Train, validation, calibration and test examples, each read when it is first asked for.
 
-    Validation examples are cut from the train split, stratified by class, by a permutation that is
-    the same for every run. Lightning is not needed: certification reads its samples here, and
-    :class:`DataModule` makes batches of the same parts.
+    Calibration examples are cut at random from the train split, before anything else: neither
+    training nor the choice of ``best.ckpt`` sees them. Validation examples are cut from the rest,
+    stratified by class. Both permutations are the same for every run. Lightning is not needed:
+    certification reads its samples here, and :class:`DataModule` makes batches of the same parts.
 
     Args:
         dataset: What to read.
         validation: Share of the train split held out for validation, between 0 and 1.
         num_workers: Processes that gather batches, at least 0.
+        calibration: Share of the train split held out for the thresholds of conformal prediction
+            sets, at least 0 and below 1; with 0 there is no such part.
     """
 
-    def __init__(self, dataset: Dataset, validation: float = 0.1, num_workers: int = 0) -> None:
+    def __init__(
+        self,
+        dataset: Dataset,
+        validation: float = 0.1,
+        num_workers: int = 0,
+        calibration: float = 0.0,
+    ) -> None:
         if num_workers < 0:
             raise ValueError(f"expected loader.num_workers to be at least 0, but got {num_workers}")
         if not 0 < validation < 1:
@@ -58,43 +68,67 @@ class Parts:
             )
         self.dataset = dataset
         self.validation = validation
+        if not 0 <= calibration < 1:
+            raise ValueError(
+                "expected loader.calibration, the share of the train split held out for conformal "
+                f"prediction sets, to be at least 0 and below 1, but got {calibration}"
+            )
         self.num_workers = num_workers
+        self.calibration = calibration
         self._parts: dict[Part, Examples] = {}
 
     def examples(self, part: Part) -> Examples:
-        """All examples of a part, as float32 in [0, 1]; a stream is read from end to end.
+        """All examples of a part, as float32 in their units; a stream is read from end to end.
 
         ``indices`` are positions in the official split's file order: the train split's for
-        ``"train"`` and ``"validation"``.
+        all parts but ``"test"``.
         """
         stored = self.stored(part)
-        return Examples(to_unit(stored.inputs[:]), stored.labels, stored.indices)
+        inputs = as_numbers(stored.inputs[:], self.dataset.domain)
+        return Examples(inputs, stored.labels, stored.indices)
 
     def stored(self, part: Part) -> Examples:
         """All examples of a part as the dataset gives them: images as uint8, or as a stream."""
         if part not in self._parts:
             if part == "test":
                 self._parts["test"] = self._read("test")
-            elif part in ("train", "validation"):
-                train = self._read("train")
-                if len(train) < 2:
-                    raise DatasetError(
-                        f"{self.dataset.name}: expected at least two training examples, one of "
-                        f"them for validation, but got {len(train)}"
-                    )
-                rest, held_out = stratified_split(train.labels, self.validation, VALIDATION_KEY)
-                self._parts["train"] = train.take(rest)
-                self._parts["validation"] = train.take(held_out)
+            elif part in ("train", "validation") or (part == "calibration" and self.calibration):
+                self._cut(self._read("train"))
             else:
-                raise ValueError(f"expected 'train', 'validation' or 'test', but got {part!r}")
+                raise ValueError(
+                    "expected 'train', 'validation', 'test' or, with loader.calibration above 0, "
+                    f"'calibration', but got {part!r}"
+                )
         return self._parts[part]
+
+    def _cut(self, train: Examples) -> None:
+        """Cut calibration and validation examples off the train split."""
+        if len(train) < 2:
+            raise DatasetError(
+                f"{self.dataset.name}: expected at least two training examples, one of them for "
+                f"validation, but got {len(train)}"
+            )
+        if self.calibration:
+            rest, held_out = random_split(len(train), self.calibration, CALIBRATION_KEY)
+            self._parts["calibration"] = train.take(held_out)
+            train = train.take(rest)
+            if len(train) < 2:
+                raise DatasetError(
+                    f"{self.dataset.name}: loader.calibration={self.calibration} leaves "
+                    f"{len(train)} example for training and validation: make it smaller"
+                )
+        strata = self.dataset.targets.strata(train.labels)
+        rest, held_out = stratified_split(strata, self.validation, VALIDATION_KEY)
+        self._parts["train"] = train.take(rest)
+        self._parts["validation"] = train.take(held_out)
 
     def _read(self, split: Literal["train", "test"]) -> Examples:
         examples = self.dataset.read(split)
         check_examples(self.dataset, split, examples)
         if examples.inputs.dtype == torch.uint8 or isinstance(examples.inputs, Stream):
             return examples
-        return Examples(to_unit(examples.inputs), examples.labels, examples.indices)
+        inputs = as_numbers(examples.inputs, self.dataset.domain)
+        return Examples(inputs, examples.labels, examples.indices)
 
     def in_order(self, part: Part, batch_size: int, first: int, last: int) -> DataLoader[Any]:
         """Batches of the rows from ``first`` to ``last`` (not included) of a part, as stored."""

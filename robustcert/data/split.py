@@ -31,3 +31,23 @@ def stratified_split(labels: Tensor, fraction: float, key: int) -> tuple[Tensor,
     chosen = permutation[np.argsort(place, kind="stable")]
     rest, part = np.sort(chosen[size:]), np.sort(chosen[:size])
     return torch.from_numpy(rest), torch.from_numpy(part)
+
+
+def random_split(count: int, fraction: float, key: int) -> tuple[Tensor, Tensor]:
+    """Cut a part out of ``count`` examples at random, so that all its subsets are equally likely.
+
+    Unlike a stratified part, it is exchangeable with further examples of the same distribution,
+    which is what the coverage of conformal prediction rests on.
+
+    Args:
+        count: Number of examples, at least 2.
+        fraction: Share of the examples in the part; at least one example lands on each side.
+        key: Chooses the permutation, as in :func:`stratified_split`.
+
+    Returns:
+        Rows of the rest and of the part, each in increasing order.
+    """
+    permutation = np.random.RandomState(key).permutation(count)
+    size = min(max(round(fraction * count), 1), count - 1)
+    rest, part = np.sort(permutation[size:]), np.sort(permutation[:size])
+    return torch.from_numpy(rest), torch.from_numpy(part)

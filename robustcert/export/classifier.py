@@ -1,6 +1,8 @@
 """The whole classifier as one ONNX model: input to logits, label and certified radius."""
 
+import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +12,12 @@ import torch
 from robustcert.atomic import complete_file
 from robustcert.certificate.claim import FUNCTIONS
 from robustcert.certificate.predictor import Predictor
+from robustcert.certificate.space import space_record
 from robustcert.errors import UnsoundNetworkError
 from robustcert.export.graph import IR_VERSION, OPSET, Graph
 from robustcert.export.operations import add_operations
 from robustcert.network.forward_error import forward_steps
-from robustcert.network.units import INPUTS
+from robustcert.network.input_space import IMAGES
 
 # A model is one protobuf message, which holds at most 2 GiB.
 MAX_BYTES = 2**31 - 2**24
@@ -26,7 +29,7 @@ def to_onnx(predictor: Predictor, path: str | Path) -> dict[str, str]:
     Input ``x`` ``(N, *input_shape)`` in the predictor's arithmetic, the numbers that samples stand
     for (:func:`robustcert.network.units.in_units`); outputs ``logits`` ``(N, C)``
     in that arithmetic, ``label`` ``(N,)`` int64 and ``radius`` ``(N,)`` float64, in input units, 0
-    where nothing is certified. The radius is computed in the model, as
+    where nothing is certified; in a metric, in units of u. The radius is computed in the model, as
     :class:`robustcert.certificate.predictor.Predictor` does, and speaks of the same functions.
 
     Args:
@@ -46,11 +49,18 @@ def to_onnx(predictor: Predictor, path: str | Path) -> dict[str, str]:
     label, radius = _add_radius(graph, logits, predictor)
     for value, name in ((logits, "logits"), (label, "label"), (radius, "radius")):
         graph.nodes.append(graph.onnx.helper.make_node("Identity", [value], [name]))
+    record = space_record(network)
     metadata = {
         "robustcert.functions": "; ".join(FUNCTIONS[key] for key in predictor.functions),
-        "robustcert.norm": "l2",
-        "robustcert.network.units": "input units: distances between inputs as x holds them",
-        "robustcert.inputs": INPUTS,
+        "robustcert.norm": record["norm"],
+        "robustcert.network.units": (
+            "input units: distances between inputs as x holds them"
+            if predictor.change is None
+            else predictor.units
+        ),
+        "robustcert.inputs": record["inputs"],
+        "robustcert.domain": json.dumps(record["domain"]),
+        **({} if predictor.change is None else {"robustcert.change": predictor.change}),
         "robustcert.radius": "on the open ball of this radius the label does not change; 0: "
         "not certified",
         "robustcert.digest": predictor.digest,
@@ -111,8 +121,7 @@ def _add_radius(network: Graph, logits: str, predictor: Predictor) -> tuple[str,
         graph.mul(centre, number(2 * math.sqrt(2) * (1 + 1e-8))),
         graph.mul(graph.apply("Abs", margin), number(2.0**-52)),
     )
-    drift = math.sqrt(2) * (1 + 1e-9) * predictor.beta
-    fall = np.nextafter(predictor.pairwise.cpu().numpy() + drift, math.inf)
+    fall = np.nextafter(predictor.pairwise.cpu().numpy() + predictor.drift, math.inf)
     slope = graph.apply("Gather", graph.constant(fall, double), label, axis=0)
     ratio = graph.div(graph.sub(margin, allowance), slope)
     classes = graph.constant(np.arange(len(fall))[None], np.int64)
@@ -121,6 +130,8 @@ def _add_radius(network: Graph, logits: str, predictor: Predictor) -> tuple[str,
 
     least = graph.apply("ReduceMin", ratio, graph.integers(1), keepdims=0)
     room = graph.sub(number(_reach(predictor)), graph.apply("Squeeze", distance, graph.integers(1)))
+    if predictor.stretch != 1.0:
+        room = graph.mul(number((1 - 2.0**-40) / predictor.stretch), room)
     radius = graph.mul(graph.apply("Min", least, room), number(1 - 2.0**-50))
     # NaN and infinity differ from themselves less themselves; a NaN might get lost in a minimum.
     number_like = graph.apply("Equal", graph.sub(wide, wide), number(0.0))
@@ -139,7 +150,7 @@ def _reach(predictor: Predictor) -> float:
     origin = torch.zeros(1, *predictor.input_shape, dtype=torch.float64, device="cpu")
     limit = 2.0**510 if predictor.dtype == torch.float64 else 2.0**62
     reach = predictor.reach
-    network = predictor.network.to(torch.device("cpu"))
+    network = replace(predictor.network.to(torch.device("cpu")), space=IMAGES)
     for state in forward_steps(network, origin):
         room = limit - 2 * float(state.output.norm()) - 2 * float(state.centre)
         reach = min(reach, room / (1 + 2 * (state.lipschitz + state.growth)))

@@ -5,6 +5,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robustcert.layers.constrained import ConstrainedConv2d, ConstrainedLinear
+from robustcert.layers.residues import from_residues, to_residues
+from robustcert.norms.convolution import Pair, pair
 
 
 def _inverse_root(row_sums: Tensor) -> Tensor:
@@ -49,7 +51,7 @@ class AOLConvolution(nn.Module):
     Reference: Prach and Lampert, ECCV 2022, Theorem 2 (stride 1).
 
     Args:
-        stride: Step between output positions.
+        stride: Step between output positions, one number or two.
 
     Example:
         >>> AOLConvolution()(torch.ones(1, 1, 2, 2))[0, 0]
@@ -60,20 +62,21 @@ class AOLConvolution(nn.Module):
                 [0.5000, 0.5000]])
     """
 
-    def __init__(self, stride: int = 1) -> None:
+    def __init__(self, stride: Pair = 1) -> None:
         super().__init__()
-        self.stride = stride
+        self.stride = pair(stride)
 
     def forward(self, weight: Tensor) -> Tensor:
-        """Rescale ``weight`` of shape ``(out_channels, in_channels, k, k)``."""
-        side = weight.shape[-1]
-        missing = -side % self.stride
+        """Rescale ``weight`` of shape ``(out_channels, in_channels, k, l)``."""
+        height, width = weight.shape[2:]
+        below, beside = (-n % s for n, s in zip((height, width), self.stride, strict=True))
         with torch.autocast(weight.device.type, enabled=False):
-            kernel = F.pixel_unshuffle(F.pad(weight, (0, missing, 0, missing)), self.stride)
+            kernel = to_residues(F.pad(weight, (0, beside, 0, below)), self.stride)
             by_input = kernel.transpose(0, 1)
-            correlation = F.conv2d(by_input, by_input, padding=kernel.shape[-1] - 1)
+            around = (kernel.shape[2] - 1, kernel.shape[3] - 1)
+            correlation = F.conv2d(by_input, by_input, padding=around)
             scale = _inverse_root(correlation.abs().sum((1, 2, 3)))[:, None, None]
-            return F.pixel_shuffle(kernel * scale, self.stride)[..., :side, :side]
+            return from_residues(kernel * scale, self.stride)[..., :height, :width]
 
 
 class AOLLinear(ConstrainedLinear):
@@ -101,9 +104,9 @@ class AOLConv2d(ConstrainedConv2d):
     Args:
         in_channels: Channels of the input.
         out_channels: Channels of the output.
-        kernel_size: Side of the square kernel.
-        stride: Step between output positions.
-        padding: Zeros on each side of the input.
+        kernel_size: Side of the square kernel, or its height and width.
+        stride: Step between output positions, one number or two.
+        padding: Zeros on each side of the input, one number or two.
         input_size: ``(H, W)`` of the input.
         bias: Whether to add a learned bias.
 
@@ -119,10 +122,10 @@ class AOLConv2d(ConstrainedConv2d):
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size: int,
+        kernel_size: Pair,
         *,
-        stride: int = 1,
-        padding: int = 0,
+        stride: Pair = 1,
+        padding: Pair = 0,
         input_size: tuple[int, int],
         bias: bool = True,
     ) -> None:
@@ -139,9 +142,10 @@ class AOLConv2d(ConstrainedConv2d):
         # One tap of every residue, so that no two overlap: dense random ones would be rescaled to a
         # norm of about a third, which leaves nothing of the signal after a few layers.
         kernel = self.get_parameter("parametrizations.weight.original")
-        side = min(stride, kernel_size)
-        first = (kernel_size - side) // 2
-        taps = torch.empty(out_channels, in_channels, side, side)
+        size = pair(kernel_size)
+        high, wide = (min(s, k) for s, k in zip(self.stride, size, strict=True))
+        top, left = (size[0] - high) // 2, (size[1] - wide) // 2
+        taps = torch.empty(out_channels, in_channels, high, wide)
         nn.init.orthogonal_(taps)
         with torch.no_grad():
-            kernel.zero_()[:, :, first : first + side, first : first + side] = taps
+            kernel.zero_()[:, :, top : top + high, left : left + wide] = taps

@@ -1,11 +1,14 @@
 """Orthogonal convolutions from 2x2 projector blocks (arXiv 1911.00937, arXiv 2501.07930)."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robustcert.layers.cayley import CayleyOrthogonal
 from robustcert.layers.constrained import ConstrainedConv2d
+from robustcert.norms.convolution import Pair, pair
 
 
 class BCOP(nn.Module):
@@ -23,8 +26,8 @@ class BCOP(nn.Module):
     Args:
         in_channels: Channels of the input.
         out_channels: Channels of the output.
-        kernel_size: Side of the kernel, at least the stride.
-        stride: Step between output positions.
+        kernel_size: Side of the kernel, at least the stride; or height and width.
+        stride: Step between output positions, one number or two.
 
     Example:
         >>> kernel = BCOP(2, 2, 3, stride=1)(torch.randn(2, 2))
@@ -35,39 +38,45 @@ class BCOP(nn.Module):
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, kernel_size: int, *, stride: int
+        self, in_channels: int, out_channels: int, kernel_size: Pair, *, stride: Pair
     ) -> None:
         super().__init__()
-        if kernel_size < stride:
+        excess = tuple(k - s for k, s in zip(pair(kernel_size), pair(stride), strict=True))
+        if min(excess) < 0:
             raise ValueError(
                 f"an orthogonal convolution reads every input: a kernel of side {kernel_size} is "
                 f"too small for stride {stride}; use layer=aol"
             )
         self.in_channels = in_channels
-        self.stride = stride
-        self.channels = max(in_channels, -(-out_channels // stride**2))
+        self.stride = pair(stride)
+        self.residues = math.prod(self.stride)
+        self.channels = max(in_channels, -(-out_channels // self.residues))
+        self.excess = excess
         self.orthogonal = CayleyOrthogonal()
-        count = 2 * (kernel_size - stride)
-        frames = torch.empty(count, self.channels, self.channels // 2)
+        frames = torch.empty(sum(excess), self.channels, self.channels // 2)
         for frame in frames:
             nn.init.orthogonal_(frame)
         self.frames = nn.Parameter(frames)
 
     def forward(self, weight: Tensor) -> Tensor:
-        """The kernel from the free matrix ``(out_channels, channels * stride**2)``."""
+        """The kernel from the free matrix ``(out_channels, channels * residues)``."""
         with torch.autocast(weight.device.type, enabled=False):
             matrix = self.orthogonal(weight)
-            kernel = matrix.unflatten(1, (self.channels, self.stride, self.stride))
+            kernel = matrix.unflatten(1, (self.channels, *self.stride))
             identity = torch.eye(self.channels, dtype=weight.dtype, device=weight.device)
-            for step, frame in enumerate(self.frames):
+            for frame, (step, axis) in zip(self.frames, self._blocks(), strict=True):
                 basis = self.orthogonal(frame)
                 projector = basis @ basis.mT
                 taps = [projector, identity - projector]
                 # Turned every second time, so that a projector of rank 0 does not move the image.
-                block = torch.stack(taps if step // 2 % 2 else taps[::-1], -1)
-                block = block[..., None, :] if step % 2 else block[..., None]
+                block = torch.stack(taps if step % 2 else taps[::-1], -1)
+                block = block[..., None, :] if axis else block[..., None]
                 kernel = compose(kernel, block)
             return kernel[:, : self.in_channels]
+
+    def _blocks(self) -> list[tuple[int, int]]:
+        """Number and axis of every block: of both axes in turn, as many as the kernel exceeds."""
+        return sorted((k, axis) for axis in (0, 1) for k in range(self.excess[axis]))
 
 
 def compose(outer: Tensor, inner: Tensor) -> Tensor:
@@ -82,9 +91,9 @@ class BCOPConv2d(ConstrainedConv2d):
     Args:
         in_channels: Channels of the input.
         out_channels: Channels of the output.
-        kernel_size: Side of the kernel, even or odd, at least the stride.
-        stride: Step between output positions.
-        padding: Zeros on each side of the input.
+        kernel_size: Side of the kernel, even or odd, at least the stride; or height and width.
+        stride: Step between output positions, one number or two.
+        padding: Zeros on each side of the input, one number or two.
         input_size: ``(H, W)`` of the input.
         bias: Whether to add a learned bias.
 
@@ -99,10 +108,10 @@ class BCOPConv2d(ConstrainedConv2d):
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size: int,
+        kernel_size: Pair,
         *,
-        stride: int = 1,
-        padding: int = 0,
+        stride: Pair = 1,
+        padding: Pair = 0,
         input_size: tuple[int, int],
         bias: bool = True,
     ) -> None:
@@ -115,6 +124,6 @@ class BCOPConv2d(ConstrainedConv2d):
             padding=padding,
             input_size=input_size,
             parametrization=rule,
-            free_shape=(out_channels, rule.channels * stride**2),
+            free_shape=(out_channels, rule.channels * rule.residues),
             bias=bias,
         )

@@ -11,6 +11,7 @@ from robustcert.layers.cholesky import regularised_factor
 from robustcert.layers.fft import FrequencyConstraint, FrequencyConv2d
 from robustcert.network.linear import Dense
 from robustcert.network.operation import constant
+from robustcert.norms.convolution import Pair
 
 
 def block_reflector(v: Tensor, ridge: float = 0.0) -> Tensor:
@@ -138,17 +139,17 @@ class ReflectorFrequencies(FrequencyConstraint):
     Args:
         in_channels: Channels of the input.
         out_channels: Channels of the output.
-        stride: Step between output positions.
-        padding: How far the first tap is before the output position.
+        stride: Steps between output positions, along height and width.
+        padding: How far the first tap is before the output position, along both.
         period: Height and width of the circular map.
         columns: Columns of V; half as many as rows by default.
         ridge: See :func:`block_reflector`.
 
     Example:
-        >>> rule = ReflectorFrequencies(2, 2, stride=1, padding=1, period=(4, 4))
-        >>> rule.free_shape(3)  # one column for each two rows
+        >>> rule = ReflectorFrequencies(2, 2, stride=(1, 1), padding=(1, 1), period=(4, 4))
+        >>> rule.free_shape((3, 3))  # one column for each two rows
         (2, 1, 3, 3)
-        >>> rule(torch.randn(rule.free_shape(3))).shape
+        >>> rule(torch.randn(rule.free_shape((3, 3)))).shape
         torch.Size([2, 2, 4, 4])
     """
 
@@ -157,8 +158,8 @@ class ReflectorFrequencies(FrequencyConstraint):
         in_channels: int,
         out_channels: int,
         *,
-        stride: int,
-        padding: int,
+        stride: tuple[int, int],
+        padding: tuple[int, int],
         period: tuple[int, int],
         columns: int | None = None,
         ridge: float = 0.0,
@@ -172,15 +173,15 @@ class ReflectorFrequencies(FrequencyConstraint):
         self.columns = columns
         self.ridge = ridge
 
-    def free_shape(self, kernel_size: int) -> tuple[int, ...]:
+    def free_shape(self, kernel_size: tuple[int, int]) -> tuple[int, ...]:
         """As many rows as the larger number of channels."""
-        size = max(self.out_channels, self.in_channels * self.stride**2)
-        return size, self.columns or rank(size), kernel_size, kernel_size
+        size = max(self.out_channels, self.in_channels * self.residues)
+        return size, self.columns or rank(size), *kernel_size
 
     def constrain(self, blocks: Tensor) -> Tensor:
         """Reflect complex blocks ``(F, m, n)``."""
         square = block_reflector(blocks, self.ridge)
-        return square[:, : self.out_channels, : self.in_channels * self.stride**2]
+        return square[:, : self.out_channels, : self.in_channels * self.residues]
 
 
 class BROConv2d(FrequencyConv2d):
@@ -191,8 +192,8 @@ class BROConv2d(FrequencyConv2d):
     Args:
         in_channels: Channels of the input.
         out_channels: Channels of the output.
-        kernel_size: Side of the free kernel, in input positions.
-        stride: Step between output positions.
+        kernel_size: Side of the free kernel, in input positions, or its height and width.
+        stride: Step between output positions, one number or two.
         padding: That of the zero-padded convolution whose output size it has.
         input_size: ``(H, W)`` of the input.
         margin: Rows and columns of zeros.
@@ -214,10 +215,10 @@ class BROConv2d(FrequencyConv2d):
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size: int,
+        kernel_size: Pair,
         *,
-        stride: int = 1,
-        padding: int = 0,
+        stride: Pair = 1,
+        padding: Pair = 0,
         input_size: tuple[int, int],
         margin: int = 2,
         columns: int | None = None,

@@ -7,6 +7,7 @@ from torch.nn.utils import parametrize
 
 from robustcert.network.linear import Convolution, Dense
 from robustcert.network.operation import constant
+from robustcert.norms.convolution import Pair, pair
 
 
 class ConstrainedLinear(nn.Module):
@@ -75,9 +76,9 @@ class ConstrainedConv2d(nn.Module):
     Args:
         in_channels: Channels of the input, of shape ``(N, in_channels, H, W)``.
         out_channels: Channels of the output.
-        kernel_size: Side of the square kernel.
-        stride: Step between output positions.
-        padding: Zeros on each side of the input.
+        kernel_size: Side of the square kernel, or its height and width.
+        stride: Step between output positions, one number or two.
+        padding: Zeros on each side of the input, one number or two.
         input_size: ``(H, W)`` of the input.
         parametrization: Module that maps the free kernel to the constrained one.
         free_shape: Shape of the free kernel, if not that of the constrained one.
@@ -98,20 +99,20 @@ class ConstrainedConv2d(nn.Module):
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size: int,
+        kernel_size: Pair,
         *,
-        stride: int = 1,
-        padding: int = 0,
+        stride: Pair = 1,
+        padding: Pair = 0,
         input_size: tuple[int, int],
         parametrization: nn.Module,
         free_shape: tuple[int, ...] | None = None,
         bias: bool = True,
     ) -> None:
         super().__init__()
-        self.stride = stride
-        self.padding = padding
+        self.stride = pair(stride)
+        self.padding = pair(padding)
         self.input_size = input_size
-        shape = free_shape or (out_channels, in_channels, kernel_size, kernel_size)
+        shape = free_shape or (out_channels, in_channels, *pair(kernel_size))
         self.weight = nn.Parameter(torch.empty(shape))
         nn.init.orthogonal_(self.weight)
         self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
@@ -131,6 +132,6 @@ class ConstrainedConv2d(nn.Module):
         return Convolution(
             constant(self.weight),
             None if self.bias is None else constant(self.bias),
-            (self.stride, self.stride),
-            (self.padding, self.padding),
+            self.stride,
+            self.padding,
         )

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
+from robustcert.layers.residues import from_residues, to_residues
 from robustcert.network.linear import CircularConvolution
 from robustcert.network.operation import constant
+from robustcert.norms.convolution import Pair, pair
 
 # Positions of the largest map that is transformed by a product.
 LARGE = 1024
@@ -29,9 +31,9 @@ class FrequencyConstraint(nn.Module):
     Args:
         in_channels: Channels of the input.
         out_channels: Channels of the output.
-        stride: Step between output positions.
-        padding: How far the first tap is before the output position.
-        period: Height and width of the circular map, multiples of the stride.
+        stride: Steps between output positions, along height and width.
+        padding: How far the first tap is before the output position, along both.
+        period: Height and width of the circular map, multiples of the strides.
 
     Example:
         >>> class Scaled(FrequencyConstraint):
@@ -48,8 +50,8 @@ class FrequencyConstraint(nn.Module):
         in_channels: int,
         out_channels: int,
         *,
-        stride: int,
-        padding: int,
+        stride: tuple[int, int],
+        padding: tuple[int, int],
         period: tuple[int, int],
     ) -> None:
         super().__init__()
@@ -58,14 +60,15 @@ class FrequencyConstraint(nn.Module):
         self.stride = stride
         self.padding = padding
         self.period = period
+        self.residues = math.prod(stride)
 
-    def free_shape(self, kernel_size: int) -> tuple[int, ...]:
+    def free_shape(self, kernel_size: tuple[int, int]) -> tuple[int, ...]:
         """Shape of the free kernel."""
-        return self.out_channels, self.in_channels * self.stride**2, kernel_size, kernel_size
+        return self.out_channels, self.in_channels * self.residues, *kernel_size
 
     @abstractmethod
     def constrain(self, blocks: Tensor) -> Tensor:
-        """Complex blocks ``(F, *free_shape[:2])`` to ``(F, out_channels, in_channels stride^2)``.
+        """Complex blocks ``(F, *free_shape[:2])`` to ``(F, out_channels, in_channels residues)``.
 
         Singular values of the result are at most 1.
         """
@@ -73,12 +76,14 @@ class FrequencyConstraint(nn.Module):
     @property
     def map(self) -> tuple[int, int]:
         """Height and width of the circular map of output positions."""
-        return self.period[0] // self.stride, self.period[1] // self.stride
+        return self.period[0] // self.stride[0], self.period[1] // self.stride[1]
 
     def blocks(self, weight: Tensor) -> Tensor:
-        """The constrained blocks ``(F, out_channels, in_channels stride^2)`` of a free kernel."""
+        """The constrained blocks ``(F, out_channels, in_channels residues)`` of a free kernel."""
         with torch.autocast(weight.device.type, enabled=False):
-            real, imaginary = _analyse(weight, self.map, weight.shape[3] // 2)
+            real, imaginary = _analyse(
+                weight, self.map, (weight.shape[2] // 2, weight.shape[3] // 2)
+            )
             return self.constrain(torch.complex(real, imaginary))
 
     def forward(self, weight: Tensor) -> Tensor:
@@ -87,27 +92,20 @@ class FrequencyConstraint(nn.Module):
         with torch.autocast(weight.device.type, enabled=False):
             kernel = _synthesise(blocks.real, blocks.imag, self.map, self.map)
             # Tap a of residue r is tap s a + r; the origin moves to tap ``padding``.
-            kernel = _from_residues(kernel, self.stride)
-            return kernel.roll((self.padding, self.padding), (2, 3))
-
-
-# At stride 1 nothing moves, and torch would copy the map.
-def _to_residues(x: Tensor, stride: int) -> Tensor:
-    return x if stride == 1 else F.pixel_unshuffle(x, stride)
-
-
-def _from_residues(x: Tensor, stride: int) -> Tensor:
-    return x if stride == 1 else F.pixel_shuffle(x, stride)
+            kernel = from_residues(kernel, self.stride)
+            return kernel.roll(self.padding, (2, 3))
 
 
 # Transforms of small maps are products: they put the frequencies first, where the blocks are, and
 # read and write what is not padding only. A fast transform would want its result copied.
 
 
-def _analyse(x: Tensor, period: tuple[int, int], origin: int = 0) -> tuple[Tensor, Tensor]:
+def _analyse(
+    x: Tensor, period: tuple[int, int], origin: tuple[int, int] = (0, 0)
+) -> tuple[Tensor, Tensor]:
     """Real and imaginary part ``(F, N, C)`` of the transform of ``(N, C, h, w)``, 0 elsewhere."""
     count, channels, *size = x.shape
-    if math.prod(size) > LARGE and origin == 0:
+    if math.prod(size) > LARGE and origin == (0, 0):
         beyond = (0, period[1] - size[1], 0, period[0] - size[0])
         spectrum = torch.fft.rfft2(F.pad(x, beyond)).flatten(2).permute(2, 0, 1)
         return spectrum.real, spectrum.imag
@@ -130,7 +128,7 @@ def _synthesise(
     own = frequency * 2 % period[1] == 0
     # Every other frequency stands for its mirror image too.
     share = (2 - own.to(real)).repeat(period[0])[:, None] / math.prod(period)
-    cosines, sines = _waves(period, size, 0, real.dtype, real.device)
+    cosines, sines = _waves(period, size, (0, 0), real.dtype, real.device)
     y = real.flatten(1).mT @ (share * cosines)
     y = y.addmm_(imaginary.flatten(1).mT, share * sines)
     return y.view(*real.shape[1:], *size)
@@ -142,7 +140,7 @@ def _synthesise(
 def _waves(
     period: tuple[int, int],
     size: tuple[int, int],
-    origin: int,
+    origin: tuple[int, int],
     dtype: torch.dtype,
     device: torch.device,
 ) -> tuple[Tensor, Tensor]:
@@ -151,8 +149,10 @@ def _waves(
     Shape ``(F, size[0] size[1])``; of a real map's frequencies, half of the columns.
     """
     turns = [
-        (torch.outer(_range(frequencies), _range(n) - origin) % whole).double() / whole
-        for frequencies, n, whole in zip((period[0], period[1] // 2 + 1), size, period, strict=True)
+        (torch.outer(_range(frequencies), _range(n) - first) % whole).double() / whole
+        for frequencies, n, first, whole in zip(
+            (period[0], period[1] // 2 + 1), size, origin, period, strict=True
+        )
     ]
     angle = 2 * math.pi * (turns[0][:, None, :, None] + turns[1][None, :, None, :])
     angle = angle.flatten(2).flatten(0, 1)
@@ -174,8 +174,8 @@ class FrequencyConv2d(nn.Module):
     Args:
         in_channels: Channels of the input, of shape ``(N, in_channels, *input_size)``.
         out_channels: Channels of the output.
-        kernel_size: Side of the free kernel, on the map of output positions.
-        stride: Step between output positions.
+        kernel_size: Side of the free kernel, on the map of output positions, or height and width.
+        stride: Step between output positions, one number or two.
         padding: Zeros on each side of the zero-padded convolution whose output size it has.
         input_size: ``(H, W)`` of the input; another size is refused.
         margin: Zeros that keep one border of the map from the other.
@@ -197,10 +197,10 @@ class FrequencyConv2d(nn.Module):
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size: int,
+        kernel_size: Pair,
         *,
-        stride: int = 1,
-        padding: int = 0,
+        stride: Pair = 1,
+        padding: Pair = 0,
         input_size: tuple[int, int],
         margin: int = 0,
         bias: bool = True,
@@ -208,11 +208,15 @@ class FrequencyConv2d(nn.Module):
     ) -> None:
         super().__init__()
         # The kernel's side on the map of output positions, on which the constraint acts.
-        side = -(-kernel_size // stride)
-        self.stride = stride
-        self.padding = padding
+        size, steps, around = pair(kernel_size), pair(stride), pair(padding)
+        side = (-(-size[0] // steps[0]), -(-size[1] // steps[1]))
+        self.stride = steps
+        self.padding = around
         self.input_size = (input_size[0], input_size[1])
-        outputs = [(n + 2 * padding - kernel_size) // stride + 1 for n in input_size]
+        outputs = [
+            (n + 2 * p - k) // s + 1
+            for n, k, s, p in zip(input_size, size, steps, around, strict=True)
+        ]
         if min(outputs) < 1:
             raise ValueError(
                 f"a kernel of side {kernel_size} does not fit a map of {self.input_size} with "
@@ -224,15 +228,15 @@ class FrequencyConv2d(nn.Module):
             )
         self.output_size = (outputs[0], outputs[1])
         height, width = (
-            stride * max(-(-(n + margin) // stride), out)
-            for n, out in zip(input_size, outputs, strict=True)
+            s * max(-(-(n + margin) // s), out)
+            for n, s, out in zip(input_size, steps, outputs, strict=True)
         )
         self.period = (height, width)
         rule = self.constraint(
             in_channels,
             out_channels,
-            stride=stride,
-            padding=padding,
+            stride=steps,
+            padding=around,
             period=self.period,
             **(options or {}),
         )
@@ -254,10 +258,13 @@ class FrequencyConv2d(nn.Module):
         # Transforms need full precision; the output has the precision of a convolution's.
         with torch.autocast(x.device.type, enabled=False):
             blocks = rule.blocks(weight)
-            signal, (below, beside) = x.to(weight.dtype), (-n % self.stride for n in x.shape[2:])
+            signal, (below, beside) = (
+                x.to(weight.dtype),
+                (-n % s for n, s in zip(x.shape[2:], self.stride, strict=True)),
+            )
             if below or beside:
                 signal = F.pad(signal, (0, beside, 0, below))
-            real, imaginary = _analyse(_to_residues(signal, self.stride), rule.map)
+            real, imaginary = _analyse(to_residues(signal, self.stride), rule.map)
             # Of the conjugate blocks: the layer correlates.
             taps = torch.view_as_real(blocks.resolve_conj()).permute(3, 0, 2, 1).contiguous()
             turn, skew = taps.unbind()
@@ -283,6 +290,6 @@ class FrequencyConv2d(nn.Module):
             None if self.bias is None else constant(self.bias),
             input_size=self.input_size,
             output_size=self.output_size,
-            stride=(self.stride, self.stride),
-            padding=(self.padding, self.padding),
+            stride=self.stride,
+            padding=self.padding,
         )

@@ -13,6 +13,7 @@ from robustcert.layers.constrained import ConstrainedLinear
 from robustcert.layers.unconstrained import UnconstrainedConv2d, UnconstrainedLinear
 from robustcert.network.linear import Convolution
 from robustcert.network.operation import constant
+from robustcert.norms.convolution import Pair, pair
 
 
 class LinearResidual(nn.Module):
@@ -40,11 +41,11 @@ class LinearResidual(nn.Module):
         self.gamma = gamma
 
     def forward(self, weight: Tensor) -> Tensor:
-        """Add the identity to ``weight`` of shape ``(n, n)`` or ``(n, n, k, k)``, k odd."""
+        """Add the identity to ``weight`` of shape ``(n, n)`` or ``(n, n, k, l)``, both odd."""
         identity = torch.eye(len(weight), dtype=weight.dtype, device=weight.device)
         if weight.dim() == 4:
-            half = weight.shape[-1] // 2
-            identity = F.pad(identity[..., None, None], (half,) * 4)
+            down, right = (side // 2 for side in weight.shape[2:])
+            identity = F.pad(identity[..., None, None], (right, right, down, down))
         return torch.add(identity, weight, alpha=self.gamma)
 
 
@@ -93,9 +94,9 @@ class LiResConv2d(UnconstrainedConv2d):
     Args:
         in_channels: Channels of the input.
         out_channels: Channels of the output.
-        kernel_size: Side of the square kernel.
-        stride: Step between output positions.
-        padding: Zeros on each side of the input.
+        kernel_size: Side of the square kernel, or its height and width.
+        stride: Step between output positions, one number or two.
+        padding: Zeros on each side of the input, one number or two.
         input_size: ``(H, W)`` of the input.
         gamma: Size of the residual.
         iterations: Power iterations per training step.
@@ -113,10 +114,10 @@ class LiResConv2d(UnconstrainedConv2d):
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size: int,
+        kernel_size: Pair,
         *,
-        stride: int = 1,
-        padding: int = 0,
+        stride: Pair = 1,
+        padding: Pair = 0,
         input_size: tuple[int, int],
         gamma: float = 0.3,
         iterations: int = 2,
@@ -134,8 +135,9 @@ class LiResConv2d(UnconstrainedConv2d):
             bias=bias,
         )
         residual = LinearResidual(gamma)
+        kept = tuple(2 * p + 1 for p in self.padding)
         self.residual = (
-            in_channels == out_channels and stride == 1 and 2 * padding == kernel_size - 1
+            in_channels == out_channels and self.stride == (1, 1) and pair(kernel_size) == kept
         )
         if self.residual:
             parametrize.register_parametrization(self, "weight", residual)

@@ -45,8 +45,8 @@ class LOTConv2d(FrequencyConv2d):
     Args:
         in_channels: Channels of the input.
         out_channels: Channels of the output.
-        kernel_size: Side of the free kernel, in input positions.
-        stride: Step between output positions.
+        kernel_size: Side of the free kernel, in input positions, or its height and width.
+        stride: Step between output positions, one number or two.
         padding: That of the zero-padded convolution whose output size it has.
         input_size: ``(H, W)`` of the input.
         bias: Whether to add a learned bias.

@@ -1,10 +1,13 @@
 """Orthogonal layers that training moves along the manifold (LipNeXt, arXiv 2601.18513)."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 
 from robustcert.layers.constrained import ConstrainedLinear
 from robustcert.layers.patch import PatchConv2d
+from robustcert.norms.convolution import Pair, pair
 
 
 def fast_exponential(a: Tensor) -> Tensor:
@@ -133,7 +136,7 @@ class ManifoldPatchConv2d(PatchConv2d):
     Args:
         in_channels: Channels of the input.
         out_channels: Channels of the output.
-        kernel_size: Side of the patches; 1 for a projection of channels.
+        kernel_size: Side of the patches, or height and width; 1 for a projection of channels.
         stride: The same.
         padding: 0.
         input_size: ``(H, W)`` of the input.
@@ -151,15 +154,15 @@ class ManifoldPatchConv2d(PatchConv2d):
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size: int,
+        kernel_size: Pair,
         *,
-        stride: int = 1,
-        padding: int = 0,
+        stride: Pair = 1,
+        padding: Pair = 0,
         input_size: tuple[int, int],
         retract_every: int = 100,
         bias: bool = True,
     ) -> None:
-        inputs = in_channels * kernel_size**2
+        inputs = in_channels * math.prod(pair(kernel_size))
         side = max(inputs, out_channels)
         super().__init__(
             in_channels,

@@ -1,15 +1,18 @@
 """Convolutions that read every position once: a dense layer on patches."""
 
+import math
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robustcert.layers.cholesky import CholeskyOrthogonal
 from robustcert.layers.constrained import ConstrainedConv2d
 from robustcert.network.linear import Convolution
+from robustcert.norms.convolution import Pair, pair
 
 
 class OnPatches(nn.Module):
-    """Constrain the matrix ``(out_channels, in_channels * k * k)`` of a kernel of side k.
+    """Constrain the matrix ``(out_channels, in_channels * k * k)`` of a kernel, here of side k.
 
     Patches that do not overlap are different coordinates, so the convolution with stride k and no
     padding has the norm of this matrix.
@@ -17,7 +20,7 @@ class OnPatches(nn.Module):
     Args:
         rule: Maps the free weight to the matrix.
         in_channels: Channels of the input.
-        kernel_size: Side of the patches.
+        kernel_size: Side of the patches, or height and width.
 
     Example:
         >>> rule = OnPatches(AOLDense(), in_channels=1, kernel_size=2)
@@ -25,10 +28,10 @@ class OnPatches(nn.Module):
         torch.Size([3, 1, 2, 2])
     """
 
-    def __init__(self, rule: nn.Module, in_channels: int, kernel_size: int) -> None:
+    def __init__(self, rule: nn.Module, in_channels: int, kernel_size: Pair) -> None:
         super().__init__()
         self.rule = rule
-        self.patch = (in_channels, kernel_size, kernel_size)
+        self.patch = (in_channels, *pair(kernel_size))
 
     def forward(self, weight: Tensor) -> Tensor:
         """The kernel ``(out_channels, in_channels, k, k)``."""
@@ -62,16 +65,16 @@ class PatchConv2d(ConstrainedConv2d):
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size: int,
+        kernel_size: Pair,
         *,
-        stride: int,
-        padding: int,
+        stride: Pair,
+        padding: Pair,
         input_size: tuple[int, int],
         rule: nn.Module,
         free_shape: tuple[int, int],
         bias: bool,
     ) -> None:
-        if stride != kernel_size or padding:
+        if pair(stride) != pair(kernel_size) or any(pair(padding)):
             raise ValueError(
                 "a convolution on patches needs stride = kernel_size and no padding, got "
                 f"kernel_size={kernel_size}, stride={stride}, padding={padding}: use it as "
@@ -90,14 +93,14 @@ class PatchConv2d(ConstrainedConv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(N, in_channels, H, W)`` to ``(N, out_channels, H', W')``."""
-        k = self.stride
-        if k == 1:
+        high, wide = self.stride
+        if high == wide == 1:
             return super().forward(x)
         # A product of patches and the matrix, which is what it is: on a CPU in half the time of a
         # convolution with large strides, backward included.
-        height, width = x.shape[2] // k, x.shape[3] // k
-        blocks = x[:, :, : height * k, : width * k].unflatten(2, (height, k))
-        patches = blocks.unflatten(4, (width, k)).permute(0, 2, 4, 1, 3, 5).flatten(3)
+        height, width = x.shape[2] // high, x.shape[3] // wide
+        blocks = x[:, :, : height * high, : width * wide].unflatten(2, (height, high))
+        patches = blocks.unflatten(4, (width, wide)).permute(0, 2, 4, 1, 3, 5).flatten(3)
         y = F.linear(patches, self.weight.flatten(1), self.bias)
         return y.permute(0, 3, 1, 2).contiguous()
 
@@ -119,7 +122,7 @@ class CholeskyPatchConv2d(PatchConv2d):
     Args:
         in_channels: Channels of the input.
         out_channels: Channels of the output.
-        kernel_size: Side of the patches.
+        kernel_size: Side of the patches, or height and width.
         stride: The same.
         padding: 0.
         input_size: ``(H, W)`` of the input.
@@ -138,10 +141,10 @@ class CholeskyPatchConv2d(PatchConv2d):
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size: int,
+        kernel_size: Pair,
         *,
-        stride: int = 1,
-        padding: int = 0,
+        stride: Pair = 1,
+        padding: Pair = 0,
         input_size: tuple[int, int],
         ridge: float = 1e-3,
         bias: bool = True,
@@ -154,6 +157,6 @@ class CholeskyPatchConv2d(PatchConv2d):
             padding=padding,
             input_size=input_size,
             rule=CholeskyOrthogonal(ridge),
-            free_shape=(out_channels, in_channels * kernel_size**2),
+            free_shape=(out_channels, in_channels * math.prod(pair(kernel_size))),
             bias=bias,
         )

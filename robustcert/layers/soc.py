@@ -24,15 +24,15 @@ class SkewFrequencies(FrequencyConstraint):
         tensor([0.8660, 0.8660])
     """
 
-    def free_shape(self, kernel_size: int) -> tuple[int, ...]:
+    def free_shape(self, kernel_size: tuple[int, int]) -> tuple[int, ...]:
         """A square one, of the larger number of channels."""
-        size = max(self.out_channels, self.in_channels * self.stride**2)
-        return size, size, kernel_size, kernel_size
+        size = max(self.out_channels, self.in_channels * self.residues)
+        return size, size, *kernel_size
 
     def constrain(self, blocks: Tensor) -> Tensor:
         """Orthogonalise complex blocks ``(F, n, n)``."""
         orthogonal = skew_exponential(blocks - blocks.mH)
-        return orthogonal[:, : self.out_channels, : self.in_channels * self.stride**2]
+        return orthogonal[:, : self.out_channels, : self.in_channels * self.residues]
 
 
 class SOCConv2d(FrequencyConv2d):
@@ -41,8 +41,8 @@ class SOCConv2d(FrequencyConv2d):
     Args:
         in_channels: Channels of the input.
         out_channels: Channels of the output.
-        kernel_size: Side of the free kernel, in input positions.
-        stride: Step between output positions.
+        kernel_size: Side of the free kernel, in input positions, or its height and width.
+        stride: Step between output positions, one number or two.
         padding: That of the zero-padded convolution whose output size it has.
         input_size: ``(H, W)`` of the input.
         bias: Whether to add a learned bias.

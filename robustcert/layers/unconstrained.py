@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from robustcert import norms
 from robustcert.network.linear import Convolution, Dense
 from robustcert.network.operation import constant
+from robustcert.norms.convolution import Pair, pair
 
 
 class UnconstrainedLinear(nn.Module):
@@ -73,9 +74,9 @@ class UnconstrainedConv2d(nn.Module):
     Args:
         in_channels: Channels of the input, of shape ``(N, in_channels, H, W)``.
         out_channels: Channels of the output.
-        kernel_size: Side of the square kernel.
-        stride: Step between output positions.
-        padding: Zeros on each side of the input.
+        kernel_size: Side of the square kernel, or its height and width.
+        stride: Step between output positions, one number or two.
+        padding: Zeros on each side of the input, one number or two.
         input_size: ``(H, W)`` of the input.
         iterations: Power iterations per training step.
         bias: Whether to add a learned bias.
@@ -95,20 +96,20 @@ class UnconstrainedConv2d(nn.Module):
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size: int,
+        kernel_size: Pair,
         *,
-        stride: int = 1,
-        padding: int = 0,
+        stride: Pair = 1,
+        padding: Pair = 0,
         input_size: tuple[int, int],
         iterations: int = 2,
         bias: bool = True,
     ) -> None:
         super().__init__()
         _check_iterations(iterations)
-        self.stride = stride
-        self.padding = padding
+        self.stride = pair(stride)
+        self.padding = pair(padding)
         self.iterations = iterations
-        self.weight = nn.Parameter(torch.empty(out_channels, in_channels, kernel_size, kernel_size))
+        self.weight = nn.Parameter(torch.empty(out_channels, in_channels, *pair(kernel_size)))
         nn.init.orthogonal_(self.weight)
         self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
         self.register_buffer("vector", torch.randn(1, in_channels, *input_size))
@@ -132,8 +133,8 @@ class UnconstrainedConv2d(nn.Module):
         return Convolution(
             constant(self.weight),
             None if self.bias is None else constant(self.bias),
-            (self.stride, self.stride),
-            (self.padding, self.padding),
+            self.stride,
+            self.padding,
         )
 
 

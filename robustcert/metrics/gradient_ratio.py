@@ -27,9 +27,10 @@ def gradient_ratio(network: PlainNetwork, x: Tensor, pairwise: Tensor) -> Tensor
     Returns:
         Shape ``(N,)``, float64.
     """
-    inputs = network_inputs(x, network.input_shape).double().detach().requires_grad_()
+    function, inputs = network.around(network_inputs(x, network.input_shape).double().detach())
+    inputs.requires_grad_()
     with torch.enable_grad(), untested_products():
-        logits = network(inputs)
+        logits = function(inputs)
         gradients = [
             torch.autograd.grad(logit.sum(), inputs, retain_graph=True)[0].flatten(1)
             for logit in logits.unbind(1)

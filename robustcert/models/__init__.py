@@ -3,6 +3,7 @@
 from robustcert.models.chain import Chain
 from robustcert.models.classifier import Classifier
 from robustcert.models.convnet import ConvNet
+from robustcert.models.convnet1d import ConvNet1d
 from robustcert.models.deep_subspaces import DeepSubspaces
 from robustcert.models.fit_channels import FitChannels
 from robustcert.models.head import Head
@@ -11,6 +12,7 @@ from robustcert.models.lip_convnet import LipConvNet
 from robustcert.models.lipnext import LipNeXt
 from robustcert.models.liresnet import LiResNet
 from robustcert.models.mlp import MLP
+from robustcert.models.monotone import Monotone
 from robustcert.models.normalize import Normalize
 from robustcert.models.patch_family import PatchFamily
 from robustcert.models.position import Position
@@ -25,6 +27,7 @@ __all__ = [
     "CircularShift",
     "Classifier",
     "ConvNet",
+    "ConvNet1d",
     "DeepSubspaces",
     "FitChannels",
     "Head",
@@ -33,6 +36,7 @@ __all__ = [
     "LipConvNet",
     "LipNeXt",
     "Mixture",
+    "Monotone",
     "Normalize",
     "PatchFamily",
     "Position",

@@ -5,6 +5,9 @@ from dataclasses import dataclass
 
 from torch import nn
 
+# One number for height and width, or one of each: a signal is a map of height 1.
+Pair = int | tuple[int, int]
+
 
 @dataclass(frozen=True)
 class LayerFamily:
@@ -13,7 +16,8 @@ class LayerFamily:
     Args:
         dense: Called as ``dense(in_features, out_features)``.
         conv: Called as ``conv(in_channels, out_channels, kernel_size, stride=, padding=,
-            input_size=)``.
+            input_size=)``; kernel_size, stride and padding are numbers, or pairs for kernels that
+            are not square.
 
     Example:
         >>> family = LayerFamily(dense=AOLLinear, conv=AOLConv2d)

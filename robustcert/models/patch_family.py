@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from robustcert.models.layer_family import LayerFamily
+from robustcert.models.layer_family import LayerFamily, Pair
 
 
 class PatchFamily(LayerFamily):
@@ -14,7 +14,7 @@ class PatchFamily(LayerFamily):
 
     Args:
         dense: Called as ``dense(in_features, out_features)``.
-        patch: Convolutions whose stride is the kernel's side, without padding; 1x1 ones included.
+        patch: Convolutions whose stride is the kernel's size, without padding; 1x1 ones included.
         conv: All other convolutions.
 
     Example:
@@ -39,11 +39,11 @@ def _conv(
     conv: Callable[..., nn.Module],
     in_channels: int,
     out_channels: int,
-    kernel_size: int,
+    kernel_size: Pair,
     *,
-    stride: int = 1,
-    padding: int = 0,
+    stride: Pair = 1,
+    padding: Pair = 0,
     **options: Any,
 ) -> nn.Module:
-    layer = patch if stride == kernel_size and padding == 0 else conv
+    layer = patch if stride == kernel_size and padding in (0, (0, 0)) else conv
     return layer(in_channels, out_channels, kernel_size, stride=stride, padding=padding, **options)

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from robustcert.models.layer_family import LayerFamily
+from robustcert.models.layer_family import LayerFamily, Pair
 
 
 class ResidualFamily(LayerFamily):
@@ -15,7 +15,7 @@ class ResidualFamily(LayerFamily):
     Args:
         dense: Called as ``dense(features, features)``.
         conv: Called as ``conv(channels, channels, kernel_size, stride=1, padding=kernel_size // 2,
-            input_size=)`` with odd kernels.
+            input_size=)`` with odd square kernels.
         linear: Layers for all other places.
 
     Example:
@@ -54,12 +54,16 @@ def _conv(
     linear: Callable[..., nn.Module],
     in_channels: int,
     out_channels: int,
-    kernel_size: int,
+    kernel_size: Pair,
     *,
-    stride: int = 1,
-    padding: int = 0,
+    stride: Pair = 1,
+    padding: Pair = 0,
     **options: Any,
 ) -> nn.Module:
-    keeps = in_channels == out_channels and stride == 1 and 2 * padding == kernel_size - 1
+    keeps = (
+        isinstance(kernel_size, int)
+        and in_channels == out_channels
+        and (stride, padding) == (1, (kernel_size - 1) / 2)
+    )
     layer = residual if keeps else linear
     return layer(in_channels, out_channels, kernel_size, stride=stride, padding=padding, **options)

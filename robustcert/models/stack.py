@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 from torch import nn
 
+from robustcert.models.layer_family import Pair
 from robustcert.models.normalize import Normalize
 
 
@@ -51,10 +52,10 @@ class Stack:
         self,
         conv: Callable[..., nn.Module],
         channels: int,
-        kernel: int,
+        kernel: Pair,
         *,
-        stride: int = 1,
-        padding: int = 0,
+        stride: Pair = 1,
+        padding: Pair = 0,
     ) -> None:
         """Append a convolution, without an activation.
 
@@ -62,7 +63,11 @@ class Stack:
             ValueError: the kernel does not fit the map.
         """
         height, width = self.size
-        if min(height, width) + 2 * padding < kernel:
+        size = tuple(
+            (n + 2 * p - k) // s + 1
+            for n, k, s, p in zip(self.size, *map(_pair, (kernel, stride, padding)), strict=True)
+        )
+        if min(size) < 1:
             raise ValueError(
                 f"a kernel of side {kernel} does not fit a map of {height}x{width}: use larger "
                 "images, a smaller stride (model.stem_stride) or model=mlp"
@@ -78,7 +83,7 @@ class Stack:
             ),
             channels,
         )
-        self.size = tuple((n + 2 * padding - kernel) // stride + 1 for n in self.size)
+        self.size = size
 
     def flatten(self) -> None:
         """Append a flattening of the map."""
@@ -95,3 +100,7 @@ class Stack:
     def build(self) -> nn.Sequential:
         """The backbone."""
         return nn.Sequential(*self.modules)
+
+
+def _pair(value: Pair) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else value

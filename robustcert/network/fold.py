@@ -17,6 +17,7 @@ from torch.nn.utils import parametrize
 from robustcert.errors import UnknownLipschitz, UnsoundNetworkError
 from robustcert.network.activation import Activation, Slopes
 from robustcert.network.capture import capture
+from robustcert.network.input_space import IMAGES, InputSpace
 from robustcert.network.linear import Convolution, Dense, Flatten
 from robustcert.network.network import PlainNetwork
 from robustcert.network.operation import Operation, Shape, constant, join_path
@@ -71,9 +72,9 @@ def fold_children(*named: tuple[str, nn.Module]) -> list[Operation]:
     return operations
 
 
-def fold_network(module: nn.Module, input_shape: Shape) -> PlainNetwork:
+def fold_network(module: nn.Module, input_shape: Shape, space: InputSpace = IMAGES) -> PlainNetwork:
     """The folded network of a classifier for inputs of shape ``(N, *input_shape)``."""
-    return PlainNetwork(tuple(fold_for(module, input_shape)), tuple(input_shape))
+    return PlainNetwork(tuple(fold_for(module, input_shape)), tuple(input_shape), space)
 
 
 def fold_for(module: nn.Module, input_shape: Shape) -> list[Operation]:

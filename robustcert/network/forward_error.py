@@ -17,6 +17,7 @@ from robustcert.network.network import (
     Sum,
     operation_bound,
     operation_rounding,
+    prefix_bounds,
 )
 from robustcert.network.operation import Operation
 
@@ -28,9 +29,9 @@ UNIT_ROUNDOFFS = {torch.float64: 2.0**-53, torch.float32: 2.0**-24}
 class ForwardError:
     r"""A forward pass with its error, affine in the distance from the centre.
 
-    Within l2 distance r of the centre, computed and real outputs differ by at most
-    :math:`\mathrm{centre} + \mathrm{growth} \cdot r` in the l2 norm, as long as r is below
-    ``reach``.
+    Within distance r of the centre, in l2 or in the metric of the network's space, computed and
+    real outputs differ by at most :math:`\mathrm{centre} + \mathrm{growth} \cdot r` in the l2 norm,
+    as long as r is below ``reach``.
 
     Attributes:
         output: Computed outputs, shape ``(N, *)``.
@@ -80,7 +81,9 @@ def forward_error(network: PlainNetwork, x: Tensor) -> ForwardError:
             "certifier.arithmetic=float64"
         )
     with torch.autocast(x.device.type, enabled=False):
-        return _run(network.owned().operations, _start(x))
+        for state in forward_steps(network, x):
+            last = state
+    return last
 
 
 def forward_steps(network: PlainNetwork, x: Tensor) -> Iterator[ForwardError]:
@@ -90,16 +93,21 @@ def forward_steps(network: PlainNetwork, x: Tensor) -> Iterator[ForwardError]:
         network: The network.
         x: Inputs of shape ``(N, *input_shape)``, float64.
     """
-    state = _start(x)
+    network = network.owned()
+    # Of x + S u as a function of u, and what is known of each state besides the product.
+    known = prefix_bounds(network) if network.space.metric is not None else None
+    state = _start(x, known[0] if known else 1.0)
     yield state
-    for operation in network.owned().operations:
+    for k, operation in enumerate(network.operations):
         state = _run([operation], state)
+        if known:
+            state = replace(state, lipschitz=min(state.lipschitz, known[k + 1]))
         yield state
 
 
-def _start(x: Tensor) -> ForwardError:
+def _start(x: Tensor, lipschitz: float) -> ForwardError:
     zero = torch.zeros(len(x), dtype=torch.float64, device=x.device)
-    return ForwardError(x, zero, growth=0.0, lipschitz=1.0, reach=zero + math.inf)
+    return ForwardError(x, zero, growth=0.0, lipschitz=lipschitz, reach=zero + math.inf)
 
 
 def _run(operations: Sequence[Operation], state: ForwardError) -> ForwardError:

@@ -13,7 +13,7 @@ exact, though nothing that is not convex was assumed.
 Reference: Boyd and Vandenberghe, *Convex Optimization*, appendix B (the S-procedure).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -93,7 +93,7 @@ def split_quadratics(network: PlainNetwork) -> tuple[PlainNetwork, Quadratics] |
     # By exact class: a subclass may compute something else.
     if type(last) is not Quadratics:
         return None
-    return PlainNetwork(network.operations[:-1], network.input_shape), last
+    return replace(network, operations=network.operations[:-1]), last
 
 
 def best_multiplier(

@@ -3,9 +3,6 @@
 import torch
 from torch import Tensor
 
-# In the words of certificates and exported models.
-INPUTS = "float32 values; a uint8 pixel p stands for float32(p / 255)"
-
 
 def in_units(inputs: Tensor) -> Tensor:
     r"""The real numbers that samples stand for, as float32 or float64.

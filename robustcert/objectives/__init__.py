@@ -8,6 +8,7 @@ from robustcert.objectives.gloro import GloRo, TradesGloRo, bottom_logit
 from robustcert.objectives.hkr import HKR
 from robustcert.objectives.lmt import LMT
 from robustcert.objectives.logit_annealing import LogitAnnealing
+from robustcert.objectives.regression import Huber, Quantile, Squared
 
 __all__ = [
     "EMMA",
@@ -17,8 +18,11 @@ __all__ = [
     "CrossEntropy",
     "GloRo",
     "GlobalRobustness",
+    "Huber",
     "LogitAnnealing",
     "OffsetCrossEntropy",
+    "Quantile",
+    "Squared",
     "TradesGloRo",
     "bottom_logit",
 ]

@@ -30,7 +30,7 @@ from robustcert.check import (
 from robustcert.errors import ReportError
 
 # Of certificate.json, see robustcert.certificate.claim.
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,17 @@ class Claim:
     def config(self) -> dict[str, Any]:
         """Configuration of the run; empty for a certificate made without one."""
         return self.record.get("config") or {}
+
+    @property
+    def metric(self) -> dict[str, Any] | None:
+        """The claim's entry about a metric on inputs; None for their l2 distance."""
+        found: dict[str, Any] | None = self.record["claim"]["metric"]
+        return found
+
+    @property
+    def units(self) -> str:
+        """What radii are measured in, in two words."""
+        return "input units" if self.metric is None else "units of u"
 
     @property
     def split(self) -> str:
@@ -113,19 +124,24 @@ def read_claim(folder: Path) -> Claim:
 
 
 def _read(folder: Path) -> Claim:
-    content = {name: read_bytes(folder, name) for name in FILES}
-    record = parse_json(content["certificate.json"], "certificate.json")
+    record = parse_json(read_bytes(folder, "certificate.json"), "certificate.json")
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         version = record.get("format") if isinstance(record, dict) else None
         raise ReportError(
             f"{folder / 'certificate.json'}: format {version!r}; this version reads {FORMAT}: "
             "certify the checkpoint again"
         )
+    if "task" in record["claim"]:
+        raise ReportError(
+            f"{folder} is of a {record['claim']['task']}, and a report shows radii of classes: see "
+            "certificate.json and intervals.csv instead"
+        )
     if "smoothing" in record["claim"]:
         raise ReportError(
             f"{folder}: its radii are of a smoothed classifier and not proved, and a report shows "
             "what is proved of the network; see certificate.json and vra.png instead"
         )
+    content = {name: read_bytes(folder, name) for name in FILES if name != "certificate.json"}
     for name, digest in record["files"].items():
         if name in content and sha256(content[name]) != digest:
             raise ReportError(f"{folder / name}: not the file that the certificate was written for")

@@ -37,7 +37,7 @@ def draw_bracket(claim: Claim, separation: "Separation | None") -> Picture:
             axes.plot(half, share, color="0.5", lw=1, ls=":", label="half distance to other class")
         axes.axvline(claim.epsilon, color="0.5", lw=0.8)
         right = max([float(radius[-1]), *(r for r, _ in tried)], default=1.0) * 1.05
-        axes.set(xlabel="radius (input units)", ylabel="share of samples (%)", ylim=(0, 102))
+        axes.set(xlabel=f"radius ({claim.units})", ylabel="share of samples (%)", ylim=(0, 102))
         axes.set_xlim(0, right or 1.0)
         axes.legend(fontsize=9)
 

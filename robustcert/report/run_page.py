@@ -137,6 +137,8 @@ def _separation(claim: Claim, train: "Examples | None") -> "Separation | None":
 
     from robustcert.report.separation import Separation, affordable, half_distances
 
+    if claim.metric is not None:
+        return None
     count, samples = len(claim.labels), _tensor(claim.inputs)
     labels = _tensor(claim.labels)
     if train is None or not isinstance(train.inputs, Tensor):
@@ -156,6 +158,9 @@ def _separation(claim: Claim, train: "Examples | None") -> "Separation | None":
 def _separated(claim: Claim, separation: "Separation | None") -> dict[str, Any]:
     from robustcert.report.separation import affordable, largest_overlap
 
+    if claim.metric is not None:
+        # Balls of a metric may be flat, and distances between samples are of another length.
+        return {}
     count = affordable(len(claim.labels), len(claim.labels), int(np.prod(claim.inputs.shape[1:])))
     x, own, reach = (_tensor(v[:count]) for v in (claim.inputs, claim.prediction, claim.radius))
     with stage("comparing radii with distances", count) as advance:

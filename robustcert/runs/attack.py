@@ -3,14 +3,14 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from robustcert.attacks import cross_check, pgd_survivors
 from robustcert.certificate.samples import CertifiedSplit
 from robustcert.config.schema import check_call
-from robustcert.data import Stream, to_unit
+from robustcert.data import Stream, as_numbers
 from robustcert.errors import BrokenCertificate, ConfigError
 from robustcert.network.network import PlainNetwork
 from robustcert.training.stage import stage
@@ -44,14 +44,15 @@ def build_attack(options: Mapping[str, Any]) -> Attack:
     return Attack(**options)
 
 
+@dataclass(frozen=True, eq=False)
 class _Unit:
-    """Rows of inputs, read when they are asked for, as float32 in [0, 1]."""
+    """Rows of inputs, read when they are asked for, as float32."""
 
-    def __init__(self, inputs: torch.Tensor | Stream) -> None:
-        self.inputs = inputs
+    inputs: torch.Tensor | Stream
+    kind: Literal["images", "columns"]
 
     def __getitem__(self, rows: torch.Tensor, /) -> torch.Tensor:
-        return to_unit(self.inputs[rows])
+        return as_numbers(self.inputs[rows], self.kind)
 
 
 def attacked_rows(count: int, samples: int) -> torch.Tensor:
@@ -112,7 +113,7 @@ def attack_samples(
     """Attack a split at every radius, and certificates inside their own radius."""
     rows = attacked_rows(len(result.target), attack.samples)
     record: dict[str, Any] = {
-        "method": "foolbox L2PGD, one random start, clipped to [0, 1]",
+        "method": f"foolbox L2PGD, one random start, {_limits(network)}",
         **in_words(asdict(attack)),
         "samples": len(rows),
         "radii": list(radii) if len(rows) else [],
@@ -121,7 +122,7 @@ def attack_samples(
     }
     if len(rows) == 0:
         return record
-    x = to_unit(result.inputs[rows]).double()
+    x = as_numbers(result.inputs[rows], network.space.kind).double()
     survivors = at_radii(network, x, result.target[rows], radii, attack.steps)
     record["accuracy"] = [float(s.double().mean()) for s in survivors]
     # The attack may overshoot its radius by its own rounding.
@@ -138,7 +139,7 @@ def attack_samples(
     with stage(said, len(rows)) as advance:
         record["inside"] = cross_check(
             network,
-            _Unit(result.inputs),
+            _Unit(result.inputs, network.space.kind),
             result.certificates.prediction,
             result.certificates.radius,
             samples=attack.samples,
@@ -146,6 +147,12 @@ def attack_samples(
             advance=advance,
         )
     return record
+
+
+def _limits(network: PlainNetwork) -> str:
+    if network.space.metric is not None:
+        return "of u in x + S u, not clipped"
+    return "clipped to [0, 1]" if network.space.kind == "images" else "not clipped"
 
 
 def in_words(value: Any) -> Any:

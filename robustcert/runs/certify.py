@@ -1,51 +1,41 @@
-"""The certification run: a checkpoint or an ONNX model in, a certificate folder out."""
+"""The certification run: a checkpoint in, a certificate folder out."""
 
 import hashlib
 import json
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from robustcert import __version__
 from robustcert.atomic import resumable_folder
-from robustcert.certificate.claim import FORMAT, in_hexadecimal, is_certificate, write_claim
-from robustcert.certificate.figures import draw_vra_curve
+from robustcert.certificate.claim import FORMAT, in_hexadecimal, is_certificate
 from robustcert.certificate.places import certificate_beside
-from robustcert.certificate.samples import CertifiedSplit, SampleFiles, has_radii, positive_status
-from robustcert.certifiers import Certificates, Claim, strict_arithmetic
+from robustcert.certificate.samples import has_radii
+from robustcert.certificate.space import metric_tensors, space_record
+from robustcert.certifiers import Claim, strict_arithmetic
+from robustcert.certifiers.conformal import PredictionSets
+from robustcert.certifiers.monotone import direction_costs, monotone_directions
 from robustcert.config.build import Config, named_certifiers
-from robustcert.data import Examples, Part, Stream, to_unit
+from robustcert.data import Examples, Part, Stream, as_numbers
 from robustcert.errors import ConfigError
-from robustcert.metrics.gradient_ratio import gradient_ratio
 from robustcert.metrics.thresholds import check_radii
 from robustcert.network.agreement import compared_rows, require_agreement
 from robustcert.network.network import PlainNetwork
-from robustcert.runs.attack import (
-    Attack,
-    RadiusAttack,
-    attack_samples,
-    build_attack,
-    in_words,
-    verified_of_attacked,
-)
-from robustcert.runs.console import Row, print_global, print_side_by_side, print_table, verified
+from robustcert.runs import classification, regression
+from robustcert.runs.attack import Attack, RadiusAttack, build_attack, in_words
+from robustcert.runs.conformal import with_sets
+from robustcert.runs.console import Row, print_side_by_side
 from robustcert.runs.earlier import keep_earlier
-from robustcert.runs.fallback import decided_by
-from robustcert.runs.plane import draw_plane
 from robustcert.runs.subject import Subject, by_certifier, read_model, read_run
 from robustcert.training.stage import stage
 
 log = logging.getLogger(__name__)
-
-# Samples whose gradients say how tight the bound is: enough for a median.
-_DIAGNOSED = 200
-_AT_ONCE = 16
 
 
 @contextmanager
@@ -65,12 +55,16 @@ class _Options:
     batch_size: int
     device: torch.device
     attack: Attack
+    coverage: float | None
+    at_radii: RadiusAttack = field(default_factory=RadiusAttack)  # shared by all certifiers
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ConfigError(f"batch_size: expected a number above 0, got {self.batch_size}")
         if self.samples is not None and self.samples < 1:
             raise ConfigError(f"samples: expected a number above 0 or null, got {self.samples}")
+        if self.coverage is not None and not 0 < self.coverage < 1:
+            raise ConfigError(f"coverage: expected a share between 0 and 1, got {self.coverage}")
         if self.radii is not None:
             check_radii(self.radii)
 
@@ -98,11 +92,13 @@ def certify(
     radii: list[float] | None = None,
     epsilon: float | None = None,
     dataset: Mapping[str, Any] | None = None,
+    norm: Mapping[str, Any] | None = None,
     output: str | None = None,
     batch_size: int = 1024,
     device: str = "cpu",
     allow_targets: list[str] | None = None,
     attack: Mapping[str, Any] | None = None,
+    coverage: float | None = None,
 ) -> dict[str, float]:
     """Certify a network on a split and write the certificate folder.
 
@@ -120,6 +116,7 @@ def certify(
         epsilon: One more radius, of an ONNX model; a checkpoint has its own.
         dataset: Changes to the dataset's node, such as ``{"root": ...}``; for an ONNX model, the
             whole node.
+        norm: Changes to the metric of training, see :func:`robustcert.data.input_space`.
         output: Folder to write; what stands there is replaced. By default :func:`default_output`,
             where a certificate of other settings is kept.
         batch_size: Samples certified at once.
@@ -127,18 +124,19 @@ def certify(
         allow_targets: Packages whose classes the checkpoint and ``certifier`` may name, beside ours
             and torch.nn.
         attack: Options of :class:`Attack`.
+        coverage: Of conformal prediction sets; that of training by default.
 
     Raises:
         ConfigError: a setting is wrong, or the default folder holds a certificate of others.
 
     Returns:
-        ``<split>/accuracy`` and ``<split>/vra_<radius>``; of a further certifier
-        ``<split>/<name>/vra_<radius>``.
+        ``<split>/accuracy`` and ``<split>/vra_<radius>``, or a regression's metrics; of a further
+        certifier ``<split>/<name>/vra_<radius>``.
     """
     attacking = build_attack(attack or {})
-    options = _Options(split, samples, radii, batch_size, _device(device), attacking)
+    options = _Options(split, samples, radii, batch_size, _device(device), attacking, coverage)
     nodes = named_certifiers(certifier)
-    rest = next(iter(nodes.values())), dataset or {}, allow_targets or []
+    rest = next(iter(nodes.values())), dataset or {}, norm or {}, allow_targets or []
     if network is not None:
         if checkpoint is not None:
             raise ConfigError(f"network={network}: certifies no checkpoint besides: leave one out")
@@ -151,9 +149,9 @@ def certify(
     folders = _folders(subjects, options, output)
     metrics: dict[str, float] = {}
     rows: dict[str, Row] = {}
-    at_radii = RadiusAttack()
     for name, subject in subjects.items():
-        rows[name], found = _certify_by(subject, options, folders[name], at_radii)
+        row, found = _certify_by(subject, options, folders[name])
+        rows |= {} if row is None else {name: row}
         prefix = f"{split}/{name}/" if metrics else f"{split}/"
         metrics |= {prefix + key.removeprefix(f"{split}/"): value for key, value in found.items()}
     if len(rows) > 1:
@@ -171,38 +169,39 @@ def _folders(
     names = {name: place.name + (f"-{name}" if i else "") for i, name in enumerate(subjects)}
     folders = {name: place.with_name(own) for name, own in names.items()}
     if output is None:
-        settings = _thresholds(first, options), options.attack.samples
+        settings = first.radii(options.radii), options.attack.samples
+        metric = space_record(first.network)["metric"]
         for name, subject in subjects.items():
-            keep_earlier(folders[name], subject.certifier, subject.named, *settings)
+            keep_earlier(folders[name], subject.certifier, subject.named, *settings, metric)
     return folders
 
 
 def _certify_by(
-    subject: Subject, options: _Options, folder: Path, at_radii: RadiusAttack
-) -> tuple[Row, dict[str, float]]:
+    subject: Subject, options: _Options, folder: Path
+) -> tuple[Row | None, dict[str, float]]:
     """Certify by one certifier and write the folder; returns what is said of it, and metrics."""
     started = time.perf_counter()
     with strict_arithmetic() as arithmetic:
-        prepared = _prepare(subject, options, arithmetic)
+        steps = _STEPS[subject.dataset.targets.task]
+        prepared = _prepare(subject, options, arithmetic, steps)
         # An error keeps all radii; a setting that was changed is one before the folder is complete.
-        with (
-            resumable_folder(folder, is_certificate, prepared.key, keep=has_radii) as partial,
-            strict_arithmetic(),
-        ):
-            result = _certify(subject, options, prepared, partial)
+        writing = resumable_folder(folder, is_certificate, prepared.key, keep=has_radii)
+        with writing as partial, strict_arithmetic():
+            result = steps.certify(subject, options, prepared, partial)
             seconds = time.perf_counter() - started
             log.info("%d samples certified in %.1f s", len(result.target), seconds)
-            attacked = _attack(subject, options, prepared, result, at_radii)
-            with stage("comparing with the fallback, and drawing"):
-                network, size, device = prepared.network, options.batch_size, options.device
-                decided = decided_by(subject.certifier, network, result, size, device)
-                written = _write(subject, options, prepared, result, attacked, seconds, partial)
-    radii = _thresholds(subject, options)
-    row = Row(written, verified_of_attacked(result, radii, attacked["samples"]), decided)
-    return row, _tell(row, prepared.claim, folder)
+            attacked = steps.attack(subject, options, prepared, result)
+            prepared = with_sets(subject, options, prepared, result, steps.sets)
+            with stage("drawing and writing"):
+                written = steps.write(
+                    subject, options, prepared, result, attacked, seconds, partial
+                )
+    return steps.tell(subject, options, prepared, result, written, folder)
 
 
-def _prepare(subject: Subject, options: _Options, arithmetic: Mapping[str, Any]) -> _Prepared:
+def _prepare(
+    subject: Subject, options: _Options, arithmetic: Mapping[str, Any], steps: "_Steps"
+) -> _Prepared:
     """Read the samples, compare model and folded network, and claim what needs no radius."""
     source, network, batch_size = subject.dataset, subject.network, options.batch_size
     with stage(f"reading {source.name}"):
@@ -217,122 +216,22 @@ def _prepare(subject: Subject, options: _Options, arithmetic: Mapping[str, Any])
         require_agreement(subject.model, network, stored.inputs[rows])
     moved = network.to(options.device)
     with strict_arithmetic(), stage("proving what holds for all samples"):
-        batches = (to_unit(stored.inputs[part]) for part in _parts(count, batch_size))
-        claim = subject.certifier.claim(moved, batches)
+        kind = network.space.kind
+        batches = (as_numbers(stored.inputs[part], kind) for part in _parts(count, batch_size))
+        claim = steps.claim(subject.certifier, moved, batches)
+        # Directions are of the real-valued network, and so is every claim that has one function R.
+        if claim.smoothing is None:
+            claim = replace(claim, monotone=monotone_directions(network))
+    costs = {} if claim.monotone is None else {"directions": direction_costs(network)}
     record: dict[str, Any] = {
         "certifier": in_words(subject.named),
         **subject.origin,
         "config": in_words(subject.config),
         "dataset": {"name": source.name, "split": options.split, **source.provenance()},
+        **costs,
         "arithmetic": {**arithmetic, "device": str(options.device), "dtype": str(claim.dtype)},
     }
     return _Prepared(moved, stored, claim, record, _key(record, network, claim, stored, batch_size))
-
-
-def _certify(
-    subject: Subject, options: _Options, prepared: _Prepared, folder: Path
-) -> CertifiedSplit:
-    """Certify batch after batch, from where an interrupted run stopped, into the folder's files."""
-    stored, count = prepared.examples, len(prepared.examples)
-    files = SampleFiles(
-        folder,
-        stored.indices,
-        stored.labels,
-        stored.inputs.shape[1:],
-        stored.inputs.dtype,
-        options.batch_size,
-        positive_status(prepared.claim.smoothing),
-    )
-    if files.done:
-        log.info("%d of %d samples were certified before: going on", files.done, count)
-    batches = subject.parts.in_order(options.split, options.batch_size, files.done, count)
-    with stage(f"certifying {count} samples", count) as advance:
-        advance(files.done)
-        for batch, _ in batches:
-            found = subject.certifier.certify(prepared.network, to_unit(batch.to(options.device)))
-            names = ("prediction", "radius", "margin", "error", "decided")
-            files.append(batch, Certificates(*(getattr(found, name).cpu() for name in names)))
-            advance(len(batch))
-    return files.split(stored.inputs)
-
-
-def _attack(
-    subject: Subject,
-    options: _Options,
-    prepared: _Prepared,
-    result: CertifiedSplit,
-    at_radii: RadiusAttack,
-) -> dict[str, Any]:
-    """Attack the network at what was certified of it; a smoothed classifier is another function."""
-    started = time.perf_counter()
-    attack = options.attack
-    if prepared.claim.smoothing is not None:
-        attack = replace(attack, samples=0)
-    radii = _thresholds(subject, options)
-    attacked = attack_samples(subject.network, result, radii, attack, at_radii)
-    return {**attacked, "took": round(time.perf_counter() - started, 3)}
-
-
-def _write(
-    subject: Subject,
-    options: _Options,
-    prepared: _Prepared,
-    result: CertifiedSplit,
-    attacked: Mapping[str, Any],
-    seconds: float,
-    folder: Path,
-) -> dict[str, Any]:
-    """Write the claim and the pictures beside samples and radii; returns certificate.json."""
-    source, network, claim = subject.dataset, subject.network, prepared.claim
-    record = {
-        **prepared.record,
-        "attack": attacked,
-        "gradient_over_bound": _tightness(network, result, claim.pairwise),
-        "seconds": round(seconds, 3),
-    }
-    written = write_claim(folder, network, claim, result, _thresholds(subject, options), record)
-    count = len(result.target)
-    draw_vra_curve(
-        folder / "vra.png",
-        result.curve(),
-        accuracy=written["summary"]["correct"] / count,
-        empirical=list(zip(attacked["radii"], attacked["accuracy"], strict=True)),
-        samples=count,
-        attacked=attacked["samples"],
-        title=f"{source.name}, {options.split} split",
-        label=verified(written),
-    )
-    if subject.network.input_shape == (2,):
-        draw_plane(folder / "levels.png", subject.certifier, network, source)
-    return written
-
-
-def _tell(row: Row, claim: Claim, folder: Path) -> dict[str, float]:
-    """Print what was certified; returns it as metrics."""
-    print_table(row, folder)
-    metrics = summarize(row.claim)
-    if claim.pairs is not None:
-        print_global(claim.pairs)
-        metrics["global/eps_bar"] = max(row["eps_bar"] for row in claim.pairs["outputs"])
-    return metrics
-
-
-def _thresholds(subject: Subject, options: _Options) -> list[float]:
-    """Radii at which certified samples are counted."""
-    return check_radii(options.radii or [*subject.config["radii"], subject.config["epsilon"]])
-
-
-def summarize(claim: Mapping[str, Any]) -> dict[str, float]:
-    """Metrics of a claim: ``<split>/accuracy`` and ``<split>/vra_<radius>``.
-
-    Without a proof it is ``<split>/smoothed_<radius>``.
-    """
-    summary, split = claim["summary"], claim["dataset"]["split"]
-    name = "smoothed" if "smoothing" in claim["claim"] else "vra"
-    metrics = {f"{split}/accuracy": summary["correct"] / summary["samples"]}
-    for row in summary["certified"]:
-        metrics[f"{split}/{name}_{row['decimal']:.4g}"] = row["count"] / summary["samples"]
-    return metrics
 
 
 def default_output(checkpoint: Path, split: str, samples: int | None) -> Path:
@@ -373,6 +272,7 @@ def _key(
         "smoothing": claim.smoothing,
         "format": FORMAT,
         "network": network.digest(),
+        "space": _space(network),
         "pairwise": in_hexadecimal(claim.pairwise),
         "samples": hashlib.sha256(samples).hexdigest(),
         "inputs": [list(stored.inputs.shape), str(stored.inputs.dtype)],
@@ -383,21 +283,29 @@ def _key(
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _tightness(
-    network: PlainNetwork, result: CertifiedSplit, pairwise: torch.Tensor | None
-) -> dict[str, float] | None:
-    if pairwise is None:
-        return None
-    x = to_unit(result.inputs[:_DIAGNOSED]).double()
-    # A gradient for every class: of all samples at once they would be the peak of memory.
-    parts = [gradient_ratio(network, part, pairwise.cpu()) for part in x.split(_AT_ONCE)]
-    ratio = torch.cat(parts)
-    # Logits that overflow have no gradient.
-    ratio = ratio[torch.isfinite(ratio)]
-    if not len(ratio):
-        return None
-    return {"median": float(ratio.median()), "max": float(ratio.max()), "samples": len(ratio)}
+def _space(network: PlainNetwork) -> list[str]:
+    """The metric's bits, and what inputs are."""
+    tensors = metric_tensors(network.space)
+    bits = [hashlib.sha256(t.numpy().tobytes()).hexdigest() for t in tensors.values()]
+    return [network.space.kind, *map(str, network.space.names or ()), *tensors, *bits]
 
 
 def _parts(count: int, size: int) -> Iterator[slice]:
     return (slice(start, start + size) for start in range(0, count, size))
+
+
+class _Steps(NamedTuple):
+    """What a certification does differently for each task, in the order in which it does it."""
+
+    claim: Callable[..., Claim]
+    certify: Callable[..., Any]
+    attack: Callable[..., dict[str, Any]]
+    sets: Callable[..., PredictionSets]
+    write: Callable[..., dict[str, Any]]
+    tell: Callable[..., tuple[Row | None, dict[str, float]]]
+
+
+_STEPS: Mapping[str, _Steps] = {
+    "classification": _Steps(*classification.STEPS),
+    "regression": _Steps(*regression.STEPS),
+}

@@ -130,6 +130,9 @@ def print_table(row: Row, folder: Path) -> None:
             f"{decided.radii - decided.own} are those of its fallback, {decided.fallback}",
             highlight=False,
         )
+    metric = claim["claim"]["metric"]
+    if metric:
+        console.print(f"radii r of {metric['change']}", highlight=False)
     smoothing = claim["claim"].get("smoothing")
     if smoothing:
         console.print(
@@ -158,8 +161,51 @@ def print_table(row: Row, folder: Path) -> None:
             f"{inside['broken']} broken; {nearest}",
             highlight=False,
         )
+    print_sets(console, claim)
+    print_directions(console, claim)
+    print_files(console, folder)
+
+
+def print_files(console: Console, folder: Path) -> None:
+    """Print where a certificate is."""
     for path in sorted(folder.iterdir()):
         console.print(f"  {path}", highlight=False)
+
+
+def print_sets(console: Console, claim: Mapping[str, Any]) -> None:
+    """Print coverage and size of conformal prediction sets, where there are some."""
+    sets = claim.get("conformal")
+    if not sets:
+        return
+    count = sets["calibration"]["samples"]
+    attacked = sets["radii"][0]["attacked"]["samples"]
+    table = Table(title=f"prediction sets of coverage {sets['coverage']}, from {count} samples")
+    names = ("radius", "holds the target", f"under attack ({attacked})", f"size, {sets['unit']}")
+    for name in names:
+        table.add_column(name, justify="right")
+    for row in sets["radii"]:
+        under = row["attacked"]["coverage"]
+        table.add_row(
+            f"{row['radius']:.4g}",
+            f"{row['coverage']:.4f}",
+            _share(under),
+            f"{float(row['size']):.4g}",
+        )
+    console.print(table)
+
+
+def print_directions(console: Console, claim: Mapping[str, Any]) -> None:
+    """Print in how many features the network is monotone, where that is claimed."""
+    said = claim["claim"].get("monotone")
+    if said:
+        rising, falling = (said["directions"].count(sign) for sign in (1, -1))
+        costs = claim["directions"]
+        console.print(
+            f"never falls with {rising} features and never rises with {falling}, as a real "
+            f"function; Lipschitz constant {costs['constant']:.4g}, without the directions "
+            f"{costs['without']:.4g}",
+            highlight=False,
+        )
 
 
 def _digits(value: float | None, name: str) -> str:

@@ -18,8 +18,9 @@ def keep_earlier(
     named: Mapping[str, Any],
     radii: Sequence[float],
     attacked: int,
+    metric: Mapping[str, Any] | None = None,
 ) -> None:
-    """Refuse to replace a certificate by one of another certifier, other radii or less attacked.
+    """Refuse to replace a certificate by one of another certifier, metric, radii or less attacked.
 
     Args:
         folder: Where the new certificate would be written, with nobody having named that folder.
@@ -27,6 +28,7 @@ def keep_earlier(
         named: Its node.
         radii: Its radii.
         attacked: Number of samples to attack.
+        metric: What the new certificate's claim says of its metric, if it has one.
 
     Raises:
         ConfigError: the folder holds another certificate; the message names what differs.
@@ -37,6 +39,10 @@ def keep_earlier(
     if claim.get("format") != FORMAT:
         return  # nothing reads it any more
     found = _difference(claim, certifier, named, radii, attacked)
+    earlier = claim["claim"]["metric"]
+    if earlier != metric:
+        changes = [m["change"] if m else "the l2 distance of inputs" for m in (earlier, metric)]
+        found = f"norm: {changes[0]}, not {changes[1]}", "norm"
     if found is not None:
         what, suffix = found
         raise ConfigError(

@@ -60,13 +60,15 @@ def run_job(
             prints goes to ``<folder>/train.log``.
 
     Returns:
-        The best ``val/vra``, of this run of the job or of the one that had completed it.
+        The best score, ``val/vra`` of classes, of this run of the job or of the one that had
+        completed it.
 
     Raises:
         ConfigError: the folder belongs to another configuration.
         JobError: the job failed in its own process.
     """
     from robustcert.runs.train import train
+    from robustcert.training.checkpoint import score_of
 
     first = is_first_rank()
     with _locked(folder) if first else _nothing():
@@ -78,7 +80,7 @@ def run_job(
             )
         if row and row["status"] == "complete":
             log.info("done already: %s", folder)
-            return float(row["metrics"].get("val/vra", float("nan")))
+            return score_of(row["metrics"])
         _follow_slurm()
         attempt = partial(train, config, folder, multirun=True, command=command)
         if not first:

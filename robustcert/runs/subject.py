@@ -9,16 +9,20 @@ from torch import nn
 
 from robustcert.certificate.places import checkpoint_of
 from robustcert.certifiers import Certifier
+from robustcert.certifiers.base import require_covered_metric
 from robustcert.config.build import (
     CHECKPOINT_TARGETS,
     Config,
     build_certifier,
     build_dataset,
     build_parts,
+    build_space,
+    standardised,
 )
 from robustcert.config.schema import check_call
 from robustcert.data import Dataset, Parts
 from robustcert.errors import ConfigError
+from robustcert.metrics.thresholds import check_radii
 from robustcert.models import Normalize
 from robustcert.network.fold import fold_network
 from robustcert.network.network import PlainNetwork
@@ -53,9 +57,17 @@ class Subject:
     model: nn.Module
     network: PlainNetwork
 
+    def radii(self, given: list[float] | None) -> list[float]:
+        """Radii of the table: those given, or those of training."""
+        return check_radii(given or [*self.config["radii"], self.config["epsilon"]])
+
 
 def read_run(
-    checkpoint: str, certifier: Config, dataset: Mapping[str, Any], allow_targets: Sequence[str]
+    checkpoint: str,
+    certifier: Config,
+    dataset: Mapping[str, Any],
+    norm: Mapping[str, Any],
+    allow_targets: Sequence[str],
 ) -> Subject:
     """Read a checkpoint and build what its configuration names; nothing is computed yet."""
     allowed = (*CHECKPOINT_TARGETS, *allow_targets)
@@ -67,14 +79,17 @@ def read_run(
     proving = build_certifier(certifier, allow_targets)
     read = read_checkpoint(checkpoint_of(checkpoint))
     config = {**read.config, "dataset": {**read.config["dataset"], **_given(dataset)}}
+    config["norm"] = {**(config.get("norm") or {}), **_given(norm)}
     source = build_dataset(config, allowed)
     if tuple(source.input_shape) != read.input_shape:
         raise ConfigError(
             f"dataset: the network of {read.path} takes inputs of shape {read.input_shape}, got "
             f"{tuple(source.input_shape)} from {source.name}"
         )
+    config = standardised(config, source)
     model = restore_module(read, config, allowed)
-    network = fold_network(model, read.input_shape)
+    network = fold_network(model, read.input_shape, build_space(config, source))
+    require_covered_metric(proving, network)
     parts = build_parts(config, source)
     said = {"file": read.path.name, "sha256": read.sha256, "epoch": read.epoch}
     origin = {"checkpoint": said}
@@ -87,6 +102,7 @@ def read_model(
     radii: Sequence[float | None],
     certifier: Config,
     dataset: Mapping[str, Any],
+    norm: Mapping[str, Any],
     allow_targets: Sequence[str],
 ) -> Subject:
     """Read an ONNX file and build the dataset that the command line names.
@@ -107,6 +123,7 @@ def read_model(
     config = {
         "dataset": _given(dataset),
         "preprocessing": dict(preprocessing),
+        "norm": _given(norm),
         "radii": wanted,
         "epsilon": wanted[-1],
         "loader": {},
@@ -115,7 +132,8 @@ def read_model(
     read = read_onnx(network)
     shape = tuple(source.input_shape)
     model = _standardised(fitted(read, shape), preprocessing, shape)
-    folded = fold_network(model, shape)
+    folded = fold_network(model, shape, build_space(config, source))
+    require_covered_metric(proving, folded)
     if read.classes < source.num_classes:
         raise ConfigError(
             f"dataset: {source.name} has {source.num_classes} classes, and {network} "
@@ -134,10 +152,12 @@ def by_certifier(
 ) -> dict[str, Subject]:
     """One subject for every certifier by name; that of the first is already in ``subject``."""
     (first, _), *others = nodes.items()
-    return {first: subject} | {
-        name: replace(subject, certifier=build_certifier(node, allow_targets), named=node)
-        for name, node in others
-    }
+    found = {first: subject}
+    for name, node in others:
+        certifier = build_certifier(node, allow_targets)
+        require_covered_metric(certifier, subject.network)
+        found[name] = replace(subject, certifier=certifier, named=node)
+    return found
 
 
 def _given(dataset: Mapping[str, Any]) -> Config:

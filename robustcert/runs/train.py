@@ -21,6 +21,7 @@ from robustcert.config.build import (
     build_dataset,
     build_module,
     named_certifiers,
+    standardised,
 )
 from robustcert.config.schema import check_value, check_values
 from robustcert.data import DataModule
@@ -41,10 +42,9 @@ from robustcert.training.callbacks import (
     RecordRun,
     SeedEpochs,
 )
-from robustcert.training.checkpoint import Checkpoint, read_checkpoint
-from robustcert.training.module import CertifiedClassifier
+from robustcert.training.checkpoint import Checkpoint, read_checkpoint, score_of
+from robustcert.training.module import CertifiedModule
 from robustcert.training.stage import stage
-from robustcert.training.validation import ValidationCertifier
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ def train(
         callbacks: Lightning callbacks, beside ours and those of ``trainer.callbacks``.
 
     Returns:
-        The best ``val/vra``; NaN if nothing was trained to the end of an epoch.
+        The best score, ``val/vra`` of classes; NaN if nothing was trained to the end of an epoch.
 
     Raises:
         ConfigError: a setting is wrong; whatever can be checked is checked before training.
@@ -108,6 +108,7 @@ def _train(
     allowed = (*targets, *config["allow_targets"])
     with stage("building the network and the trainer"):
         dataset = build_dataset(config, allowed)
+        config = standardised(config, dataset)
         data = build_data(config, dataset, allowed)
         module = build_module(config, dataset, allowed)
         measure, validated_by = _check_certifier(config, module)
@@ -155,15 +156,15 @@ def _check_settings(config: Config) -> None:
         )
 
 
-def _check_certifier(config: Config, module: CertifiedClassifier) -> tuple[str, str]:
+def _check_certifier(config: Config, module: CertifiedModule) -> tuple[str, str]:
     """What validation counts, and a line that says so; or an error before training, not after."""
-    network, said = fold_network(module.model, module.input_shape), ""
+    network, said = fold_network(module.model, module.input_shape, module.space), ""
     try:
         module.validation.check(network)
     except UnsoundNetworkError as error:
         if config["certify"]:
             raise ConfigError(f"certifier: {error}") from error
-        module.validation = ValidationCertifier()
+        module.validation = type(module.validation)()
         said = f", as certifier does not cover the network: {error}"
     validation = module.validation
     return validation.measure(network), validation.describe(network) + said
@@ -193,19 +194,19 @@ def _record(config: Config, data: DataModule) -> Config:
 
 
 def _callbacks(
-    config: Config, run_dir: Path, module: CertifiedClassifier, recorded: Config, measure: str
+    config: Config, run_dir: Path, module: CertifiedModule, recorded: Config, measure: str
 ) -> list[Callback]:
     checkpoints = run_dir / "checkpoints"
     return [
         RecordRun(recorded, module.input_shape, module.num_classes),
         SeedEpochs(config["seed"]),
         CheckRanks(),
-        BestCheckpoint(checkpoints, measure),
+        BestCheckpoint(checkpoints, measure, module.score),
         LastCheckpoint(checkpoints),
     ]
 
 
-def _read_resumed(resume: str, module: CertifiedClassifier) -> Checkpoint:
+def _read_resumed(resume: str, module: CertifiedModule) -> Checkpoint:
     checkpoint = read_checkpoint(resume)
     checkpoint.load_into(module.model)
     return checkpoint
@@ -213,7 +214,7 @@ def _read_resumed(resume: str, module: CertifiedClassifier) -> Checkpoint:
 
 def _announce(
     run_dir: Path,
-    module: CertifiedClassifier,
+    module: CertifiedModule,
     trainer: Trainer,
     before: Checkpoint | None,
     validated_by: str,
@@ -227,13 +228,13 @@ def _announce(
         f"{_count_parameters(module):,}",
         _device_name(trainer),
     )
-    log.info("best.ckpt is chosen by val/vra, which counts the radii of %s", validated_by)
+    log.info("best.ckpt is chosen by %s, which counts the radii of %s", module.score, validated_by)
     if before:
         log.info("continuing after epoch %d", before.epoch)
 
 
 def _fit(
-    trainer: Trainer, module: CertifiedClassifier, data: DataModule, before: Checkpoint | None
+    trainer: Trainer, module: CertifiedModule, data: DataModule, before: Checkpoint | None
 ) -> None:
     last = Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt"
     path = str(before.path) if before else None
@@ -257,13 +258,13 @@ def _finish(
     config: Config,
     run_dir: Path,
     trainer: Trainer,
-    module: CertifiedClassifier,
+    module: CertifiedModule,
     loggers: Sequence[Logger],
     command: Mapping[str, Any] | None,
 ) -> float:
     best = read_checkpoint(run_dir / "checkpoints" / "best.ckpt")
-    score = best.metrics["val/vra"]
-    log.info("best val/vra %.4f, in epoch %d: %s", score, best.epoch, best.path)
+    score = score_of(best.metrics)
+    log.info("best %s %.4f, in epoch %d: %s", module.score, score, best.epoch, best.path)
     last = read_checkpoint(run_dir / "checkpoints" / "last.ckpt")
     results: dict[str, Any] = {
         **new_row(best.config, run_dir, command),
@@ -310,7 +311,7 @@ def _certify(config: Config, best: Path) -> dict[str, float]:
         ) from error
 
 
-def _count_parameters(module: CertifiedClassifier) -> int:
+def _count_parameters(module: CertifiedModule) -> int:
     return sum(p.numel() for p in module.model.parameters())
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +16,17 @@ from robustcert.atomic import complete_file
 
 # Version of what a checkpoint holds under RECORD_KEY; no other is read.
 CHECKPOINT_FORMAT = 1
+# Metrics that choose best.ckpt, one for each task, and which of two values is the better one.
+SCORES = {"val/vra": "max", "val/certified_mae": "min"}
 # Key of what we put into a checkpoint beside Lightning's own state.
 RECORD_KEY = "robustcert"
 # What names of the model's tensors begin with.
 _PREFIX = "model."
+
+
+def score_of(metrics: Mapping[str, float]) -> float:
+    """The metric that chose a checkpoint among those of its epoch; NaN where there is none."""
+    return float(next((metrics[key] for key in SCORES if key in metrics), math.nan))
 
 
 class CheckpointError(ValueError):

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from lightning import LightningModule
@@ -17,6 +17,10 @@ from robustcert.margins import certified_radius
 from robustcert.metrics import AverageCertifiedRadius, RejectionRate, VerifiedRobustAccuracy
 from robustcert.models.scores import training_scores
 from robustcert.network.fold import fold_network
+from robustcert.network.input_space import IMAGES, InputSpace, composed
+from robustcert.network.linear import Affine
+from robustcert.network.network import PlainNetwork
+from robustcert.network.operation import Operation
 from robustcert.training.schedules import CosineSchedule, EpsilonSchedule, TorchSchedule
 from robustcert.training.validation import ValidationCertifier
 
@@ -28,31 +32,28 @@ TrainBatch = tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor, Tensor]
 MAX_STARTING_EXAMPLES = 2000
 
 
-class CertifiedClassifier(LightningModule):
-    """Certified training of a model.
+class CertifiedModule(LightningModule):
+    """Training of a model by an objective, its optimizer and its schedules, whatever the targets.
 
-    Logged per epoch: ``train/loss``, ``train/accuracy``, ``train/vra_estimate``, ``train/epsilon``;
-    ``val/loss``, ``val/accuracy``, ``val/vra`` (at ``epsilon``), ``val/vra_<radius>``, ``val/acr``,
-    ``val/rejection`` and ``val/lipschitz`` (the largest pairwise constant). Whatever is under
-    ``val/`` comes from the folded network; what its radii are, and what they cost, stands in
-    :mod:`robustcert.training.validation`.
-
-    Training rests on :func:`robustcert.models.scores.training_scores`; so does ``val/loss`` of a
-    network without pairwise constants, which has no ``val/lipschitz``.
+    Training rests on estimates; whatever is logged under ``val/`` comes from the folded network.
 
     Args:
-        model: Any module that :func:`robustcert.models.scores.training_scores` takes and that can
-            be folded. Its ``start_at(inputs, labels)``, if it has one, is called before training.
-        objective: ``objective(logits, target, pairwise_lipschitz, epsilon)``.
+        model: Any module that can be folded. Its ``start_at(inputs, labels)``, if it has one, is
+            called before training.
+        objective: ``objective(outputs, target, constants, epsilon)``.
         input_shape: Shape of one input.
-        num_classes: Number of classes.
+        num_classes: Number of outputs: of classes, or 1 for a real target.
         epsilon: Radius that is trained for and selected by, in input units.
-        radii: Radii at which verified robust accuracy is reported.
+        radii: Radii at which metrics are reported.
         optimizer: Called with the parameters.
         epsilon_schedule: Training radius over training.
         lr_schedule: Learning rate over training; None for that of the optimizer.
-        validation: Certifier whose radii choose ``best.ckpt``.
+        space: What inputs are, with the metric that ``epsilon`` and all radii refer to.
     """
+
+    # Metric that chooses best.ckpt, one of robustcert.training.checkpoint.SCORES.
+    score: ClassVar[str]
+    validation: Any
 
     def __init__(
         self,
@@ -66,35 +67,32 @@ class CertifiedClassifier(LightningModule):
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
         epsilon_schedule: EpsilonSchedule | None = None,
         lr_schedule: CosineSchedule | TorchSchedule | None = None,
-        validation: ValidationCertifier | None = None,
+        space: InputSpace = IMAGES,
     ) -> None:
         super().__init__()
         self.model = model
         self.objective = objective
         self.input_shape = tuple(input_shape)
+        self.space = space
+        # Factor on estimated constants: 1 for the l2 distance of inputs.
+        self.stretch = 1.0
+        if space.metric is not None:
+            self.stretch = stretch_of(space.metric, fold_network(model, self.input_shape))
         self.num_classes = num_classes
         self.epsilon = epsilon
         self.radii = sorted({*radii, epsilon})
         self.optimizer = optimizer
         self.epsilon_schedule = epsilon_schedule or EpsilonSchedule(1.0, 1.0, 0.0)
         self.lr_schedule = lr_schedule
-        self.validation = validation or ValidationCertifier()
-        # A metric's ranks meet where compute is called, a value's wherever someone reads it.
-        # Updated with a copy for every sample: with this strategy weights are ignored.
-        self.train_loss = MeanMetric(nan_strategy="disable")
-        self.train_accuracy = MulticlassAccuracy(num_classes, average="micro")
-        self.train_vra = VerifiedRobustAccuracy([epsilon])
-        self.val_loss = MeanMetric(nan_strategy="disable")
-        self.val_accuracy = MulticlassAccuracy(num_classes, average="micro")
-        self.val_vra = VerifiedRobustAccuracy(self.radii)
-        self.val_acr = AverageCertifiedRadius()
-        self.val_rejection = RejectionRate(epsilon)
+
+    def ignore_buffers(self) -> None:
+        """Keep buffers out of DDP's broadcasts; called once all metrics are there."""
         # Every rank computes the same buffers; DDP would broadcast them with every step, and wait
         # for a rank that has no validation batch.
         self._ddp_params_and_buffers_to_ignore = [name for name, _ in self.named_buffers()]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits of shape ``(N, C)``."""
+        """Outputs of shape ``(N, C)``."""
         return self.model(x)
 
     @property
@@ -110,6 +108,97 @@ class CertifiedClassifier(LightningModule):
             examples = datamodule.first_of_each_class(MAX_STARTING_EXAMPLES)
             start(examples.inputs, examples.labels)
 
+    def on_train_epoch_start(self) -> None:
+        """Hand a schedule-free optimizer the weights at which it takes gradients."""
+        self._switch_optimizer("train")
+
+    def on_validation_start(self) -> None:
+        """Put its averaged weights in place: they are validated and go into checkpoints."""
+        self._switch_optimizer("eval")
+
+    def _switch_optimizer(self, mode: str) -> None:
+        if self._trainer is None or not self.trainer.optimizers:
+            return
+        for optimizer in self.trainer.optimizers:
+            getattr(optimizer, mode, lambda: None)()
+
+    def folded(self) -> PlainNetwork:
+        """The folded network, in full precision.
+
+        Raises:
+            DivergedError: a weight is NaN or infinite.
+        """
+        for name, parameter in self.model.named_parameters():
+            if not torch.isfinite(parameter).all():
+                raise DivergedError(self.current_epoch, f"{name} is NaN or infinite")
+        # A reduced precision is for training steps: it never reaches a verified number.
+        with torch.autocast(self.device.type, enabled=False):
+            return fold_network(self.model, self.input_shape, self.space)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """The optimizer, with the learning-rate schedule."""
+        steps = self.trainer.estimated_stepping_batches
+        if math.isinf(steps):
+            raise ValueError(
+                "the schedules need to know the end of training: set trainer.max_epochs"
+            )
+        optimizer = self.optimizer(self.parameters())
+        _refuse_averages_of_steps(optimizer, self.model)
+        if self.lr_schedule is None:
+            return optimizer
+        schedule: Any = self.lr_schedule.scheduler_of(optimizer, max(1, int(steps)))
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+
+class CertifiedClassifier(CertifiedModule):
+    """Certified training of a model.
+
+    Logged per epoch: ``train/loss``, ``train/accuracy``, ``train/vra_estimate``, ``train/epsilon``;
+    ``val/loss``, ``val/accuracy``, ``val/vra`` (at ``epsilon``), ``val/vra_<radius>``, ``val/acr``,
+    ``val/rejection`` and ``val/lipschitz`` (the largest pairwise constant). Whatever is under
+    ``val/`` comes from the folded network; what its radii are, and what they cost, stands in
+    :mod:`robustcert.training.validation`.
+
+    Training rests on :func:`robustcert.models.scores.training_scores`; so does ``val/loss`` of a
+    network without pairwise constants, which has no ``val/lipschitz``.
+
+    Args:
+        model: Any module that :func:`robustcert.models.scores.training_scores` takes and that can
+            be folded. Its ``start_at(inputs, labels)``, if it has one, is called before training.
+        objective: ``objective(logits, target, pairwise_lipschitz, epsilon)``.
+        num_classes: Number of classes.
+        epsilon: Radius that is trained for and selected by, in input units.
+        validation: Certifier whose radii choose ``best.ckpt``.
+        options: Further options of :class:`CertifiedModule`.
+    """
+
+    score = "val/vra"
+    validation: ValidationCertifier
+
+    def __init__(
+        self,
+        model: nn.Module,
+        objective: Callable[[Tensor, Tensor, Tensor, float], Tensor],
+        *,
+        num_classes: int,
+        epsilon: float,
+        validation: ValidationCertifier | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(model, objective, num_classes=num_classes, epsilon=epsilon, **options)
+        self.validation = validation or ValidationCertifier()
+        # A metric's ranks meet where compute is called, a value's wherever someone reads it.
+        # Updated with a copy for every sample: with this strategy weights are ignored.
+        self.train_loss = MeanMetric(nan_strategy="disable")
+        self.train_accuracy = MulticlassAccuracy(num_classes, average="micro")
+        self.train_vra = VerifiedRobustAccuracy([epsilon])
+        self.val_loss = MeanMetric(nan_strategy="disable")
+        self.val_accuracy = MulticlassAccuracy(num_classes, average="micro")
+        self.val_vra = VerifiedRobustAccuracy(self.radii)
+        self.val_acr = AverageCertifiedRadius()
+        self.val_rejection = RejectionRate(epsilon)
+        self.ignore_buffers()
+
     def training_step(self, batch: TrainBatch, batch_idx: int) -> Tensor:
         """Objective on the model's training scores.
 
@@ -120,6 +209,8 @@ class CertifiedClassifier(LightningModule):
         epsilon = self.epsilon_schedule(self.epsilon, self.progress)
         scores = training_scores(self.model, x)
         logits, pairwise = scores.logits(target), scores.pairwise
+        if self.space.metric is not None:
+            pairwise = pairwise * self.stretch
         loss = self.objective(logits, target, pairwise, epsilon)
         if mixed:
             partner, share = mixed
@@ -154,20 +245,6 @@ class CertifiedClassifier(LightningModule):
             "val/rejection": self.val_rejection,
         }
 
-    def on_train_epoch_start(self) -> None:
-        """Hand a schedule-free optimizer the weights at which it takes gradients."""
-        self._switch_optimizer("train")
-
-    def on_validation_start(self) -> None:
-        """Put its averaged weights in place: they are validated and go into checkpoints."""
-        self._switch_optimizer("eval")
-
-    def _switch_optimizer(self, mode: str) -> None:
-        if self._trainer is None or not self.trainer.optimizers:
-            return
-        for optimizer in self.trainer.optimizers:
-            getattr(optimizer, mode, lambda: None)()
-
     def on_validation_epoch_start(self) -> None:
         """Fold the network and prove what holds for all samples, once.
 
@@ -175,12 +252,7 @@ class CertifiedClassifier(LightningModule):
             DivergedError: a weight is NaN or infinite.
             UnsoundNetworkError: see :meth:`ValidationCertifier.prepare`.
         """
-        for name, parameter in self.model.named_parameters():
-            if not torch.isfinite(parameter).all():
-                raise DivergedError(self.current_epoch, f"{name} is NaN or infinite")
-        # A reduced precision is for training steps: it never reaches a verified number.
-        with torch.autocast(self.device.type, enabled=False):
-            network = fold_network(self.model, self.input_shape)
+        network = self.folded()
         ranks = (self.trainer.global_rank, self.trainer.world_size) if self._trainer else (0, 1)
         self.validation.prepare(network, self.device, *ranks)
 
@@ -189,8 +261,12 @@ class CertifiedClassifier(LightningModule):
         x, target = batch
         with torch.autocast(x.device.type, enabled=False):
             found = self.validation.certify(x)
-            scores = found.scores or training_scores(self.model, x)
-            loss = self.objective(scores.logits(target), target, scores.pairwise, self.epsilon)
+            scores = found.scores
+            stretch = 1.0
+            if scores is None:
+                scores, stretch = training_scores(self.model, x), self.stretch
+            pairwise = scores.pairwise if stretch == 1.0 else scores.pairwise * stretch
+            loss = self.objective(scores.logits(target), target, pairwise, self.epsilon)
         # Not every sample may have been certified.
         correct = (found.prediction == target)[: len(found.radius)]
         self.val_loss.update(loss.expand(len(x)))
@@ -213,19 +289,17 @@ class CertifiedClassifier(LightningModule):
             metric.reset()
         self.validation.release()
 
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """The optimizer, with the learning-rate schedule."""
-        steps = self.trainer.estimated_stepping_batches
-        if math.isinf(steps):
-            raise ValueError(
-                "the schedules need to know the end of training: set trainer.max_epochs"
-            )
-        optimizer = self.optimizer(self.parameters())
-        _refuse_averages_of_steps(optimizer, self.model)
-        if self.lr_schedule is None:
-            return optimizer
-        schedule: Any = self.lr_schedule.scheduler_of(optimizer, max(1, int(steps)))
-        return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+def stretch_of(metric: Operation, network: PlainNetwork) -> float:
+    r"""Factor on the estimated constants of a model whose radii are in a metric S.
+
+    It is :math:`\lVert A S \rVert / \lVert A \rVert`, A being the normalisation, and the norm of S
+    where the network does not begin with one. Neither is trained.
+    """
+    first = [op for op in network.operations[:1] if isinstance(op, Affine)]
+    *_, last = composed(metric, first, network.input_shape)
+    alone = first[0].lipschitz_bound(network.input_shape) if first else 1.0
+    return last.bound / alone if alone > 0 else 1.0
 
 
 def _refuse_averages_of_steps(optimizer: Optimizer, model: nn.Module) -> None:

@@ -47,6 +47,7 @@ from robustcert.certifiers import (
     SmoothingCertifier,
     strict_arithmetic,
 )
+from robustcert.certifiers.base import require_covered_metric
 from robustcert.certifiers.lipschitz import PairwiseCertifier
 from robustcert.certifiers.second_order.curvature import is_covered
 from robustcert.margins import certified_radius
@@ -155,6 +156,7 @@ class ValidationCertifier:
         Raises:
             UnsoundNetworkError: it does not.
         """
+        require_covered_metric(self.certifier, network)
         self.prepare(network, torch.device("cpu"))
         if not self._by_constants:
             self.certifier.certify(network, zeros(network.input_shape))

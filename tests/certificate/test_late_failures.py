@@ -14,7 +14,7 @@ from robustcert.certifiers.lipschitz import LipschitzCertifier
 from robustcert.errors import BrokenCertificate
 from robustcert.report.__main__ import main as report
 from robustcert.runs import attack as attack_module
-from robustcert.runs import certify as certify_module
+from robustcert.runs import classification
 from robustcert.runs.certify import certify
 from robustcert.runs.train import train
 from robustcert.training.checkpoint import Checkpoint
@@ -81,7 +81,7 @@ def fail(*_arguments: Any, **_options: Any) -> Any:
         "write_claim",
         *(
             pytest.param(step, marks=pytest.mark.slow)
-            for step in ("_attack", "_tightness", "draw_vra_curve")
+            for step in ("attack_samples", "_tightness", "draw_vra_curve")
         ),
     ],
 )
@@ -90,7 +90,7 @@ def test_radii_outlast_a_step_that_fails_after_them(
 ) -> None:
     output = tmp_path / "certificate"
     with monkeypatch.context() as patched:
-        patched.setattr(certify_module, step, fail)
+        patched.setattr(classification, step, fail)
         with pytest.raises(RuntimeError, match="beetles"):
             certified(tiny_run, output)
     assert not output.exists()

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.configs import build, build_model, layered_models, names
+from helpers.configs import build, build_model, input_shape, layered_models, names
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -437,7 +437,8 @@ def unknown_modules_are_refused() -> None:
 
 
 def the_plain_network_is_the_module() -> None:
-    modules = [build_model(name, "aol", "smooth") for name in layered_models()]
+    shapes = {build_model(name, "aol", "smooth"): input_shape(name) for name in layered_models()}
+    modules = list(shapes)
     modules.append(Subspaces((2, 8, 8), 3, per_class=2, rank=3))
     modules.append(
         nn.Sequential(
@@ -453,8 +454,10 @@ def the_plain_network_is_the_module() -> None:
         with torch.no_grad():  # float64 numbers, biases that are not zero
             for parameter in module.parameters():
                 parameter += 0.1 * torch.randn_like(parameter)
+        shape = shapes.get(module, (2, 8, 8))
+        z = x.view(-1, *shape)
         torch.testing.assert_close(
-            fold_network(module, (2, 8, 8))(x), module(x), rtol=1e-12, atol=1e-12
+            fold_network(module, shape)(z), module(z), rtol=1e-12, atol=1e-12
         )
 
 

@@ -359,7 +359,7 @@ def test_unreasonable_unread_keys_are_refused(tmp_path: Path, keys: list[str]) -
 
 def test_a_folder_of_the_format_before_is_answered_in_one_line(tmp_path: Path) -> None:
     folder = Folder(certify(tmp_path / "certificate", build("relu")))
-    folder.claim["format"] = 1
+    folder.claim["format"] = 2
     folder.save()
     for read in (check, prove_network):
         with pytest.raises(UnreadableError, match="certify the network again") as error:

@@ -183,7 +183,11 @@ def test_a_sweep_runs_every_job_and_reports_the_one_that_fails(
         ("train", "dataset=npz", "error: dataset.root: a value is needed: set dataset.root=..."),
         ("certify", "", "error: certify needs a network: python certify.py outputs/<run>, or "),
         ("certify", "checkpoint=/nonexistent", "error: /nonexistent: no such file"),
-        ("certify", "checkpoint=x split=tset", "split: expected train or validation or test"),
+        (
+            "certify",
+            "checkpoint=x split=tset",
+            "split: expected train or validation or calibration or test",
+        ),
         ("certify", "checkpoint=x samples=0", "error: samples: expected a number above 0"),
         ("certify", "checkpoint=x radii=[-1]", "error: radii: expected a list of radii above 0"),
         ("certify", "checkpoint=x radii=[]", "error: radii: expected a list of radii above 0"),

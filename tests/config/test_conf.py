@@ -6,12 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.configs import build
 from helpers.runs import WANDB, compose
 from omegaconf import OmegaConf
 
 from robustcert.config.build import COMMAND_LINE_TARGETS, build_module, check
 from robustcert.config.command_line import CONFIG_DIR
 from robustcert.data import Dataset, Examples
+from robustcert.data.targets import Reals
 from robustcert.models.scores import training_scores
 
 GROUPS = sorted(
@@ -49,10 +51,19 @@ class Shaped(Dataset):
         raise NotImplementedError
 
 
+class ShapedReals(Shaped):
+    """The same for a regression."""
+
+    num_classes = 1
+    targets = Reals()  # type: ignore[assignment]
+
+
 def check_sections(config: dict[str, Any]) -> None:
     for section in (*SECTIONS, *SCHEDULES):
         provided = frozenset(PROVIDED.get(section, set()) - config[section].keys())
-        check(config[section], section, COMMAND_LINE_TARGETS, provided)
+        # Directions are the program's, not a model's: build_model wraps the model that they are of.
+        node = {key: value for key, value in config[section].items() if key != "monotone"}
+        check(node, section, COMMAND_LINE_TARGETS, provided)
     for section in GROUPED:
         for name, node in config.get(section, {}).items():
             check(node, f"{section}.{name}", COMMAND_LINE_TARGETS)
@@ -93,7 +104,8 @@ def test_an_experiment_has_a_measured_result_or_says_that_it_is_a_recipe(experim
 )
 def test_every_part_of_a_network_can_be_built(group: str, option: str) -> None:
     config = compose(f"{group}={option}", "model.width=8", "model.depth=2")
-    build_module(config, Shaped(), COMMAND_LINE_TARGETS)
+    real = group == "objective" and hasattr(build(group, option), "task")
+    build_module(config, ShapedReals() if real else Shaped(), COMMAND_LINE_TARGETS)
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
@@ -102,7 +114,9 @@ def test_every_experiment_builds_a_narrow_network(experiment: str) -> None:
     narrow = {"width": 16, "depth": 2, "neck_channels": 32, "dense_width": 32, "rank": 2}
     config["model"] |= {k: v for k, v in narrow.items() if config["model"].get(k)}
     dataset = Shaped()
-    dataset.input_shape = (len(config["normalization"]["mean"]), 16, 16)
+    signals = config["model"]["_target_"].endswith("1d")
+    size = (256,) if signals else (16, 16)
+    dataset.input_shape = (len(config["normalization"]["mean"]), *size)
     module = build_module(config, dataset, COMMAND_LINE_TARGETS)
     target = torch.tensor([0, 2])
     scores = training_scores(module.model, torch.rand(2, *dataset.input_shape))

@@ -47,10 +47,15 @@ def build(group: str, name: str, **options: Any) -> Any:
     return _instantiate(read(group, name) | options)
 
 
+def input_shape(model: str) -> tuple[int, ...]:
+    """What a model takes: an image of two channels, or the same numbers as a signal of two."""
+    return (2, 64) if model in SIGNALS else (2, 8, 8)
+
+
 def build_model(name: str, layer: str, activation: str, **options: Any) -> Any:
-    """A small network for inputs of shape (2, 8, 8), normalised, with three classes."""
+    """A small network for inputs of :func:`input_shape`, normalised, with three classes."""
     sizes: dict[str, Any] = {
-        "input_shape": (2, 8, 8),
+        "input_shape": input_shape(name),
         "num_classes": 3,
         "width": 8,
         "depth": 2,
@@ -67,7 +72,7 @@ def crossed(*groups: str) -> list[Any]:
 
     Models without layers are left out. In the MLP and the ConvNet every layer meets every
     activation: there a pair of them is folded and bounded next to one another, dense and
-    convolutional, strided or not. The larger models put the same pairs into other places, and a
+    convolutional, strided or not. The other models put the same pairs into other places, and a
     bound is composed operation by operation, so they meet every layer with MaxMin, and every
     activation with one layer of their own papers; a third crossing of all with all would repeat
     what the two have shown. Of all these, the fast tests are those with free layers or with MaxMin
@@ -88,8 +93,11 @@ def crossed(*groups: str) -> list[Any]:
     return found
 
 
-# Layers of the larger models' own papers, or some of them.
+# Models of signals (C, T).
+SIGNALS = ("convnet1d",)
+# Layers of the other models' own papers, or some of them.
 PUBLISHED = {
+    "convnet1d": ("aol", "bcop", "cayley_conv"),
     "lip_convnet": ("aol",),
     "lipnext": ("manifold",),
     "liresnet": ("lires", "chord", "bronet"),

@@ -34,6 +34,12 @@ CONV: list[dict[str, Any]] = [
     {"channels": (2, 4), "kernel_size": 4, "stride": 2, "padding": 1, "input_size": (6, 6)},
     {"channels": (1, 3), "kernel_size": 3, "stride": 2, "padding": 2, "input_size": (4, 7)},
     {"channels": (4, 4), "kernel_size": 1, "stride": 1, "padding": 0, "input_size": (3, 3)},
+    # Signals are maps of height 1; their convolutions are residual in no family.
+    *[
+        {"channels": (3, 3), "kernel_size": (1, k), "stride": (1, s), "padding": (0, 1)}
+        | {"input_size": (1, 10)}
+        for k, s in ((3, 1), (4, 2))
+    ],
 ]
 
 

@@ -7,7 +7,16 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.configs import build, build_model, crossed, layered_models, names, read
+from helpers.configs import (
+    SIGNALS,
+    build,
+    build_model,
+    crossed,
+    input_shape,
+    layered_models,
+    names,
+    read,
+)
 from torch import Tensor, nn
 
 from robustcert.activations import GroupSort, NormPair, SinCos
@@ -40,6 +49,11 @@ def perturb(model: Model, scale: float = 0.3) -> Model:
         for parameter in model.parameters():
             parameter += scale * torch.randn_like(parameter)
     return model
+
+
+def inputs(model: str) -> Tensor:
+    """Images, or their numbers as signals."""
+    return images().view(-1, *input_shape(model))
 
 
 def images() -> Tensor:
@@ -78,8 +92,8 @@ def test_the_plain_network_is_the_model_and_keeps_its_bound(
     name: str, layer: str, activation: str
 ) -> None:
     model = perturb(build_model(name, layer, activation)).eval()
-    x = images()
-    network = fold_network(model, SHAPE)
+    x, shape = inputs(name), input_shape(name)
+    network = fold_network(model, shape)
     assert network.dtype == torch.float32
     assert network.head is not None
     agree(network, model, x, 1e-5)
@@ -93,7 +107,7 @@ def test_the_plain_network_is_the_model_and_keeps_its_bound(
     assert (steepest(network, x) <= pairwise * (1 + 1e-9)).all()
 
     model.double()
-    wide = fold_network(model, SHAPE)
+    wide = fold_network(model, shape)
     assert wide.dtype == torch.float64
     agree(wide, model, x, 1e-12)
 
@@ -121,13 +135,13 @@ def test_estimates_are_near_the_bound_and_differentiable(name: str, layer: str) 
         for _ in range(100):
             lipschitz_estimate(model)
     estimate = pairwise_lipschitz_estimate(model)
-    bound = pairwise_bound(fold_network(model, SHAPE)).float()
+    bound = pairwise_bound(fold_network(model, input_shape(name))).float()
     assert (estimate >= 0.9 * bound).all()
     free = layer == "unconstrained"
     # The constraint's own claim is 1 a layer, above the norms that a rescaled layer has.
     assert not free or (estimate <= bound * (1 + 1e-4)).all()
     whole = lipschitz_estimate(model).item()
-    assert not free or whole <= lipschitz_bound(model, SHAPE) * (1 + 1e-4)
+    assert not free or whole <= lipschitz_bound(model, input_shape(name)) * (1 + 1e-4)
     estimate.sum().backward()
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     assert all(g.isfinite().all() for g in gradients)
@@ -142,22 +156,27 @@ def test_layers_take_as_many_features_as_the_activation_gives(
     name: str, activation: str, kind: type[nn.Module], ratio: float
 ) -> None:
     model = build_model(name, "unconstrained", activation, depth=3)
-    x, met = images(), 0
+    x, met = inputs(name), 0
     for module in model.backbone:
         features, x = x.shape[1], module(x)
         if isinstance(module, kind):
             met += 1
             assert x.shape[1] == features * ratio
-    # Beside the three of the depth those of stem, neck and dense layers; three blocks of three;
-    # residual layers are inside their connections.
-    more = {"liresnet": 6, "lipnext": 4, "lip_convnet": 10, "residual_mlp": 1}
+    # Beside the three of the depth those of stem, neck and dense layers; three blocks or two stages
+    # of three; residual layers are inside their connections.
+    more = {"convnet1d": 7, "liresnet": 6, "lipnext": 4, "lip_convnet": 10, "residual_mlp": 1}
     assert met == {"mlp": 3, "convnet": 4, **more}[name]
     assert model.head(x).shape == (len(x), 3)
 
 
-@pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("shape", [(1, 9, 13), (3, 8, 8), (1, 4, 4)])
-def test_any_image_size_fits(name: str, shape: tuple[int, int, int]) -> None:
+SIZES = {"images": [(1, 9, 13), (3, 8, 8), (1, 4, 4)], "signals": [(1, 9), (3, 150), (1, 4)]}
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [(m, s) for m in MODELS for s in SIZES["signals" if m in SIGNALS else "images"]],
+)
+def test_any_size_fits(name: str, shape: tuple[int, ...]) -> None:
     model = build_model(
         name, "unconstrained", "maxmin", input_shape=shape, mean=[0.5], std=[0.5], depth=3
     )
@@ -280,6 +299,11 @@ def test_a_zero_row_stays_finite() -> None:
         ("convnet", {"input_shape": (2,)}, "model=mlp"),
         ("convnet", {"input_shape": (2, 3, 8)}, "at least 4x4"),
         ("convnet", {"input_shape": (2, 1, 1)}, "at least 4x4"),
+        ("convnet1d", {"depth": 0}, r"model\.depth"),
+        ("convnet1d", {"channels": 0}, r"model\.channels"),
+        ("convnet1d", {"input_shape": (2, 8, 8)}, "model=convnet for images"),
+        ("convnet1d", {"input_shape": (2,)}, "model=mlp"),
+        ("convnet1d", {"input_shape": (2, 3)}, "3 steps: set model=mlp"),
         *[
             (model, {key: value}, rf"normalization\.{key}")
             for model in MODELS
@@ -307,8 +331,9 @@ def test_a_width_fits_the_activation_or_is_refused_by_key(name: str, activation:
         with pytest.raises(ValueError, match=r"model\.width"):
             build_model(name, "unconstrained", activation, width=9)
     else:
-        network = fold_network(build_model(name, "unconstrained", activation, width=9), SHAPE)
-        assert network(torch.zeros(1, *SHAPE)).shape == (1, 3)
+        model = build_model(name, "unconstrained", activation, width=9)
+        network = fold_network(model, input_shape(name))
+        assert network(torch.zeros(1, *input_shape(name))).shape == (1, 3)
 
 
 def _fits(activation: str, features: int) -> bool:

@@ -13,11 +13,12 @@ from robustcert.activations import GroupSort, SmoothMaxMin
 from robustcert.attacks import cross_check, ddn, margin_attack, pgd_survivors
 from robustcert.certificate.predictor import Predictor
 from robustcert.certifiers import LipschitzCertifier, SmoothingCertifier, certify
+from robustcert.check import INPUTS
 from robustcert.data import to_unit
 from robustcert.network.activation import Activation
 from robustcert.network.linear import Dense
 from robustcert.network.network import PlainNetwork
-from robustcert.network.units import INPUTS, in_units
+from robustcert.network.units import in_units
 
 EVERY_BYTE = torch.arange(256, dtype=torch.uint8)
 
@@ -156,10 +157,10 @@ def test_attacks_take_bytes_for_what_they_stand_for() -> None:
 def test_files_say_what_a_byte_stands_for(tmp_path: Any) -> None:
     net = network()
     folder = write_folder(tmp_path / "folder", net, SmoothingCertifier(n0=10, n=100))
-    assert f'"{INPUTS}"' in (folder / "certificate.json").read_text()
+    assert f'"{INPUTS["images"]}"' in (folder / "certificate.json").read_text()
     pytest.importorskip("onnx")
     from robustcert.export import to_onnx
 
     predictor = Predictor(net, LipschitzCertifier().pairwise_bound(net))
-    assert to_onnx(predictor, tmp_path / "model.onnx")["robustcert.inputs"] == INPUTS
+    assert to_onnx(predictor, tmp_path / "model.onnx")["robustcert.inputs"] == INPUTS["images"]
     assert robustcert.__version__

@@ -357,7 +357,7 @@ def cut(content: bytes) -> bytes:
     ("name", "damage", "answer"),
     [
         ("certificate.json", cut, "certificate.json"),
-        ("certificate.json", lambda c: c.replace(b'"format": 2', b'"format": 9'), "format 9"),
+        ("certificate.json", lambda c: c.replace(b'"format": 3', b'"format": 9'), "format 9"),
         ("certificate.json", lambda c: c.replace(b'"files"', b'"filed"'), "not complete: .*files"),
         ("certificate.json", lambda c: c.replace(b'"network"', b'"net"', 1), "not complete"),
         ("radii.csv", lambda c: c.replace(b"abstain", b"certain"), "not the file that"),

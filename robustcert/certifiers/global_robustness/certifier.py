@@ -11,7 +11,7 @@ from torch import Tensor
 
 from robustcert.attacks import largest_changes
 from robustcert.certifiers.arithmetic import strict_arithmetic
-from robustcert.certifiers.base import Certificates, Certifier, Claim
+from robustcert.certifiers.base import Certificates, Certifier, Claim, require_covered_metric
 from robustcert.certifiers.global_robustness.twin import Domain, Twin
 from robustcert.certifiers.lipschitz import LipschitzCertifier
 from robustcert.errors import UnsoundNetworkError
@@ -231,10 +231,12 @@ class GlobalCertifier(Certifier):
 
     def certify(self, network: PlainNetwork, x: Tensor) -> Certificates:
         """As :meth:`LipschitzCertifier.certify`."""
+        require_covered_metric(self, network)
         return self._samples.certify(network, x)
 
     def claim(self, network: PlainNetwork, samples: Iterable[Tensor] = ()) -> Claim:
         """That of :class:`LipschitzCertifier`, and what ``global.json`` says of all pairs."""
+        require_covered_metric(self, network)
         return replace(self._samples.claim(network), pairs=self._claim_pairs(network, samples))
 
     def _claim_pairs(self, network: PlainNetwork, samples: Iterable[Tensor]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from robustcert.certifiers.lipsdp import search, semidefinite
 from robustcert.certifiers.lipsdp.layers import NOTHING, Layer, compose
 from robustcert.errors import NormBoundError, UnsoundNetworkError
 from robustcert.network.activation import Activation
+from robustcert.network.input_space import directions
 from robustcert.network.linear import Affine, Dense, Flatten
 from robustcert.network.network import PlainNetwork, shapes
 from robustcert.network.network import pairwise_bound as product_bound
@@ -63,6 +64,7 @@ class LipSDPCertifier(PairwiseCertifier):
     """
 
     proof = Proof.LIPSDP
+    covers_metric = True
 
     def __init__(
         self,
@@ -157,14 +159,18 @@ def _candidates(
 
 
 def layers_of(network: PlainNetwork) -> tuple[list[Layer], Scaled]:
-    """The network as layers and the linear map after them.
+    """The network as layers and the linear map after them; in a metric S, from u on.
 
     Raises:
         UnsoundNetworkError: an operation is not covered; the message names it.
     """
     layers = []
     linear: Scaled | None = None
-    for operation, shape in shapes(network.owned().operations, network.input_shape):
+    network = network.owned()
+    metric, operations, first = network.space.metric, network.operations, network.input_shape
+    if metric is not None:
+        operations, first = (metric, *operations), directions(metric, first)
+    for operation, shape in shapes(operations, first):
         size = math.prod(shape)
         ones = torch.ones(size, dtype=torch.float64, device="cpu")
         slopes = operation.slopes if isinstance(operation, Activation) else None

@@ -68,6 +68,7 @@ class CombinedCertifier(PairwiseCertifier):
     """
 
     proof = Proof.SECOND_ORDER
+    covers_metric = True
 
     def __init__(self, arithmetic: Literal["float64", "float32"] = "float64") -> None:
         super().__init__(arithmetic)

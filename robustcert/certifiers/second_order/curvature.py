@@ -192,7 +192,7 @@ class LocalSlope:
     """The gradient of a difference of logits, and how far around it changes.
 
     Attributes:
-        gradient: Computed gradient, shape ``(N, *input_shape)``.
+        gradient: Computed gradient, shape ``(N, *input_shape)``; in a metric, with respect to u.
         norm: Its computed norm, shape ``(N,)``.
         error: Bound on the distance to the real gradient's norm, shape ``(N,)``.
         curvature: Bounds on the change of the gradient per distance, shape ``(S, N)``: the i-th
@@ -216,6 +216,7 @@ class Trace:
     def __init__(self, network: PlainNetwork, x: Tensor) -> None:
         network = network.owned()
         self.operations = network.operations
+        self.metric = network.space.metric
         self.states = list(forward_error.forward_steps(network, x))
 
     def slope(self, rows: Tensor, direction: Tensor, reaches: Tensor) -> LocalSlope:
@@ -257,13 +258,19 @@ class Trace:
                 u, relative = _transpose(operation, z, u)
                 own = torch.full_like(centre, relative)
             error = (bound * error + own * length) * (1 + 1e-12) + GRADIENT_UNDERFLOW
+        if self.metric is not None:
+            length = norm_up(u)
+            u, relative = _transpose(self.metric, u, u)
+            stretch = self.states[0].lipschitz
+            error = (stretch * error + relative * length) * (1 + 1e-12) + GRADIENT_UNDERFLOW
         norm = u.flatten(1).norm(dim=1)
         return LocalSlope(u, norm, error + 2.0**-22 * norm, total * (1 + 1e-9))
 
 
 def is_covered(network: PlainNetwork) -> bool:
     """Whether the gradients of the network can be bounded: smooth, and made of known operations."""
-    for operation in network.operations:
+    metric = network.space.metric
+    for operation in network.operations if metric is None else (metric, *network.operations):
         if type(operation) is Activation:
             if operation.jacobian is None:
                 say_once(operation.function.__name__)

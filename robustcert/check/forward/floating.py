@@ -15,7 +15,7 @@ distance within which nothing overflows.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 
 import numpy as np
@@ -51,6 +51,7 @@ def evaluate(
     samples: Floats,
     norms: Mapping[str, float],
     arithmetics: Sequence[Arithmetic],
+    constants: Sequence[float] | None = None,
 ) -> Evaluation:
     """Evaluate samples in float64, with bounds on the errors in float64 and other arithmetics.
 
@@ -59,8 +60,10 @@ def evaluate(
         samples: Shape ``(N, *input_shape)``, exact.
         norms: Proved norm of every operation by its path.
         arithmetics: float64 first.
+        constants: Proved constants of the first operations in a metric, in whose distances the
+            errors are then stated; by default those of the l2 distance of inputs.
     """
-    return trace(operations, samples, norms, arithmetics, every=False)[-1]
+    return trace(operations, samples, norms, arithmetics, constants, every=False)[-1]
 
 
 def trace(
@@ -68,6 +71,7 @@ def trace(
     samples: Floats,
     norms: Mapping[str, float],
     arithmetics: Sequence[Arithmetic],
+    constants: Sequence[float] | None = None,
     *,
     every: bool = True,
 ) -> list[Evaluation]:
@@ -77,11 +81,14 @@ def trace(
     """
     count, rows = len(arithmetics), len(samples)
     zero, reach = np.zeros((count, rows)), np.full((count, rows), math.inf)
-    states = [Evaluation(samples, zero, np.zeros(count), reach, 1.0)]
+    known = constants or ()
+    states = [Evaluation(samples, zero, np.zeros(count), reach, known[0] if known else 1.0)]
     # Overflow shows in the reach and in logits that are not finite: it needs no warning.
     with np.errstate(all="ignore"):
-        for operation in operations:
+        for k, operation in enumerate(operations, 1):
             state = _run([operation], states[-1], norms, arithmetics)
+            if known:
+                state = replace(state, constant=min(state.constant, known[k]))
             states = [*states, state] if every else [state]
     return states
 

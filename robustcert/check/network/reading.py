@@ -102,8 +102,16 @@ class _Reader:
         return taken
 
 
-def read_network(described: Any, tensors: dict[str, Array]) -> tuple[Operation, ...]:
-    """The operations of ``certificate.json`` with their tensors, every shape checked."""
+def read_network(
+    described: Any, tensors: dict[str, Array], least: int = 2
+) -> tuple[Operation, ...]:
+    """The operations of ``certificate.json`` with their tensors, every shape checked.
+
+    Args:
+        described: What the file says of the network.
+        tensors: Constants, by name.
+        least: Minimum number of outputs.
+    """
     keys(described, "network", {"input_shape", "digest", "operations"}, set())
     sizes = items(described["input_shape"], "network input_shape")
     if not 1 <= len(sizes) <= 4:
@@ -116,6 +124,7 @@ def read_network(described: Any, tensors: dict[str, Array]) -> tuple[Operation, 
     unused = sorted(tensors.keys() - reader.used)
     if unused:
         raise UnreadableError(f"network.safetensors: no operation uses {show(unused[0])}")
-    if not operations or len(outputs) != 1 or outputs[0] < 2:
-        raise UnreadableError(f"network: expected at least two logits, got outputs {outputs}")
+    if not operations or len(outputs) != 1 or outputs[0] < least:
+        said = "two logits" if least == 2 else f"{least} outputs"
+        raise UnreadableError(f"network: expected at least {said}, got outputs {outputs}")
     return operations

@@ -14,6 +14,7 @@ from robustcert.check.fixed_point import Floats, InexactError
 from robustcert.check.forward.exact import evaluate_exactly
 from robustcert.check.forward.floating import evaluate
 from robustcert.check.network.operation import Operation, walk
+from robustcert.check.norms.metric import Metric
 from robustcert.check.quadratic.dual import MAX_PAIR_VALUES, Pair, dual, exact_dual, guess
 from robustcert.check.quadratic.pieces import PIECE_ROUNDING, Pieces, exactly
 from robustcert.check.radii import Comparison, Errors, where_of
@@ -29,12 +30,14 @@ class QuadraticNetwork:
         operations: Operations, applied in turn; the last one is the quadratics.
         norms: Proved norms of the other operations by path, as floats that are not below them.
         deployed: Arithmetics of the deployed networks that the claim is about.
+        metric: The metric of the radii; None for the l2 distance of inputs.
     """
 
     operations: Sequence[Operation]
     norms: dict[str, float]
     deployed: Sequence[Arithmetic]
     smooth: bool = False
+    metric: Metric | None = None
 
     @cached_property
     def pieces(self) -> Pieces:
@@ -46,7 +49,8 @@ class QuadraticNetwork:
         pieces = self.pieces
         prediction = np.array([row.prediction for row in rows])
         arithmetics = [FLOAT64, *self.deployed]
-        found = evaluate(self.operations[:-1], samples, self.norms, arithmetics)
+        constants = None if self.metric is None else self.metric.constants
+        found = evaluate(self.operations[:-1], samples, self.norms, arithmetics, constants)
         x, errors = found.values, Errors(found.centre, found.growth)
         doubt = found.centre[0] + found.centre[1:].max(axis=0, initial=0.0)
         with np.errstate(all="ignore"):
@@ -163,6 +167,8 @@ class QuadraticNetwork:
         own = found.error + norm(x) * 2.0**-52 + TINY
         doubt = own + errors.centre[1:, positions].max(axis=0, initial=0.0)
         constant = math.prod(self.norms[op.path] for op in self.operations[:-1]) * SLACK
+        if self.metric is not None:
+            constant = self.metric.constants[-1] * SLACK
         radius = _among_features(chosen, constant, errors, doubt)
         for k, position in enumerate(positions.tolist()):
             row, where = rows[position], where_of(position)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from robustcert import __version__
 from robustcert.atomic import complete_file
-from robustcert.training.checkpoint import CHECKPOINT_FORMAT, RECORD_KEY
+from robustcert.training.checkpoint import CHECKPOINT_FORMAT, RECORD_KEY, SCORES
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ class RecordRun(Callback):
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """``best.ckpt``: the epoch of the highest verified robust accuracy, the last of equals.
+    """``best.ckpt``: the epoch of the best score, the last of equals.
 
     At a large radius the accuracy may be 0 for many epochs, and the first is not the best of them.
 
@@ -77,14 +77,15 @@ class BestCheckpoint(ModelCheckpoint):
         folder: Where the file is.
         measure: Name of the radii that validation counts. A run that is resumed with others
             chooses anew from the epochs that follow: the accuracies do not compare.
+        score: Metric that is compared, one of :data:`SCORES`.
     """
 
-    def __init__(self, folder: Path, measure: str) -> None:
+    def __init__(self, folder: Path, measure: str, score: str = "val/vra") -> None:
         super().__init__(
             dirpath=folder,
             filename="best",
-            monitor="val/vra",
-            mode="max",
+            monitor=score,
+            mode=SCORES[score],
             save_on_train_epoch_end=True,
             enable_version_counter=False,
         )
@@ -106,8 +107,9 @@ class BestCheckpoint(ModelCheckpoint):
         before = state_dict.get("measure")
         if not (before == self.measure or (before is None and self.measure in UNNAMED_MEASURES)):
             log.info(
-                "best.ckpt is chosen anew from the epochs that follow: val/vra was by %s, and is "
-                "by %s now",
+                "best.ckpt is chosen anew from the epochs that follow: %s was by %s, and is by %s "
+                "now",
+                self.monitor,
                 before or " or ".join(UNNAMED_MEASURES),
                 self.measure,
             )

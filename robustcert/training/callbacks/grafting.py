@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from robustcert.activations import Grafted
-from robustcert.data import to_unit
+from robustcert.data import as_numbers
 from robustcert.errors import ConfigError
 from robustcert.metrics.kinks import UnitScores, kinks_within, unit_scores
 from robustcert.network.fold import fold_network
@@ -95,12 +95,14 @@ class LinearityGrafting(Callback):
 
     def _network_and_samples(self, trainer: Trainer, pl_module: LightningModule) -> tuple[Any, Any]:
         # Every rank looks at the same samples and comes to the same choice.
-        module, data = pl_module, trainer.datamodule  # type: ignore[attr-defined]
+        module: Any = pl_module
+        data = trainer.datamodule  # type: ignore[attr-defined]
         with torch.autocast(module.device.type, enabled=False):
-            network = fold_network(module.model, module.input_shape)  # type: ignore[arg-type]
+            network = fold_network(module.model, module.input_shape, module.space)
         inputs = data.stored("train").inputs
         rows = torch.arange(min(self.samples, len(inputs)))
-        return network.to(module.device), to_unit(inputs[rows]).to(module.device)
+        x = as_numbers(inputs[rows], module.space.kind)
+        return network.to(module.device), x.to(module.device)
 
 
 def choose(scores: list[UnitScores], share: float) -> list[torch.Tensor]:

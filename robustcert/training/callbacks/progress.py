@@ -117,4 +117,4 @@ class EpochLog(Callback):
 
 
 # Metrics that a line of progress shows, where they are logged.
-_KEYS = ("train/loss", "val/accuracy", "val/vra", "val/acr")
+_KEYS = ("train/loss", "val/accuracy", "val/vra", "val/acr", "val/mae", "val/certified_mae")

@@ -1,0 +1,175 @@
+"""The steps of a certification run that are a regression's own."""
+
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from robustcert.attacks import BrokenCertificate, ascend
+from robustcert.certificate.claim import write_claim
+from robustcert.certificate.outputs import CertifiedOutputs, joined
+from robustcert.certifiers import Certifier, Claim, IntervalCertifier
+from robustcert.certifiers.conformal import IntervalSets
+from robustcert.data import as_numbers
+from robustcert.network.network import PlainNetwork
+from robustcert.runs.attack import attacked_rows, in_words
+from robustcert.runs.console import print_directions, print_files, print_sets
+
+if TYPE_CHECKING:
+    from robustcert.runs.certify import _Options, _Prepared
+    from robustcert.runs.subject import Subject
+
+
+def claim(certifier: Certifier, network: PlainNetwork, batches: Iterable[Tensor]) -> Claim:
+    """What is said of the network beside the intervals of samples; no sample is needed."""
+    del batches
+    return IntervalCertifier(certifier).claim(network)
+
+
+def certify(
+    subject: "Subject", options: "_Options", prepared: "_Prepared", folder: Path
+) -> CertifiedOutputs:
+    """Bound the outputs of all samples and write their table."""
+    stored, certifier = prepared.examples, IntervalCertifier(subject.certifier)
+    batches = subject.parts.in_order(options.split, options.batch_size, 0, len(stored))
+    kind = prepared.network.space.kind
+    parts = [
+        certifier.certify(prepared.network, as_numbers(batch.to(options.device), kind))
+        for batch, _ in batches
+    ]
+    found = CertifiedOutputs(stored.inputs[:], stored.labels, stored.indices, joined(parts))
+    found.write(folder, subject.radii(options.radii))
+    return found
+
+
+def attack(
+    subject: "Subject", options: "_Options", prepared: "_Prepared", result: CertifiedOutputs
+) -> dict[str, Any]:
+    """Move outputs up and down inside every radius, and hold them against the intervals.
+
+    Raises:
+        BrokenCertificate: an output leaves an interval.
+    """
+    del prepared
+    started, network = time.perf_counter(), subject.network
+    radii = subject.radii(options.radii)
+    rows = attacked_rows(len(result.target), options.attack.samples)
+    record: dict[str, Any] = {
+        "method": "gradient ascent and descent, one random start, not clipped",
+        **in_words(asdict(options.attack)),
+        "samples": len(rows),
+        "radii": radii if len(rows) else [],
+        "mean_absolute_error": [],
+        "width": [],
+    }
+    if len(rows):
+        x = as_numbers(result.inputs[rows], network.space.kind).double()
+        target = result.target[rows].double()
+        for radius in radii:
+            ends = largest_changes(network, x, radius, steps=options.attack.steps)
+            _hold(ends, result, rows, radius)
+            worst = torch.maximum(ends[1] - target, target - ends[0])
+            record["mean_absolute_error"].append(float(worst.mean()))
+            record["width"].append(float((ends[1] - ends[0]).mean()))
+    return {**record, "took": round(time.perf_counter() - started, 3)}
+
+
+def largest_changes(
+    network: PlainNetwork, x: Tensor, radius: float, *, steps: int
+) -> tuple[Tensor, Tensor]:
+    """The least and the largest output that an attack finds within a radius, shape ``(N,)``."""
+    found = []
+    f, centre = network.around(x)
+    for sign in (-1.0, 1.0):
+
+        def value(u: Tensor, sign: float = sign) -> Tensor:
+            return sign * f(u)[:, 0]
+
+        points = ascend(value, centre, radius, steps=steps)
+        with torch.no_grad():
+            found.append(f(points)[:, 0])
+    return found[0], found[1]
+
+
+def _hold(
+    ends: tuple[Tensor, Tensor], result: CertifiedOutputs, rows: Tensor, radius: float
+) -> None:
+    lower, upper = (end[rows] for end in result.outputs.interval(radius))
+    broken = (ends[0] < lower) | (ends[1] > upper)
+    if bool(broken.any()):
+        index = int(result.indices[rows][broken][0])
+        raise BrokenCertificate(
+            f"the interval of sample {index} is broken: an input within {radius:g} has an output "
+            "outside it"
+        )
+
+
+def write(
+    subject: "Subject",
+    options: "_Options",
+    prepared: "_Prepared",
+    result: CertifiedOutputs,
+    attacked: Mapping[str, Any],
+    seconds: float,
+    folder: Path,
+) -> dict[str, Any]:
+    """Write the claim beside samples and intervals; returns certificate.json."""
+    record = {**prepared.record, "attack": attacked, "seconds": round(seconds, 3)}
+    radii = subject.radii(options.radii)
+    return write_claim(folder, subject.network, prepared.claim, result, radii, record)
+
+
+def tell(
+    subject: "Subject",
+    options: "_Options",
+    prepared: "_Prepared",
+    result: CertifiedOutputs,
+    written: Mapping[str, Any],
+    folder: Path,
+) -> tuple[None, dict[str, float]]:
+    """Print what was certified; returns no row to compare, and metrics."""
+    del subject, options, prepared, result
+    console = Console(soft_wrap=True)
+    console.print(_table(written))
+    print_sets(console, written)
+    print_directions(console, written)
+    print_files(console, folder)
+    split, summary = written["dataset"]["split"], written["summary"]
+    metrics = {f"{split}/mae": float(summary["mean_absolute_error"])}
+    for row in summary["certified"]:
+        radius = f"{row['decimal']:.4g}"
+        metrics[f"{split}/certified_mae_{radius}"] = float(row["mean_absolute_error"])
+        metrics[f"{split}/width_{radius}"] = float(row["width"])
+    return None, metrics
+
+
+def _table(written: Mapping[str, Any]) -> Table:
+    summary, attacked, dataset = written["summary"], written["attack"], written["dataset"]
+    found = dict(zip(attacked["radii"], attacked["mean_absolute_error"], strict=True))
+    title = f"{dataset['name']}, {dataset['split']} split, {summary['samples']} samples"
+    table = Table(title=f"{title}, certifier=lipschitz")
+    table.add_column("radius", justify="right")
+    table.add_column("mean absolute error, certified", justify="right")
+    table.add_column(f"under attack ({attacked['samples']})", justify="right")
+    table.add_column("interval width", justify="right")
+    table.add_row("0", f"{float(summary['mean_absolute_error']):.5g}", "", "", end_section=True)
+    for row in summary["certified"]:
+        radius = row["decimal"]
+        seen = found.get(radius)
+        table.add_row(
+            f"{radius:.4g}",
+            f"{float(row['mean_absolute_error']):.5g}",
+            "" if seen is None else f"{seen:.5g}",
+            f"{float(row['width']):.5g}",
+        )
+    return table
+
+
+# In the order of a certification; prediction sets stand between attack and writing.
+STEPS = (claim, certify, attack, IntervalSets, write, tell)

@@ -1,0 +1,147 @@
+"""Runs of a regression: from a file to a folder that the checker verifies, and back to use."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers.regression import write_npz
+from helpers.runs import compose, run
+
+import robustcert
+from robustcert.check import check
+from robustcert.config.build import build_dataset, build_module, build_parts
+from robustcert.errors import ConfigError, ReportError, UnsoundNetworkError
+from robustcert.report.claim import read_claim
+from robustcert.runs.certify import certify
+from robustcert.training.checkpoint import read_checkpoint
+
+OPTIONS = (
+    "dataset=npz",
+    "model.normalize_head=false",
+    "layer=unconstrained",
+    "objective=squared",
+    "epsilon=0.05",
+    "radii=[0.05,0.2]",
+    "normalization={mean: [0.5], std: [0.3]}",
+    "loader.batch_size=32",
+    "loader.calibration=0.3",
+    "trainer.max_epochs=2",
+    "attack.samples=8",
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of a regression with a direction and a calibration part."""
+    root = tmp_path_factory.mktemp("regression")
+    data = write_npz(root / "columns.npz")
+    run(root / "run", *OPTIONS, f"dataset.root={data}", "model.monotone=[1,-1,0]")
+    return root / "run"
+
+
+def test_a_run_is_certified_and_verified(folder: Path) -> None:
+    report = check(folder / "certificate", exact=5, seed=0, data=[folder.parent / "columns.npz"])
+    assert report.verified, report.mismatches
+    assert any(topic == "monotone" for topic, _ in report.checked)
+    claim = json.loads((folder / "certificate" / "certificate.json").read_text())
+    assert claim["claim"]["task"] == "regression"
+    assert claim["claim"]["monotone"]["directions"] == [1, -1, 0]
+    costs = claim["directions"]
+    assert costs["without"] < costs["constant"] < costs["without"] * 2.4143
+    # What an attack finds is within what is certified, and the sets hold what they should.
+    certified = claim["summary"]["certified"]
+    for row, seen, width in zip(
+        certified, claim["attack"]["mean_absolute_error"], claim["attack"]["width"], strict=True
+    ):
+        assert 0 < width <= row["width"]
+        assert seen <= row["mean_absolute_error"] * 1.5
+    sets = claim["conformal"]
+    assert sets["calibration"] == {"samples": 60, "index": 55}
+    assert [row["radius"] for row in sets["radii"]] == [0.0, 0.05, 0.2]
+    for row in sets["radii"]:
+        assert row["coverage"] > 0.7
+        assert row["attacked"]["coverage"] > 0.6
+
+
+def test_best_is_the_least_certified_error(folder: Path) -> None:
+    best = read_checkpoint(folder / "checkpoints" / "best.ckpt")
+    last = read_checkpoint(folder / "checkpoints" / "last.ckpt")
+    assert best.metrics["val/certified_mae"] <= last.metrics["val/certified_mae"]
+    results = json.loads((folder / "results.json").read_text())
+    assert {"test/mae", "test/certified_mae_0.05", "test/width_0.2"} <= {*results["metrics"]}
+    assert results["metrics"]["test/mae"] < results["metrics"]["test/certified_mae_0.05"]
+
+
+def test_a_regressor_answers_with_intervals(folder: Path) -> None:
+    regressor = robustcert.load_regressor(folder)
+    x = np.random.RandomState(1).rand(20, 3)
+    found = regressor(x, radius=0.1)
+    module = robustcert.load_module(folder)
+    torch.testing.assert_close(
+        found.prediction.float(), module(torch.from_numpy(x).float())[:, 0].detach()
+    )
+    half = 0.1 * regressor.lipschitz
+    torch.testing.assert_close(found.upper - found.prediction, torch.full((20,), half).double())
+    one = regressor(x[0], radius=0.1)
+    assert one.lower == found.lower[0]
+    with pytest.raises(UnsoundNetworkError, match=r"robustcert\.load_regressor"):
+        robustcert.load(folder)
+    with pytest.raises(ValueError, match="radius"):
+        regressor(x, radius=-1.0)
+
+
+def test_a_report_says_where_to_look(folder: Path) -> None:
+    with pytest.raises(ReportError, match=r"intervals\.csv"):
+        read_claim(folder / "certificate")
+
+
+def test_calibration_samples_are_seen_by_nothing_else(folder: Path) -> None:
+    config = read_checkpoint(folder / "checkpoints" / "best.ckpt").config
+    parts = build_parts(config, build_dataset(config, ("robustcert",)))
+    rows = [set(parts.stored(p).indices.tolist()) for p in ("train", "validation", "calibration")]
+    assert sum(map(len, rows)) == len(set.union(*rows)) == 200
+    assert len(rows[2]) == 60
+
+
+def test_other_settings_are_refused_in_one_line(folder: Path, tmp_path: Path) -> None:
+    data = f"dataset.root={folder.parent / 'columns.npz'}"
+    for changed, said in (
+        ("objective=emma", "set objective=squared"),
+        ("model.monotone=[1,0]", "model.monotone"),
+        ("certifier=lipsdp", "certifier=lipschitz"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            run(tmp_path / changed, *OPTIONS, data, changed)
+    config = compose("dataset=digits", "objective=squared", "capacity=tiny")
+    with pytest.raises(ConfigError, match="set objective=emma"):
+        build_module(config, build_dataset(config, ("robustcert",)), ("robustcert", "torch"))
+    with pytest.raises(ConfigError, match="coverage"):
+        certify(str(folder), coverage=1.5)
+
+
+@pytest.mark.slow
+def test_two_classes_have_directions_and_sets_of_labels(tmp_path: Path) -> None:
+    data = write_npz(tmp_path / "columns.npz")
+    arrays = dict(np.load(data))
+    for split in ("train", "test"):
+        arrays[f"y_{split}"] = (arrays[f"y_{split}"] > 1).astype(np.int64)
+    np.savez(data, **arrays)
+    options = [o for o in OPTIONS if not o.startswith(("objective", "model.normalize"))]
+    run(tmp_path / "run", *options, f"dataset.root={data}", "model.monotone=[1,-1,0]")
+    folder = tmp_path / "run" / "certificate"
+    report = check(folder, exact=5, seed=0, data=[data])
+    assert report.verified, report.mismatches
+    assert any(topic == "monotone" for topic, _ in report.checked)
+    claim = json.loads((folder / "certificate.json").read_text())
+    assert "task" not in claim["claim"]
+    assert claim["conformal"]["unit"] == "labels"
+    sizes = [row["size"] for row in claim["conformal"]["radii"]]
+    assert sizes == sorted(sizes)
+    assert 0.5 < sizes[0] <= sizes[-1] <= 2
+    # Another coverage, of a certificate beside it.
+    certify(str(tmp_path / "run"), coverage=0.5, output=str(tmp_path / "half"))
+    half = json.loads((tmp_path / "half" / "certificate.json").read_text())["conformal"]
+    assert half["coverage"] == 0.5
+    assert half["radii"][0]["size"] <= sizes[0]
