@@ -69,6 +69,12 @@ def test_every_link_leads_somewhere(page: Path) -> None:
         assert not anchor or anchor in anchors(target), f"{place}#{anchor}"
 
 
+def test_the_page_on_installing_lists_every_extra() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    rows = re.findall(r"^\| `(\w+)` \| ", (ROOT / "docs" / "start.md").read_text(), re.MULTILINE)
+    assert set(rows) == set(project["optional-dependencies"])
+
+
 def test_the_reference_is_that_of_the_citation_file() -> None:
     (entry,) = re.findall(r"```bibtex\n(.*?)```", README.read_text(), re.DOTALL)
     found = dict(re.findall(r"^  (\w+) +=\s\{+(.*?)\}+,?$", entry, re.MULTILINE))
