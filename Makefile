@@ -2,11 +2,12 @@
 # make test   the fast tests;  make test-slow  the rest;  make test-slurm  on a Slurm of its own
 # make lint   style, types and who imports whom;  make proofs  the theorems, checked by Coq
 # make verified-checker   the program of robustcert-check --verified
+# make board  networks of other libraries, trained and certified, and the board (ROBUSTCERT_DATA: with which data)
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test test-slow test-slurm lint proofs verified-checker clean
+.PHONY: demo test test-slow test-slurm lint proofs verified-checker board clean
 
 demo: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python train.py trainer.max_epochs=60 attack.seconds=10
@@ -34,6 +35,10 @@ proofs:
 # The same, with OCaml and zarith.
 verified-checker:
 	proofs/verified.sh
+
+board: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.studies.peer_certificates --out docs/peers
+	OMP_NUM_THREADS=1 $(BIN)/python -m robustcert.board docs/pretrained docs/peers --out docs/board.md
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
