@@ -4,11 +4,12 @@
 # make docs   the documentation site, in build/site/index.html
 # make package   the wheel and the source distribution in dist/, built and checked
 # make verified-checker   the program of robustcert-check --verified
+# make board  networks of other libraries, trained and certified, and the board (ROBUSTCERT_DATA: with which data)
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test test-slow test-slurm lint docs package proofs verified-checker clean
+.PHONY: demo test test-slow test-slurm lint docs package proofs verified-checker board clean
 
 demo: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python train.py trainer.max_epochs=60 attack.seconds=10
@@ -47,6 +48,10 @@ proofs:
 # The same, with OCaml and zarith.
 verified-checker:
 	proofs/verified.sh
+
+board: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.studies.peer_certificates --out docs/peers
+	OMP_NUM_THREADS=1 $(BIN)/python -m robustcert.board docs/pretrained docs/peers --out docs/board.md
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

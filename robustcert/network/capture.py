@@ -11,7 +11,6 @@ claim is about the operations, which callers compare with the module besides
 
 import copy
 import linecache
-import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,7 +19,6 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -28,6 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from robustcert.errors import UnknownLipschitz, UnsoundNetworkError
 from robustcert.network import torch_functions
+from robustcert.network.generators import kept_generators, states_of_generators
 from robustcert.network.merging import merged
 from robustcert.network.operation import Operation, Shape, join_path, same
 from robustcert.network.overrides import class_of, override_of, own_method
@@ -121,7 +120,7 @@ class _Recording(TorchFunctionMode):
         self.written: dict[int, str] = {}
         self.size, self.quiet = 0, False
         self.refusal: UnsoundNetworkError | None = None
-        self.generators = _generators()
+        self.generators = states_of_generators()
 
     def run(self, input_shape: Shape, size: int) -> Value:
         """Evaluate the module on ``size`` inputs and return the value of its output."""
@@ -131,7 +130,7 @@ class _Recording(TorchFunctionMode):
         x = x.to(_precision(self.copied))
         self._hold(x, Value())
         exact = torch.autocast("cpu", enabled=False)
-        with torch.no_grad(), exact, _kept_generators(), self._leaves():
+        with torch.no_grad(), exact, kept_generators(), self._leaves():
             output = self._evaluate(x)
         if name := _changed(self.module, self.copied):
             moving = "parametrizations" in name.split(".")
@@ -336,7 +335,7 @@ class _Recording(TorchFunctionMode):
         return self.values[id(tensor)]
 
     def _refuse_draws(self, name: str) -> None:
-        if _generators() != self.generators:
+        if states_of_generators() != self.generators:
             raise self._refuse(name, "draws random numbers")
 
     def _error(self, name: str, why: str) -> UnsoundNetworkError:
@@ -419,25 +418,6 @@ def _tensors_in(value: Any) -> Iterator[Tensor]:
             yield from _tensors_in(part)
     elif isinstance(value, dict):
         yield from _tensors_in(list(value.values()))
-
-
-def _generators() -> tuple[Any, ...]:
-    """States of the global random number generators."""
-    kind, keys, *rest = np.random.get_state()
-    state = torch.random.get_rng_state().numpy().tobytes()
-    return random.getstate(), kind, np.asarray(keys).tobytes(), rest, state
-
-
-@contextmanager
-def _kept_generators() -> Iterator[None]:
-    """Within it, the global random number generators may move; they go on as if they had not."""
-    state, state_of_numpy = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng(devices=[]):
-            yield
-    finally:
-        random.setstate(state)
-        np.random.set_state(state_of_numpy)
 
 
 def _function(func: Any) -> str:
