@@ -28,7 +28,12 @@ FUNCTIONS: Mapping[str, str] = {
 
 
 class Task(StrEnum):
-    """What a network's outputs are, and so what a certificate says of a sample."""
+    """What a network's outputs are, and so what a certificate says of a sample.
+
+    Example:
+        >>> Task("regression").name
+        'REGRESSION'
+    """
 
     CLASSIFICATION = "classification"  # logits: a prediction and the radius within which it holds
     REGRESSION = "regression"  # one real number: an interval for each radius

@@ -39,6 +39,12 @@ class Outputs:
         reach: Distance within which nothing overflows, shape ``(N,)``, float64.
         moved: How far the arithmetic's precision moved each sample, shape ``(N,)``, float64.
         lipschitz: Bound on the constant of the output.
+
+    Example:
+        >>> zero = torch.zeros(1, dtype=torch.float64)
+        >>> found = Outputs(zero, zero, 0.0, zero + 9.0, zero, lipschitz=2.0)
+        >>> [round(end.item(), 6) for end in found.interval(0.5)]  # 0 - 2 * 0.5 and 0 + 2 * 0.5
+        [-1.0, 1.0]
     """
 
     prediction: Tensor
@@ -73,6 +79,13 @@ class IntervalCertifier:
 
     Raises:
         UnsoundNetworkError: the certifier is another, whose proof is about classes.
+
+    Example:
+        >>> network = fold_network(torch.nn.Linear(3, 1), (3,))
+        >>> found = IntervalCertifier().certify(network, torch.zeros(2, 3))
+        >>> lower, upper = found.interval(0.1)
+        >>> bool(((lower < found.prediction) & (found.prediction < upper)).all())
+        True
     """
 
     def __init__(self, certifier: Certifier | None = None) -> None:

@@ -17,8 +17,8 @@ class CayleyFrequencies(FrequencyConstraint):
     <https://arxiv.org/abs/2104.07167>`_, ICLR 2021.
 
     Example:
-        >>> rule = CayleyFrequencies(2, 2, stride=1, padding=0, period=(4, 4))
-        >>> kernel = rule(torch.randn(rule.free_shape(1)))
+        >>> rule = CayleyFrequencies(2, 2, stride=(1, 1), padding=(0, 0), period=(4, 4))
+        >>> kernel = rule(torch.randn(rule.free_shape((1, 1))))
         >>> f"{kernel.square().sum():.4f}"  # an isometry of two channels
         '2.0000'
     """

@@ -39,8 +39,8 @@ class FrequencyConstraint(nn.Module):
         >>> class Scaled(FrequencyConstraint):
         ...     def constrain(self, blocks):
         ...         return blocks / torch.linalg.matrix_norm(blocks, 2).clamp_min(1)[:, None, None]
-        >>> rule = Scaled(1, 1, stride=1, padding=0, period=(4, 4))
-        >>> kernel = rule(torch.full(rule.free_shape(1), 3.0))
+        >>> rule = Scaled(1, 1, stride=(1, 1), padding=(0, 0), period=(4, 4))
+        >>> kernel = rule(torch.full(rule.free_shape((1, 1)), 3.0))
         >>> f"{kernel.sum():.4f}"  # from 3, at frequency 0
         '1.0000'
     """

@@ -18,8 +18,8 @@ class LOTFrequencies(FrequencyConstraint):
     Robustness <https://arxiv.org/abs/2210.11620>`_, NeurIPS 2022.
 
     Example:
-        >>> rule = LOTFrequencies(1, 1, stride=1, padding=0, period=(4, 4))
-        >>> f"{rule(torch.full(rule.free_shape(1), 5.0)).sum():.4f}"  # of one number, its sign
+        >>> rule = LOTFrequencies(1, 1, stride=(1, 1), padding=(0, 0), period=(4, 4))
+        >>> f"{rule(torch.full(rule.free_shape((1, 1)), 5.0)).sum():.4f}"  # of one number, its sign
         '1.0000'
     """
 

@@ -18,7 +18,7 @@ class SkewFrequencies(FrequencyConstraint):
     <https://arxiv.org/abs/2105.11417>`_, ICML 2021.
 
     Example:
-        >>> rule = SkewFrequencies(2, 2, stride=1, padding=0, period=(4, 4))
+        >>> rule = SkewFrequencies(2, 2, stride=(1, 1), padding=(0, 0), period=(4, 4))
         >>> K = rule(torch.tensor([[0.0, torch.pi / 6], [0.0, 0.0]])[:, :, None, None])
         >>> K[:, :, 0, 0].diagonal()  # a turn by 30 degrees
         tensor([0.8660, 0.8660])

@@ -56,6 +56,12 @@ class ConvNet1d(Classifier):
         normalize_head: Whether the head's rows have unit norm.
         mean: Input mean, one value or one per channel.
         std: Input scale, one value or one per channel.
+
+    Example:
+        >>> family = LayerFamily(dense=AOLLinear, conv=AOLConv2d)
+        >>> model = ConvNet1d((1, 16), 2, width=8, depth=1, layer=family, activation=GroupSort)
+        >>> model(torch.zeros(5, 1, 16)).shape
+        torch.Size([5, 2])
     """
 
     def __init__(

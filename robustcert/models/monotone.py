@@ -45,6 +45,13 @@ class Monotone(nn.Module):
 
     Raises:
         ValueError: there are more outputs, or the directions do not fit the features.
+
+    Example:
+        >>> g = torch.nn.Linear(2, 1)
+        >>> h = Monotone(g, [1, 0], input_shape=(2,), num_classes=1).eval()
+        >>> x = torch.zeros(1, 2)
+        >>> bool(h(x + torch.tensor([1.0, 0.0])) >= h(x))  # whatever the weights of g are
+        True
     """
 
     directions: Tensor

@@ -39,7 +39,12 @@ class RegressionObjective(nn.Module):
 
 
 class Squared(RegressionObjective):
-    r"""Squared error, :math:`(|e| + K \epsilon)^2`."""
+    r"""Squared error, :math:`(|e| + K \epsilon)^2`.
+
+    Example:
+        >>> Squared()(torch.tensor([[3.0]]), torch.tensor([1.0]), torch.tensor(2.0), 0.5)
+        tensor(9.)
+    """
 
     def loss(self, residual: Tensor) -> Tensor:
         """The squares."""
@@ -54,6 +59,10 @@ class Huber(RegressionObjective):
 
     Args:
         delta: Residual at which the loss becomes linear, in units of the target.
+
+    Example:
+        >>> Huber()(torch.tensor([[3.0]]), torch.tensor([1.0]), torch.tensor(2.0), 0.5)
+        tensor(2.5000)
     """
 
     def __init__(self, delta: float = 1.0) -> None:
@@ -78,6 +87,10 @@ class Quantile(RegressionObjective):
 
     Args:
         level: :math:`\tau`, the share of targets that should lie below the output.
+
+    Example:
+        >>> Quantile(0.9)(torch.tensor([[1.0]]), torch.tensor([3.0]), torch.tensor(2.0), 0.5)
+        tensor(2.7000)
     """
 
     def __init__(self, level: float = 0.5) -> None:
