@@ -27,7 +27,7 @@ from robustcert.data.standardise import standardisation
 from robustcert.data.tables import BreastCancer, Diabetes, Phishing, Table, Wine
 from robustcert.data.time_series import GunPoint, ItalyPowerDemand, JapaneseVowels, TimeSeries
 from robustcert.data.toys import XOR, Disc, HalfPlane, Orthant, Spheres, Square, Toy, Wedge
-from robustcert.network.input_space import InputSpace, Kind
+from robustcert.network.input_space import InputSpace
 
 if TYPE_CHECKING:
     from robustcert.data.datamodule import DataModule
@@ -59,7 +59,6 @@ __all__ = [
     "InputSpace",
     "ItalyPowerDemand",
     "JapaneseVowels",
-    "Kind",
     "MixedSampler",
     "Mixing",
     "Mixup",

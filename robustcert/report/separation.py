@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from robustcert.data import Kind, as_numbers
+from robustcert.data import as_numbers
 
 # Multiplications that are worth a page: a minute or so on one core.
 BUDGET = 4e12
@@ -185,5 +185,5 @@ def _sketch(inputs: Tensor, directions: Tensor | None) -> Tensor:
 
 def _points(inputs: Tensor) -> Tensor:
     # Whatever their range: a dataset has checked it.
-    kind: Kind = "images" if inputs.dtype == torch.uint8 else "columns"
-    return as_numbers(inputs, kind).double().flatten(1)
+    numbers = as_numbers(inputs, "images" if inputs.dtype == torch.uint8 else "columns")
+    return numbers.double().flatten(1)
