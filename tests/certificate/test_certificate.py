@@ -21,7 +21,7 @@ from torch import Tensor
 
 import robustcert.certificate.claim
 import robustcert.runs.attack
-import robustcert.runs.certify
+import robustcert.runs.classification
 from robustcert.certificate.claim import is_certificate
 from robustcert.certificate.samples import decimal_floor
 from robustcert.data import Digits
@@ -244,7 +244,7 @@ def test_a_failure_leaves_the_certificate_that_was_there(
 
     module = {
         "save_file": robustcert.certificate.claim,
-        "draw_vra_curve": robustcert.runs.certify,
+        "draw_vra_curve": robustcert.runs.classification,
         "pgd_survivors": robustcert.runs.attack,
     }[place]
     monkeypatch.setattr(module, place, full)

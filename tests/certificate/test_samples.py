@@ -18,7 +18,7 @@ from helpers.runs import run
 from safetensors.torch import load_file, save_file
 
 import robustcert.certificate.samples
-import robustcert.runs.certify
+import robustcert.runs.classification
 from robustcert.atomic import resumable_folder
 from robustcert.certificate.samples import SampleFiles, read_radii
 from robustcert.certifiers import Certificates, LipschitzCertifier
@@ -61,7 +61,7 @@ class Killed(BaseException):
 
 def killed_at(monkeypatch: pytest.MonkeyPatch, place: str, call: int) -> None:
     """The call of a function of the certification that never returns."""
-    module = robustcert.certificate.samples if place == "_append" else robustcert.runs.certify
+    module = robustcert.certificate.samples if place == "_append" else robustcert.runs.classification
     original = getattr(module, place)
     calls: Iterator[int] = iter(range(10**6))
 
@@ -83,7 +83,7 @@ def killed_at(monkeypatch: pytest.MonkeyPatch, place: str, call: int) -> None:
         ("_append", 5),
         *(
             pytest.param(*where, marks=pytest.mark.slow)
-            for where in (("_append", 0), ("_append", 4), ("_attack", 0), ("draw_vra_curve", 0))
+            for where in (("_append", 0), ("_append", 4), ("attack_samples", 0), ("draw_vra_curve", 0))
         ),
     ],
 )

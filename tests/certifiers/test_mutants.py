@@ -48,17 +48,21 @@ from robustcert.metrics import AverageCertifiedRadius, RejectionRate, VerifiedRo
 from robustcert.models import Classifier, Head, Normalize, Subspaces
 from robustcert.network import fold as fold_module
 from robustcert.network import forward_error as forward_error_module
+from robustcert.network import input_space as space_module
 from robustcert.network import network as network_module
 from robustcert.network import overrides
 from robustcert.network.activation import Activation, Slopes
 from robustcert.network.blocks import ResidualBlock
 from robustcert.network.fold import _TORCH_FOLDS, fold, fold_network
+from robustcert.network.input_space import InputSpace, Metric, factor, scaling
 from robustcert.network.linear import Affine, Convolution, Dense, Flatten
 from robustcert.network.network import (
     PlainNetwork,
     Sum,
     operation_bound,
+    output_bound,
     pairwise_bound,
+    prefix_bounds,
     run,
     sequence_bound,
 )
@@ -123,7 +127,7 @@ def exact(operations: Sequence[Operation], x: Row) -> Row:
 
 def check_linear(network: PlainNetwork, x: Tensor, arithmetic: Any = "float64") -> None:
     """A network that is linear is certified no further than its hyperplanes are away."""
-    size = network.input_shape[0]
+    size, metric = network.input_shape[0], network.space.metric
     origin = exact(network.operations, [Fraction(0)] * size)
     columns = [exact(network.operations, fractions(e)) for e in torch.eye(size)]
     slopes = [[c[i] - origin[i] for c in columns] for i in range(len(origin))]
@@ -133,8 +137,18 @@ def check_linear(network: PlainNetwork, x: Tensor, arithmetic: Any = "float64") 
         for j, slope in enumerate(slopes):
             if radius > 0 and j != c:
                 normal = [a - b for a, b in zip(slopes[c], slope, strict=True)]
+                if metric is not None:
+                    normal = [dot(fractions(column), normal) for column in as_matrix(metric).mT]
                 assert logits[c] > logits[j]
                 assert Fraction(radius) ** 2 * dot(normal, normal) <= (logits[c] - logits[j]) ** 2
+
+
+def as_matrix(metric: Metric) -> Tensor:
+    return metric.weight if isinstance(metric, Dense) else metric.scale.diag()
+
+
+def measured(network: PlainNetwork, metric: Metric) -> PlainNetwork:
+    return replace(network, space=InputSpace("columns", None, metric))
 
 
 def refuses(action: Callable[[], Any]) -> bool:
@@ -310,6 +324,66 @@ def radii_behind_linear_layers() -> None:
     check_linear(PlainNetwork((normalize, head), (2,)), x)
     branches = Sum(((), (Dense(torch.tensor([[2.0, 0.1], [0, 1]])),)))
     check_linear(PlainNetwork((branches, head), (2,)), x)
+
+
+METRICS = [
+    *map(scaling, torch.tensor([[3.0, 0.1, 0.0], [0.0, 7.0, 1.3], [0.01, 0.03, 0.02]])),
+    *(factor(randn(3, k, seed=k)) for k in (1, 3, 5)),
+]
+
+
+def radii_in_a_metric() -> None:
+    x = torch.randn(3, 3, dtype=torch.float64)
+    scales = Affine(torch.tensor([0.5, 20.0, 1.0]), torch.zeros(3))
+    layers = [Dense(randn(3, 3, seed=seed)) for seed in range(2)]
+    for operations in ((layers[0],), (scales, layers[0]), (scales, *layers), (layers[0], scales)):
+        head = Dense(randn(4, operations[-1](x).shape[1], seed=9))
+        for metric in METRICS:
+            check_linear(measured(PlainNetwork((*operations, head), (3,)), metric), x)
+            check_linear(measured(PlainNetwork((Sum((operations, ())), head), (3,)), metric), x)
+    # The ball of an input that was rounded need not hold the input, whose other features are fixed.
+    network = measured(PlainNetwork((layers[0],), (3,)), METRICS[0])
+    assert not LipschitzCertifier("float32").certify(network, x).radius.any()
+    # Intervals of one output are those of the composition as well.
+    for metric in METRICS:
+        line = measured(PlainNetwork((Dense(randn(1, 3)),), (3,)), metric)
+        normal = [dot(fractions(randn(1, 3)), fractions(c)) for c in as_matrix(metric).mT]
+        assert covers(float(output_bound(line)[0]), dot(normal, normal))
+
+
+def norms_in_a_metric() -> None:
+    """Compositions are computed with rounding; here it is not the exact ones' and often below."""
+    # a b is above 1, and rounded to it.
+    a, b = 1 + 3 * 2.0**-52, 1 - 3 * 2.0**-52 + 2.0**-53
+    assert a * b == 1.0
+    exactly = Fraction(a) * Fraction(b)
+    chain = [Affine(torch.tensor([s], dtype=torch.float64), torch.zeros(1)) for s in 40 * (a, b)]
+    network = PlainNetwork((*chain[1:], Dense(torch.tensor([[1.0], [0.0]]))), (1,))
+    network = measured(network, scaling(chain[0].scale))
+    assert covers(float(pairwise_bound(network)[0, 1]), exactly**80)
+    w = torch.tensor([[2**10 * a, -(2.0**10)]], dtype=torch.float64)
+    m = torch.tensor([[b], [1 - 2.0**-10]], dtype=torch.float64)
+    for order in ([0, 1], [1, 0]):  # whichever comes first, the sum cancels after it was rounded
+        rows = torch.cat([w[:, order], 0 * w])
+        network = measured(PlainNetwork((Dense(rows),), (2,)), factor(m[order]))
+        exactly = dot(fractions(w), fractions(m))
+        assert covers(float(pairwise_bound(network)[0, 1]), exactly**2)
+    skew = torch.tensor([[1.0, 9.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
+    for metric, weight in [(m, w) for m in METRICS for w in (skew, skew.mT.contiguous())]:
+        network = measured(PlainNetwork((Dense(weight),), (3,)), metric)
+        matrix = weight.double() @ as_matrix(metric)
+        norm = matrix_norm(lambda u, m=matrix: u @ m.mT, matrix.shape[1:])
+        assert covers(prefix_bounds(network)[1], norm**2)
+    scale = torch.tensor([5.0, 0.2], dtype=torch.float64)
+    for groups in (1, 2):
+        conv = Convolution(randn(4, 2 // groups, 3, 3), None, (1, 1), (1, 1), (1, 1), groups)
+        operations = (Affine(torch.tensor([0.1, 3.0]), torch.zeros(2)), conv, Flatten())
+        network = measured(PlainNetwork(operations, (2, 5, 5)), scaling(scale))
+        norm = matrix_norm(lambda u, net=network: run(net.operations, u * SCALE), (2, 5, 5))
+        assert covers(prefix_bounds(network)[-1], norm**2)
+
+
+SCALE = torch.tensor([5.0, 0.2], dtype=torch.float64).view(2, 1, 1)
 
 
 def radii_of_two_networks() -> None:
@@ -651,6 +725,27 @@ def zero_if_refused(bound: Callable[..., float]) -> Callable[..., float]:
     return changed
 
 
+def other_metric(change: Callable[[Tensor], Tensor]) -> Fault:
+    """Constants of another S than the claim's."""
+
+    def changed(metric: Metric) -> Metric:
+        if isinstance(metric, Dense):
+            return factor(change(metric.weight))
+        return scaling(change(metric.scale))
+
+    return wrap(
+        network_module,
+        "composed",
+        lambda f: lambda metric, operations, shape: f(changed(metric), operations, shape),
+    )
+
+
+def as_the_product(inner: space_module.Composed, weight: Tensor) -> space_module.Composed:
+    """The scales of the first map for those of the last."""
+    scale = inner.operation.scale[: len(weight), None]
+    return space_module.Composed(Dense(weight * scale), inner.input_shape, inner.loss)
+
+
 def shrink(name: str) -> Fault:
     """The constant of an activation, 1 % too small."""
     return wrap_fold(
@@ -885,6 +980,63 @@ FAULTS: dict[str, Fault] = {
     **{f"{name} 1 % too small": shrink(name) for name in names("activation")},
 }
 
+# Mistakes of metrics alone, which no other check could notice.
+METRIC_CHECKS = [norms_in_a_metric, radii_in_a_metric]
+METRIC_FAULTS: dict[str, Fault] = {
+    "metric left out": both(
+        put(network_module, "_affine_head", lambda network: None),
+        put(
+            network_module,
+            "prefix_bounds",
+            lambda network: [1.0, *range(1, 1 + len(network.operations))],
+        ),
+    ),
+    "metric left out of constants alone": both(
+        put(network_module, "_affine_head", lambda network: None),
+        put(
+            network_module,
+            "_backbone_bound",
+            lambda network: sequence_bound(network.backbone, network.input_shape),
+        ),
+    ),
+    "frozen features alone": other_metric(lambda s: (s != 0).to(s)),
+    "scales in another order": other_metric(lambda s: s.flip(0)),
+    "inverse of the scales": other_metric(lambda s: torch.where(s == 0, s, 1 / s)),
+    "transposed metric": other_metric(
+        lambda s: s.mT if s.dim() == 2 and s.shape[0] == s.shape[1] else s
+    ),
+    "one direction of a matrix left out": other_metric(
+        lambda s: s[:, :-1] if s.dim() == 2 and s.shape[1] > 1 else s
+    ),
+    "scales after the layer": wrap(
+        space_module,
+        "_dense",
+        lambda f: (
+            lambda before, weight: (
+                as_the_product(before, weight)
+                if isinstance(before.operation, Affine) and len(weight) == weight.shape[1]
+                else f(before, weight)
+            )
+        ),
+    ),
+    "rounding of a composition left out": put(
+        space_module,
+        "_rounded",
+        lambda product, before, *_: space_module.Composed(product, before.input_shape),
+    ),
+    "rounding of a product of matrices left out": put(
+        space_module, "gamma", lambda count: Fraction(0)
+    ),
+    "loss of a composition left out of rows": wrap(
+        network_module,
+        "_affine_head",
+        lambda f: lambda network: (found := f(network)) and replace(found, loss=Fraction(0)),
+    ),
+    "rounded inputs in a metric": put(
+        lipschitz_module, "moved", lambda x, inputs: torch.zeros(len(x), dtype=torch.float64)
+    ),
+}
+
 
 # Tests
 
@@ -898,7 +1050,7 @@ def fails(check: Callable[[], None]) -> bool:
     return False
 
 
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("check", [*CHECKS, *METRIC_CHECKS], ids=lambda check: check.__name__)
 def test_a_check_passes(check: Callable[[], None]) -> None:
     torch.manual_seed(0)
     check()
@@ -908,3 +1060,9 @@ def test_a_check_passes(check: Callable[[], None]) -> None:
 def test_a_fault_is_noticed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     FAULTS[name](monkeypatch)
     assert any(fails(check) for check in CHECKS)
+
+
+@pytest.mark.parametrize("name", METRIC_FAULTS)
+def test_a_fault_of_a_metric_is_noticed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    METRIC_FAULTS[name](monkeypatch)
+    assert any(fails(check) for check in METRIC_CHECKS)
