@@ -100,7 +100,9 @@ def _check_classes(
     read = _read_folder(folder, data, report)
     operations, proof = read.operations, read.proof
     report.note("memory", str(memory.need(read.size, operations, proof, read.space.metric)))
-    # Checks that need no proof come first, so that a malformed folder is refused early.
+    # What needs no proof comes first, so that a mistyped file or a malformed folder is told early.
+    samples = read.samples
+    compared = _compared(data, samples.inputs, samples.labels, samples.indices)
     check_table(read.rows, read.samples, operations[-1].output_shape[0], report)
     check_summary(read.claim["summary"], read.rows, report)
     if verified_until is not None:
@@ -114,8 +116,7 @@ def _check_classes(
             _verify_rows(read, constants, exact, seed, report)
     if GLOBAL in read.claim["files"] or (read.path / GLOBAL).exists():
         report.uncovered.append(f"{GLOBAL}: what it says of all pairs of inputs is not re-proved")
-    samples = read.samples
-    _compare_with_data((samples.inputs, samples.labels, samples.indices), data, report)
+    _name_compared(compared, report)
     name_unchecked(read.space, read.unread_keys, read.unread_files, report)
     return report
 
@@ -149,6 +150,8 @@ def _check_outputs(
     rows = intervals.parse_intervals(content["intervals.csv"], len(samples.targets), radii)
     size = sum(map(len, content.values()))
     report.note("memory", str(memory.need(size, operations, proof, space.metric)))
+    targets = samples.targets.astype(np.float32)
+    compared = _compared(data, samples.inputs, targets, samples.indices)
     intervals.check_table(rows, samples, report)
     intervals.check_summary(claim["summary"], rows, radii, report)
     constants, constant = prove_output(claim, operations, space, report)
@@ -157,8 +160,7 @@ def _check_outputs(
         upper = {p: math.nextafter(float(v), math.inf) for p, v in constants.proved.items()}
         network = intervals.Bounded(operations, upper, constant, deployed, radii, constants.metric)
         intervals.verify(rows, samples.values, network, exact, seed, report)
-    targets = samples.targets.astype(np.float32)
-    _compare_with_data((samples.inputs, targets, samples.indices), data, report)
+    _name_compared(compared, report)
     name_unchecked(space, ignored, unread_files(folder, content), report)
     return report
 
@@ -317,12 +319,16 @@ def _verify_rows(
     verify_radii(rows, read.samples.values, network, exact, seed, report)
 
 
-def _compare_with_data(
-    samples: tuple[Array, Array, NDArray[np.int64]], data: Sequence[str | Path], report: Report
-) -> None:
-    # Inputs, labels or targets, and indices.
-    if data:
-        what, wrong = dataset.compare(data, *samples)
+def _compared(
+    data: Sequence[str | Path], inputs: Array, targets: Array, indices: NDArray[np.int64]
+) -> tuple[str, list[str]] | None:
+    """What samples were compared with, and the mismatches; None where no data are given."""
+    return dataset.compare(data, inputs, targets, indices) if data else None
+
+
+def _name_compared(compared: tuple[str, list[str]] | None, report: Report) -> None:
+    if compared is not None:
+        what, wrong = compared
         report.compared.append(("samples", what))
         report.mismatches += wrong
     else:

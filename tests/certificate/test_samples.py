@@ -61,7 +61,9 @@ class Killed(BaseException):
 
 def killed_at(monkeypatch: pytest.MonkeyPatch, place: str, call: int) -> None:
     """The call of a function of the certification that never returns."""
-    module = robustcert.certificate.samples if place == "_append" else robustcert.runs.classification
+    module = (
+        robustcert.certificate.samples if place == "_append" else robustcert.runs.classification
+    )
     original = getattr(module, place)
     calls: Iterator[int] = iter(range(10**6))
 
@@ -83,7 +85,12 @@ def killed_at(monkeypatch: pytest.MonkeyPatch, place: str, call: int) -> None:
         ("_append", 5),
         *(
             pytest.param(*where, marks=pytest.mark.slow)
-            for where in (("_append", 0), ("_append", 4), ("attack_samples", 0), ("draw_vra_curve", 0))
+            for where in (
+                ("_append", 0),
+                ("_append", 4),
+                ("attack_samples", 0),
+                ("draw_vra_curve", 0),
+            )
         ),
     ],
 )

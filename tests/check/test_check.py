@@ -531,6 +531,14 @@ def test_undecided_predictions_are_counted(tmp_path: Path) -> None:
     assert any(topic == "undecided" for topic, _ in report.checked)
 
 
+def test_data_that_nobody_can_read_are_told_before_anything_is_proved(
+    honest: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr("robustcert.check.verdict.prove_constants")
+    with pytest.raises(UnreadableError, match="--data"):
+        check(honest["maxmin"], data=["images.idx", "labels.idx", "more.idx"])
+
+
 def test_samples_are_compared_with_the_dataset(tmp_path: Path) -> None:
     root = write_idx(tmp_path / "data", test=SAMPLES)
     files = [root / "t10k-images-idx3-ubyte.gz", root / "t10k-labels-idx1-ubyte.gz"]
