@@ -64,14 +64,19 @@ def _share(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
 
 
+def print_metric(console: Console, claim: Mapping[str, Any]) -> None:
+    """Say what changes of inputs radii are of, if not of any in l2."""
+    metric = claim["claim"]["metric"]
+    if metric:
+        console.print(f"radii r of {metric['change']}", highlight=False)
+
+
 def print_table(claim: Mapping[str, Any], folder: Path, attacked: Mapping[float, float]) -> None:
     """Print what was certified, and where it is; see :func:`table_of`."""
     attack = claim["attack"]
     console = Console(soft_wrap=True)
     console.print(table_of(claim, attacked))
-    metric = claim["claim"]["metric"]
-    if metric:
-        console.print(f"radii r of {metric['change']}", highlight=False)
+    print_metric(console, claim)
     smoothing = claim["claim"].get("smoothing")
     if smoothing:
         console.print(
