@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from robustcert.certificate.restore import read_proved
+from robustcert.certificate.space import change_of, units_of
 from robustcert.certifiers import IntervalCertifier, Task
 from robustcert.network.network import PlainNetwork
 from robustcert.network.units import in_units
@@ -31,6 +32,11 @@ class Interval(NamedTuple):
 class Regressor:
     """A network with one real output and its proved constant.
 
+    Attributes:
+        lipschitz: The constant.
+        units: What radii are measured in.
+        change: The changes of inputs that radii are about; None for those of any kind, in l2.
+
     Args:
         network: The network.
 
@@ -41,6 +47,7 @@ class Regressor:
     def __init__(self, network: PlainNetwork) -> None:
         self._certifier = IntervalCertifier()
         self._network = network.owned()
+        self.units, self.change = units_of(network.space), change_of(network)
         self.lipschitz = float(self._certifier.claim(self._network).lipschitz[0])  # type: ignore[index]
 
     def __call__(self, x: Tensor | NDArray[Any], radius: float = 0.0) -> Interval:
@@ -48,7 +55,7 @@ class Regressor:
 
         Args:
             x: Inputs of shape ``(N, *input_shape)``, or one of shape ``input_shape``.
-            radius: In input units, at least 0.
+            radius: In :attr:`units`, at least 0.
 
         Raises:
             ValueError: the inputs have another shape or stand for no numbers, or the radius is

@@ -117,6 +117,13 @@ def _share(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
 
 
+def print_metric(console: Console, claim: Mapping[str, Any]) -> None:
+    """Say what changes of inputs radii are of, if not of any in l2."""
+    metric = claim["claim"]["metric"]
+    if metric:
+        console.print(f"radii r of {metric['change']}", highlight=False)
+
+
 def print_table(row: Row, folder: Path) -> None:
     """Print what was certified, and where it is; see :func:`table_of`."""
     claim = row.claim
@@ -130,9 +137,7 @@ def print_table(row: Row, folder: Path) -> None:
             f"{decided.radii - decided.own} are those of its fallback, {decided.fallback}",
             highlight=False,
         )
-    metric = claim["claim"]["metric"]
-    if metric:
-        console.print(f"radii r of {metric['change']}", highlight=False)
+    print_metric(console, claim)
     smoothing = claim["claim"].get("smoothing")
     if smoothing:
         console.print(

@@ -19,7 +19,7 @@ from robustcert.certifiers.conformal import IntervalSets
 from robustcert.data import as_numbers
 from robustcert.network.network import PlainNetwork
 from robustcert.runs.attack import attacked_rows, in_words
-from robustcert.runs.console import print_directions, print_files, print_sets
+from robustcert.runs.console import print_directions, print_files, print_metric, print_sets
 
 if TYPE_CHECKING:
     from robustcert.runs.certify import _Options, _Prepared
@@ -137,6 +137,7 @@ def tell(
     del subject, options, prepared, result
     console = Console(soft_wrap=True)
     console.print(_table(written))
+    print_metric(console, written)
     print_sets(console, written)
     print_directions(console, written)
     print_files(console, folder)

@@ -18,13 +18,13 @@ from helpers.runs import run
 from safetensors.torch import load_file, save_file
 
 import robustcert.certificate.samples
-import robustcert.runs.classification
 from robustcert.atomic import resumable_folder
 from robustcert.certificate.samples import SampleFiles, read_radii
 from robustcert.certifiers import Certificates, LipschitzCertifier
 from robustcert.check import check
 from robustcert.check.command import main
 from robustcert.data import DatasetError, Digits, Stream
+from robustcert.runs import classification
 from robustcert.runs.certify import certify
 
 QUICK = {"samples": 4, "steps": 2, "seconds": 0.0}
@@ -61,9 +61,7 @@ class Killed(BaseException):
 
 def killed_at(monkeypatch: pytest.MonkeyPatch, place: str, call: int) -> None:
     """The call of a function of the certification that never returns."""
-    module = (
-        robustcert.certificate.samples if place == "_append" else robustcert.runs.classification
-    )
+    module = robustcert.certificate.samples if place == "_append" else classification
     original = getattr(module, place)
     calls: Iterator[int] = iter(range(10**6))
 

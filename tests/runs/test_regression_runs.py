@@ -10,6 +10,7 @@ from helpers.regression import write_npz
 from helpers.runs import compose, run
 
 import robustcert
+import robustcert.data
 from robustcert.check import check
 from robustcert.config.build import build_dataset, build_module, build_parts
 from robustcert.errors import ConfigError, ReportError, UnsoundNetworkError
@@ -145,3 +146,32 @@ def test_two_classes_have_directions_and_sets_of_labels(tmp_path: Path) -> None:
     half = json.loads((tmp_path / "half" / "certificate.json").read_text())["conformal"]
     assert half["coverage"] == 0.5
     assert half["radii"][0]["size"] <= sizes[0]
+
+
+@pytest.mark.slow
+def test_a_table_of_real_targets_is_certified_in_its_units(tmp_path: Path) -> None:
+    run(
+        tmp_path / "run",
+        *("dataset=diabetes", "objective=squared", "layer=unconstrained", "epsilon=0.1"),
+        *("norm.scale=training", "norm.frozen=[age,sex]", "radii=[0.1]", "trainer.max_epochs=2"),
+        *("loader.calibration=0.3", "model.monotone=[0,0,1,0,0,0,0,0,0,0]", "attack.samples=8"),
+    )
+    folder = tmp_path / "run" / "certificate"
+    report = check(folder, exact=5, seed=0)
+    assert report.verified, report.mismatches
+    claim = json.loads((folder / "certificate.json").read_text())
+    assert "age and sex do not change" in claim["claim"]["metric"]["change"]
+    assert claim["claim"]["norm"] == "l2 norm of u"
+    assert claim["config"]["norm"]["scale"][2] == pytest.approx(4.307, abs=1e-3)
+    plain, moved = claim["conformal"]["radii"]
+    assert plain["size"] < moved["size"]
+    regressor = robustcert.load_regressor(folder)
+    assert regressor.change == claim["claim"]["metric"]["change"]
+    x = robustcert.data.Diabetes().read("test").inputs[:5]
+    found = regressor(x, radius=0.1)
+    changed = x.clone()
+    changed[:, 2] += 0.099 * claim["config"]["norm"]["scale"][2]
+    assert (found.lower <= regressor(changed).prediction).all()
+    assert (regressor(changed).prediction <= found.upper).all()
+    # The body mass index is the direction in which progression never falls.
+    assert (regressor(changed).prediction >= found.prediction).all()
