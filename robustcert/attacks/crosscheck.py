@@ -42,9 +42,9 @@ def cross_check(
 ) -> dict[str, Any]:
     """Attack certificates by the margin attack just inside the radius and by restarted DDN.
 
-    A third of the samples are those with the steepest margin for their radius (least slack), a
-    third have the largest radii, the rest are random. Nothing is clipped; in a metric, it is u that
-    is searched. What an attack finds is evaluated again before a certificate is called broken.
+    A third have the steepest margin for their radius (least slack), a third the largest radii, the
+    rest are random. Nothing is clipped, in a metric it is u that is searched, and what is found is
+    evaluated again.
 
     Args:
         network: The certified network.
@@ -60,8 +60,7 @@ def cross_check(
         advance: Called with the number of certificates that were attacked more.
 
     Returns:
-        Counts, budget, and the smallest and the median quotient of DDN's distance over the radius,
-        None where DDN found nothing, for the median in half of them or more.
+        Counts, budget, least and median quotient of DDN's distance over the radius; None without.
 
     Raises:
         BrokenCertificate: an attack succeeded.

@@ -37,8 +37,8 @@ def pgd_survivors(
 
     The attack (Madry et al. 2018, one random start) clips to [0, 1], as an image would be; so what
     survives is an upper estimate of the robust accuracy over images, not over all of :math:`R^d`.
-    Columns, and perturbations S u in a metric, are not clipped.
-    Every success is evaluated again: it must lie within the radius and change the prediction.
+    Columns, and perturbations S u in a metric, are not clipped. A success is evaluated again: it is
+    within the radius, with another prediction.
 
     Args:
         network: The network under attack.

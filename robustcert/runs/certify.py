@@ -137,23 +137,27 @@ def certify(
     options = _Options(split, samples, radii, batch_size, _device(device), attacking, coverage)
     nodes = named_certifiers(certifier)
     rest = next(iter(nodes.values())), dataset or {}, norm or {}, allow_targets or []
+    if (checkpoint is None) == (network is None):
+        raise ConfigError("expected a checkpoint, or network=<an ONNX file>, and not both")
     if network is not None:
-        if checkpoint is not None:
-            raise ConfigError(f"network={network}: certifies no checkpoint besides: leave one out")
         read = read_model(network, preprocessing or {}, [*(radii or []), epsilon], *rest)
-    elif checkpoint is not None:
-        read = read_run(checkpoint, *rest)
     else:
-        raise ConfigError("checkpoint: expected a checkpoint, or network=<an ONNX file>")
-    subjects = by_certifier(read, nodes, allow_targets or [])
+        read = read_run(str(checkpoint), *rest)
+    return _certify_by_each(by_certifier(read, nodes, allow_targets or []), options, output)
+
+
+def _certify_by_each(
+    subjects: Mapping[str, Subject], options: _Options, output: str | None
+) -> dict[str, float]:
+    """Certify by one certifier after the other, and compare them where there are several."""
     folders = _folders(subjects, options, output)
     metrics: dict[str, float] = {}
     rows: dict[str, Row] = {}
     for name, subject in subjects.items():
         row, found = _certify_by(subject, options, folders[name])
         rows |= {} if row is None else {name: row}
-        prefix = f"{split}/{name}/" if metrics else f"{split}/"
-        metrics |= {prefix + key.removeprefix(f"{split}/"): value for key, value in found.items()}
+        own = f"/{name}/" if metrics else "/"
+        metrics |= {key.replace("/", own, 1): value for key, value in found.items()}
     if len(rows) > 1:
         print_side_by_side(rows)
     return metrics
@@ -192,11 +196,9 @@ def _certify_by(
             log.info("%d samples certified in %.1f s", len(result.target), seconds)
             attacked = steps.attack(subject, options, prepared, result)
             prepared = with_sets(subject, options, prepared, result, steps.sets)
-            with stage("drawing and writing"):
-                written = steps.write(
-                    subject, options, prepared, result, attacked, seconds, partial
-                )
-    return steps.tell(subject, options, prepared, result, written, folder)
+            with stage("comparing with the fallback, and drawing"):
+                found = steps.write(subject, options, prepared, result, attacked, seconds, partial)
+    return steps.tell(found, prepared.claim, folder)
 
 
 def _prepare(
@@ -301,7 +303,7 @@ class _Steps(NamedTuple):
     certify: Callable[..., Any]
     attack: Callable[..., dict[str, Any]]
     sets: Callable[..., PredictionSets]
-    write: Callable[..., dict[str, Any]]
+    write: Callable[..., Any]  # what is told
     tell: Callable[..., tuple[Row | None, dict[str, float]]]
 
 

@@ -12,7 +12,7 @@ import torch
 from robustcert.certificate.claim import write_claim
 from robustcert.certificate.figures import draw_vra_curve
 from robustcert.certificate.samples import CertifiedSplit, SampleFiles, positive_status
-from robustcert.certifiers import Certificates, Certifier, Claim, strict_arithmetic
+from robustcert.certifiers import Certificates, Certifier, Claim
 from robustcert.certifiers.conformal import LabelSets
 from robustcert.data import as_numbers
 from robustcert.metrics.gradient_ratio import gradient_ratio
@@ -88,8 +88,8 @@ def write(
     attacked: Mapping[str, Any],
     seconds: float,
     folder: Path,
-) -> dict[str, Any]:
-    """Write the claim and the pictures beside samples and radii; returns certificate.json."""
+) -> Row:
+    """Write the claim and the pictures beside samples and radii; returns what is said of them."""
     source, network, claim = subject.dataset, subject.network, prepared.claim
     record = {
         **prepared.record,
@@ -112,28 +112,20 @@ def write(
     )
     if network.input_shape == (2,) and network.space.kind == "images":
         draw_plane(folder / "levels.png", subject.certifier, network, source)
-    return written
+    decided = decided_by(
+        subject.certifier, prepared.network, result, options.batch_size, options.device
+    )
+    radii = subject.radii(options.radii)
+    return Row(written, verified_of_attacked(result, radii, attacked["samples"]), decided)
 
 
-def tell(
-    subject: "Subject",
-    options: "_Options",
-    prepared: "_Prepared",
-    result: CertifiedSplit,
-    written: Mapping[str, Any],
-    folder: Path,
-) -> tuple[Row, dict[str, float]]:
+def tell(row: Row, claim: Claim, folder: Path) -> tuple[Row, dict[str, float]]:
     """Print what was certified; returns it, and its metrics."""
-    network, size, device = prepared.network, options.batch_size, options.device
-    with strict_arithmetic(), stage("comparing with the fallback"):
-        decided = decided_by(subject.certifier, network, result, size, device)
-    count = written["attack"]["samples"]
-    row = Row(written, verified_of_attacked(result, subject.radii(options.radii), count), decided)
     print_table(row, folder)
-    metrics = summarize(written)
-    if prepared.claim.pairs is not None:
-        print_global(prepared.claim.pairs)
-        metrics["global/eps_bar"] = max(row["eps_bar"] for row in prepared.claim.pairs["outputs"])
+    metrics = summarize(row.claim)
+    if claim.pairs is not None:
+        print_global(claim.pairs)
+        metrics["global/eps_bar"] = max(found["eps_bar"] for found in claim.pairs["outputs"])
     return row, metrics
 
 

@@ -6,7 +6,7 @@ import torch
 
 from robustcert.certificate.samples import CertifiedSplit
 from robustcert.certifiers import Certifier, LipschitzCertifier, Proof
-from robustcert.data import to_unit
+from robustcert.data import as_numbers
 from robustcert.network.network import PlainNetwork
 from robustcert.training.validation import NEVER_BELOW
 
@@ -47,8 +47,9 @@ def decided_by(
     single = certifier.dtype == torch.float32
     fallback = LipschitzCertifier(arithmetic="float32" if single else "float64")
     own = 0
-    for part in torch.arange(len(result.target), device="cpu").split(batch_size):
-        x = to_unit(result.inputs[part].to(device))
+    rows = torch.arange(len(result.target), dtype=torch.int64, device="cpu")
+    for part in rows.split(batch_size):
+        x = as_numbers(result.inputs[part].to(device), network.space.kind)
         radius = fallback.certify(network, x).radius.cpu()
         own += int((result.certificates.radius[part] > radius).sum())
     return Decided(own, int((result.certificates.radius > 0).sum()), Proof.LIPSCHITZ.value)

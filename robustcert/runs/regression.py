@@ -125,16 +125,9 @@ def write(
     return write_claim(folder, subject.network, prepared.claim, result, radii, record)
 
 
-def tell(
-    subject: "Subject",
-    options: "_Options",
-    prepared: "_Prepared",
-    result: CertifiedOutputs,
-    written: Mapping[str, Any],
-    folder: Path,
-) -> tuple[None, dict[str, float]]:
+def tell(written: Mapping[str, Any], claim: Claim, folder: Path) -> tuple[None, dict[str, float]]:
     """Print what was certified; returns no row to compare, and metrics."""
-    del subject, options, prepared, result
+    del claim
     console = Console(soft_wrap=True)
     console.print(_table(written))
     print_metric(console, written)

@@ -899,10 +899,10 @@ FAULTS: dict[str, Fault] = {
     "errors not amplified": put(
         forward_error_module, "operation_bound", lambda operation, shape: 1.0
     ),
-    "errors of branches left out": wrap(
-        forward_error_module,
-        "_step_sum",
-        lambda f: lambda op, state: replace(f(op, state), centre=state.centre),
+    "errors of branches left out": lambda patch: patch.setitem(
+        forward_error_module._JOINED,
+        Sum,
+        lambda op, state: replace(forward_error_module._step_sum(op, state), centre=state.centre),
     ),
     "overflow left out": forward_error(
         lambda error: replace(error, reach=torch.full_like(error.reach, math.inf))
