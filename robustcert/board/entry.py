@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from robustcert.board.folders import copy_folder, data_files, read_reported
+from robustcert.board.folders import copy_folder, data_files, name_of, read_reported
 from robustcert.check import (
     UnreadableError,
     parse_json,
@@ -108,7 +108,7 @@ def judge(folder: Path, data: Path | None, seconds: float, exact: int) -> Entry:
             record = record if isinstance(record, dict) else {}
             files = data_files(record, data)
         except (UnreadableError, OSError) as error:
-            return Entry(folder.name, False, f"UNREADABLE: {error}", (), None, None)
+            return Entry(name_of(folder), False, f"UNREADABLE: {error}", (), None, None)
         verified, said = _checked(copy, files, seconds, exact)
         proved = _proved(copy, record) if verified else None
         names = tuple(path.name for path in files)
@@ -116,7 +116,7 @@ def judge(folder: Path, data: Path | None, seconds: float, exact: int) -> Entry:
             reported = _reported(folder, record)
         except UnreadableError as error:
             said, reported = f"{said} ({error})", None
-        return Entry(folder.name, verified, said, names, proved, reported)
+        return Entry(name_of(folder), verified, said, names, proved, reported)
 
 
 def _checked(folder: Path, files: Sequence[Path], seconds: float, exact: int) -> tuple[bool, str]:

@@ -6,12 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from robustcert.check import FILES, MULTIPLIERS, UnreadableError, read_bytes
+from robustcert.check import FILES, METRIC, MULTIPLIERS, UnreadableError, read_bytes
 from robustcert.errors import ReportError
 
 CLAIM = FILES[0]
 # Files of a folder that the checker may read.
-CHECKED = (*FILES, MULTIPLIERS, "global.json")
+CHECKED = (*FILES, METRIC, MULTIPLIERS, "global.json")
 # What authors say of a network beside its certificate.
 REPORTED = "reported.json"
 MAX_FOLDERS = 1000
@@ -22,7 +22,7 @@ DATA = (".bin", ".npz", "ubyte", "ubyte.gz")
 
 
 def find_folders(given: Sequence[Path]) -> list[Path]:
-    """The certificate folders among some folders: themselves, or the folders in them.
+    """The certificate folders among some folders: themselves, those of runs, or those in them.
 
     Raises:
         ReportError: one is no folder, holds none, or holds too many.
@@ -31,16 +31,27 @@ def find_folders(given: Sequence[Path]) -> list[Path]:
     for folder in given:
         if not folder.is_dir():
             raise ReportError(f"{folder}: no such folder")
-        if os.path.lexists(folder / CLAIM):
-            found.append(folder)
+        if (own := _certificate(folder)) is not None:
+            found.append(own)
             continue
-        inside = sorted(p for p in folder.iterdir() if p.is_dir())
+        inside = sorted(_certificate(p) or p for p in folder.iterdir() if p.is_dir())
         if not inside:
             raise ReportError(f"{folder}: holds no certificate folder")
         found += inside
     if len(found) > MAX_FOLDERS:
         raise ReportError(f"{len(found)} folders, more than {MAX_FOLDERS}")
     return found
+
+
+def _certificate(folder: Path) -> Path | None:
+    """The folder itself, or that of a run, if it holds a claim."""
+    places = (folder, folder / "certificate")
+    return next((place for place in places if os.path.lexists(place / CLAIM)), None)
+
+
+def name_of(folder: Path) -> str:
+    """What a certificate is called: its folder, or its run's."""
+    return folder.parent.name if folder.name == "certificate" else folder.name
 
 
 def copy_folder(folder: Path, copy: Path) -> None:
@@ -55,6 +66,10 @@ def copy_folder(folder: Path, copy: Path) -> None:
     """
     if folder.is_symlink():
         raise UnreadableError("a symbolic link: nothing behind it is read")
+    if os.path.lexists(folder / "intervals.csv"):
+        raise UnreadableError(
+            "a regression: the board counts radii of classes; robustcert check proves its intervals"
+        )
     names = [name for name in CHECKED if name in FILES or os.path.lexists(folder / name)]
     left = MAX_BYTES
     for name in names:

@@ -55,7 +55,7 @@ def draw_vra_curve(
                 color=ATTACKED,
                 marker="o",
                 linestyle="--",
-                label=f"under PGD, clipped to [0, 1] ({attacked} samples)",
+                label=f"under PGD ({attacked} samples)",
             )
         axes.set(ylabel="share of samples", ylim=(0, 1.02), xlim=(0, None))
         axes.legend(loc="lower left")

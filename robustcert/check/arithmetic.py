@@ -13,6 +13,8 @@ UNIT = 2.0**-53
 SLACK = 1 + 2.0**-26
 # Allowance for underflow in an l2 norm: squares of smaller entries may be lost.
 TINY = 2.0**-500
+# Smallest upper bound above 0: smaller products lose digits, or are 0.
+FLOOR = 2.0**-1000
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,12 @@ class Arithmetic:
 # The formats that a deployed network may be evaluated in.
 FLOAT64 = Arithmetic(UNIT, 2.0**-1022, 2.0**990)
 FLOAT32 = Arithmetic(2.0**-24, 2.0**-126, 2.0**96)
+
+
+def product(a: Floats | float, b: Floats | float) -> Floats:
+    """Products of nonnegative upper bounds, which bound the product up to :data:`SLACK`."""
+    found = np.multiply(a, b)
+    return np.where(np.logical_and(np.greater(a, 0), np.greater(b, 0)), found.clip(FLOOR), found)
 
 
 def norm(values: Floats) -> Floats:

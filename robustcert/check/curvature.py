@@ -51,7 +51,7 @@ from robustcert.check.activation_curvature import (
     units,
 )
 from robustcert.check.activations.kind import along
-from robustcert.check.arithmetic import FLOAT64, SLACK, TINY, norm
+from robustcert.check.arithmetic import FLOAT64, SLACK, TINY, norm, product
 from robustcert.check.fixed_point import (
     GRID_BITS,
     Floats,
@@ -156,10 +156,11 @@ def gradients(
                 pulled = units(operation, activation, u, outputs=True)
                 weight = _weight(activation, pulled, c, error)
                 for i, end in enumerate(ends):
-                    d = _each(end * state.constant * SLACK, parts[0])
+                    d = _each(product(end, state.constant) * SLACK, parts[0])
                     chord = activation.chord(Reals, parts, c, _each(doubt, parts[0]), d)
                     most = (chord * weight).reshape(len(u), -1).max(1)
-                    turns[i] += state.constant**2 * most * SLACK
+                    square = product(state.constant, state.constant)
+                    turns[i] += product(square, most) * SLACK
                 u = _joined(activation.pull(Reals, parts, pulled, c), z.shape)
                 own += (
                     float(np.max(activation.steepest(*c))) * doubt
@@ -222,7 +223,9 @@ def gradients_exactly(
     u = Exact(*to_integers(direction[None]), np.zeros(1))
     turns = np.zeros((len(ends), 1))
     constants: Iterable[float] = accumulate(
-        (norms[op.path] for op in operations), lambda p, n: p * n * SLACK, initial=1.0
+        (norms[op.path] for op in operations),
+        lambda p, n: float(product(p, n)) * SLACK,
+        initial=1.0,
     )
     if metric is not None:
         constants = metric.constants
@@ -237,8 +240,9 @@ def gradients_exactly(
             parts = units(operation, activation, z.values)
             c = [_balls_of(k, parts[0]) for k in constants_of(operation)]
             for i, end in enumerate(ends):
-                reach = float(end) * constant * SLACK
-                turns[i] += constant**2 * SLACK * _most(operation, activation, z, u, c, reach)
+                reach = float(product(end, constant)) * SLACK
+                most = _most(operation, activation, z, u, c, reach)
+                turns[i] += product(product(constant, constant), most) * SLACK
             values, places = _pull(operation, activation, z, u, c), GRID_BITS
             steepest = float(np.max(activation.steepest(*constants_of(operation)))) * SLACK
             lost = math.ldexp(math.sqrt(values.size), 1 - GRID_BITS)

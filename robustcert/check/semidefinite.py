@@ -31,7 +31,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from robustcert.check.activations.kind import slopes_of
-from robustcert.check.arithmetic import FLOAT64, SLACK, UNIT
+from robustcert.check.arithmetic import FLOAT64, SLACK, UNIT, product
 from robustcert.check.exact_products import digit_bits, residual_norm, split_floats
 from robustcert.check.fixed_point import Floats
 from robustcert.check.network.operation import Operation
@@ -113,20 +113,25 @@ class _Rows:
         big = abs(factor)
         matrix = self.matrix * factor[:, None]
         error = (big * (self.error + UNIT * self.length) + ROW_UNDERFLOW) * SLACK
-        return _Rows(matrix, error, big * self.each * SLACK, float(big.max()) * self.size * SLACK)
+        size = float(product(big.max(), self.size)) * SLACK
+        return _Rows(matrix, error, product(big, self.each) * SLACK, size)
 
     def through(self, weight: Floats, norm: float) -> "_Rows":
         """The rows after a dense map."""
         big = abs(weight)
         gamma = FLOAT64.gamma(weight.shape[1] + 1)
         error = (big @ (self.error + gamma * self.length) + ROW_UNDERFLOW) * SLACK
-        size = norm * self.size * SLACK
-        each = np.minimum(_lengths(weight) * self.size, big @ self.each) * SLACK
+        size = float(product(norm, self.size)) * SLACK
+        lengths = product(_lengths(weight), self.size)
+        each = np.minimum(lengths, big @ self.each + ROW_UNDERFLOW) * SLACK
         return _Rows(weight @ self.matrix, error, each, size)
 
 
 def _lengths(matrix: Floats) -> Floats:
-    return np.sqrt(np.einsum("ij,ij->i", matrix, matrix)) * SLACK + ROW_UNDERFLOW
+    # In units of the largest entry, whose square is no subnormal number.
+    largest = abs(matrix).max(axis=1, initial=0.0)
+    rows = matrix / np.where(largest > 0, largest, 1.0)[:, None]
+    return np.sqrt(np.einsum("ij,ij->i", rows, rows)) * largest * SLACK + ROW_UNDERFLOW
 
 
 def constants(

@@ -22,6 +22,9 @@ Kind = Literal["images", "columns"]
 Metric = Affine | Dense
 # Underflow allowance of one product in float64.
 _UNDERFLOW = Fraction(2) ** -1022
+# Smallest size of a number of S that is not 0, whose squares and products do not underflow; the
+# largest is its reciprocal.
+MIN_SCALE = 2.0**-300
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,13 +47,24 @@ IMAGES = InputSpace()
 
 def scaling(scale: Tensor) -> Affine:
     """The diagonal S of scales ``(C,)``, one for each channel or feature; 0 where it is frozen."""
-    wide = scale.detach().to("cpu", torch.float64, copy=True)
+    wide = _sized(scale.detach().to("cpu", torch.float64, copy=True))
     return Affine(wide, torch.zeros_like(wide), name="metric")
 
 
 def factor(matrix: Tensor) -> Dense:
     """S as a matrix ``(D, k)`` for inputs of D features."""
-    return Dense(matrix.detach().to("cpu", torch.float64, copy=True).contiguous(), name="metric")
+    wide = _sized(matrix.detach().to("cpu", torch.float64, copy=True).contiguous())
+    return Dense(wide, name="metric")
+
+
+def _sized(values: Tensor) -> Tensor:
+    sizes = values[values != 0].abs()
+    if len(sizes) and not (sizes.min() >= MIN_SCALE and sizes.max() <= 1 / MIN_SCALE):
+        raise ValueError(
+            f"expected scales from {MIN_SCALE:g} to {1 / MIN_SCALE:g}, got {float(sizes.min()):g} "
+            f"to {float(sizes.max()):g}: set norm.scale in other units"
+        )
+    return values
 
 
 def directions(metric: Operation, input_shape: Shape) -> Shape:

@@ -488,3 +488,33 @@ def test_a_product_of_two_values_is_refused_by_its_node(tmp_path: Path) -> None:
     path = saved(model, tmp_path / "model.onnx")
     with pytest.raises(UnknownLipschitz, match="n1"):
         robustcert.certify(path, torch.rand(2, 4))
+
+
+def in_doubles(path: Path, *nodes: Any, **constants: float) -> Path:
+    """A model of float64: nodes from x to z, and then the logits z and -z."""
+    head = onnx.helper.make_node("Gemm", ["z", "w"], ["y"])
+    tensors = {key: np.array(value) for key, value in constants.items()}
+    tensors["w"] = np.array([[1.0, -1.0]])
+    inputs, outputs = (
+        [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.DOUBLE, ["N", size])]
+        for name, size in (("x", 1), ("y", 2))
+    )
+    given = [onnx.numpy_helper.from_array(array, key) for key, array in tensors.items()]
+    graph = onnx.helper.make_graph([*nodes, head], "g", inputs, outputs, given)
+    return saved(
+        onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 13)]), path
+    )
+
+
+def test_limits_that_doubles_reach_are_limits(tmp_path: Path) -> None:
+    clip = onnx.helper.make_node("Clip", ["x", "low", "high"], ["z"])
+    path = in_doubles(tmp_path / "clip.onnx", clip, low=-1e300, high=-1e39)
+    assert read_onnx(path)(torch.tensor([[2.0]], dtype=torch.float64)).tolist() == [[-1e39, 1e39]]
+
+
+def test_rounding_to_another_precision_is_refused(tmp_path: Path) -> None:
+    down = onnx.helper.make_node("Cast", ["x"], ["f"], to=onnx.TensorProto.FLOAT)
+    up = onnx.helper.make_node("Cast", ["f"], ["z"], to=onnx.TensorProto.DOUBLE)
+    path = in_doubles(tmp_path / "cast.onnx", down, up)
+    with pytest.raises(UnsoundNetworkError, match="export the model in one precision"):
+        robustcert.certify(path, torch.ones(1, 1, dtype=torch.float64))

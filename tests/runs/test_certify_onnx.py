@@ -53,7 +53,7 @@ def test_a_model_is_certified_and_checked_like_a_checkpoint(tmp_path: Path) -> N
     [
         ({}, "dataset: .* add dataset=mnist"),
         ({"dataset": DIGITS, "radii": None}, "radii: expected"),
-        ({"dataset": DIGITS, "checkpoint": "run"}, "leave one out"),
+        ({"dataset": DIGITS, "checkpoint": "run"}, "and not both"),
         ({"dataset": DIGITS, "preprocessing": {"std": [0.0]}}, "preprocessing.std"),
         ({"dataset": DIGITS, "preprocessing": {"meen": [0.0]}}, "preprocessing.meen"),
         ({"dataset": {"_target_": "robustcert.data.Moons"}}, "takes inputs of shape"),

@@ -34,7 +34,9 @@ log = logging.getLogger(__name__)
 # rounding and at most ten operations, on pairs or groups.
 PULL = 64 * UNIT_ROUNDOFF
 # Underflow allowance of a network whose weights are below 2^128.
-GRADIENT_UNDERFLOW = 2.0**-700
+GRADIENT_UNDERFLOW = 2.0**-500
+# Smallest bound of a curvature: smaller products lose digits, or are 0.
+MIN_SQUARE = 2.0**-1000
 
 
 def jacobian_lipschitz_bound(operations: Sequence[Operation], input_shape: Shape) -> float:
@@ -118,7 +120,7 @@ def second_order_distance(
     """
     curvature = curvature.clamp(max=1e150)
     # The first case in a form that neither cancels nor divides by a small curvature.
-    early = 2 * gap / (slope + (slope.square() + 2 * curvature * gap).sqrt())
+    early = 2 * gap / (slope + torch.hypot(slope, (2 * curvature * gap).sqrt()))
     late = gap / lipschitz + (lipschitz - slope).square() / (2 * curvature * lipschitz)
     is_early = 2 * curvature * gap <= lipschitz.square() - slope.square()
     return torch.where(is_early, early, late)
@@ -153,7 +155,7 @@ def descent_distance(
         rate = slope + m * start
         length = (turn - start).nan_to_num(posinf=1e150)
         quadratic = length * (rate + m * length / 2)
-        early = start + 2 * left / (rate + (rate.square() + 2 * m * left).sqrt())
+        early = start + 2 * left / (rate + torch.hypot(rate, (2 * m * left).sqrt()))
         late = turn + (left - quadratic) / lipschitz
         stop = torch.where(left <= quadratic, early, late)
         here = (left > 0) & (stop <= end)
@@ -251,7 +253,9 @@ class Trace:
                 for i, reach in enumerate(reaches):
                     chord = local.chord(reach * (state.lipschitz * (1 + 1e-12)))
                     most = (chord * weight).flatten(1).amax(1)
-                    total[i] += state.lipschitz**2 * (1 + 1e-12) * most
+                    # Raised where the square of a constant, or its product, would be subnormal.
+                    square = max(state.lipschitz**2, MIN_SQUARE)
+                    total[i] += (square * (1 + 1e-12) * most).clamp_min(MIN_SQUARE)
                 u = local.pull(u)
                 own = operation.jacobian_lipschitz * centre + PULL
             else:

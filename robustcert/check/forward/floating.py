@@ -21,7 +21,7 @@ from functools import reduce
 import numpy as np
 
 from robustcert.check.activations.table import KINDS
-from robustcert.check.arithmetic import SLACK, Arithmetic, norm
+from robustcert.check.arithmetic import SLACK, Arithmetic, norm, product
 from robustcert.check.fixed_point import Floats
 from robustcert.check.forward.linear import absolute_norm, gather, linear, spread, spread_bias, wrap
 from robustcert.check.network.operation import Operation
@@ -116,18 +116,18 @@ def _step(
     values, magnitude, gain, terms = _apply(operation, state.values)
     norm = norms[operation.path]
     centre, reach = norm * state.centre, state.reach.copy()
-    growth = norm * state.growth
+    growth = product(norm, state.growth)
     if terms:
         peak = magnitude + gain * (state.centre + state.centre[0])
-        slope = gain * (state.constant + state.growth)
+        slope = product(gain, state.constant + state.growth)
         size = math.sqrt(math.prod(operation.output_shape)) * (terms + 1)
         for k, arithmetic in enumerate(arithmetics):
             gamma = arithmetic.gamma(terms)
             centre[k] += gamma * peak[k] + arithmetic.least * 2.0**30 * size
-            growth[k] += gamma * slope[k]
+            growth[k] += product(gamma, slope[k])
             safe = math.sqrt(arithmetic.safe) if _squares(operation) else arithmetic.safe
             reach[k] = np.minimum(reach[k], _reach(safe, peak[k], slope[k]))
-    constant = state.constant * norm * SLACK
+    constant = float(product(state.constant, norm)) * SLACK
     return Evaluation(values, centre * SLACK, growth * SLACK, reach, constant)
 
 
@@ -142,11 +142,11 @@ def _whole(
     found = _run(operation.parts, state, norms, arithmetics)
     norm, carried = norms[operation.path], _gain(operation.parts, norms) * (1 - 2.0**-40)
     centre = norm * state.centre + (found.centre - carried * state.centre)
-    growth = norm * state.growth + (found.growth - carried * state.growth)
+    growth = product(norm, state.growth) + (found.growth - carried * state.growth)
     # Allowance for the rounding of the differences, relative to their first terms.
     centre += 2.0**-48 * found.centre
     growth += 2.0**-48 * found.growth
-    constant = state.constant * norm * SLACK
+    constant = float(product(state.constant, norm)) * SLACK
     return Evaluation(found.values, centre * SLACK, growth * SLACK, found.reach, constant)
 
 
@@ -187,7 +187,7 @@ def _sum(
         gamma = arithmetic.gamma(len(operation.branches))
         slope = constant + growth[k]
         centre[k] += gamma * peak[k]
-        growth[k] += gamma * slope
+        growth[k] += product(gamma, slope)
         reach[k] = np.minimum(reach[k], _reach(arithmetic.safe, peak[k], slope))
     return Evaluation(values, centre * SLACK, growth * SLACK, reach, constant)
 

@@ -12,6 +12,8 @@ from robustcert.check.reader import METRIC, Array, UnreadableError, fail, keys, 
 MAX_NAMED = 24
 # Maximum number of characters of the name of a column.
 MAX_NAME = 100
+# Smallest size of a number of a metric that is not 0; the largest is its reciprocal.
+MIN_SCALE = 2.0**-300
 
 
 def read_metric(tensors: dict[str, Array], kind: str, shape: Shape) -> Operation:
@@ -26,6 +28,9 @@ def read_metric(tensors: dict[str, Array], kind: str, shape: Shape) -> Operation
     values = tensors[kind]
     if values.dtype != np.float64 or not np.isfinite(values).all() or not values.any():
         raise UnreadableError(f"{METRIC}: expected finite float64 numbers, not all of them 0")
+    sizes = abs(values[values != 0])
+    if sizes.min() < MIN_SCALE or sizes.max() > 1 / MIN_SCALE:
+        raise fail(f"{METRIC} {kind}", f"sizes from {MIN_SCALE:g} to {1 / MIN_SCALE:g}", "others")
     if kind == "scale":
         if values.shape != shape[:1] or (values < 0).any():
             raise fail(f"{METRIC} scale", f"{shape[0]} numbers of at least 0", values.shape)
@@ -44,8 +49,12 @@ def read_names(names: Any, shape: Shape) -> tuple[str, ...] | None:
     if not isinstance(names, list) or len(names) != shape[0]:
         raise fail("claim domain names", f"{shape[0]} names, or null", names)
     found = tuple(text(name, "claim domain names") for name in names)
-    if len(set(found)) != len(found) or not all(0 < len(name) <= MAX_NAME for name in found):
-        raise fail("claim domain names", f"different ones of 1 to {MAX_NAME} characters", names)
+    # In a sentence of the claim no name may begin another sentence.
+    legible = all(name.isprintable() and not {";", "<"} & {*name} for name in found)
+    sized = all(0 < len(name) <= MAX_NAME for name in found)
+    if len({*found}) != len(found) or not (legible and sized):
+        expected = f"different ones of 1 to {MAX_NAME} printable characters without ; and <"
+        raise fail("claim domain names", expected, names)
     return found
 
 

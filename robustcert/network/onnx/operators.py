@@ -19,8 +19,8 @@ from robustcert.network.onnx.file import Node
 
 # Threshold beyond which torch's softplus is its argument: its jump there is below 2e-35.
 SOFTPLUS_THRESHOLD = 80.0
-# What no float32 exceeds: exporters write it for a limit that there is none of.
-NO_LIMIT = 3.4e38
+# What no number of a precision exceeds: exporters write it for a limit that there is none of.
+NO_LIMIT = {torch.float32: 3.4e38, torch.float64: 1.79e308}
 
 
 # Sums and products.
@@ -174,12 +174,15 @@ def _clip(call: Call, x: Tensor, low: Tensor | None = None, high: Tensor | None 
     most = call.get("max", math.inf) if high is None else float(high)
     if least > most:
         raise call.refuse(f"has an empty range, {least} to {most}")
-    if abs(least) < NO_LIMIT and abs(most) < NO_LIMIT:
+    # A limit at the end of the numbers of this precision is none.
+    end = NO_LIMIT[x.dtype]
+    below, above = least > -end, most < end
+    if below and above:
         return torch.clamp(x, min=least, max=most)
     # One limit alone is a ReLU, turned or moved.
-    if abs(least) < NO_LIMIT:
+    if below:
         return torch.relu(x) if least == 0 else torch.add(torch.relu(torch.sub(x, least)), least)
-    if abs(most) < NO_LIMIT:
+    if above:
         return torch.rsub(torch.relu(torch.rsub(x, most)), most)
     return x
 

@@ -204,7 +204,7 @@ def cast(call: Call, x: Tensor) -> Tensor:
     kind = kinds.get(call.get("to"))
     if kind is None or (call.moving() and not kind.is_floating_point):
         raise call.refuse("makes other numbers than real ones of what depends on the input")
-    if call.moving() and kind != call.dtype and call.dtype != torch.float64:
+    if call.moving() and kind != call.dtype:
         raise call.refuse(f"makes {kind} of {call.dtype}: export the model in one precision")
     return x if call.moving() else x.to(call.dtype if kind.is_floating_point else kind)
 
