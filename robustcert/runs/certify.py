@@ -29,7 +29,7 @@ from robustcert.network.agreement import compared_rows, require_agreement
 from robustcert.network.network import PlainNetwork
 from robustcert.runs import classification, regression
 from robustcert.runs.attack import Attack, RadiusAttack, build_attack, in_words
-from robustcert.runs.conformal import with_sets
+from robustcert.runs.conformal import check_coverage, with_sets
 from robustcert.runs.console import Row, print_side_by_side
 from robustcert.runs.earlier import keep_earlier
 from robustcert.runs.subject import Subject, by_certifier, read_model, read_run
@@ -63,8 +63,7 @@ class _Options:
             raise ConfigError(f"batch_size: expected a number above 0, got {self.batch_size}")
         if self.samples is not None and self.samples < 1:
             raise ConfigError(f"samples: expected a number above 0 or null, got {self.samples}")
-        if self.coverage is not None and not 0 < self.coverage < 1:
-            raise ConfigError(f"coverage: expected a share between 0 and 1, got {self.coverage}")
+        check_coverage(self.coverage)
         if self.radii is not None:
             check_radii(self.radii)
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from robustcert.attacks import BrokenCertificate, ascend
 from robustcert.certifiers.conformal import PredictionSets, quantile_index
 from robustcert.data import Parts, as_numbers
+from robustcert.errors import ConfigError
 from robustcert.runs.attack import Attack, attacked_rows
 
 if TYPE_CHECKING:
@@ -25,6 +26,16 @@ STATEMENT = (
     "every input at l2 distance of at most r from a test sample holds the sample's target with a "
     "probability of at least the coverage, over the draw of both."
 )
+
+
+def check_coverage(coverage: float | None) -> None:
+    """Raise unless a coverage is a share, or is left open.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if coverage is not None and not 0 < coverage < 1:
+        raise ConfigError(f"coverage: expected a share between 0 and 1, got {coverage}")
 
 
 def with_sets(

@@ -30,6 +30,7 @@ from robustcert.metrics.thresholds import check_radii
 from robustcert.network.fold import fold_network
 from robustcert.runs.attack import build_attack
 from robustcert.runs.certify import certify
+from robustcert.runs.conformal import check_coverage
 from robustcert.runs.fresh import removed_unless
 from robustcert.runs.loggers import begin, build_loggers, end, log_result
 from robustcert.runs.results import new_row, processor, write_row
@@ -134,8 +135,10 @@ def _train(
 
 def _check_settings(config: Config) -> None:
     check_values(config, _SETTINGS)
-    for key in ("lr_schedule", "callbacks"):  # groups that may be left out
+    for key in ("lr_schedule", "callbacks", "norm"):  # groups that may be left out
         check_value(config.get(key), dict | None, key)
+    check_value(config.get("coverage"), float | None, "coverage")
+    check_coverage(config.get("coverage"))
     if not 0 <= config["seed"] < 2**32:
         raise ConfigError(f"seed: expected a number from 0 to 2**32 - 1, got {config['seed']}")
     if not config["epsilon"] > 0:

@@ -156,6 +156,8 @@ def test_weights_that_become_nan_stop_the_run_with_a_remedy(tmp_path: Path) -> N
         ("model.width=-3", "set model.width"),
         ("model.width=63", "set model.width to a multiple of 2"),
         ("radii=[0]", "radii above 0"),
+        ("coverage=90", "a share between 0 and 1"),
+        ("norm=training", "norm"),
         ("radii=[]", "radii above 0"),
         ("radii=3", r"radii: expected list\[float\], got 3"),
         ("epsilon=-1", "epsilon: expected a radius above 0"),
