@@ -50,6 +50,8 @@ napoleon_numpy_docstring = False
 napoleon_use_rtype = False
 python_use_unqualified_type_names = True
 myst_heading_anchors = 4
+# Formulas of notebooks.
+myst_enable_extensions = ["dollarmath"]
 # Notebooks are shown with the outputs that they hold; a test executes them.
 nb_execution_mode = "off"
 
