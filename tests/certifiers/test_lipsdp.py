@@ -165,7 +165,7 @@ def positive_definite(matrix: list[list[Fraction]]) -> bool:
     return True
 
 
-@pytest.mark.parametrize("name", ["relu", "maxmin", "abs"])
+@pytest.mark.parametrize("name", slow_but(["relu", "maxmin", "abs"], ["relu", "maxmin"]))
 @pytest.mark.parametrize("iterations", [0, 50])
 def test_exact_arithmetic_confirms_the_bound(name: str, iterations: int) -> None:
     """Rationals throughout: the bordered matrix ``[[Q, c'], [c, K^2]]`` is positive definite."""
@@ -222,7 +222,7 @@ def test_the_recursion_equals_one_quadratic_form(name: str) -> None:
 @pytest.mark.parametrize(
     "name", slow_but(["relu", "tanh", "maxmin", "abs", "leaky"], ["relu", "maxmin"])
 )
-@pytest.mark.parametrize("sizes", [(2, 4, 4, 2), (4, 6, 2), (3, 4, 4, 4, 2)])
+@pytest.mark.parametrize("sizes", slow_but([(2, 4, 4, 2), (4, 6, 2), (3, 4, 4, 4, 2)], [(4, 6, 2)]))
 def test_the_optimum_is_that_of_a_barrier_method(name: str, sizes: tuple[int, ...]) -> None:
     net = network(ACTIVATIONS[name], *sizes)
     start = search.closed_form(layers_of(net)[0])
@@ -234,6 +234,7 @@ def test_the_optimum_is_that_of_a_barrier_method(name: str, sizes: tuple[int, ..
     assert bound <= 0.99 * float(pairwise_bound(net)[0, 1])
 
 
+@pytest.mark.slow
 def test_more_iterations_are_not_worse() -> None:
     net = network(RELU, 8, 16, 16, 16, 4)
     means = [
@@ -254,7 +255,10 @@ def test_every_pair_by_itself_is_tighter() -> None:
     assert gradient_ratio(net, x, own).max() <= 1
 
 
-@pytest.mark.parametrize("activation", [MAXMIN, ABS], ids=["maxmin", "abs"])
+@pytest.mark.parametrize(
+    "activation",
+    [pytest.param(MAXMIN, id="maxmin"), pytest.param(ABS, id="abs", marks=pytest.mark.slow)],
+)
 def test_nothing_is_gained_where_gradients_keep_their_norm(activation: Operation) -> None:
     net = orthogonal(8, 4, 3, activation)
     product = off_diagonal(pairwise_bound(net))
@@ -266,7 +270,7 @@ def test_nothing_is_gained_where_gradients_keep_their_norm(activation: Operation
     torch.testing.assert_close(ratio, torch.ones(50).double(), rtol=1e-5, atol=0)
 
 
-@pytest.mark.parametrize("name", ["relu", "maxmin"])
+@pytest.mark.parametrize("name", slow_but(["relu", "maxmin"], ["relu"]))
 def test_no_witness_proves_too_little(name: str) -> None:
     """Matrices, scales and rows of any kind: whatever is returned is above every slope."""
     net = network(ACTIVATIONS[name], 3, 4, 4, 3, seed=3)
@@ -325,6 +329,7 @@ def test_a_failed_proof_keeps_the_product(monkeypatch: pytest.MonkeyPatch) -> No
     assert torch.equal(LipSDPCertifier(5).pairwise_bound(net), pairwise_bound(net))
 
 
+@pytest.mark.slow
 def test_awkward_weights() -> None:
     net = network(RELU, 3, 4, 4, 3, seed=6)
     usual = LipSDPCertifier(20).pairwise_bound(net)

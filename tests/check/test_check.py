@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.configs import slow_but
 from helpers.miniatures import write_idx
 from safetensors.numpy import load_file
 from torch import nn
@@ -68,6 +69,9 @@ from robustcert.norms import convolution
 from robustcert.norms.convolution import conv_norm_bound
 from robustcert.norms.dense import dense_norm_bound
 from robustcert.norms.estimates import power_iteration
+
+# Of matrices; the largest takes seconds.
+SIZES = [(1, 1), (1, 9), (30, 7), (64, 64), (200, 260), (300, 270)]
 
 
 @pytest.fixture(scope="module")
@@ -413,7 +417,7 @@ def test_norm_of_a_convolution_that_reads_padding_only() -> None:
     assert prove(op, math.sqrt(2) * (1 + 1e-9)).method
 
 
-@pytest.mark.parametrize("size", [(1, 1), (1, 9), (30, 7), (64, 64), (200, 260), (300, 270)])
+@pytest.mark.parametrize("size", slow_but(SIZES, SIZES[:-1]))
 @pytest.mark.parametrize("how", ["random", "orthogonal", "scaled", "flat", "tiny", "zero"])
 def test_norms_of_matrices(size: tuple[int, int], how: str) -> None:
     torch.manual_seed(sum(size))

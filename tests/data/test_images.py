@@ -166,6 +166,7 @@ def test_a_damaged_image_is_an_error_that_names_the_file(
     assert str(broken) in str(error.value)
 
 
+@pytest.mark.slow
 def test_a_damaged_image_is_named_by_worker_processes_too(folder: Path) -> None:
     (folder / "train" / "class2" / "class2_0.png").write_bytes(b"no image")
     data = DataModule(ImageFolder(folder, size=8), batch_size=4, num_workers=1)

@@ -49,6 +49,7 @@ def test_resuming_continues_bit_for_bit(straight: Path, interrupted: Path, tmp_p
     assert (folder / "certificate").is_dir()
 
 
+@pytest.mark.slow
 def test_resuming_twice_continues_bit_for_bit(
     straight: Path, interrupted: Path, tmp_path: Path
 ) -> None:

@@ -1,6 +1,11 @@
 """Training ends when the verified accuracy no longer rises."""
 
+import logging
+
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping as LightningEarlyStopping
+
+log = logging.getLogger(__name__)
 
 
 class EarlyStopping(LightningEarlyStopping):
@@ -20,3 +25,12 @@ class EarlyStopping(LightningEarlyStopping):
                 "callbacks.early_stopping.patience"
             )
         super().__init__("val/vra", mode="max", patience=patience, min_delta=min_delta)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say why training ended before its last epoch."""
+        if self.stopped_epoch and trainer.is_global_zero:
+            log.info(
+                "stopped after epoch %d: no higher val/vra in %d validations",
+                self.stopped_epoch + 1,
+                self.patience,
+            )
