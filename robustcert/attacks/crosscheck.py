@@ -42,16 +42,15 @@ def cross_check(
 ) -> dict[str, Any]:
     """Attack certificates by the margin attack just inside the radius and by restarted DDN.
 
-    A third have the steepest margin for their radius (least slack), a third the largest radii, the
-    rest are random. Nothing is clipped, in a metric it is u that is searched, and what is found is
-    evaluated again.
+    A third have the least slack, a third the largest radii, the rest are random. Nothing is clipped;
+    in a metric it is u that is searched. What is found is evaluated again.
 
     Args:
         network: The certified network.
         x: Inputs, shape ``(N, *input_shape)``.
         prediction: Certified classes, shape ``(N,)``.
         radius: Their radii, shape ``(N,)``.
-        samples: Certificates to attack.
+        samples: Number of certificates to attack.
         margin_steps: Steps of the margin attack.
         ddn_steps: Steps of each start of DDN.
         ddn_restarts: Starts of DDN.
@@ -67,12 +66,12 @@ def cross_check(
     """
     rows = _stratified(network, x, prediction, radius, samples, seed)
     started, quotients = time.monotonic(), []
+    steps = margin_steps, ddn_steps, ddn_restarts
     for chunk in rows.split(_CHUNK):
         if time.monotonic() - started >= seconds:
             break
-        inputs, label, size = in_units(x[chunk]).double(), prediction[chunk], radius[chunk]
-        steps = margin_steps, ddn_steps, ddn_restarts
-        distance, broken = _attack(network, inputs, label, size, *steps, seed)
+        inputs, size = in_units(x[chunk]).double(), radius[chunk]
+        distance, broken = _attack(network, inputs, prediction[chunk], size, *steps, seed)
         if broken.any():
             raise BrokenCertificate(
                 f"the certificate of sample {int(chunk[broken][0])} is broken: an attack changes "

@@ -69,8 +69,7 @@ def pgd_survivors(
             if alive.any():
                 rows = alive.nonzero()[:, 0]
                 f, centre = network.around(x[rows])
-                module = PlainModule(f).eval()
-                model = foolbox.PyTorchModel(module, bounds=bounds, device=x.device)
+                model = foolbox.PyTorchModel(PlainModule(f).eval(), bounds=bounds, device=x.device)
                 _, adversarial, _ = attack(
                     model,
                     centre,

@@ -106,22 +106,19 @@ def certify(
         network: An ONNX file, in place of a checkpoint.
         preprocessing: ``mean`` and ``std`` that inputs of the ONNX model are standardised by, one
             or one per channel; they become the network's first layer.
-        certifier: Node that names the certifier; :class:`LipschitzCertifier` by default. Nodes by
-            name are certifiers that are compared: the first one's certificate is ``output``, that
-            of another ``<output>-<name>``.
+        certifier: Node that names the certifier; :class:`LipschitzCertifier` by default. Of nodes
+            by name, the first one's certificate is ``output``, that of another ``<output>-<name>``.
         split: Of the checkpoint's dataset.
         samples: Only the first so many of the split.
         radii: At which certified samples are counted; those of training by default.
         epsilon: One more radius, of an ONNX model; a checkpoint has its own.
-        dataset: Changes to the dataset's node, such as ``{"root": ...}``; for an ONNX model, the
-            whole node.
+        dataset: Changes to the dataset's node, ``{"root": ...}`` say; all of an ONNX model's.
         norm: Changes to the metric of training, see :func:`robustcert.data.input_space`.
         output: Folder to write; what stands there is replaced. By default :func:`default_output`,
             where a certificate of other settings is kept.
         batch_size: Samples certified at once.
         device: Where to compute.
-        allow_targets: Packages whose classes the checkpoint and ``certifier`` may name, beside ours
-            and torch.nn.
+        allow_targets: Packages whose classes may be named, beside ours and torch.nn.
         attack: Options of :class:`Attack`.
         coverage: Of conformal prediction sets; that of training by default.
 
