@@ -42,8 +42,8 @@ def cross_check(
 ) -> dict[str, Any]:
     """Attack certificates by the margin attack just inside the radius and by restarted DDN.
 
-    A third have the least slack, a third the largest radii, the rest are random. Nothing is clipped;
-    in a metric it is u that is searched. What is found is evaluated again.
+    A third have the least slack, a third the largest radii, the rest are random. Nothing is
+    clipped; in a metric it is u that is searched. What is found is evaluated again.
 
     Args:
         network: The certified network.
