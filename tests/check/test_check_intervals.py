@@ -214,7 +214,8 @@ def larger_scale(folder: Folder, draw: random.Random) -> None:
     """Balls that are larger along one column, or that let the frozen one change."""
     scale = load_file(folder.path / "metric.safetensors")["scale"].copy()
     column = draw.randrange(len(scale))
-    scale[column] = scale[column] * (1 + 10 ** draw.uniform(-6, 1)) or 10 ** draw.uniform(-2, 1)
+    # By so much that no other column hides it: the claim would be true otherwise.
+    scale[column] = scale[column] * 10 ** draw.uniform(0.5, 2) or 10 ** draw.uniform(0, 1)
     save_file({"scale": scale}, folder.path / "metric.safetensors")
     said = folder.claim["claim"]["metric"]
     said["change"] = change_in_words(SPACE.names, "scale", scale, (3,))

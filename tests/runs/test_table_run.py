@@ -52,7 +52,7 @@ def test_a_table_is_trained_and_certified_in_its_units(tmp_path: Path) -> None:
     assert counts[0] > 30
     predictor = robustcert.load(folder)
     assert predictor.change == change
-    page = write_run_page(folder).read_text()
+    page = write_run_page(folder)[0].read_text()
     assert "sex does not change" in page
     assert "units of u" in page
     with pytest.raises(ConfigError, match=r"norm: any change .*, not any change"):
