@@ -90,6 +90,7 @@ def test_a_command_that_is_none_is_answered_with_those_that_are(
     assert answer in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_one_command_trains_certifies_reports_and_goes_on(command: Command, tmp_path: Path) -> None:
     assert command("train", *TINY, *QUIET, "trainer.max_epochs=1") == 0
     (folder,) = (tmp_path / "outputs").iterdir()

@@ -272,7 +272,7 @@ def fault(monkeypatch: pytest.MonkeyPatch, module: Any, name: str, cut: Any) -> 
         yield
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("float64", marks=pytest.mark.slow)])
 def test_a_network_is_not_certified_by_faster_products(
     dtype: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

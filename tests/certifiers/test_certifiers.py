@@ -238,7 +238,7 @@ OF_BALLS = ("crown", "local_lipsdp")
     "certifier", slow_but(proving_certifiers(), set(proving_certifiers()) - set(OF_BALLS))
 )
 @pytest.mark.parametrize("activation", slow_but(["maxmin", "smooth", "relu"], ["maxmin"]))
-@pytest.mark.parametrize("layer", ["cholesky", "unconstrained"])
+@pytest.mark.parametrize("layer", slow_but(["cholesky", "unconstrained"], ["unconstrained"]))
 def test_attacks_inside_the_radius_fail_on_trained_networks(
     layer: str, activation: str, certifier: str
 ) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import check_curvature, proof_folders
+from helpers.configs import slow_but
 from helpers.smooth_networks import NETWORKS
 from safetensors.numpy import load_file
 from torch import nn
@@ -97,7 +98,7 @@ sys.exit(main([sys.argv[2], "--exact", "20", "--seed", "0"]))
 """
 
 
-@pytest.mark.parametrize("name", FOLDERS)
+@pytest.mark.parametrize("name", slow_but(FOLDERS, set(FOLDERS) - {"wide"}))
 def test_an_honest_folder_is_checked_in_the_memory_that_is_said_beforehand(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
