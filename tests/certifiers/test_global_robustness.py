@@ -439,6 +439,7 @@ def test_the_checker_never_verifies_what_it_did_not_prove(
     assert check(folder).verified
 
 
+@pytest.mark.slow
 def test_a_run_is_certified_globally(
     tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

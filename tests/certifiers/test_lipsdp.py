@@ -297,6 +297,7 @@ def test_no_witness_proves_too_little(name: str) -> None:
         assert (off_diagonal(bound) >= least).all()
 
 
+@pytest.mark.slow
 def test_any_multipliers_give_a_bound_or_an_error() -> None:
     net = network(RELU, 3, 4, 4, 3, seed=4)
     layers, head = layers_of(net)

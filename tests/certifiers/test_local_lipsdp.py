@@ -30,7 +30,16 @@ def constants(
     return Balls(network, x, own).constants(ball, gap, iterations)
 
 
-@pytest.mark.parametrize(("activation", "iterations"), [*((a, 4) for a in COVERED), ("relu", 0)])
+CASES = [*((activation, 4) for activation in COVERED), ("relu", 0)]
+
+
+@pytest.mark.parametrize(
+    ("activation", "iterations"),
+    [
+        pytest.param(*case, marks=pytest.mark.slow if case[0] in ("abs", "n_activation") else ())
+        for case in CASES
+    ],
+)
 def test_constants_are_above_every_quotient_on_the_ball(activation: str, iterations: int) -> None:
     network = random_network(activation, width=8)
     x = torch.randn(20, 3).double()

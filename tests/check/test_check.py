@@ -70,7 +70,7 @@ from robustcert.norms.convolution import conv_norm_bound
 from robustcert.norms.dense import dense_norm_bound
 from robustcert.norms.estimates import power_iteration
 
-# Of matrices; the largest takes seconds.
+# Of matrices; the largest two take seconds.
 SIZES = [(1, 1), (1, 9), (30, 7), (64, 64), (200, 260), (300, 270)]
 
 
@@ -417,7 +417,7 @@ def test_norm_of_a_convolution_that_reads_padding_only() -> None:
     assert prove(op, math.sqrt(2) * (1 + 1e-9)).method
 
 
-@pytest.mark.parametrize("size", slow_but(SIZES, SIZES[:-1]))
+@pytest.mark.parametrize("size", slow_but(SIZES, SIZES[:-2]))
 @pytest.mark.parametrize("how", ["random", "orthogonal", "scaled", "flat", "tiny", "zero"])
 def test_norms_of_matrices(size: tuple[int, int], how: str) -> None:
     torch.manual_seed(sum(size))

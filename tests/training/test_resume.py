@@ -61,6 +61,7 @@ def test_resuming_twice_continues_bit_for_bit(
     assert_same_run(straight, folder)
 
 
+@pytest.mark.slow
 def test_seconds_add_up_over_a_resumed_run(interrupted: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(interrupted, tmp_path / "run")
     before = read_checkpoint(folder / "checkpoints" / "last.ckpt").seconds
