@@ -1,5 +1,8 @@
 """Runs of the commands inside the test process: Hydra's imports and a subprocess cost seconds."""
 
+import copy
+import functools
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +29,13 @@ WANDB = ("logger=wandb", "logger.id=1", "logger.group=a", "logger.job_type=b", "
 
 def compose(*overrides: str, name: str = "train") -> dict[str, Any]:
     """The configuration of a command line, as plain values."""
+    return copy.deepcopy(_composed(overrides, name, os.environ.get("ROBUSTCERT_DATA")))
+
+
+# Hydra takes a tenth of a second, and tests ask for the same command line again and again.
+@functools.cache
+def _composed(overrides: tuple[str, ...], name: str, data: str | None) -> dict[str, Any]:
+    del data  # the configuration holds it
     register_resolvers()
     with hydra.initialize_config_dir(str(CONFIG_DIR), **HYDRA_VERSION):
         return plain(hydra.compose(name, list(overrides)))
