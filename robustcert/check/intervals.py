@@ -44,6 +44,7 @@ from robustcert.check.reader import (
     whole,
 )
 from robustcert.check.report import Report
+from robustcert.check.samples import count_inputs, real_numbers
 
 # Files of a certificate of a regression.
 INTERVAL_FILES = ("certificate.json", "network.safetensors", "samples.safetensors", "intervals.csv")
@@ -73,10 +74,7 @@ class Targets:
 
     def values(self, rows: slice | NDArray[np.int64]) -> Floats:
         """Inputs as float64; a byte p stands for the float32 nearest to p / 255."""
-        part = self.inputs[rows]
-        if part.dtype == np.uint8:
-            return (part.astype(np.float32) / np.float32(255)).astype(np.float64)
-        return part.astype(np.float64)
+        return real_numbers(self.inputs[rows])
 
 
 def read_targets(content: bytes, operations: tuple[Operation, ...], kind: str) -> Targets:
@@ -85,13 +83,7 @@ def read_targets(content: bytes, operations: tuple[Operation, ...], kind: str) -
     tensors = parse_safetensors(content, where)
     keys(tensors, where, {"inputs", "targets", "indices"}, set())
     inputs, targets, indices = (tensors[key] for key in ("inputs", "targets", "indices"))
-    count = inputs.shape[0] if inputs.ndim else 0
-    shape = operations[0].input_shape
-    if inputs.shape != (count, *shape) or count < 1 or inputs.dtype not in (np.uint8, np.float32):
-        raise UnreadableError(
-            f"{where}: expected uint8 or float32 inputs (N, {shape}), N at least 1, got "
-            f"{inputs.dtype} {inputs.shape}"
-        )
+    count = count_inputs(inputs, operations[0].input_shape)
     for key, array, dtype in (("targets", targets, np.float32), ("indices", indices, np.int64)):
         if array.shape != (count,) or array.dtype != dtype:
             raise UnreadableError(

@@ -38,10 +38,25 @@ class Samples:
 
     def values(self, rows: slice | NDArray[np.int64]) -> Floats:
         """Inputs as float64; a byte p stands for the float32 nearest to p / 255."""
-        part = self.inputs[rows]
-        if part.dtype == np.uint8:
-            return (part.astype(np.float32) / np.float32(255)).astype(np.float64)
-        return part.astype(np.float64)
+        return real_numbers(self.inputs[rows])
+
+
+def real_numbers(inputs: Array) -> Floats:
+    """Inputs as float64; a byte p stands for the float32 nearest to p / 255."""
+    if inputs.dtype == np.uint8:
+        return (inputs.astype(np.float32) / np.float32(255)).astype(np.float64)
+    return inputs.astype(np.float64)
+
+
+def count_inputs(inputs: Array, shape: tuple[int, ...]) -> int:
+    """The number of inputs, which are bytes or float32 of a shape."""
+    count = inputs.shape[0] if inputs.ndim else 0
+    if inputs.shape != (count, *shape) or count < 1 or inputs.dtype not in (np.uint8, np.float32):
+        raise UnreadableError(
+            f"samples.safetensors: expected uint8 or float32 inputs (N, {shape}), N at least 1, "
+            f"got {inputs.dtype} {inputs.shape}"
+        )
+    return count
 
 
 def read_samples(
@@ -57,13 +72,7 @@ def read_samples(
         del tensors["digests"]
     keys(tensors, "samples.safetensors", {"inputs", "labels", "indices"}, set())
     inputs, labels, indices = (tensors[key] for key in ("inputs", "labels", "indices"))
-    count = inputs.shape[0] if inputs.ndim else 0
-    shape = operations[0].input_shape
-    if inputs.shape != (count, *shape) or count < 1 or inputs.dtype not in (np.uint8, np.float32):
-        raise UnreadableError(
-            f"samples.safetensors: expected uint8 or float32 inputs (N, {shape}), N at least 1, "
-            f"got {inputs.dtype} {inputs.shape}"
-        )
+    count = count_inputs(inputs, operations[0].input_shape)
     for key, array in (("labels", labels), ("indices", indices)):
         if array.shape != (count,) or array.dtype != np.int64:
             raise UnreadableError(

@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -139,10 +139,7 @@ def _check_outputs(
     keys(claim["files"], "files", content.keys() - {"certificate.json"}, set())
     check_files(claim["files"], content, report)
     operations, tensors = read_operations(claim, content, report)
-    if FLOAT32 in deployed and any(array.dtype == np.float64 for array in tensors.values()):
-        raise UnreadableError(
-            "claim functions: F32 of a network with float64 constants is not known"
-        )
+    _require_known_functions(deployed, tensors)
     ignored = [key for key in unread_keys(claim) if key != "lipschitz"]
     space = read_space(claim, content, operations)
     samples = intervals.read_targets(content["samples.safetensors"], operations, space.kind)
@@ -215,10 +212,7 @@ def _read_folder(folder: Path, data: Sequence[str | Path], report: Report) -> _F
     samples = read_samples(content["samples.safetensors"], operations, data, space.kind)
     certified = status(claim["claim"], proof)
     rows = parse_radii(content.pop("radii.csv"), len(samples.labels), certified)
-    if FLOAT32 in deployed and any(array.dtype == np.float64 for array in tensors.values()):
-        raise UnreadableError(
-            "claim functions: F32 of a network with float64 constants is not known"
-        )
+    _require_known_functions(deployed, tensors)
     size = sum(map(len, content.values())) + os.path.getsize(folder / "radii.csv")
     return _Folder(
         folder,
@@ -233,6 +227,13 @@ def _read_folder(folder: Path, data: Sequence[str | Path], report: Report) -> _F
         rows,
         *ignored,
     )
+
+
+def _require_known_functions(deployed: Sequence[Arithmetic], tensors: Mapping[str, Array]) -> None:
+    if FLOAT32 in deployed and any(array.dtype == np.float64 for array in tensors.values()):
+        raise UnreadableError(
+            "claim functions: F32 of a network with float64 constants is not known"
+        )
 
 
 def _name_uncovered_radii(operations: tuple[Operation, ...], proof: str, report: Report) -> None:

@@ -37,8 +37,7 @@ def conv2d(
     dilation: Any = 1,
     groups: int = 1,
 ) -> list[Operation]:
-    if x.dim() != 4:
-        raise UnsoundNetworkError("is covered for inputs of shape (N, C, H, W)")
+    _require_map(x)
     if isinstance(padding, str):
         extents = [d * (k - 1) for d, k in zip(_pair(dilation), weight.shape[2:], strict=True)]
         if padding == "same" and any(extent % 2 for extent in extents):
@@ -58,16 +57,25 @@ def conv1d(
     dilation: Any = 1,
     groups: int = 1,
 ) -> list[Operation]:
+    _require_signal(x)
+    around = padding if isinstance(padding, str) else _along(padding, 0)
+    sizes = _along(stride, 1), around, _along(dilation, 1)
+    return _as_map(x, conv2d(x[:, :, None], weight[:, :, None], bias, *sizes, groups))
+
+
+def _along(value: Any, idle: int) -> Pair:
+    """A number for the length of a signal as one for a map of one row; ``idle`` is the height's."""
+    return idle, value if isinstance(value, int) else value[0]
+
+
+def _require_signal(x: Tensor) -> None:
     if x.dim() != 3:
         raise UnsoundNetworkError("is covered for inputs of shape (N, C, L)")
 
-    def along(value: Any, idle: int) -> Any:
-        if isinstance(value, str):
-            return value
-        return (idle, value if isinstance(value, int) else value[0])
 
-    sizes = along(stride, 1), along(padding, 0), along(dilation, 1)
-    return _as_map(x, conv2d(x[:, :, None], weight[:, :, None], bias, *sizes, groups))
+def _require_map(x: Tensor) -> None:
+    if x.dim() != 4:
+        raise UnsoundNetworkError("is covered for inputs of shape (N, C, H, W)")
 
 
 def _as_map(x: Tensor, operations: list[Operation]) -> list[Operation]:
@@ -89,8 +97,7 @@ def conv_transpose2d(
     groups: int = 1,
     dilation: Any = 1,
 ) -> list[Operation]:
-    if x.dim() != 4:
-        raise UnsoundNetworkError("is covered for inputs of shape (N, C, H, W)")
+    _require_map(x)
     sides = [
         _Side(*numbers)
         for numbers in zip(
@@ -168,22 +175,15 @@ def conv_transpose1d(
     groups: int = 1,
     dilation: Any = 1,
 ) -> list[Operation]:
-    if x.dim() != 3:
-        raise UnsoundNetworkError("is covered for inputs of shape (N, C, L)")
-    step, around, more, apart = (
-        (idle, value if isinstance(value, int) else value[0])
-        for value, idle in ((stride, 1), (padding, 0), (output_padding, 0), (dilation, 1))
-    )
-    made = conv_transpose2d(
-        x[:, :, None], weight[:, :, None], bias, step, around, more, groups, apart
-    )
-    return _as_map(x, made)
+    _require_signal(x)
+    sizes = _along(stride, 1), _along(padding, 0), _along(output_padding, 0)
+    row, kernel = x[:, :, None], weight[:, :, None]
+    return _as_map(x, conv_transpose2d(row, kernel, bias, *sizes, groups, _along(dilation, 1)))
 
 
 def _depthwise(x: Tensor, kernel: Tensor, stride: Pair, padding: Pair = (0, 0)) -> list[Operation]:
     """Every channel convolved with one kernel."""
-    if x.dim() != 4:
-        raise UnsoundNetworkError("is covered for inputs of shape (N, C, H, W)")
+    _require_map(x)
     channels = x.shape[1]
     weight = constant(kernel.to(x.dtype).expand(channels, 1, *kernel.shape))
     return [Convolution(weight, None, stride, padding, groups=channels)]
@@ -219,17 +219,13 @@ def avg_pool1d(
     ceil_mode: bool = False,
     count_include_pad: bool = True,
 ) -> list[Operation]:
-    kernel, along, around = (
-        v if isinstance(v, int) else v[0] for v in (kernel_size, stride or kernel_size, padding)
-    )
-    sizes = (1, kernel), (1, along), (0, around)
+    sizes = _along(kernel_size, 1), _along(stride or kernel_size, 1), _along(padding, 0)
     pooled = avg_pool2d(x[:, :, None], *sizes, ceil_mode, count_include_pad)
     return _as_map(x, pooled)
 
 
 def _require_whole(x: Tensor, kernel: Pair, step: Pair, around: Pair, ceil_mode: bool) -> None:
-    if x.dim() != 4:
-        raise UnsoundNetworkError("is covered for inputs of shape (N, C, H, W)")
+    _require_map(x)
     rests = [
         (n + 2 * p - k) % s for n, p, k, s in zip(x.shape[2:], around, kernel, step, strict=True)
     ]
@@ -289,10 +285,7 @@ def max_pool1d(
     ceil_mode: bool = False,
     return_indices: bool = False,
 ) -> list[Operation]:
-    kernel, along, around = (
-        v if isinstance(v, int) else v[0] for v in (kernel_size, stride or kernel_size, padding)
-    )
-    sizes = (1, kernel), (1, along), (0, around)
+    sizes = _along(kernel_size, 1), _along(stride or kernel_size, 1), _along(padding, 0)
     return _as_map(x, max_pool2d(x[:, :, None], *sizes, dilation, ceil_mode, return_indices))
 
 
