@@ -13,6 +13,8 @@ from fractions import Fraction
 
 import numpy as np
 
+from robustcert.check.cost import proof_seconds, proof_work
+from robustcert.check.effort import UNLIMITED, Effort, NotTriedError
 from robustcert.check.exact_products import digit_bits, residual_norm, split_floats
 from robustcert.check.fixed_point import Floats
 from robustcert.check.norms.scalars import ceil_log2
@@ -31,11 +33,21 @@ class Proof:
     value: float = math.nan
 
 
-def prove_dense(weight: Floats, bound: Fraction) -> Proof:
-    """Prove a bound on the norm of a matrix."""
+def prove_dense(weight: Floats, bound: Fraction, effort: Effort = UNLIMITED) -> Proof:
+    """Prove a bound on the norm of a matrix.
+
+    Raises:
+        NotTriedError: it is too large for a factorisation, or for the time.
+    """
     if min(weight.shape) > MAX_FACTOR_SIDE or weight.size > MAX_FACTOR_ENTRIES:
-        # Too large for a factorisation: only a bound above the Frobenius norm is proved.
-        return Proof("Frobenius norm" if frobenius(weight) <= bound else "")
+        # Only a bound above the Frobenius norm is proved.
+        if frobenius(weight) <= bound:
+            return Proof("Frobenius norm")
+        raise NotTriedError(
+            f"a matrix {weight.shape[0]}x{weight.shape[1]}, of which factors of up to "
+            f"{MAX_FACTOR_SIDE} columns and {MAX_FACTOR_ENTRIES} entries are computed"
+        )
+    effort.require(proof_seconds(proof_work(*weight.shape)))
     return Proof("exact residual" if proved(weight[None], bound) else "")
 
 
