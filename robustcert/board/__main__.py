@@ -41,14 +41,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         type=float,
         default=SECONDS,
         metavar="S",
-        help=f"time after which the check of a folder is ended (default: {SECONDS:g})",
+        help="time of the check of a folder: what does not fit is not tried, and the folder not "
+        f"verified (default: {SECONDS:g})",
     )
     parser.add_argument(
         "--exact",
         type=int,
-        default=200,
         metavar="N",
-        help="samples of a folder to evaluate in exact arithmetic in any case (default: 200)",
+        help="samples of a folder to evaluate in exact arithmetic in any case (default: up to 200, "
+        "as many as time allows, and at least 8)",
     )
     parser.add_argument(
         "--out",
@@ -64,7 +65,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         entries = []
         for folder in find_folders(options.folders):
             entries.append(judge(folder, options.data, options.seconds, options.exact))
-            said = "verified" if entries[-1].verified else "NOT VERIFIED"
+            last = entries[-1]
+            said = "verified" if last.verified else "NOT VERIFIED"
+            said = f"partly checked, {said}" if last.partly else said
             sys.stdout.write(f"{ascii(folder.name)[1:-1]}: {said}\n")
         written = write_board(
             options.out, entries, f"python -m robustcert.board {shlex.join(given)}"

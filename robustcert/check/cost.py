@@ -7,10 +7,13 @@ advance. Nothing that is proved depends on it.
 import math
 from collections.abc import Sequence
 
+import numpy as np
+
 from robustcert.check.exact_products import digit_bits
 from robustcert.check.fixed_point import GRID_BITS, binary_places
 from robustcert.check.forward.exact import KEPT_PLACES, MAX_PLACES
 from robustcert.check.network.operation import Operation, walk
+from robustcert.check.reader import Array
 
 # Speeds of one core of an Intel Xeon of 2.1 GHz: products a second in the proof of a norm, in
 # float64 and in integers; and seconds for a value and one digit of it, in integers.
@@ -18,6 +21,8 @@ PROOF_SPEED, FLOAT_SPEED, EXACT_SPEED = 1e11, 5e9, 1e10
 DIGIT_SECONDS = 1e-6
 # Binary places of an input, a byte over 255 in float32, and bits before the point.
 INPUT_PLACES, HEAD_BITS = 32, 8
+# Number of values of a tensor, about, whose binary places are counted.
+MAX_LOOKED_AT = 2**12
 
 
 def proof_work(out: int, inner: int) -> float:
@@ -60,16 +65,22 @@ def _exactly(operations: Sequence[Operation], places: int) -> tuple[float, int]:
             seconds += sum(spent for spent, _ in found)
             places = max(finer for _, finer in found)
         elif operation.kind in ("dense", "convolution"):
-            weight = operation.wide("weight")
-            finer, bits = binary_places(weight), digit_bits(math.prod(weight.shape[1:]))
+            weight = operation.tensors["weight"]
+            finer, bits = _places(weight), digit_bits(math.prod(weight.shape[1:]))
             of_weight, of_value = (1 + (k + HEAD_BITS) // bits for k in (finer, places))
             products = 2 * _products(operation) * of_weight * of_value
             values = math.prod(operation.input_shape) + math.prod(operation.output_shape)
             seconds += products / EXACT_SPEED + values * of_value * DIGIT_SECONDS
             places += finer
         elif operation.kind == "affine":
-            places += binary_places(operation.wide("scale"))
+            places += _places(operation.tensors["scale"])
         elif operation.kind == "activation":
             seconds += math.prod(operation.output_shape) * (places / GRID_BITS) * DIGIT_SECONDS
         places = places if places <= MAX_PLACES else KEPT_PLACES
     return seconds, places
+
+
+def _places(values: Array) -> int:
+    # Binary places of some of the values.
+    some = values.reshape(-1)[:: max(1, values.size // MAX_LOOKED_AT)]
+    return binary_places(some.astype(np.float64))

@@ -19,8 +19,8 @@ from robustcert.check.constants import (
     prove_constants,
     prove_output,
 )
-from robustcert.check.cost import exact_seconds, float_seconds
 from robustcert.check.effort import SECONDS, UNLIMITED, Effort, effort_of
+from robustcert.check.expected import Expected
 from robustcert.check.fixed_point import Floats
 from robustcert.check.folder import (
     NETWORK,
@@ -48,7 +48,6 @@ from robustcert.check.reader import (
 )
 from robustcert.check.report import Report
 from robustcert.check.samples import Samples, check_summary, check_table, read_samples
-from robustcert.check.share import MIN_SHARE
 from robustcert.check.statement import (
     CLAIMS,
     NOT_COVERED,
@@ -179,8 +178,7 @@ def _check_outputs(folder: Path, asked: _Asked) -> Report:
 
 def _before_rows(effort: Effort, operations: Sequence[Operation], rows: int) -> Effort:
     # The effort for constants, which leaves time for rows.
-    after = rows * float_seconds(operations) + MIN_SHARE * exact_seconds(operations)
-    return effort.keeping(after)
+    return effort.keeping(Expected.of(operations, rows).rows)
 
 
 # What is checked of the folders of each task.

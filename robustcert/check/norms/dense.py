@@ -39,7 +39,7 @@ def prove_dense(weight: Floats, bound: Fraction, effort: Effort = UNLIMITED) -> 
     Raises:
         NotTriedError: it is too large for a factorisation, or for the time.
     """
-    if min(weight.shape) > MAX_FACTOR_SIDE or weight.size > MAX_FACTOR_ENTRIES:
+    if not can_factor(weight.shape):
         # Only a bound above the Frobenius norm is proved.
         if frobenius(weight) <= bound:
             return Proof("Frobenius norm")
@@ -49,6 +49,11 @@ def prove_dense(weight: Floats, bound: Fraction, effort: Effort = UNLIMITED) -> 
         )
     effort.require(proof_seconds(proof_work(*weight.shape)))
     return Proof("exact residual" if proved(weight[None], bound) else "")
+
+
+def can_factor(shape: tuple[int, ...]) -> bool:
+    """Whether a matrix is within the limits of a factorisation."""
+    return min(shape) <= MAX_FACTOR_SIDE and math.prod(shape) <= MAX_FACTOR_ENTRIES
 
 
 def proved(matrices: Floats, bound: Fraction, loss: Fraction = Fraction(0)) -> bool:

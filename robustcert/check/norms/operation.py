@@ -22,9 +22,8 @@ from robustcert.check.norms.convolution import (
 )
 from robustcert.check.norms.dense import (
     MAX_ARRAYS,
-    MAX_FACTOR_ENTRIES,
-    MAX_FACTOR_SIDE,
     Proof,
+    can_factor,
     estimate,
     frobenius,
     prove_dense,
@@ -137,14 +136,15 @@ def _estimate_linear(operation: Operation, effort: Effort) -> float:
 
 
 def work(operation: Operation) -> float:
-    """Products that the proof of an operation's norm evaluates, as far as it takes the usual way.
+    """Products that the proof of an operation's norm takes, roughly; infinite beyond the limits.
 
-    The way is by symbols for a convolution, and by one matrix for a dense map.
+    They are those by symbols of a convolution, and by one matrix of a dense map.
     """
     if operation.kind in ("sandwich", "residual_block"):
         return work(_between_activations(operation)[0])
     if operation.kind == "dense":
-        return proof_work(*operation.tensors["weight"].shape)
+        shape = operation.tensors["weight"].shape
+        return proof_work(*shape) if can_factor(shape) else math.inf
     if operation.kind == "circular_convolution":
         return symbol_work(operation, *circles_of(operation))
     if operation.kind == "convolution":
@@ -170,10 +170,8 @@ def workspace(operation: Operation) -> int:
         return workspace(inside) + 16 * size
     copies = 8 * 8 * size
     if operation.kind == "dense":
-        large = (
-            min(operation.tensors["weight"].shape) > MAX_FACTOR_SIDE or size > MAX_FACTOR_ENTRIES
-        )
-        return copies if large else copies + MAX_ARRAYS * 8 * size
+        factored = can_factor(operation.tensors["weight"].shape)
+        return copies + MAX_ARRAYS * 8 * size if factored else copies
     if operation.kind == "circular_convolution":
         return copies + symbol_bytes(operation.tensors["weight"].shape, *circles_of(operation))
     if operation.kind != "convolution":

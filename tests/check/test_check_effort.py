@@ -1,0 +1,226 @@
+"""What does not fit into the time of a check is not tried: never a mismatch, and never verified."""
+
+import math
+import multiprocessing
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks.soundness.forgeries import EVERYWHERE, Folder, build, certify
+from robustcert.check import check, expected_time, prove_network
+from robustcert.check.command import outcome
+from robustcert.check.constants import _coarse
+from robustcert.check.effort import Effort, NotTriedError, effort_of
+from robustcert.check.network.operation import Operation
+from robustcert.check.norms import operation, symbols
+from robustcert.check.norms.operation import find, prove
+from robustcert.check.report import Report
+from robustcert.check.share import MAX_SHARE, MIN_SHARE, in_turns
+
+HOUR = 3600.0
+
+
+@pytest.fixture(scope="module")
+def honest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return certify(tmp_path_factory.mktemp("honest") / "maxmin", build("maxmin"))
+
+
+def slow_proofs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every norm is expected to take years: a machine that is too slow, or a forger's network."""
+    monkeypatch.setattr("robustcert.check.cost.PROOF_SPEED", 1e-9)
+
+
+def outside(report: Report) -> tuple[int, str]:
+    """The exit status, and the first words of the last line."""
+    status, line = outcome(report)
+    return status, line.split(":")[0]
+
+
+# Verdicts
+
+
+def test_norms_that_were_not_tried_leave_a_folder_partly_checked(
+    honest: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow_proofs(monkeypatch)
+    report = check(honest, exact=1, seed=0, effort=effort_of(HOUR))
+    assert outside(report) == (3, "PARTLY CHECKED")
+    bounds = [op for op in Folder(honest).operations if op["kind"] == "dense"]
+    assert len(report.untried) == len(bounds)
+    assert all(line.startswith("bound of operation") for line in report.untried)
+    # Whatever else is claimed was compared.
+    assert {"radii", "pairwise", "exact", "summary"} <= {topic for topic, _ in report.checked}
+
+
+def test_a_larger_radius_is_refused_although_norms_were_not_tried(
+    honest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow_proofs(monkeypatch)
+    folder = Folder(Path(shutil.copytree(honest, tmp_path / "forged")))
+    row = next(row for row in folder.rows if float.fromhex(row[6]) > 0)
+    row[6] = (2 * float.fromhex(row[6])).hex()
+    folder.save()
+    assert outside(check(folder.path, exact=0, effort=effort_of(HOUR))) == (1, "REFUSED")
+
+
+def test_nothing_is_begun_after_the_time(honest: Path) -> None:
+    report = check(honest, effort=Effort(until=0.0))
+    assert outside(report) == (3, "PARTLY CHECKED")
+    assert any("radii.csv line 2 on" in line for line in report.untried)
+    assert "radii" not in {topic for topic, _ in report.checked}
+
+
+def test_a_network_whose_norms_were_not_tried_is_not_loaded(honest: Path) -> None:
+    _, report = prove_network(honest, Effort(until=0.0))
+    assert report.untried
+    assert not report.mismatches
+    assert not report.verified
+
+
+def test_exact_samples_that_were_not_tried(honest: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("robustcert.check.radii.exact_seconds", lambda _: 1e9)
+    effort = effort_of(HOUR)
+    report = check(honest, exact=5, effort=effort)
+    assert report.untried == ["5 more samples in exact arithmetic"]
+    assert check(honest, effort=effort).untried == [f"{MIN_SHARE} more samples in exact arithmetic"]
+    assert check(honest, exact=0, effort=effort).verified
+    # Where float64 leaves a row open, it is the first to be tried.
+    monkeypatch.setattr("robustcert.check.radii.in_turns", lambda *_: [])
+    monkeypatch.setattr("robustcert.check.margins.MARGIN_ROUNDING", 1.0)
+    report = check(honest, exact=0, effort=effort)
+    assert outside(report) == (3, "PARTLY CHECKED")
+    assert "rows that float64 leaves open" in report.untried[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EVERYWHERE)
+def test_no_forgery_gains_from_norms_that_were_not_tried(
+    name: str, honest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Folder(Path(shutil.copytree(honest, tmp_path / "forged")))
+    EVERYWHERE[name](folder)
+    folder.save()
+    refused = _status(folder.path, Effort())
+    slow_proofs(monkeypatch)
+    found = _status(folder.path, effort_of(HOUR))
+    assert refused in (1, 2)
+    # What is refused for other reasons than a norm still is.
+    assert found == refused or (found == 3 and "bound" in name)
+
+
+def _status(folder: Path, effort: Effort) -> int:
+    from robustcert.check import UnreadableError
+
+    try:
+        return outcome(check(folder, exact=4, seed=0, effort=effort))[0]
+    except UnreadableError:
+        return 2
+
+
+# Norms
+
+
+def convolution(channels: int = 8, side: int = 8) -> Operation:
+    weight = np.random.RandomState(0).randn(channels, channels, 3, 3).astype(np.float32)
+    options: dict[str, Any] = {"stride": [1, 1], "padding": [1, 1], "dilation": [1, 1], "groups": 1}
+    shape = (channels, side, side)
+    return Operation("convolution", "", "0", options, {"weight": weight}, shape, shape)
+
+
+def test_a_norm_takes_no_more_than_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    op = convolution()
+    # Begun, and ended between two batches of frequencies.
+    monkeypatch.setattr(symbols, "MAX_SYMBOL_VALUES", 1)
+    now = iter([0.0, 0.0, 2.0])
+    monkeypatch.setattr("robustcert.check.effort.time.monotonic", lambda: next(now, 2.0))
+    with pytest.raises(NotTriedError, match="work, of"):
+        prove(op, 1e3, Effort(until=1.0))
+
+
+def test_a_matrix_beyond_the_limits_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = np.eye(6, dtype=np.float32)
+    op = Operation("dense", "", "0", {}, {"weight": weight}, (6,), (6,))
+    monkeypatch.setattr("robustcert.check.norms.dense.MAX_FACTOR_SIDE", 5)
+    with pytest.raises(NotTriedError, match="6x6"):
+        prove(op, 1.0)
+    assert prove(op, 2.5).method == "Frobenius norm"
+    assert math.isinf(operation.work(op))
+
+
+def test_symbols_beyond_the_limits_are_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(symbols, "MAX_TAPS", 8)
+    for limit in ("MAX_MATRIX_SIDE", "MAX_MIXED_ENTRIES"):
+        monkeypatch.setattr(f"robustcert.check.norms.convolution.{limit}", 1)
+    for attempt in (lambda op: prove(op, 1e3), find):
+        with pytest.raises(NotTriedError, match="3x3 taps"):
+            attempt(convolution())
+
+
+@pytest.mark.parametrize("kind", ["convnet", "residual"])
+def test_what_takes_no_proof_is_above_the_norm(kind: str, tmp_path: Path) -> None:
+    network, _ = prove_network(certify(tmp_path / kind, build(kind)))
+    for op in network.operations:
+        if op.kind in ("dense", "convolution"):
+            assert _coarse(op) >= find(op) * (1 - 1e-9)
+
+
+@pytest.mark.slow
+def test_processes_prove_what_one_proves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(symbols, "MIN_SHARED_WORK", 0.0)
+    monkeypatch.setattr(symbols, "MAX_SYMBOL_VALUES", 2**10)
+    op, shared = convolution(), Effort(processes=2)
+    bound = find(op)
+    assert find(op, shared) == bound
+    assert prove(op, bound, shared) == prove(op, bound)
+    assert not prove(op, bound * (1 - 1e-6), shared).method
+    # Nor are any left behind when time ends.
+    with pytest.raises(NotTriedError):
+        prove(op, bound, Effort(until=time.monotonic() + 0.5, processes=2))
+    assert not multiprocessing.active_children()
+
+
+# The share
+
+
+@pytest.mark.parametrize("count", [0, 1, 8, 31, MAX_SHARE])
+def test_at_least_half_of_the_share_is_random_wherever_it_ends(count: int) -> None:
+    rows = list(range(0, 1000, 3))
+    slack = np.arange(1000.0)
+    order = in_turns(slack, rows, count, seed=5)
+    assert len(order) == len({*order}) == min(count, len(rows))
+    assert {*order} <= {*rows}
+    others = {*in_turns(slack, rows, count, seed=6)}
+    tightest = [row for row in order[1::2] if row in others]
+    assert tightest == sorted(tightest)
+    for end in range(len(order) + 1):
+        # The tight ones, on every second place, are about the first rows.
+        tight = sum(row <= 3 * count for row in order[:end][1::2])
+        assert tight == len(order[:end][1::2])
+        assert 2 * (end - tight) >= end
+
+
+# What is told beforehand
+
+
+def test_a_check_of_a_small_folder_takes_a_few_seconds(honest: Path) -> None:
+    found = expected_time(honest)
+    assert str(found) == "a few seconds"
+    assert found.samples == len(Folder(honest).rows)
+
+
+def test_what_does_not_fit_is_told_beforehand(
+    honest: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    norms = expected_time(honest).norms
+    monkeypatch.setattr("robustcert.check.cost.PROOF_SPEED", norms * 1e11 / HOUR)
+    found = expected_time(honest)
+    assert found.norms == pytest.approx(HOUR)
+    seconds = float(str(found).split("--seconds ")[1])
+    # What it asks for suffices, by the same formula.
+    assert effort_of(seconds).allows(found.total)
+    monkeypatch.setattr("robustcert.check.norms.dense.MAX_FACTOR_SIDE", 1)
+    assert "beyond its limits: operation" in str(expected_time(honest))
