@@ -10,15 +10,16 @@ from collections.abc import Sequence
 import numpy as np
 
 from robustcert.check.exact_products import digit_bits
-from robustcert.check.fixed_point import GRID_BITS, binary_places
+from robustcert.check.fixed_point import binary_places
 from robustcert.check.forward.exact import KEPT_PLACES, MAX_PLACES
 from robustcert.check.network.operation import Operation, walk
 from robustcert.check.reader import Array
 
 # Speeds of one core of an Intel Xeon of 2.1 GHz: products a second in the proof of a norm, in
-# float64 and in integers; and seconds for a value and one digit of it, in integers.
-PROOF_SPEED, FLOAT_SPEED, EXACT_SPEED = 1e11, 5e9, 1e10
-DIGIT_SECONDS = 1e-6
+# float64 and in integers.
+PROOF_SPEED, FLOAT_SPEED, EXACT_SPEED = 1.2e11, 3.5e9, 4e10
+# Seconds in integers for a digit of a weight, for one of a value, and for a value of an activation.
+WEIGHT_SECONDS, VALUE_SECONDS, ACTIVATION_SECONDS = 2.5e-8, 1e-7, 1e-6
 # Binary places of an input, a byte over 255 in float32, and bits before the point.
 INPUT_PLACES, HEAD_BITS = 32, 8
 # Number of values of a tensor, about, whose binary places are counted.
@@ -70,12 +71,13 @@ def _exactly(operations: Sequence[Operation], places: int) -> tuple[float, int]:
             of_weight, of_value = (1 + (k + HEAD_BITS) // bits for k in (finer, places))
             products = 2 * _products(operation) * of_weight * of_value
             values = math.prod(operation.input_shape) + math.prod(operation.output_shape)
-            seconds += products / EXACT_SPEED + values * of_value * DIGIT_SECONDS
+            seconds += products / EXACT_SPEED + weight.size * of_weight * WEIGHT_SECONDS
+            seconds += values * of_value * VALUE_SECONDS
             places += finer
         elif operation.kind == "affine":
             places += _places(operation.tensors["scale"])
         elif operation.kind == "activation":
-            seconds += math.prod(operation.output_shape) * (places / GRID_BITS) * DIGIT_SECONDS
+            seconds += math.prod(operation.output_shape) * ACTIVATION_SECONDS
         places = places if places <= MAX_PLACES else KEPT_PLACES
     return seconds, places
 

@@ -4,6 +4,8 @@ import math
 import multiprocessing
 import shutil
 import time
+import tracemalloc
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from robustcert.check.command import outcome
 from robustcert.check.constants import _coarse
 from robustcert.check.effort import Effort, NotTriedError, effort_of
 from robustcert.check.network.operation import Operation
-from robustcert.check.norms import operation, symbols
+from robustcert.check.norms import dense, operation, symbols
 from robustcert.check.norms.operation import find, prove
 from robustcert.check.report import Report
 from robustcert.check.share import MAX_SHARE, MIN_SHARE, in_turns
@@ -166,6 +168,22 @@ def test_what_takes_no_proof_is_above_the_norm(kind: str, tmp_path: Path) -> Non
     for op in network.operations:
         if op.kind in ("dense", "convolution"):
             assert _coarse(op) >= find(op) * (1 - 1e-9)
+
+
+@pytest.mark.parametrize("shape", [(1, 300, 40), (1, 40, 300), (1, 120, 120), (500, 4, 2)])
+@pytest.mark.parametrize("digits", [2, 3])
+def test_a_proof_takes_the_memory_that_is_told(shape: tuple[int, int, int], digits: int) -> None:
+    matrices = np.random.RandomState(0).randn(*shape)
+    matrices /= 1.01 * np.linalg.norm(matrices, 2, axis=(1, 2)).max()
+    tall = matrices if shape[1] >= shape[2] else matrices.swapaxes(1, 2)
+    tracemalloc.start()
+    try:
+        gram = tall.swapaxes(1, 2) @ tall
+        assert dense._residual_proof(tall, gram, Fraction(1), Fraction(0), digits)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak <= dense.proof_bytes(shape[1], shape[2], shape[0]) <= 2 * peak
 
 
 @pytest.mark.slow

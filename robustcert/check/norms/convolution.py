@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from robustcert.check.effort import UNLIMITED, Effort
 from robustcert.check.fixed_point import Floats
 from robustcert.check.network.operation import Operation, Window
-from robustcert.check.norms.dense import MAX_ARRAYS, Proof, estimate, proved
+from robustcert.check.norms.dense import Proof, estimate, proof_bytes, proved
 from robustcert.check.norms.symbols import (
     SINGLE,
     Axis,
@@ -88,15 +88,17 @@ def estimate_convolution(operation: Operation, effort: Effort = UNLIMITED) -> fl
 def convolution_bytes(operation: Operation) -> int:
     """Bytes that a proof for a convolution takes at most, besides copies of its weight."""
     axes, shape = axes_of(operation), operation.tensors["weight"].shape
-    found = symbol_bytes(shape, *axes)
+    groups = operation.options.get("groups", 1)
+    found = symbol_bytes(shape, groups, *axes)
     for d in (0, 1):
         mixed = _mixed_shape(shape, axes[d], d)
         if math.prod(mixed) <= MAX_MIXED_ENTRIES:
             rest = (SINGLE, axes[1]) if d == 0 else (axes[0], SINGLE)
-            found = max(found, 8 * 8 * math.prod(mixed) + symbol_bytes(mixed, *rest))
-    outputs = shape[0] * axes[0].outputs * axes[1].outputs
-    whole = outputs * shape[1] * axes[0].inputs * axes[1].inputs
-    return max(found, MAX_ARRAYS * 8 * whole if whole <= MAX_MATRIX_ENTRIES else 0)
+            found = max(found, 8 * 8 * math.prod(mixed) + symbol_bytes(mixed, groups, *rest))
+    outputs = shape[0] // groups * axes[0].outputs * axes[1].outputs
+    inputs = shape[1] * axes[0].inputs * axes[1].inputs
+    small = outputs * inputs <= MAX_MATRIX_ENTRIES and min(outputs, inputs) <= MAX_MATRIX_SIDE
+    return max(found, proof_bytes(outputs, inputs) if small else 0)
 
 
 def _mixed(operation: Operation) -> Iterator[tuple[Operation, Axis, Axis]]:

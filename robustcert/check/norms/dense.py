@@ -21,8 +21,9 @@ from robustcert.check.norms.scalars import ceil_log2
 
 # Maximum shorter side and maximum number of entries of a matrix that is factorised.
 MAX_FACTOR_SIDE, MAX_FACTOR_ENTRIES = 4096, 2**26
-# Maximum number of arrays as large as the matrices that a proof keeps at the same time.
-MAX_ARRAYS = 32
+# Maximum number of arrays that a proof keeps at the same time: of the size of the matrices, and of
+# their Gram matrices.
+MAX_ARRAYS, MAX_GRAM_ARRAYS = 8, 22
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,12 @@ def prove_dense(weight: Floats, bound: Fraction, effort: Effort = UNLIMITED) -> 
 def can_factor(shape: tuple[int, ...]) -> bool:
     """Whether a matrix is within the limits of a factorisation."""
     return min(shape) <= MAX_FACTOR_SIDE and math.prod(shape) <= MAX_FACTOR_ENTRIES
+
+
+def proof_bytes(out: int, inner: int, count: int = 1) -> int:
+    """Bytes that the proof for so many matrices takes at most, besides the matrices."""
+    small, large = sorted((out, inner))
+    return 8 * count * small * (MAX_ARRAYS * large + MAX_GRAM_ARRAYS * small)
 
 
 def proved(matrices: Floats, bound: Fraction, loss: Fraction = Fraction(0)) -> bool:

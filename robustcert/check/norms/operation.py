@@ -21,11 +21,11 @@ from robustcert.check.norms.convolution import (
     prove_convolution,
 )
 from robustcert.check.norms.dense import (
-    MAX_ARRAYS,
     Proof,
     can_factor,
     estimate,
     frobenius,
+    proof_bytes,
     prove_dense,
 )
 from robustcert.check.norms.scalars import UNDERFLOW, root_down
@@ -156,9 +156,10 @@ def is_shared(operation: Operation) -> bool:
     """Whether processes share the proof of an operation's norm."""
     if operation.kind in ("sandwich", "residual_block"):
         return is_shared(_between_activations(operation)[0])
-    return operation.kind in ("convolution", "circular_convolution") and (
-        work(operation) >= MIN_SHARED_WORK
-    )
+    if operation.kind not in ("convolution", "circular_convolution"):
+        return False
+    axes = (circles_of if operation.kind == "circular_convolution" else axes_of)(operation)
+    return work(operation) >= MIN_SHARED_WORK and axes[0].points * axes[1].points > 1
 
 
 def workspace(operation: Operation) -> int:
@@ -170,10 +171,11 @@ def workspace(operation: Operation) -> int:
         return workspace(inside) + 16 * size
     copies = 8 * 8 * size
     if operation.kind == "dense":
-        factored = can_factor(operation.tensors["weight"].shape)
-        return copies + MAX_ARRAYS * 8 * size if factored else copies
+        shape = operation.tensors["weight"].shape
+        return 3 * 8 * size + (proof_bytes(*shape) if can_factor(shape) else 0)
     if operation.kind == "circular_convolution":
-        return copies + symbol_bytes(operation.tensors["weight"].shape, *circles_of(operation))
+        shape, groups = operation.tensors["weight"].shape, operation.options.get("groups", 1)
+        return copies + symbol_bytes(shape, groups, *circles_of(operation))
     if operation.kind != "convolution":
         return 0
     return copies + convolution_bytes(operation)

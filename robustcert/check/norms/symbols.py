@@ -26,11 +26,10 @@ over the stride for M.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,9 +39,9 @@ from robustcert.check.cost import proof_seconds, proof_work
 from robustcert.check.effort import UNLIMITED, Effort, NotTriedError
 from robustcert.check.fixed_point import Floats, flint
 from robustcert.check.network.operation import Operation, Window
-from robustcert.check.norms.dense import MAX_ARRAYS, Proof, estimate, frobenius, proved
+from robustcert.check.norms.dense import Proof, estimate, frobenius, proof_bytes, proved
 from robustcert.check.norms.scalars import UNDERFLOW, root_down, root_up
-from robustcert.check.processes import answers
+from robustcert.check.processes import Answer, answers
 from robustcert.check.reader import Array
 
 # Maximum length of a circle on which every frequency is evaluated; longer ones get a coarser grid.
@@ -143,12 +142,11 @@ def prove_symbols(
     work = symbol_work(operation, rows, columns)
     if math.isinf(work):
         return Proof()
-    effort.require(proof_seconds(work) / _processes(work, effort))
+    symbols = Symbols.of(operation, rows, columns)
     loss = symbol_error(operation, rows, columns)
     # The bound at the frequencies of the grid that implies `bound` at all frequencies.
     limit = bound * root_down(rows.inverse_loss * columns.inverse_loss)
-    attempt = partial(_obeys, Symbols.of(operation, rows, columns), limit, loss)
-    if all(_answers(attempt, work, effort)):
+    if all(_answers(partial(_obeys, symbols, limit, loss), symbols.batches, work, effort)):
         return Proof(f"symbols on a {rows.points}x{columns.points} grid, exact residual")
     return Proof()
 
@@ -164,23 +162,20 @@ def estimate_symbols(
     work = symbol_work(operation, rows, columns)
     if math.isinf(work):
         return math.inf
-    effort.require(proof_seconds(work) / _processes(work, effort))
-    largest = partial(_largest, Symbols.of(operation, rows, columns))
-    return max(_answers(largest, work, effort)) / math.sqrt(
-        rows.inverse_loss * columns.inverse_loss
-    )
+    symbols = Symbols.of(operation, rows, columns)
+    largest = max(_answers(partial(_largest, symbols), symbols.batches, work, effort))
+    return largest / math.sqrt(rows.inverse_loss * columns.inverse_loss)
 
 
-def _answers(function: Any, work: float, effort: Effort) -> Iterator[Any]:
+def _answers(
+    function: Callable[[int], Answer], batches: int, work: float, effort: Effort
+) -> Iterator[Answer]:
     # Of a function of a batch of symbols, for all batches, as long as there is time.
-    numbers = range(function.args[0].batches)
-    for answer in answers(function, numbers, _processes(work, effort)):
+    processes = min(effort.processes, batches) if work >= MIN_SHARED_WORK else 1
+    effort.require(proof_seconds(work) / processes)
+    for answer in answers(function, range(batches), processes):
         effort.require(0.0)
         yield answer
-
-
-def _processes(work: float, effort: Effort) -> int:
-    return effort.processes if work >= MIN_SHARED_WORK else 1
 
 
 def _obeys(symbols: "Symbols", limit: Fraction, loss: Fraction, number: int) -> bool:
@@ -317,9 +312,13 @@ def circle(points: int) -> Floats:
         return np.array([[float(c) for _, c in pairs], [float(s) for s, _ in pairs]])
 
 
-def symbol_bytes(shape: tuple[int, ...], rows: Axis, columns: Axis) -> int:
-    """Bytes that a batch of symbols takes, or the symbols at one point if they are more."""
-    at_one = len(rows.taps) * len(columns.taps) + 4 * shape[0] * shape[1] * _residues(
-        rows
-    ) * _residues(columns)
-    return MAX_ARRAYS * 8 * max(MAX_SYMBOL_VALUES, at_one)
+def symbol_bytes(shape: tuple[int, ...], groups: int, rows: Axis, columns: Axis) -> int:
+    """Bytes that the proof for a batch of symbols takes, or at one point if that is more."""
+    out, inner = 2 * shape[0] // groups, 2 * shape[1] * _residues(rows) * _residues(columns)
+    taps = len(rows.taps) * len(columns.taps)
+    count = max(groups, MAX_SYMBOL_VALUES // (out * inner))
+    return (
+        8 * max(MAX_SYMBOL_VALUES, taps)
+        + 2 * 8 * count * out * inner
+        + proof_bytes(out, inner, count)
+    )
