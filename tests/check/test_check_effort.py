@@ -3,6 +3,7 @@
 import math
 import multiprocessing
 import shutil
+import sys
 import time
 import tracemalloc
 from fractions import Fraction
@@ -13,8 +14,8 @@ import numpy as np
 import pytest
 
 from benchmarks.soundness.forgeries import EVERYWHERE, Folder, build, certify
-from robustcert.check import check, cost, expected_time, prove_network
-from robustcert.check.command import outcome
+from robustcert.check import UnreadableError, check, cost, expected_time, prove_network, supervisor
+from robustcert.check.command import main, outcome
 from robustcert.check.constants import _coarse
 from robustcert.check.effort import Effort, NotTriedError, effort_of
 from robustcert.check.network.operation import Operation
@@ -42,6 +43,13 @@ def outside(report: Report) -> tuple[int, str]:
     return status, line.split(":")[0]
 
 
+def lengthen(folder: Folder, factor: float) -> None:
+    """Every radius times a factor, and all counts to it."""
+    for k, row in enumerate(folder.rows):
+        folder.set_radius(k, float.fromhex(row[6]) * factor)
+    folder.recount()
+
+
 # Verdicts
 
 
@@ -58,15 +66,47 @@ def test_norms_that_were_not_tried_leave_a_folder_partly_checked(
     assert {"radii", "pairwise", "exact", "summary"} <= {topic for topic, _ in report.checked}
 
 
+def test_the_command_lists_what_was_not_tried(
+    honest: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    slow_proofs(monkeypatch)
+    assert main([str(honest), "--exact", "0"]) == 3
+    *lines, last = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("not tried:   bound of operation") for line in lines)
+    assert last.startswith("PARTLY CHECKED")
+    # Its supervisor lets this answer pass.
+    code = f"print({last!r}); raise SystemExit(3)"
+    monkeypatch.setattr(supervisor, "command", lambda *_: [sys.executable, "-c", code])
+    assert supervisor.main(["folder"]) == 3
+    assert capsys.readouterr().out == f"{last}\n"
+
+
 def test_a_larger_radius_is_refused_although_norms_were_not_tried(
     honest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slow_proofs(monkeypatch)
     folder = Folder(Path(shutil.copytree(honest, tmp_path / "forged")))
-    row = next(row for row in folder.rows if float.fromhex(row[6]) > 0)
-    row[6] = (2 * float.fromhex(row[6])).hex()
+    lengthen(folder, 2)
     folder.save()
     assert outside(check(folder.path, exact=0, effort=effort_of(HOUR))) == (1, "REFUSED")
+
+
+def test_a_forged_norm_that_everything_else_follows_from_is_never_verified(
+    honest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Folder(Path(shutil.copytree(honest, tmp_path / "forged")))
+    entry = next(entry for entry in folder.claim["bounds"] if entry["kind"] == "dense")
+    entry["bound"] = (float.fromhex(entry["bound"]) / 2).hex()
+    table = folder.claim["pairwise"]
+    folder.claim["pairwise"] = [[(float.fromhex(k) / 2).hex() for k in row] for row in table]
+    lengthen(folder, 2 * (1 - 1e-4))
+    folder.save()
+    (line,) = check(folder.path, exact=4).mismatches
+    assert "is not proved to be an upper bound" in line
+    slow_proofs(monkeypatch)
+    report = check(folder.path, exact=4, effort=effort_of(HOUR))
+    # Nothing else gives it away.
+    assert outside(report) == (3, "PARTLY CHECKED")
 
 
 def test_nothing_is_begun_after_the_time(honest: Path) -> None:
@@ -110,21 +150,12 @@ def test_no_forgery_gains_from_norms_that_were_not_tried(
     folder = Folder(Path(shutil.copytree(honest, tmp_path / "forged")))
     EVERYWHERE[name](folder)
     folder.save()
-    refused = _status(folder.path, Effort())
     slow_proofs(monkeypatch)
-    found = _status(folder.path, effort_of(HOUR))
-    assert refused in (1, 2)
-    # What is refused for other reasons than a norm still is.
-    assert found == refused or (found == 3 and "bound" in name)
-
-
-def _status(folder: Path, effort: Effort) -> int:
-    from robustcert.check import UnreadableError
-
     try:
-        return outcome(check(folder, exact=4, seed=0, effort=effort))[0]
+        status, _ = outcome(check(folder.path, exact=4, seed=0, effort=effort_of(HOUR)))
     except UnreadableError:
-        return 2
+        return
+    assert status == 1
 
 
 # Norms

@@ -478,6 +478,8 @@ def test_a_check_that_takes_too_long_is_ended(tmp_path: Path, script: list[str])
         ("import os, signal; print('VERIFIED'); os.kill(os.getpid(), signal.SIGKILL)", "SIGKILL"),
         ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "SIGSEGV"),
         ("print('VERIFIED'); raise SystemExit(1)", "without a verdict"),
+        ("print('VERIFIED'); raise SystemExit(3)", "without a verdict"),
+        ("print('PARTLY CHECKED')", "without a verdict"),
         ("print('VERIFIED'); print(); raise SystemExit(0)", "without a verdict"),
         ("", "without a verdict"),
     ],
