@@ -12,7 +12,7 @@ from robustcert.check.network.operation import Operation
 from robustcert.check.norms.operation import work
 from robustcert.check.reader import whole
 from robustcert.check.report import Report
-from robustcert.check.share import MAX_SHARE, MIN_SHARE
+from robustcert.check.share import MAX_EXACT, MIN_EXACT
 
 # Seconds below which a check is told to take a few.
 MIN_TOLD = 10.0
@@ -51,7 +51,7 @@ class Expected:
     @property
     def rows(self) -> float:
         """The least that samples take: all in float64, and a few in integers."""
-        return self.samples * self.sample + min(MIN_SHARE, self.samples) * self.exact
+        return self.samples * self.sample + min(MIN_EXACT, self.samples) * self.exact
 
     @property
     def total(self) -> float:
@@ -59,15 +59,15 @@ class Expected:
         return self.norms + self.rows
 
     def __str__(self) -> str:
-        if self.total + MAX_SHARE * self.exact < MIN_TOLD and not self.outside:
+        if self.total + MAX_EXACT * self.exact < MIN_TOLD and not self.outside:
             return "a few seconds"
-        count = min(MAX_SHARE, self.samples)
+        count = min(MAX_EXACT, self.samples)
         left = max(0.0, WORKING_SHARE * SECONDS - self.norms - self.samples * self.sample)
         share = count if self.exact * count <= left else int(left / self.exact)
         text = (
             f"about {_duration(self.total)} on one core, norms {_duration(self.norms)}, samples "
             f"{_duration(self.samples * self.sample)}, and {_duration(self.exact)} for each of "
-            f"{max(share, min(MIN_SHARE, count))} in exact arithmetic"
+            f"{max(share, min(MIN_EXACT, count))} in exact arithmetic"
         )
         if self.outside:
             return f"{text}; beyond its limits: {', '.join(self.outside[:3])}"

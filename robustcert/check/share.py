@@ -18,7 +18,7 @@ from robustcert.check.report import Report
 
 # Number of these rows where none is asked for: as many as time allows, and the least number without
 # which a folder is not verified.
-MAX_SHARE, MIN_SHARE = 200, 8
+MAX_EXACT, MIN_EXACT = 200, 8
 
 
 def drawn_seed(seed: int | None) -> int:
@@ -77,7 +77,7 @@ def asked_share(exact: int | None, rows: int) -> tuple[int, int]:
         exact: The number asked for; None for as many as time allows.
         rows: Number of rows to choose from.
     """
-    most, least = (MAX_SHARE, MIN_SHARE) if exact is None else (exact, exact)
+    most, least = (MAX_EXACT, MIN_EXACT) if exact is None else (exact, exact)
     return min(most, rows), min(least, rows)
 
 

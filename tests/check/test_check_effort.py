@@ -3,6 +3,7 @@
 import math
 import multiprocessing
 import shutil
+import subprocess
 import sys
 import time
 import tracemalloc
@@ -22,7 +23,7 @@ from robustcert.check.network.operation import Operation
 from robustcert.check.norms import dense, operation, symbols
 from robustcert.check.norms.operation import find, prove
 from robustcert.check.report import Report
-from robustcert.check.share import MAX_SHARE, MIN_SHARE, in_turns
+from robustcert.check.share import MAX_EXACT, MIN_EXACT, in_turns
 
 HOUR = 3600.0
 
@@ -128,7 +129,7 @@ def test_exact_samples_that_were_not_tried(honest: Path, monkeypatch: pytest.Mon
     effort = effort_of(HOUR)
     report = check(honest, exact=5, effort=effort)
     assert report.untried == ["5 more samples in exact arithmetic"]
-    assert check(honest, effort=effort).untried == [f"{MIN_SHARE} more samples in exact arithmetic"]
+    assert check(honest, effort=effort).untried == [f"{MIN_EXACT} more samples in exact arithmetic"]
     assert check(honest, exact=0, effort=effort).verified
     # Where float64 leaves a row open, it is the first to be tried.
     monkeypatch.setattr("robustcert.check.radii.in_turns", lambda *_: [])
@@ -235,10 +236,40 @@ def test_processes_prove_what_one_proves(monkeypatch: pytest.MonkeyPatch) -> Non
     assert not multiprocessing.active_children()
 
 
+ENDED = """
+import os, sys
+from robustcert.check.processes import answers
+list(answers(os.system, [f"touch {sys.argv[1]}/$PPID; exec sleep 20"] * 2, 2))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="states of processes are in /proc")
+def test_processes_end_with_the_one_that_started_them(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-I", "-c", ENDED, str(tmp_path)]) as started:
+        until = time.monotonic() + 60
+        while len([*tmp_path.iterdir()]) < 2 and time.monotonic() < until:
+            time.sleep(0.1)
+        started.kill()
+    names = [path.name for path in tmp_path.iterdir()]
+    assert len(names) == 2
+    while any(map(runs, names)) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not any(map(runs, names))
+
+
+def runs(process: str) -> bool:
+    """Whether a process, by its number, has not ended."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
 # The share
 
 
-@pytest.mark.parametrize("count", [0, 1, 8, 31, MAX_SHARE])
+@pytest.mark.parametrize("count", [0, 1, 8, 31, MAX_EXACT])
 def test_at_least_half_of_the_share_is_random_wherever_it_ends(count: int) -> None:
     rows = list(range(0, 1000, 3))
     slack = np.arange(1000.0)
