@@ -10,7 +10,7 @@ from robustcert.check.effort import SECONDS, WORKING_SHARE
 from robustcert.check.folder import open_folder, read_claim, read_operations
 from robustcert.check.network.operation import Operation
 from robustcert.check.norms.operation import work
-from robustcert.check.reader import whole
+from robustcert.check.reader import keys, whole
 from robustcert.check.report import Report
 from robustcert.check.share import MAX_EXACT, MIN_EXACT
 
@@ -61,13 +61,14 @@ class Expected:
     def __str__(self) -> str:
         if self.total + MAX_EXACT * self.exact < MIN_TOLD and not self.outside:
             return "a few seconds"
-        count = min(MAX_EXACT, self.samples)
+        least, most = (min(number, self.samples) for number in (MIN_EXACT, MAX_EXACT))
         left = max(0.0, WORKING_SHARE * SECONDS - self.norms - self.samples * self.sample)
-        share = count if self.exact * count <= left else int(left / self.exact)
+        most = max(least, min(most, int(left / self.exact)) if self.exact else most)
+        count = str(least) if least == most else f"{least} to {most}"
         text = (
-            f"about {_duration(self.total)} on one core, norms {_duration(self.norms)}, samples "
-            f"{_duration(self.samples * self.sample)}, and {_duration(self.exact)} for each of "
-            f"{max(share, min(MIN_EXACT, count))} in exact arithmetic"
+            f"about {_duration(self.total)} on one core: {_duration(self.norms)} for norms, "
+            f"{_duration(self.samples * self.sample)} for samples, and {_duration(self.exact)} for "
+            f"each of {count} in exact arithmetic"
         )
         if self.outside:
             return f"{text}; beyond its limits: {', '.join(self.outside[:3])}"
@@ -87,6 +88,7 @@ def expected_time(folder: str | Path) -> Expected:
         open_folder(folder), ("certificate.json", "network.safetensors")
     )
     operations, _ = read_operations(claim, content, Report())
+    keys(claim["summary"], "summary", {"samples"})
     return Expected.of(operations, whole(claim["summary"]["samples"], "summary samples"))
 
 
