@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from robustcert.board.entry import judge
+from robustcert.board.entry import Entry, judge
 from robustcert.board.folders import find_folders
 from robustcert.board.page import write_board
 from robustcert.errors import ReportError, typed
@@ -65,10 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         entries = []
         for folder in find_folders(options.folders):
             entries.append(judge(folder, options.data, options.seconds, options.exact))
-            last = entries[-1]
-            said = "verified" if last.verified else "NOT VERIFIED"
-            said = f"partly checked, {said}" if last.partly else said
-            sys.stdout.write(f"{ascii(folder.name)[1:-1]}: {said}\n")
+            sys.stdout.write(f"{ascii(folder.name)[1:-1]}: {_said(entries[-1])}\n")
         written = write_board(
             options.out, entries, f"python -m robustcert.board {shlex.join(given)}"
         )
@@ -77,6 +74,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     sys.stdout.writelines(f"{path}\n" for path in written)
     return 0 if all(entry.verified for entry in entries) else 1
+
+
+def _said(entry: Entry) -> str:
+    said = "verified" if entry.verified else "NOT VERIFIED"
+    return f"partly checked, {said}" if entry.partly else said
 
 
 if __name__ == "__main__":

@@ -179,6 +179,19 @@ def test_a_norm_takes_no_more_than_its_time(monkeypatch: pytest.MonkeyPatch) -> 
         prove(op, 1e3, Effort(until=1.0))
 
 
+def test_on_a_busy_machine_work_takes_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr("robustcert.check.effort.time.monotonic", lambda: now)
+    monkeypatch.setattr("robustcert.check.effort._worked", lambda: now / 4)
+    effort = effort_of(1000)
+    assert effort.wait == 1
+    now = 200.0
+    assert 3.9 < effort.wait < 4
+    effort.require(190)
+    with pytest.raises(NotTriedError):
+        effort.require(210)
+
+
 def test_a_matrix_beyond_the_limits_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     weight = np.eye(6, dtype=np.float32)
     op = Operation("dense", "", "0", {}, {"weight": weight}, (6,), (6,))
