@@ -17,6 +17,8 @@ from robustcert.check.isolation import command
 from robustcert.check.reader import FILES, METRIC, MULTIPLIERS
 
 KEPT = "checked.json"
+# Exit status of a check that had no time for everything, which is not kept.
+PARTLY = 3
 # What the checker reads of a dataset.
 READABLE = (".bin", ".npz", "ubyte", "ubyte.gz")
 
@@ -62,7 +64,8 @@ def verdict(folder: Path, data: Sequence[Path] = ()) -> Verdict:
     )
     said = (done.stdout.strip().splitlines() or ["the checker said nothing"])[-1]
     found = Verdict(digest, checker, bool(data), done.returncode == 0, said)
-    kept.write_text(json.dumps(asdict(found), indent=1) + "\n")
+    if done.returncode != PARTLY:
+        kept.write_text(json.dumps(asdict(found), indent=1) + "\n")
     return found
 
 

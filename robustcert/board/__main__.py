@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from robustcert.board.entry import judge
+from robustcert.board.entry import Entry, judge
 from robustcert.board.folders import find_folders
 from robustcert.board.page import write_board
 from robustcert.errors import ReportError, typed
@@ -41,14 +41,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         type=float,
         default=SECONDS,
         metavar="S",
-        help=f"time after which the check of a folder is ended (default: {SECONDS:g})",
+        help="time of the check of a folder: what does not fit is not tried, and the folder not "
+        f"verified (default: {SECONDS:g})",
     )
     parser.add_argument(
         "--exact",
         type=int,
-        default=200,
         metavar="N",
-        help="samples of a folder to evaluate in exact arithmetic in any case (default: 200)",
+        help="samples of a folder to evaluate in exact arithmetic in any case (default: up to 200, "
+        "as many as time allows, and at least 8)",
     )
     parser.add_argument(
         "--out",
@@ -64,8 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         entries = []
         for folder in find_folders(options.folders):
             entries.append(judge(folder, options.data, options.seconds, options.exact))
-            said = "verified" if entries[-1].verified else "NOT VERIFIED"
-            sys.stdout.write(f"{ascii(folder.name)[1:-1]}: {said}\n")
+            sys.stdout.write(f"{ascii(folder.name)[1:-1]}: {_said(entries[-1])}\n")
         written = write_board(
             options.out, entries, f"python -m robustcert.board {shlex.join(given)}"
         )
@@ -74,6 +74,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     sys.stdout.writelines(f"{path}\n" for path in written)
     return 0 if all(entry.verified for entry in entries) else 1
+
+
+def _said(entry: Entry) -> str:
+    said = "verified" if entry.verified else "NOT VERIFIED"
+    return f"partly checked, {said}" if entry.partly else said
 
 
 if __name__ == "__main__":

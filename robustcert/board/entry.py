@@ -21,6 +21,8 @@ from robustcert.check import (
 
 # Maximum number of radii of an entry, and of characters of a text of its authors.
 MAX_RADII, MAX_TEXT = 32, 200
+# Exit statuses of the checker.
+VERIFIED, UNREADABLE, PARTLY = 0, 2, 3
 # What more a checker gets than its time, to say that it is over.
 GRACE = 30.0
 
@@ -77,6 +79,7 @@ class Entry:
     Attributes:
         folder: Its name.
         verified: Whether every claim was proved.
+        partly: Whether nothing was refuted, and some of it not tried for want of time.
         verdict: The checker's last line, or why there is none.
         compared: Names of the dataset's files that the samples were compared with.
         proved: What was counted again; None unless it is verified.
@@ -85,20 +88,22 @@ class Entry:
 
     folder: str
     verified: bool
+    partly: bool
     verdict: str
     compared: tuple[str, ...]
     proved: Proved | None
     reported: Reported | None
 
 
-def judge(folder: Path, data: Path | None, seconds: float, exact: int) -> Entry:
+def judge(folder: Path, data: Path | None, seconds: float, exact: int | None) -> Entry:
     """Check a folder in processes of its own and count again what was proved.
 
     Args:
         folder: The folder, which may hold anything.
         data: Folder of datasets.
-        seconds: Time after which the check is ended.
-        exact: Samples that are evaluated in exact arithmetic in any case.
+        seconds: Time of the check.
+        exact: Samples that are evaluated in exact arithmetic in any case; None for the checker's
+            own choice.
     """
     with tempfile.TemporaryDirectory() as temporary:
         copy = Path(temporary)
@@ -108,20 +113,24 @@ def judge(folder: Path, data: Path | None, seconds: float, exact: int) -> Entry:
             record = record if isinstance(record, dict) else {}
             files = data_files(record, data)
         except (UnreadableError, OSError) as error:
-            return Entry(name_of(folder), False, f"UNREADABLE: {error}", (), None, None)
-        verified, said = _checked(copy, files, seconds, exact)
-        proved = _proved(copy, record) if verified else None
+            return Entry(name_of(folder), False, False, f"UNREADABLE: {error}", (), None, None)
+        status, said = _checked(copy, files, seconds, exact)
+        proved = _proved(copy, record) if status == VERIFIED else None
         names = tuple(path.name for path in files)
         try:
             reported = _reported(folder, record)
         except UnreadableError as error:
             said, reported = f"{said} ({error})", None
-        return Entry(name_of(folder), verified, said, names, proved, reported)
+        verified, partly = status == VERIFIED, status == PARTLY
+        return Entry(name_of(folder), verified, partly, said, names, proved, reported)
 
 
-def _checked(folder: Path, files: Sequence[Path], seconds: float, exact: int) -> tuple[bool, str]:
-    """Whether the checker verifies a folder, and its last line."""
-    options = ["--seconds", f"{seconds!r}", "--exact", str(exact)]
+def _checked(
+    folder: Path, files: Sequence[Path], seconds: float, exact: int | None
+) -> tuple[int, str]:
+    """The exit status of the checker on a folder, and its last line."""
+    options = ["--seconds", f"{seconds!r}"]
+    options += [] if exact is None else ["--exact", str(exact)]
     more = ["--data", *(str(path.resolve()) for path in files)] if files else []
     try:
         done = subprocess.run(
@@ -132,9 +141,9 @@ def _checked(folder: Path, files: Sequence[Path], seconds: float, exact: int) ->
             timeout=seconds + GRACE,
         )
     except subprocess.TimeoutExpired:
-        return False, f"UNREADABLE: the check took more than {seconds:g} s"
+        return UNREADABLE, f"UNREADABLE: the check took more than {seconds:g} s"
     lines = done.stdout.decode("ascii", "backslashreplace").splitlines()
-    return done.returncode == 0, (lines or ["UNREADABLE: the checker said nothing"])[-1]
+    return done.returncode, (lines or ["UNREADABLE: the checker said nothing"])[-1]
 
 
 def _proved(folder: Path, record: Mapping[str, Any]) -> Proved:

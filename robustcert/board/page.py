@@ -17,10 +17,11 @@ DASH = "\N{EN DASH}"
 HEAD = (
     "Every folder was copied and proved again by the independent checker. *Verified accuracy* is "
     "counted in the radii that it proved; *reported* is what the authors say. A folder that is not "
-    "verified has no numbers of its own. Radii are l2, in input units: inputs have values in [0, "
-    "1]. The *constant* is the largest proved one of a difference of two logits, divided by the "
-    "root of 2, beside the one that the authors assume. *Data* and split are as the folder says, "
-    "unless files are named that its samples were compared with."
+    "verified has no numbers of its own; where *partly* stands, nothing was refuted, and the rest "
+    "not tried for want of time. Radii are l2, in input units: inputs have values in [0, 1]. The "
+    "*constant* is the largest proved one of a difference of two logits, divided by the root of 2, "
+    "beside the one that the authors assume. *Data* and split are as the folder says, unless files "
+    "are named that its samples were compared with."
 )
 COLUMNS = (
     *("folder", "verified", "data", "network", "parameters", "constant", "accuracy", "radius"),
@@ -87,7 +88,7 @@ def rows(entry: Entry) -> list[tuple[str, ...]]:
         data += f" ({', '.join(entry.compared)})"
     first = (
         entry.folder,
-        "yes" if entry.verified else "NO",
+        "yes" if entry.verified else "partly" if entry.partly else "NO",
         data,
         f"{proved.network[:12]}: {proved.operations}" if proved else DASH,
         str(proved.parameters) if proved else DASH,

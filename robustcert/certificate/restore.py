@@ -63,7 +63,7 @@ def read_proved(path: str | Path, task: Task, other: str) -> tuple[PlainNetwork,
     folder = Path(certificate_of(str(path)))
     proved, report = prove_network(folder)
     if not report.verified:
-        reasons = [*report.mismatches, *report.uncovered]
+        reasons = [*report.mismatches, *report.uncovered, *report.untried]
         raise UnsoundNetworkError(f"{folder}: not proved, so not loaded: {reasons[0]}")
     if proved.task != task:
         raise UnsoundNetworkError(f"{folder} is of a {proved.task}: load it by {other}")

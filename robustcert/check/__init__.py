@@ -6,6 +6,8 @@ runs with ``robustcert-check DIR``. What it does in turn, one module each:
 * ``isolation`` starts Python so that it imports nothing from the current folder, ``supervisor``
   bounds the time of the check and outlives it, ``command`` prints the verdict;
 * ``reader`` and ``folder`` read the folder as untrusted data, ``network`` its operations;
+* ``effort`` is the time that it may take, by the formulas of ``cost``; ``expected`` tells it
+  beforehand, and ``processes`` share the norms of large convolutions;
 * ``norms`` proves the claimed norm of every operation, with the products of ``exact_products``;
 * ``semidefinite`` proves pairwise constants below the product of norms from given multipliers;
 * ``activations`` knows every activation's constant, formula and rounding;
@@ -13,7 +15,8 @@ runs with ``robustcert-check DIR``. What it does in turn, one module each:
   the numbers of ``fixed_point``, exactly;
 * ``curvature`` bounds how far margins of smooth networks fall, with ``activation_curvature``;
 * ``radii`` checks predictions and radii, by ``margins`` or, for quadratic logits, by ``quadratic``;
-  ``dataset`` compares the inputs with the files that they are from;
+  ``share`` chooses the rows that are evaluated exactly; ``dataset`` compares the inputs with the
+  files that they are from;
 * ``intervals`` checks those of a regression, ``monotone`` directions;
 * ``statement``, ``constants`` and ``samples`` check the claim's words, bounds and table, which
   ``verdict`` puts together.
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
     from robustcert.check.activations.kind import slopes_of
     from robustcert.check.activations.table import KINDS
     from robustcert.check.arithmetic import FLOAT64
+    from robustcert.check.expected import expected_time
     from robustcert.check.forward.batches import FLOAT_BYTES, batches, float_bytes
     from robustcert.check.forward.floating import evaluate
     from robustcert.check.isolation import supervised
@@ -70,6 +74,7 @@ __all__ = [
     "change_in_words",
     "check",
     "evaluate",
+    "expected_time",
     "float_bytes",
     "parse_json",
     "parse_radii",
@@ -90,6 +95,7 @@ _NAMES = {
     "activations.kind": ("slopes_of",),
     "activations.table": ("KINDS",),
     "arithmetic": ("FLOAT64",),
+    "expected": ("expected_time",),
     "forward.batches": ("FLOAT_BYTES", "batches", "float_bytes"),
     "forward.floating": ("evaluate",),
     "isolation": ("supervised",),

@@ -1,4 +1,4 @@
-"""``python -I -m robustcert.check DIR``: status 0 verified, 1 refuted or unproved, 2 unreadable."""
+"""``python -I -m robustcert.check DIR``: its exit status is the verdict's."""
 
 from robustcert.check.isolation import main
 

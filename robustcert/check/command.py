@@ -6,12 +6,12 @@ import time
 import traceback
 from collections.abc import Sequence
 
+from robustcert.check.effort import SECONDS, effort_of
+from robustcert.check.processes import cores
 from robustcert.check.report import Report
 
 # Maximum number of mismatches that are printed.
 MAX_LINES = 40
-# Time after which a check is ended, by default.
-SECONDS = 3600.0
 
 
 def parser() -> argparse.ArgumentParser:
@@ -19,15 +19,16 @@ def parser() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(
         prog="robustcert check" if sys.argv[0] == "robustcert check" else "robustcert-check",
         description="Prove every claim of a certificate folder from its own files, or refuse it. "
-        "Status 0: verified; 1: refused or unproved; 2: unreadable, nothing was checked.",
+        "Status 0: verified; 1: refused or unproved; 2: unreadable, nothing was checked; 3: partly "
+        "checked, the rest was not tried for want of time.",
     )
     found.add_argument("folder", help="the folder that certify.py wrote")
     found.add_argument(
         "--exact",
         type=_count,
-        default=200,
         metavar="N",
-        help="samples to evaluate in exact arithmetic in any case (default: 200)",
+        help="samples to evaluate in exact arithmetic in any case, half of them at random, the "
+        "others of least slack (default: up to 200, as many as time allows, and at least 8)",
     )
     found.add_argument("--seed", type=int, help="of their choice (default: drawn)")
     found.add_argument(
@@ -35,7 +36,15 @@ def parser() -> argparse.ArgumentParser:
         type=float,
         default=SECONDS,
         metavar="S",
-        help=f"time after which the check is ended, with nothing verified (default: {SECONDS:g})",
+        help="time of the check: norms, samples and exact samples that do not fit are not tried, "
+        f"and the folder is only partly checked (default: {SECONDS:g})",
+    )
+    found.add_argument(
+        "--processes",
+        type=_processes,
+        default=cores(),
+        metavar="P",
+        help="processes that prove norms of large convolutions (default: as many as cores)",
     )
     found.add_argument(
         "--verified",
@@ -61,19 +70,26 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _processes(text: str) -> int:
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
+    return int(text)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Check a folder in this process and print the verdict; returns the exit status.
 
-    The process that started this one enforces ``--seconds``.
+    The process that started this one ends it after ``--seconds``.
     """
     options = parser().parse_args(arguments)
+    effort = effort_of(options.seconds, options.processes)
     # Before the process that started this one ends it, so that the program is not left behind.
     until = time.monotonic() + 0.95 * options.seconds if options.verified else None
     try:
         # Imported here, because it imports NumPy.
         from robustcert.check.verdict import check
 
-        report = check(options.folder, options.exact, options.seed, options.data, until)
+        report = check(options.folder, options.exact, options.seed, options.data, until, effort)
     except MemoryError:
         _write("UNREADABLE, nothing is verified: the memory of this process does not suffice")
         return 2
@@ -85,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _write(f"UNREADABLE, nothing is verified: {error}")
         return 2
     _print(report)
-    return 0 if report.verified else 1
+    return outcome(report)[0]
 
 
 def _print(report: Report) -> None:
@@ -99,15 +115,28 @@ def _print(report: Report) -> None:
         _write(f"MISMATCH    and {more} more")
     for what in report.uncovered:
         _write(f"not covered: {what}")
-    _write(verdict(report))
+    for what in report.untried[:MAX_LINES]:
+        _write(f"not tried:   {what}")
+    if len(report.untried) > MAX_LINES:
+        _write(f"not tried:   and {len(report.untried) - MAX_LINES} more")
+    _write(outcome(report)[1])
 
 
-def verdict(report: Report) -> str:
-    """The last line: the outcome of the check."""
+def outcome(report: Report) -> tuple[int, str]:
+    """The exit status of a check, and its last line."""
     if report.mismatches:
-        return f"REFUSED: {len(report.mismatches) + report.more} claims do not follow"
+        return 1, f"REFUSED: {len(report.mismatches) + report.more} claims do not follow"
     if report.uncovered:
-        return "UNPROVED: what is not covered was not proved here"
+        return 1, "UNPROVED: what is not covered was not proved here"
+    if report.untried:
+        return 3, (
+            "PARTLY CHECKED: nothing was refuted, and what was not tried is not proved: raise "
+            "--seconds or --processes"
+        )
+    return 0, _verified(report)
+
+
+def _verified(report: Report) -> str:
     of = "which are those of the given data" if report.compared else "which are taken as said"
     if report.program:
         return (

@@ -19,14 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robustcert.check.arithmetic import FLOAT32, FLOAT64, Arithmetic
+from robustcert.check.cost import exact_seconds, float_seconds
+from robustcert.check.effort import Effort, Pace
 from robustcert.check.fixed_point import Floats, InexactError
-from robustcert.check.forward.batches import (
-    EXACT_BYTES,
-    FLOAT_BYTES,
-    batches,
-    exact_bytes,
-    float_bytes,
-)
+from robustcert.check.forward.batches import FLOAT_BYTES, batches, exact_bytes, float_bytes
 from robustcert.check.forward.exact import evaluate_exactly
 from robustcert.check.forward.floating import Evaluation, evaluate
 from robustcert.check.network.operation import Operation
@@ -45,6 +41,7 @@ from robustcert.check.reader import (
 )
 from robustcert.check.report import Report
 from robustcert.check.samples import count_inputs, real_numbers
+from robustcert.check.share import asked_share, check_in_turn, drawn_seed, note_share
 
 # Files of a certificate of a regression.
 INTERVAL_FILES = ("certificate.json", "network.safetensors", "samples.safetensors", "intervals.csv")
@@ -249,8 +246,9 @@ def verify(
     rows: list[IntervalRow],
     values: Callable[[slice | NDArray[np.int64]], Floats],
     network: Bounded,
-    exact: int,
+    exact: int | None,
     seed: int | None,
+    effort: Effort,
     report: Report,
 ) -> None:
     """Prove every interval, in float64 and, where that is not enough, in integers.
@@ -259,16 +257,58 @@ def verify(
         rows: The rows.
         values: Inputs of a selection of rows.
         network: The network.
-        exact: Number of rows that are checked in integers even if float64 proves them.
+        exact: Number of rows that are checked in integers even if float64 proves them; None for as
+            many as time allows.
         seed: Seed of the choice of these rows; from the operating system by default.
+        effort: When no further rows are begun, which are then noted as not tried.
         report: Where to note the outcome.
     """
-    seed = random.SystemRandom().getrandbits(32) if seed is None else seed
-    chosen = set(random.Random(seed).sample(range(len(rows)), min(exact, len(rows))))
-    asked = len(chosen)
+    seed = drawn_seed(seed)
+    errors, doubtful, done = _verify_in_float64(rows, values, network, effort, report)
+    meaning = sorted(errors)
+    most, least = asked_share(exact, len(meaning))
+    # All of the share is drawn at random.
+    chosen = random.Random(seed).sample(meaning, most)
+
+    def check(batch: NDArray[np.int64]) -> bool:
+        _verify_exactly(rows, batch, values(batch), errors, network, report)
+        return True
+
+    operations = network.operations
+    order, each = list(dict.fromkeys([*doubtful, *chosen])), exact_bytes(operations)
+    exactly = order[: check_in_turn(order, each, exact_seconds(operations), effort, check)]
+    note_share(exactly, chosen, least, doubtful, seed, "intervals.csv", report)
+    rows = rows[:done]
+    void = len(rows) - len(errors)
+    names = ["R", *("F32" if a is FLOAT32 else "F64" for a in network.deployed)]
+    report.note(
+        "intervals",
+        f"{len(errors)} of {len(rows)} samples at {len(network.radii)} radii, functions "
+        f"{', '.join(names)}",
+    )
+    if void:
+        report.note("void", f"{void} samples whose intervals are infinite and claim nothing")
+    report.said.append("predictions: compared with outputs found here, up to rounding")
+
+
+def _verify_in_float64(
+    rows: list[IntervalRow],
+    values: Callable[[slice | NDArray[np.int64]], Floats],
+    network: Bounded,
+    effort: Effort,
+    report: Report,
+) -> tuple[dict[int, tuple[Fraction, Fraction, float]], list[int], int]:
+    # Errors of the rows that are not void, rows that are not proved, and the number of rows that
+    # there was time for.
     errors: dict[int, tuple[Fraction, Fraction, float]] = {}
+    doubtful: list[int] = []
     known = None if network.metric is None else network.metric.constants
+    pace = Pace(float_seconds(network.operations), effort)
     for part in batches(len(rows), float_bytes(network.operations), FLOAT_BYTES):
+        if not pace.begins(len(rows[part])):
+            left = len(rows) - part.start
+            report.untried.append(f"{left} rows, from intervals.csv line {part.start + 2} on")
+            return errors, doubtful, part.start
         found = evaluate(
             network.operations, values(part), network.norms, network.arithmetics, known
         )
@@ -277,25 +317,8 @@ def verify(
             if not _is_void(row):
                 errors[position] = _deployed(found, k, network)
                 if not _proved_in_float64(row, found, k, errors[position], network):
-                    chosen.add(position)
-    order = np.array(sorted(chosen & errors.keys()), np.int64)
-    for part in batches(len(order), exact_bytes(network.operations), EXACT_BYTES):
-        _verify_exactly(rows, order[part], values(order[part]), errors, network, report)
-    void = len(rows) - len(errors)
-    names = ["R", *("F32" if a is FLOAT32 else "F64" for a in network.deployed)]
-    report.note(
-        "intervals",
-        f"{len(errors)} of {len(rows)} samples at {len(network.radii)} radii, functions "
-        f"{', '.join(names)}",
-    )
-    report.note(
-        "exact",
-        f"{len(order)} samples in exact arithmetic: {asked} asked for (seed {seed}), and those "
-        "that float64 leaves open",
-    )
-    if void:
-        report.note("void", f"{void} samples whose intervals are infinite and claim nothing")
-    report.said.append("predictions: compared with outputs found here, up to rounding")
+                    doubtful.append(position)
+    return errors, doubtful, len(rows)
 
 
 def _is_void(row: IntervalRow) -> bool:

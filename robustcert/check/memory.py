@@ -2,7 +2,8 @@
 
 It has three parts: ``FACTOR`` times the bytes of the folder, for the files and the tables made of
 them; ``FIXED`` bytes for the interpreter and its libraries, with one thread of linear algebra; and
-the workspace of the largest single step, whose arrays are freed before the next step begins.
+the workspace of the largest single step, whose arrays are freed before the next step begins. Where
+processes share a step, each of them has a workspace, and an interpreter.
 """
 
 import math
@@ -16,13 +17,15 @@ from robustcert.check.forward.batches import EXACT_BYTES, FLOAT_BYTES, exact_byt
 from robustcert.check.forward.linear import MAX_WINDOW_VALUES, reads
 from robustcert.check.network.operation import Operation, walk
 from robustcert.check.norms.metric import composed
-from robustcert.check.norms.operation import workspace
+from robustcert.check.norms.operation import is_shared, workspace
 from robustcert.check.quadratic.dual import MAX_PAIR_VALUES
 
 # Memory for each byte of the files that are read.
 FACTOR = 4
 # Bytes for the interpreter and its libraries.
 FIXED = 500 * 10**6
+# Bytes for the interpreter of a process that shares a step, with one thread.
+SHARED = 250 * 10**6
 # Unit of the figures that are printed, in bytes.
 MEGABYTE = 10**6
 # Bytes for each pair of classes: the claimed constant, its exact lower bound, their comparison.
@@ -59,7 +62,11 @@ class Need:
 
 
 def need(
-    folder: int, operations: Sequence[Operation], proof: str, metric: Operation | None = None
+    folder: int,
+    operations: Sequence[Operation],
+    proof: str,
+    metric: Operation | None = None,
+    processes: int = 1,
 ) -> Need:
     """The memory that a check needs.
 
@@ -68,19 +75,20 @@ def need(
         operations: Operations of the network.
         proof: Name of the proof in the claim.
         metric: The metric S, if there is one.
+        processes: Maximum number of processes that prove one norm.
     """
-    workspace, step = max(_steps(operations, proof, metric))
+    workspace, step = max(_steps(operations, proof, metric, processes))
     return Need(folder, workspace, step)
 
 
 def _steps(
-    operations: Sequence[Operation], proof: str, metric: Operation | None
+    operations: Sequence[Operation], proof: str, metric: Operation | None, processes: int
 ) -> Iterator[tuple[int, str]]:
     # The workspace of every step, with its name.
     every = [*walk(operations)]
     if metric is not None:
         for part in composed(metric, operations):
-            yield workspace(part), "the norms in the metric"
+            yield _of_norm(part, processes), "the norms in the metric"
         operations = (metric, *operations) if proof == "lipsdp" else operations
     smooth = proof == "second-order"
     weights = 48 * max(sum(a.size for a in op.tensors.values()) for op in every)
@@ -94,10 +102,16 @@ def _steps(
     exact = max(EXACT_BYTES, exact_bytes(operations, every=smooth))
     yield exact + windows + weights, "the evaluation in integers"
     for operation in every:
-        yield workspace(operation), f"the bound of {operation.label}"
+        yield _of_norm(operation, processes), f"the bound of {operation.label}"
     yield _of_pairs(operations[-1]), "the constants of pairs of classes"
     if proof == "lipsdp":
         yield _of_form(operations), "the semidefinite bounds"
+
+
+def _of_norm(operation: Operation, processes: int) -> int:
+    # All processes together; this one waits for the others.
+    alone = workspace(operation)
+    return processes * (alone + SHARED) if processes > 1 and is_shared(operation) else alone
 
 
 def _of_pairs(last: Operation) -> int:

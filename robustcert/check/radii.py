@@ -1,7 +1,6 @@
 """Verification of every row of radii.csv: in float64 and, where that is not enough, in integers."""
 
 import math
-import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -10,17 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robustcert.check.arithmetic import FLOAT32, Arithmetic
+from robustcert.check.cost import exact_seconds, float_seconds
+from robustcert.check.effort import Effort, Pace
 from robustcert.check.fixed_point import Floats
-from robustcert.check.forward.batches import (
-    EXACT_BYTES,
-    FLOAT_BYTES,
-    batches,
-    exact_bytes,
-    float_bytes,
-)
+from robustcert.check.forward.batches import FLOAT_BYTES, batches, exact_bytes, float_bytes
 from robustcert.check.network.operation import Operation
 from robustcert.check.reader import Row
 from robustcert.check.report import Report
+from robustcert.check.share import asked_share, check_in_turn, drawn_seed, in_turns, note_share
 
 # Maximum number of mismatches after which no further rows are checked in integers.
 MAX_EXACT_MISMATCHES = 40
@@ -99,7 +95,13 @@ class Proving(Protocol):
 
 
 def verify_radii(
-    rows: list[Row], values: Values, network: Proving, exact: int, seed: int | None, report: Report
+    rows: list[Row],
+    values: Values,
+    network: Proving,
+    exact: int | None,
+    seed: int | None,
+    effort: Effort,
+    report: Report,
 ) -> None:
     """Verify every row of radii.csv, in float64 and, where that is not enough, in integers.
 
@@ -110,35 +112,40 @@ def verify_radii(
         rows: The rows.
         values: Inputs of a selection of rows.
         network: The network.
-        exact: Number of rows that are checked in integers even if float64 proves them.
+        exact: Number of rows that are checked in integers even if float64 proves them; None for as
+            many as time allows.
         seed: Seed of the choice of these rows; from the operating system by default.
+        effort: When no further rows are begun, which are then noted as not tried.
         report: Where to note the outcome.
     """
-    errors, slack, undecided = _verify_in_float64(rows, values, network, report)
-    if report.mismatches:
+    errors, slack, undecided = _verify_in_float64(rows, values, network, effort, report)
+    if report.mismatches or not len(slack):
         return
-    seed = random.SystemRandom().getrandbits(32) if seed is None else seed
+    rows, seed = rows[: len(slack)], drawn_seed(seed)
     doubtful = np.flatnonzero(np.isnan(slack)).tolist()
-    void = {position for position, row in enumerate(rows) if row.void}
-    chosen = np.array(sorted({*doubtful, *_choose(slack, exact, seed)} - void), np.int64)
-    _verify_in_integers(rows, chosen, values, network, errors, report)
+    meaning = [position for position, row in enumerate(rows) if not row.void]
+    most, least = asked_share(exact, len(meaning))
+    chosen = in_turns(slack, meaning, most, seed)
+    order = list(dict.fromkeys([*doubtful, *chosen]))
+    done = _verify_in_integers(rows, order, values, network, errors, effort, report)
     _note(rows, network, undecided, report)
-    report.note(
-        "exact",
-        f"{len(chosen)} samples in exact arithmetic: {exact} asked for (seed {seed}), "
-        f"{len(doubtful)} that float64 leaves open",
-    )
+    note_share(order[:done], chosen, least, doubtful, seed, "radii.csv", report)
 
 
 def _verify_in_float64(
-    rows: list[Row], values: Values, network: Proving, report: Report
+    rows: list[Row], values: Values, network: Proving, effort: Effort, report: Report
 ) -> tuple[Errors, Floats, int]:
-    # What `_check_in_float64` returns, for all rows.
+    # What `_check_in_float64` returns, for all rows that there is time for.
     each = float_bytes(network.operations, every=network.smooth)
-    parts = [
-        _check_in_float64(rows, part, values(part), network, report)
-        for part in batches(len(rows), each, FLOAT_BYTES)
-    ]
+    pace, parts = Pace(float_seconds(network.operations), effort), []
+    for part in batches(len(rows), each, FLOAT_BYTES):
+        if not pace.begins(len(rows[part])):
+            left = len(rows) - part.start
+            report.untried.append(f"{left} rows, from {where_of(part.start)} on")
+            break
+        parts.append(_check_in_float64(rows, part, values(part), network, report))
+    if not parts:
+        return Errors(np.empty((0, 0)), np.empty(0)), np.empty(0), 0
     centre = np.concatenate([found.centre for found, _, _ in parts], axis=1)
     slack = np.concatenate([slack for _, slack, _ in parts])
     return Errors(centre, parts[0][0].growth), slack, sum(count for _, _, count in parts)
@@ -146,18 +153,20 @@ def _verify_in_float64(
 
 def _verify_in_integers(
     rows: list[Row],
-    chosen: NDArray[np.int64],
+    order: list[int],
     values: Values,
     network: Proving,
     errors: Errors,
+    effort: Effort,
     report: Report,
-) -> None:
+) -> int:
     # Check the chosen rows, batch by batch, until there are more than MAX_EXACT_MISMATCHES.
+    def check(batch: NDArray[np.int64]) -> bool:
+        network.check_exactly(rows, batch, values(batch), errors, report)
+        return len(report.mismatches) <= MAX_EXACT_MISMATCHES
+
     each = exact_bytes(network.operations, every=network.smooth)
-    for part in batches(len(chosen), each, EXACT_BYTES):
-        network.check_exactly(rows, chosen[part], values(chosen[part]), errors, report)
-        if len(report.mismatches) > MAX_EXACT_MISMATCHES:
-            break
+    return check_in_turn(order, each, exact_seconds(network.operations), effort, check)
 
 
 def _note(rows: list[Row], network: Proving, undecided: int, report: Report) -> None:
@@ -180,15 +189,6 @@ def _note(rows: list[Row], network: Proving, undecided: int, report: Report) -> 
     void = sum(row.void for row in rows)
     if void:
         report.note("void", f"{void} samples without finite logits, neither correct nor certified")
-
-
-def _choose(slack: Floats, exact: int, seed: int) -> list[int]:
-    # Positions of rows: half of them at random, half of them those with the least slack.
-    count = min(exact, len(slack))
-    at_random = random.Random(seed).sample(range(len(slack)), (count + 1) // 2)
-    rest = np.setdiff1d(np.arange(len(slack)), at_random)
-    tightest = rest[np.argsort(slack[rest], kind="stable")]
-    return [*at_random, *tightest[: count - len(at_random)].tolist()]
 
 
 def where_of(position: int) -> str:

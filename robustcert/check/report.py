@@ -16,6 +16,7 @@ class Report:
         said: What is taken from the folder as said, without any check.
         mismatches: Claims that are false, or whose proof failed.
         uncovered: Claims that this checker cannot prove, whether they are true or not.
+        untried: Claims whose proof did not fit into the time or the limits, with what it needs.
         more: Number of claims that do not hold and are not among ``mismatches``.
         program: Whether the verified checker did the proving, which is about function R alone.
     """
@@ -25,13 +26,14 @@ class Report:
     said: list[str] = field(default_factory=list)
     mismatches: list[str] = field(default_factory=list)
     uncovered: list[str] = field(default_factory=list)
+    untried: list[str] = field(default_factory=list)
     more: int = 0
     program: bool = False
 
     @property
     def verified(self) -> bool:
         """Whether every claim was proved, apart from those in ``said``."""
-        return not self.mismatches and not self.uncovered
+        return not self.mismatches and not self.uncovered and not self.untried
 
     def note(self, topic: str, what: str) -> None:
         """Record that something was proved or recomputed."""

@@ -14,7 +14,12 @@ from robustcert.check.isolation import command
 
 # First words of the last line of every complete answer, by exit status; a usage message ends with
 # another line.
-VERDICTS = {0: ("VERIFIED",), 1: ("REFUSED", "UNPROVED"), 2: ("UNREADABLE",)}
+VERDICTS = {
+    0: ("VERIFIED",),
+    1: ("REFUSED", "UNPROVED"),
+    2: ("UNREADABLE",),
+    3: ("PARTLY CHECKED",),
+}
 # Seconds between two lines that say that the check goes on, and their least share of its time.
 MAX_SILENCE = 1.5
 MIN_SHARE = 0.05

@@ -19,6 +19,8 @@ from robustcert.check.constants import (
     prove_constants,
     prove_output,
 )
+from robustcert.check.effort import SECONDS, UNLIMITED, Effort, effort_of
+from robustcert.check.expected import Expected
 from robustcert.check.fixed_point import Floats
 from robustcert.check.folder import (
     NETWORK,
@@ -62,22 +64,26 @@ GLOBAL = "global.json"
 
 def check(
     folder: str | Path,
-    exact: int = 200,
+    exact: int | None = None,
     seed: int | None = None,
     data: Sequence[str | Path] = (),
     verified_until: float | None = None,
+    effort: Effort = UNLIMITED,
 ) -> Report:
     """Check every claim of a certificate folder.
 
     Args:
         folder: The folder, which may hold anything.
-        exact: Number of samples that are always checked in exact arithmetic: half of them at
-            random, half of them those with the smallest relative slack.
+        exact: Number of samples that are checked in exact arithmetic in any case: half of them at
+            random, half of them those with the smallest relative slack. None for up to 200, as many
+            as time allows, and at least 8.
         seed: Seed of that choice; from the operating system by default, so that nobody can foresee
             it.
         data: Files of the dataset that the samples have to be from; not checked if there are none.
         verified_until: With a time, by ``time.monotonic``, bounds, constants and rows are proved by
             the verified checker, of function R alone, and ended then.
+        effort: How long, and on how many processes, to work: what does not fit is not tried, and
+            the folder not verified. Whatever it takes, in this process, by default.
 
     Raises:
         UnreadableError: the folder is malformed, or of a kind that this checker does not know.
@@ -86,34 +92,44 @@ def check(
     path = open_folder(folder)
     claim = parse_json(read_bytes(path, "certificate.json"), "certificate.json")
     task = task_of(claim.get("claim") if isinstance(claim, dict) else None)
-    return _CHECKS[task](path, exact, seed, data, verified_until)
+    asked = _Asked(exact, seed, data, verified_until, effort)
+    return _CHECKS[task](path, asked)
 
 
-def _check_classes(
-    folder: Path,
-    exact: int,
-    seed: int | None,
-    data: Sequence[str | Path],
-    verified_until: float | None,
-) -> Report:
+@dataclass(frozen=True)
+class _Asked:
+    """The arguments of :func:`check` but the folder."""
+
+    exact: int | None
+    seed: int | None
+    data: Sequence[str | Path]
+    verified_until: float | None
+    effort: Effort
+
+
+def _check_classes(folder: Path, asked: _Asked) -> Report:
     report = Report()
-    read = _read_folder(folder, data, report)
-    operations, proof = read.operations, read.proof
-    report.note("memory", str(memory.need(read.size, operations, proof, read.space.metric)))
+    read = _read_folder(folder, asked.data, report)
+    operations, proof, metric = read.operations, read.proof, read.space.metric
+    need = memory.need(read.size, operations, proof, metric, asked.effort.processes)
+    report.note("memory", str(need))
     # What needs no proof comes first, so that a mistyped file or a malformed folder is told early.
     samples = read.samples
-    compared = _compared(data, samples.inputs, samples.labels, samples.indices)
+    compared = _compared(asked.data, samples.inputs, samples.labels, samples.indices)
     check_table(read.rows, read.samples, operations[-1].output_shape[0], report)
     check_summary(read.claim["summary"], read.rows, report)
-    if verified_until is not None:
-        _prove_by_program(read, verified_until, report)
+    if asked.verified_until is not None:
+        _prove_by_program(read, asked, report)
         monotone.leave_uncovered(read.claim, report)
     else:
-        constants = prove_constants(read.claim, read.content, operations, proof, read.space, report)
+        effort = _before_rows(asked.effort, operations, len(read.rows))
+        constants = prove_constants(
+            read.claim, read.content, operations, proof, read.space, effort, report
+        )
         monotone.check_directions(read.claim, operations, constants.proved, report)
         _name_uncovered_radii(operations, proof, report)
         if not report.mismatches and proof != "smoothing":
-            _verify_rows(read, constants, exact, seed, report)
+            _verify_rows(read, constants, asked, report)
     if GLOBAL in read.claim["files"] or (read.path / GLOBAL).exists():
         report.uncovered.append(f"{GLOBAL}: what it says of all pairs of inputs is not re-proved")
     _name_compared(compared, report)
@@ -121,17 +137,11 @@ def _check_classes(
     return report
 
 
-def _check_outputs(
-    folder: Path,
-    exact: int,
-    seed: int | None,
-    data: Sequence[str | Path],
-    verified_until: float | None,
-) -> Report:
+def _check_outputs(folder: Path, asked: _Asked) -> Report:
     # Like `_check_classes`, of a network with one real output.
     report = Report()
     content, claim, deployed, proof = read_claim(folder, intervals.INTERVAL_FILES)
-    if proof != "lipschitz" or verified_until is not None:
+    if proof != "lipschitz" or asked.verified_until is not None:
         raise UnreadableError(
             f"claim task regression by {proof}: expected the proof lipschitz, and no --verified"
         )
@@ -146,20 +156,29 @@ def _check_outputs(
     radii = intervals.read_radii(claim["summary"])
     rows = intervals.parse_intervals(content["intervals.csv"], len(samples.targets), radii)
     size = sum(map(len, content.values()))
-    report.note("memory", str(memory.need(size, operations, proof, space.metric)))
+    need = memory.need(size, operations, proof, space.metric, asked.effort.processes)
+    report.note("memory", str(need))
     targets = samples.targets.astype(np.float32)
-    compared = _compared(data, samples.inputs, targets, samples.indices)
+    compared = _compared(asked.data, samples.inputs, targets, samples.indices)
     intervals.check_table(rows, samples, report)
     intervals.check_summary(claim["summary"], rows, radii, report)
-    constants, constant = prove_output(claim, operations, space, report)
+    effort = _before_rows(asked.effort, operations, len(rows))
+    constants, constant = prove_output(claim, operations, space, effort, report)
     monotone.check_directions(claim, operations, constants.proved, report)
     if not report.mismatches:
         upper = {p: math.nextafter(float(v), math.inf) for p, v in constants.proved.items()}
         network = intervals.Bounded(operations, upper, constant, deployed, radii, constants.metric)
-        intervals.verify(rows, samples.values, network, exact, seed, report)
+        intervals.verify(
+            rows, samples.values, network, asked.exact, asked.seed, asked.effort, report
+        )
     _name_compared(compared, report)
     name_unchecked(space, ignored, unread_files(folder, content), report)
     return report
+
+
+def _before_rows(effort: Effort, operations: Sequence[Operation], rows: int) -> Effort:
+    # The effort for constants, which leaves time for rows.
+    return effort.keeping(Expected.of(operations, rows).rows)
 
 
 # What is checked of the folders of each task.
@@ -246,7 +265,7 @@ def _name_uncovered_radii(operations: tuple[Operation, ...], proof: str, report:
         report.uncovered.append("probabilistic: not re-proved, and true with some confidence only")
 
 
-def _prove_by_program(read: _Folder, deadline: float, report: Report) -> None:
+def _prove_by_program(read: _Folder, asked: _Asked, report: Report) -> None:
     if read.proof != "lipschitz":
         raise UnreadableError(
             f"claim proof {read.proof}: the verified checker knows lipschitz; run it without "
@@ -261,7 +280,7 @@ def _prove_by_program(read: _Folder, deadline: float, report: Report) -> None:
     bounds = claimed_bounds(items(read.claim["bounds"], "bounds"), read.operations, report)
     classes = read.operations[-1].output_shape[0]
     pairwise = np.array(claimed_pairwise(read.claim["pairwise"], classes))
-    if not report.mismatches:
+    if not report.mismatches and asked.verified_until is not None:
         coarse = FLOAT32 in read.deployed
         prove_verified(
             read.operations,
@@ -270,11 +289,11 @@ def _prove_by_program(read: _Folder, deadline: float, report: Report) -> None:
             read.samples,
             read.rows,
             coarse=coarse,
-            deadline=deadline,
+            deadline=asked.verified_until,
             report=report,
         )
     if not report.mismatches:
-        _compare_the_rest(read, bounds, pairwise, report)
+        _compare_the_rest(read, bounds, pairwise, asked.effort, report)
     if read.deployed:
         report.said.append(
             "function F64 or F32, of which the folder claims the same: the verified checker is "
@@ -283,7 +302,7 @@ def _prove_by_program(read: _Folder, deadline: float, report: Report) -> None:
 
 
 def _compare_the_rest(
-    read: _Folder, bounds: Sequence[float], pairwise: Floats, report: Report
+    read: _Folder, bounds: Sequence[float], pairwise: Floats, effort: Effort, report: Report
 ) -> None:
     # Margins, and predictions of rows that claim nothing: no theorem needs them.
     rows = [replace(row, certified=False, correct=False, radius=0.0) for row in read.rows]
@@ -291,8 +310,9 @@ def _compare_the_rest(
     upper = {p: math.nextafter(b, math.inf) for p, b in zip(paths, bounds, strict=True)}
     network = Network(read.operations, upper, pairwise, read.deployed, False)
     apart = Report()
-    verify_radii(rows, read.samples.values, network, 0, 0, apart)
+    verify_radii(rows, read.samples.values, network, 0, 0, effort, apart)
     report.mismatches += apart.mismatches
+    report.untried += apart.untried
     report.more += apart.more
     report.said.append(
         "margins, and predictions that are neither correct nor certified: compared with those "
@@ -300,13 +320,7 @@ def _compare_the_rest(
     )
 
 
-def _verify_rows(
-    read: _Folder,
-    constants: Constants,
-    exact: int,
-    seed: int | None,
-    report: Report,
-) -> None:
+def _verify_rows(read: _Folder, constants: Constants, asked: _Asked, report: Report) -> None:
     operations, deployed, rows = read.operations, read.deployed, read.rows
     metric = constants.metric
     upper = {p: math.nextafter(float(v), math.inf) for p, v in constants.proved.items()}
@@ -317,7 +331,7 @@ def _verify_rows(
     if report.uncovered:
         # The radii have no proof here, but predictions that are called correct need one.
         rows = [replace(row, certified=False, radius=0.0) for row in rows]
-    verify_radii(rows, read.samples.values, network, exact, seed, report)
+    verify_radii(rows, read.samples.values, network, asked.exact, asked.seed, asked.effort, report)
 
 
 def _compared(
@@ -363,8 +377,12 @@ class ProvedNetwork:
     lipschitz: Floats
 
 
-def prove_network(folder: str | Path) -> tuple[ProvedNetwork, Report]:
+def prove_network(folder: str | Path, effort: Effort | None = None) -> tuple[ProvedNetwork, Report]:
     """Prove a folder's constants without its samples and radii, which need not be there.
+
+    Args:
+        folder: The folder, which may hold anything.
+        effort: How long, and on how many processes, to work; an hour in this process by default.
 
     Raises:
         UnreadableError: as for :func:`check`.
@@ -378,7 +396,8 @@ def prove_network(folder: str | Path) -> tuple[ProvedNetwork, Report]:
     space = read_space(claim, content, operations)
     found = digest(operations[0].input_shape, operations)
     task = task_of(claim["claim"])
-    pairwise, lipschitz = _PROVE[task](claim, content, operations, space, report)
+    effort = effort_of(SECONDS) if effort is None else effort
+    pairwise, lipschitz = _PROVE[task](claim, content, operations, space, effort, report)
     return ProvedNetwork(operations, found, pairwise, proof, space, task, lipschitz), report
 
 
@@ -387,10 +406,11 @@ def _prove_pairs(
     content: dict[str, bytes],
     read: tuple[Operation, ...],
     space: Space,
+    effort: Effort,
     report: Report,
 ) -> tuple[Floats, Floats]:
     proof = claim["claim"].get("proof", "lipschitz")
-    constants = prove_constants(claim, content, read, proof, space, report)
+    constants = prove_constants(claim, content, read, proof, space, effort, report)
     return np.array(constants.pairwise), np.empty(0)
 
 
@@ -399,10 +419,11 @@ def _prove_one_output(
     _content: dict[str, bytes],
     read: tuple[Operation, ...],
     space: Space,
+    effort: Effort,
     report: Report,
 ) -> tuple[Floats, Floats]:
     keys(claim, "certificate.json", {"lipschitz"})
-    _, constant = prove_output(claim, read, space, report)
+    _, constant = prove_output(claim, read, space, effort, report)
     return np.empty((0, 0)), np.array([float(constant)])
 
 

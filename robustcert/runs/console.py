@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from robustcert.certificate.checking import check_in_words
 from robustcert.certifiers import Proof
 from robustcert.runs.fallback import Decided
 
@@ -172,9 +173,10 @@ def print_table(row: Row, folder: Path) -> None:
 
 
 def print_files(console: Console, folder: Path) -> None:
-    """Print where a certificate is."""
+    """Print where a certificate is, and what its check will take."""
     for path in sorted(folder.iterdir()):
         console.print(f"  {path}", highlight=False)
+    console.print(f"  {check_in_words(folder)}", highlight=False)
 
 
 def print_sets(console: Console, claim: Mapping[str, Any]) -> None:

@@ -66,6 +66,20 @@ def test_what_the_checker_refuses_has_no_numbers(tmp_path: Path) -> None:
     assert honest["verified"]
 
 
+def test_a_folder_that_is_partly_checked_has_no_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(
+        "robustcert.board.entry._checked", lambda *_: (3, "PARTLY CHECKED: not run")
+    )
+    page = tmp_path / "board.md"
+    assert main([str(copied("digits", tmp_path)), "--out", str(page)]) == 1
+    assert "digits: partly checked, NOT VERIFIED" in capsys.readouterr().out
+    (entry,) = json.loads(page.with_suffix(".json").read_text())["entries"]
+    assert (entry["verified"], entry["partly"], entry["proved"]) == (False, True, None)
+    assert "| digits | partly |" in page.read_text()
+
+
 def test_links_and_large_files_are_not_read(tmp_path: Path) -> None:
     outside = copied("outside", tmp_path)
     inside = tmp_path / "in"
@@ -108,7 +122,7 @@ def _touched(path: Path) -> Path:
 def test_what_authors_report_is_read_strictly(
     said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("robustcert.board.entry._checked", lambda *_: (False, "REFUSED: not run"))
+    monkeypatch.setattr("robustcert.board.entry._checked", lambda *_: (1, "REFUSED: not run"))
     folder = copied("digits", tmp_path)
     (folder / "reported.json").write_text(said)
     entry = judge(folder, None, 1.0, 0)
@@ -118,7 +132,7 @@ def test_what_authors_report_is_read_strictly(
 
 def test_names_and_texts_are_escaped() -> None:
     reported = Reported(0.5, {0.5: 0.25}, None, HOSTILE)
-    entry = Entry(HOSTILE, False, HOSTILE, (HOSTILE,), None, reported)
+    entry = Entry(HOSTILE, False, False, HOSTILE, (HOSTILE,), None, reported)
     page, html = in_markdown([entry], HOSTILE), in_html([entry], HOSTILE)
     assert "<script" not in page.replace(f"`{HOSTILE[:9]}", "")
     assert "<script" not in html

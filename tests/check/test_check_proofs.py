@@ -21,6 +21,7 @@ from robustcert.certifiers import LipschitzCertifier, LipSDPCertifier
 from robustcert.check import UnreadableError, check
 from robustcert.check.arithmetic import FLOAT64
 from robustcert.check.constants import _find
+from robustcert.check.effort import UNLIMITED
 from robustcert.check.forward.exact import evaluate_exactly
 from robustcert.check.forward.floating import evaluate
 from robustcert.check.network.operation import Operation
@@ -289,7 +290,7 @@ def test_maps_that_are_bounded_as_a_whole(kind: str, arithmetic: Any, tmp_path: 
     bounds = json.loads((folder / "certificate.json").read_text())["bounds"]
     norms: dict[str, Fraction] = {}
     for operation, entry in zip(operations, bounds, strict=True):
-        _find(operation, norms)
+        _find(operation, norms, UNLIMITED, [])
         norms[operation.path] = Fraction(float.fromhex(entry["bound"]))
     rounded = {path: float(value) for path, value in norms.items()}
     found = evaluate(operations, x, rounded, [FLOAT64])

@@ -370,16 +370,22 @@ def test_a_folder_of_the_format_before_is_answered_in_one_line(tmp_path: Path) -
 
 
 def test_a_report_says_what_it_rests_on() -> None:
-    from robustcert.check.command import verdict
+    from robustcert.check.command import outcome
 
     report = Report()
-    assert "taken as said" in verdict(report)
+    assert "taken as said" in outcome(report)[1]
     report.compared.append(("samples", "all"))
-    assert "given data" in verdict(report)
-    report.uncovered.append("something")
-    assert "VERIFIED" not in verdict(report)
-    report.expect(False, "x")
-    assert verdict(report).startswith("REFUSED")
+    assert "given data" in outcome(report)[1]
+    # What is worse is said, whatever there is besides.
+    for add, status, word in (
+        (report.untried.append, 3, "PARTLY CHECKED"),
+        (report.uncovered.append, 1, "UNPROVED"),
+        (report.mismatches.append, 1, "REFUSED"),
+    ):
+        add("something")
+        assert not report.verified
+        assert outcome(report)[0] == status
+        assert outcome(report)[1].startswith(word)
 
 
 # The command.
@@ -472,6 +478,8 @@ def test_a_check_that_takes_too_long_is_ended(tmp_path: Path, script: list[str])
         ("import os, signal; print('VERIFIED'); os.kill(os.getpid(), signal.SIGKILL)", "SIGKILL"),
         ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "SIGSEGV"),
         ("print('VERIFIED'); raise SystemExit(1)", "without a verdict"),
+        ("print('VERIFIED'); raise SystemExit(3)", "without a verdict"),
+        ("print('PARTLY CHECKED')", "without a verdict"),
         ("print('VERIFIED'); print(); raise SystemExit(0)", "without a verdict"),
         ("", "without a verdict"),
     ],

@@ -46,6 +46,7 @@ def test_the_attacked_samples_have_a_verified_accuracy_of_their_own(
         listed = list(csv.DictReader(file))
     assert f"digits, test split, {len(listed)} samples, certifier=lipschitz" in said
     assert "verified of 40 attacked" in said
+    assert said.replace("\n", "").endswith(f"robustcert-check {tmp_path / 'c'}: a few seconds")
     table = numbers(said)
     assert list(table) == [0, 0.25, 0.5, 1]
     some = [listed[row] for row in attacked_rows(len(listed), 40)]

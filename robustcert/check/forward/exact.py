@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -101,7 +102,7 @@ def _step_exactly(operation: Operation, state: Exact, norms: Mapping[str, float]
     error = state.error * norms[operation.path] * SLACK
     z, places = state.values, state.places
     if operation.kind in ("dense", "convolution"):
-        weight, finer = scaled(operation.wide("weight"))
+        weight, finer = _scaled_weight(operation)
         z = _linear_exactly(operation, z, weight, linear, math.prod(weight.shape[1:]))
         if "bias" in operation.tensors:
             return _plus(z, places + finer, spread_bias(operation, operation.wide("bias")), error)
@@ -147,15 +148,32 @@ def scaled(weight: Floats) -> tuple[Floats, int]:
     Raises:
         InexactError: the entries span too many binades.
     """
+    places = _places(weight)
+    return np.ldexp(weight, places), places
+
+
+def _places(weight: Floats) -> int:
     places = binary_places(weight)
     if places > 400 or float(abs(weight).max()) > 2.0**400:
         raise InexactError("weights span too many binades")
-    return np.ldexp(weight, places), places
+    return places
+
+
+# Binary places of weights, which are the same for all samples and take longer than a product.
+_PLACES: WeakKeyDictionary[Operation, int] = WeakKeyDictionary()
+
+
+def _scaled_weight(operation: Operation) -> tuple[Floats, int]:
+    # Like `scaled`, of an operation's weight.
+    weight = operation.wide("weight")
+    if operation not in _PLACES:
+        _PLACES[operation] = _places(weight)
+    return np.ldexp(weight, _PLACES[operation]), _PLACES[operation]
 
 
 def adjoint_exactly(operation: Operation, u: Exact) -> tuple[Integers, int]:
     """The transpose of a dense map or a convolution times u: integers and their binary places."""
-    weight, finer = scaled(operation.wide("weight"))
+    weight, finer = _scaled_weight(operation)
     terms = weight.shape[0] * math.prod(weight.shape[2:])
     return _linear_exactly(operation, u.values, weight, adjoint, terms), u.places + finer
 

@@ -17,15 +17,17 @@ from fractions import Fraction
 import numpy as np
 from numpy.typing import NDArray
 
+from robustcert.check.effort import UNLIMITED, Effort
 from robustcert.check.fixed_point import Floats
 from robustcert.check.network.operation import Operation, Window
-from robustcert.check.norms.dense import MAX_ARRAYS, Proof, estimate, proved
+from robustcert.check.norms.dense import Proof, estimate, proof_bytes, proved
 from robustcert.check.norms.symbols import (
     SINGLE,
     Axis,
     axes_of,
     estimate_symbols,
     prove_symbols,
+    require_symbols,
     symbol_bytes,
     symbol_work,
 )
@@ -40,21 +42,24 @@ MAX_MATRIX_ENTRIES, MAX_MATRIX_SIDE, MAX_MATRIX_GROUPS = 2**22, 1024, 8
 MAX_MIXED_WORK, MAX_MIXED_ENTRIES, MAX_MIXED_LENGTH = 2.0**39, 2**25, 8
 
 
-def prove_convolution(operation: Operation, bound: Fraction) -> Proof:
-    """Prove a bound on the norm of a zero-padded convolution."""
+def prove_convolution(operation: Operation, bound: Fraction, effort: Effort = UNLIMITED) -> Proof:
+    """Prove a bound on the norm of a zero-padded convolution.
+
+    Raises:
+        NotTriedError: it has too many frequencies, or there is no time for all of them.
+    """
     rows, columns = axes_of(operation)
     weight = operation.wide("weight")
     live = weight[:, :, [k for k, *_ in rows.taps]][..., [k for k, *_ in columns.taps]]
     if not live.any():
         return Proof("no weight that reads the input")
-    found = prove_symbols(operation, bound, rows, columns)
+    found = prove_symbols(operation, bound, rows, columns, effort)
     if found.method:
         return found
     for mixed in _mixed(operation):
-        found = prove_symbols(mixed[0], bound, *mixed[1:])
+        found = prove_symbols(mixed[0], bound, *mixed[1:], effort)
         if found.method:
             return found
-    # Without any matrix the map is too large, and nothing is proved.
     wholes = 0
     for matrix in _whole_matrices(operation):
         if not proved(matrix, bound):
@@ -62,28 +67,38 @@ def prove_convolution(operation: Operation, bound: Fraction) -> Proof:
         wholes += 1
     if wholes:
         return Proof("whole matrix, exact residual")
+    require_symbols(operation, rows, columns)
     return Proof()
 
 
-def estimate_convolution(operation: Operation) -> float:
-    """The least bound on the norm of a convolution that some proof may reach, in float64."""
+def estimate_convolution(operation: Operation, effort: Effort = UNLIMITED) -> float:
+    """The least bound on the norm of a convolution that some proof may reach, in float64.
+
+    Raises:
+        NotTriedError: as for :func:`prove_convolution`.
+    """
     whole = max(map(estimate, _whole_matrices(operation)), default=math.inf)
-    mixed = [estimate_symbols(*parts) for parts in _mixed(operation)]
-    return min(estimate_symbols(operation, *axes_of(operation)), whole, *mixed)
+    mixed = [estimate_symbols(*parts, effort) for parts in _mixed(operation)]
+    found = min(estimate_symbols(operation, *axes_of(operation), effort), whole, *mixed)
+    if math.isinf(found):
+        require_symbols(operation, *axes_of(operation))
+    return found
 
 
 def convolution_bytes(operation: Operation) -> int:
     """Bytes that a proof for a convolution takes at most, besides copies of its weight."""
     axes, shape = axes_of(operation), operation.tensors["weight"].shape
-    found = symbol_bytes(shape, *axes)
+    groups = operation.options.get("groups", 1)
+    found = symbol_bytes(shape, groups, *axes)
     for d in (0, 1):
         mixed = _mixed_shape(shape, axes[d], d)
         if math.prod(mixed) <= MAX_MIXED_ENTRIES:
             rest = (SINGLE, axes[1]) if d == 0 else (axes[0], SINGLE)
-            found = max(found, 8 * 8 * math.prod(mixed) + symbol_bytes(mixed, *rest))
-    outputs = shape[0] * axes[0].outputs * axes[1].outputs
-    whole = outputs * shape[1] * axes[0].inputs * axes[1].inputs
-    return max(found, MAX_ARRAYS * 8 * whole if whole <= MAX_MATRIX_ENTRIES else 0)
+            found = max(found, 8 * 8 * math.prod(mixed) + symbol_bytes(mixed, groups, *rest))
+    outputs = shape[0] // groups * axes[0].outputs * axes[1].outputs
+    inputs = shape[1] * axes[0].inputs * axes[1].inputs
+    small = outputs * inputs <= MAX_MATRIX_ENTRIES and min(outputs, inputs) <= MAX_MATRIX_SIDE
+    return max(found, proof_bytes(outputs, inputs) if small else 0)
 
 
 def _mixed(operation: Operation) -> Iterator[tuple[Operation, Axis, Axis]]:

@@ -13,14 +13,17 @@ from fractions import Fraction
 
 import numpy as np
 
+from robustcert.check.cost import proof_seconds, proof_work
+from robustcert.check.effort import UNLIMITED, Effort, NotTriedError
 from robustcert.check.exact_products import digit_bits, residual_norm, split_floats
 from robustcert.check.fixed_point import Floats
 from robustcert.check.norms.scalars import ceil_log2
 
 # Maximum shorter side and maximum number of entries of a matrix that is factorised.
 MAX_FACTOR_SIDE, MAX_FACTOR_ENTRIES = 4096, 2**26
-# Maximum number of arrays as large as the matrices that a proof keeps at the same time.
-MAX_ARRAYS = 32
+# Maximum number of arrays that a proof keeps at the same time: of the size of the matrices, and of
+# their Gram matrices.
+MAX_ARRAYS, MAX_GRAM_ARRAYS = 8, 22
 
 
 @dataclass(frozen=True)
@@ -31,12 +34,33 @@ class Proof:
     value: float = math.nan
 
 
-def prove_dense(weight: Floats, bound: Fraction) -> Proof:
-    """Prove a bound on the norm of a matrix."""
-    if min(weight.shape) > MAX_FACTOR_SIDE or weight.size > MAX_FACTOR_ENTRIES:
-        # Too large for a factorisation: only a bound above the Frobenius norm is proved.
-        return Proof("Frobenius norm" if frobenius(weight) <= bound else "")
+def prove_dense(weight: Floats, bound: Fraction, effort: Effort = UNLIMITED) -> Proof:
+    """Prove a bound on the norm of a matrix.
+
+    Raises:
+        NotTriedError: it is too large for a factorisation, or for the time.
+    """
+    if not can_factor(weight.shape):
+        # Only a bound above the Frobenius norm is proved.
+        if frobenius(weight) <= bound:
+            return Proof("Frobenius norm")
+        raise NotTriedError(
+            f"a matrix {weight.shape[0]}x{weight.shape[1]}, of which factors of up to "
+            f"{MAX_FACTOR_SIDE} columns and {MAX_FACTOR_ENTRIES} entries are computed"
+        )
+    effort.require(proof_seconds(proof_work(*weight.shape)))
     return Proof("exact residual" if proved(weight[None], bound) else "")
+
+
+def can_factor(shape: tuple[int, ...]) -> bool:
+    """Whether a matrix is within the limits of a factorisation."""
+    return min(shape) <= MAX_FACTOR_SIDE and math.prod(shape) <= MAX_FACTOR_ENTRIES
+
+
+def proof_bytes(out: int, inner: int, count: int = 1) -> int:
+    """Bytes that the proof for so many matrices takes at most, besides the matrices."""
+    small, large = sorted((out, inner))
+    return 8 * count * small * (MAX_ARRAYS * large + MAX_GRAM_ARRAYS * small)
 
 
 def proved(matrices: Floats, bound: Fraction, loss: Fraction = Fraction(0)) -> bool:

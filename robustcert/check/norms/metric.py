@@ -19,6 +19,7 @@ from fractions import Fraction
 import numpy as np
 
 from robustcert.check.arithmetic import FLOAT64, UNIT
+from robustcert.check.effort import Effort, NotTriedError
 from robustcert.check.fixed_point import Floats
 from robustcert.check.forward.linear import absolute_norm
 from robustcert.check.network.operation import Operation
@@ -49,16 +50,20 @@ class _Composed:
     operation: Operation
     loss: Fraction
 
-    def has_norm(self, bound: Fraction) -> bool:
-        """Whether the norm of the exact composition is proved to be at most a number."""
+    def has_norm(self, bound: Fraction, effort: Effort) -> bool:
+        """Whether the norm of the exact composition is proved to be at most a number.
+
+        Raises:
+            NotTriedError: it is too large, or the time too short, to try.
+        """
         limit = bound - self.loss
         if limit <= 0:
             return False
         if self.operation.kind == "affine":
             return _largest(self.operation.wide("scale")) <= limit
         if self.operation.kind == "dense":
-            return bool(prove_dense(self.operation.wide("weight"), limit).method)
-        return bool(prove_convolution(self.operation, limit).method)
+            return bool(prove_dense(self.operation.wide("weight"), limit, effort).method)
+        return bool(prove_convolution(self.operation, limit, effort).method)
 
 
 def prefixes(
@@ -66,6 +71,7 @@ def prefixes(
     operations: Sequence[Operation],
     claimed: Sequence[float],
     proved: Mapping[str, Fraction],
+    effort: Effort,
     report: Report,
 ) -> list[Fraction]:
     """The constants of :class:`Metric`, as exact numbers.
@@ -75,6 +81,7 @@ def prefixes(
         operations: Operations of the network.
         claimed: Norms of S and of its compositions, which are proved here.
         proved: Proved norms of the operations by path.
+        effort: How long may be tried; what does not fit is noted as not tried.
         report: Where to note the outcome.
     """
     parts = list(_compose(metric, operations))
@@ -84,8 +91,11 @@ def prefixes(
     for k, (part, bound) in enumerate(zip(parts, map(Fraction, claimed), strict=True)):
         by_product = k > 0 and found[k - 1] * proved[operations[k - 1].path] <= bound
         what = f"claim metric bounds: {claimed[k]!r} is not proved to be an upper bound"
-        report.expect(by_product or part.has_norm(bound), what)
         found.append(bound)
+        try:
+            report.expect(by_product or part.has_norm(bound, effort), what)
+        except NotTriedError as error:
+            report.untried.append(f"claim metric bounds: {claimed[k]!r}: {error}")
     for operation in operations[len(found) - 1 :]:
         found.append(round_up(found[-1] * proved[operation.path]))
     report.note("metric", f"norms of S and of {len(parts) - 1} compositions with it")

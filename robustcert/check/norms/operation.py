@@ -12,6 +12,8 @@ from fractions import Fraction
 import numpy as np
 
 from robustcert.check.arithmetic import UNIT
+from robustcert.check.cost import proof_seconds, proof_work
+from robustcert.check.effort import UNLIMITED, Effort
 from robustcert.check.network.operation import Operation
 from robustcert.check.norms.convolution import (
     convolution_bytes,
@@ -19,45 +21,63 @@ from robustcert.check.norms.convolution import (
     prove_convolution,
 )
 from robustcert.check.norms.dense import (
-    MAX_ARRAYS,
-    MAX_FACTOR_ENTRIES,
-    MAX_FACTOR_SIDE,
     Proof,
+    can_factor,
     estimate,
     frobenius,
+    proof_bytes,
     prove_dense,
 )
 from robustcert.check.norms.scalars import UNDERFLOW, root_down
-from robustcert.check.norms.symbols import circles_of, estimate_symbols, prove_symbols, symbol_bytes
+from robustcert.check.norms.symbols import (
+    MIN_SHARED_WORK,
+    axes_of,
+    circles_of,
+    estimate_symbols,
+    prove_symbols,
+    require_symbols,
+    symbol_bytes,
+    symbol_work,
+)
 
 
-def prove(operation: Operation, bound: float) -> Proof:
-    """Prove the claimed bound of an operation with weights."""
+def prove(operation: Operation, bound: float, effort: Effort = UNLIMITED) -> Proof:
+    """Prove the claimed bound of an operation with weights.
+
+    Raises:
+        NotTriedError: the operation is too large, or the time too short, to try.
+    """
     if operation.kind in ("sandwich", "residual_block"):
-        return _prove_sloped(operation, bound)
+        return _prove_sloped(operation, bound, effort)
     if operation.kind == "circular_convolution":
-        return prove_symbols(operation, Fraction(bound), *circles_of(operation))
+        circles = circles_of(operation)
+        found = prove_symbols(operation, Fraction(bound), *circles, effort)
+        if not found.method:
+            require_symbols(operation, *circles)
+        return found
     if operation.kind == "dense":
-        return prove_dense(operation.wide("weight"), Fraction(bound))
-    return prove_convolution(operation, Fraction(bound))
+        return prove_dense(operation.wide("weight"), Fraction(bound), effort)
+    return prove_convolution(operation, Fraction(bound), effort)
 
 
-def find(operation: Operation) -> float:
-    """A proved bound for an operation of which the folder claims none; NaN if none is found."""
+def find(operation: Operation, effort: Effort = UNLIMITED) -> float:
+    """A proved bound for an operation of which the folder claims none; NaN if none is found.
+
+    Raises:
+        NotTriedError: as for :func:`prove`.
+    """
+
+    def attempt(bound: Fraction) -> Proof:
+        return prove(operation, float(bound), effort)
+
     if operation.kind in ("sandwich", "residual_block"):
         inside, _ = _between_activations(operation)
-        square = _estimate_linear(inside) ** 2 / (2 if operation.kind == "sandwich" else 1)
-        if square < 1 and prove(operation, 1.0).method:
+        norm = _estimate_linear(inside, effort)
+        square = norm**2 / (2 if operation.kind == "sandwich" else 1)
+        if square < 1 and prove(operation, 1.0, effort).method:
             return 1.0
-        return _first_proved(max(1.0, 2 * square - 1), lambda b: prove(operation, float(b)))
-    if operation.kind == "circular_convolution":
-        guess = estimate_symbols(operation, *circles_of(operation))
-        return _first_proved(guess, lambda b: prove(operation, float(b)))
-    if operation.kind == "dense":
-        weight = operation.wide("weight")
-        return _first_proved(_estimate_linear(operation), lambda b: prove_dense(weight, b))
-    guess = _estimate_linear(operation)
-    return _first_proved(guess, lambda b: prove_convolution(operation, b))
+        return _first_proved(max(1.0, 2 * square - 1), attempt)
+    return _first_proved(_estimate_linear(operation, effort), attempt)
 
 
 def _first_proved(guess: float, attempt: Callable[[Fraction], Proof]) -> float:
@@ -70,7 +90,7 @@ def _first_proved(guess: float, attempt: Callable[[Fraction], Proof]) -> float:
     return math.nan
 
 
-def _prove_sloped(operation: Operation, bound: float) -> Proof:
+def _prove_sloped(operation: Operation, bound: float, effort: Effort) -> Proof:
     # Slopes in [0, 1] make f'f <= f'v for the differences v and f before and after the activation.
     # For x -> x - 2 A'f with v = A x, |x - 2 A'f|^2 <= |x|^2 + 4 h |f|^2 with h >= |A|^2 - 1, and
     # |f| <= |A| |x|: the square of the constant is at most 1 + 4 h (1 + h) = (1 + 2 h)^2, so that
@@ -82,7 +102,7 @@ def _prove_sloped(operation: Operation, bound: float) -> Proof:
     square = (1 + Fraction(bound)) / (1 if operation.kind == "sandwich" else 2)
     inside, loss = _between_activations(operation)
     below = math.nextafter(float(root_down(square) - loss), 0.0)
-    return prove(inside, below) if below > 0 else Proof()
+    return prove(inside, below, effort) if below > 0 else Proof()
 
 
 def _between_activations(operation: Operation) -> tuple[Operation, Fraction]:
@@ -103,10 +123,43 @@ def _between_activations(operation: Operation) -> tuple[Operation, Fraction]:
     return inside, frobenius(product) * Fraction(UNIT) * taps + UNDERFLOW
 
 
-def _estimate_linear(operation: Operation) -> float:
+def _estimate_linear(operation: Operation, effort: Effort) -> float:
     if operation.kind == "dense":
-        return estimate(operation.wide("weight")[None])
-    return estimate_convolution(operation)
+        weight = operation.wide("weight")
+        effort.require(proof_seconds(proof_work(*weight.shape)))
+        return estimate(weight[None])
+    if operation.kind == "circular_convolution":
+        circles = circles_of(operation)
+        require_symbols(operation, *circles)
+        return estimate_symbols(operation, *circles, effort)
+    return estimate_convolution(operation, effort)
+
+
+def work(operation: Operation) -> float:
+    """Products that the proof of an operation's norm takes, roughly; infinite beyond the limits.
+
+    They are those by symbols of a convolution, and by one matrix of a dense map.
+    """
+    if operation.kind in ("sandwich", "residual_block"):
+        return work(_between_activations(operation)[0])
+    if operation.kind == "dense":
+        shape = operation.tensors["weight"].shape
+        return proof_work(*shape) if can_factor(shape) else math.inf
+    if operation.kind == "circular_convolution":
+        return symbol_work(operation, *circles_of(operation))
+    if operation.kind == "convolution":
+        return symbol_work(operation, *axes_of(operation))
+    return 0.0
+
+
+def is_shared(operation: Operation) -> bool:
+    """Whether processes share the proof of an operation's norm."""
+    if operation.kind in ("sandwich", "residual_block"):
+        return is_shared(_between_activations(operation)[0])
+    if operation.kind not in ("convolution", "circular_convolution"):
+        return False
+    axes = (circles_of if operation.kind == "circular_convolution" else axes_of)(operation)
+    return work(operation) >= MIN_SHARED_WORK and axes[0].points * axes[1].points > 1
 
 
 def workspace(operation: Operation) -> int:
@@ -118,12 +171,11 @@ def workspace(operation: Operation) -> int:
         return workspace(inside) + 16 * size
     copies = 8 * 8 * size
     if operation.kind == "dense":
-        large = (
-            min(operation.tensors["weight"].shape) > MAX_FACTOR_SIDE or size > MAX_FACTOR_ENTRIES
-        )
-        return copies if large else copies + MAX_ARRAYS * 8 * size
+        shape = operation.tensors["weight"].shape
+        return 3 * 8 * size + (proof_bytes(*shape) if can_factor(shape) else 0)
     if operation.kind == "circular_convolution":
-        return copies + symbol_bytes(operation.tensors["weight"].shape, *circles_of(operation))
+        shape, groups = operation.tensors["weight"].shape, operation.options.get("groups", 1)
+        return copies + symbol_bytes(shape, groups, *circles_of(operation))
     if operation.kind != "convolution":
         return 0
     return copies + convolution_bytes(operation)

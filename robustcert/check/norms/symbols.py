@@ -26,24 +26,30 @@ over the stride for M.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 
 import numpy as np
+from numpy.typing import NDArray
 
 from robustcert.check.arithmetic import UNIT
+from robustcert.check.cost import proof_seconds, proof_work
+from robustcert.check.effort import UNLIMITED, Effort, NotTriedError
 from robustcert.check.fixed_point import Floats, flint
 from robustcert.check.network.operation import Operation, Window
-from robustcert.check.norms.dense import MAX_ARRAYS, Proof, estimate, frobenius, proved
+from robustcert.check.norms.dense import Proof, estimate, frobenius, proof_bytes, proved
 from robustcert.check.norms.scalars import UNDERFLOW, root_down, root_up
+from robustcert.check.processes import Answer, answers
+from robustcert.check.reader import Array
 
 # Maximum length of a circle on which every frequency is evaluated; longer ones get a coarser grid.
 MAX_FULL_GRID = 256
-# Maximum number of operations of a proof, roughly.
-MAX_WORK = 2.0**42
 # Maximum numbers of frequencies, and of taps that read the input.
 MAX_POINTS, MAX_TAPS = 2**20, 2**14
+# Least number of operations of a proof that is divided over processes, roughly.
+MIN_SHARED_WORK = 2.0**38
 # Maximum number of values of the symbols that are computed at once.
 MAX_SYMBOL_VALUES = 2**19
 
@@ -125,27 +131,72 @@ def circles_of(operation: Operation) -> tuple[Axis, Axis]:
     return axis(height, 0), axis(width, 1)
 
 
-def prove_symbols(operation: Operation, bound: Fraction, rows: Axis, columns: Axis) -> Proof:
-    """Prove a bound on the norm of a convolution by the norms of its symbols."""
-    weight = operation.wide("weight")
-    if symbol_work(operation, rows, columns) <= MAX_WORK:
-        loss = symbol_error(operation, rows, columns)
-        # The bound at the frequencies of the grid that implies `bound` at all frequencies.
-        limit = bound * root_down(rows.inverse_loss * columns.inverse_loss)
-        batches = symbols(weight, operation, rows, columns)
-        if all(proved(batch, limit, loss) for batch in batches):
-            return Proof(f"symbols on a {rows.points}x{columns.points} grid, exact residual")
+def prove_symbols(
+    operation: Operation, bound: Fraction, rows: Axis, columns: Axis, effort: Effort = UNLIMITED
+) -> Proof:
+    """Prove a bound on the norm of a convolution by the norms of its symbols.
+
+    Raises:
+        NotTriedError: there is no time to try all frequencies.
+    """
+    work = symbol_work(operation, rows, columns)
+    if math.isinf(work):
+        return Proof()
+    symbols = Symbols.of(operation, rows, columns)
+    loss = symbol_error(operation, rows, columns)
+    # The bound at the frequencies of the grid that implies `bound` at all frequencies.
+    limit = bound * root_down(rows.inverse_loss * columns.inverse_loss)
+    if all(_answers(partial(_obeys, symbols, limit, loss), symbols.batches, work, effort)):
+        return Proof(f"symbols on a {rows.points}x{columns.points} grid, exact residual")
     return Proof()
 
 
-def estimate_symbols(operation: Operation, rows: Axis, columns: Axis) -> float:
-    """Norm of a convolution by its symbols, without proof; infinite if they take too long."""
-    if symbol_work(operation, rows, columns) > MAX_WORK:
+def estimate_symbols(
+    operation: Operation, rows: Axis, columns: Axis, effort: Effort = UNLIMITED
+) -> float:
+    """Norm of a convolution by its symbols, without proof; infinite beyond the limits.
+
+    Raises:
+        NotTriedError: there is no time for all frequencies.
+    """
+    work = symbol_work(operation, rows, columns)
+    if math.isinf(work):
         return math.inf
-    batches = symbols(operation.wide("weight"), operation, rows, columns)
-    return max(estimate(batch) for batch in batches) / math.sqrt(
-        rows.inverse_loss * columns.inverse_loss
-    )
+    symbols = Symbols.of(operation, rows, columns)
+    largest = max(_answers(partial(_largest, symbols), symbols.batches, work, effort))
+    return largest / math.sqrt(rows.inverse_loss * columns.inverse_loss)
+
+
+def _answers(
+    function: Callable[[int], Answer], batches: int, work: float, effort: Effort
+) -> Iterator[Answer]:
+    # Of a function of a batch of symbols, for all batches, as long as there is time.
+    processes = min(effort.processes, batches) if work >= MIN_SHARED_WORK else 1
+    effort.require(proof_seconds(work) / processes)
+    for answer in answers(function, range(batches), processes):
+        effort.require(0.0)
+        yield answer
+
+
+def _obeys(symbols: "Symbols", limit: Fraction, loss: Fraction, number: int) -> bool:
+    return proved(symbols.batch(number), limit, loss)
+
+
+def _largest(symbols: "Symbols", number: int) -> float:
+    return estimate(symbols.batch(number))
+
+
+def require_symbols(operation: Operation, rows: Axis, columns: Axis) -> None:
+    """Refuse symbols beyond the limits.
+
+    Raises:
+        NotTriedError: there are more frequencies or taps than are evaluated.
+    """
+    if math.isinf(symbol_work(operation, rows, columns)):
+        raise NotTriedError(
+            f"{rows.points}x{columns.points} frequencies of {len(rows.taps)}x{len(columns.taps)} "
+            f"taps, of which up to {MAX_POINTS} and {MAX_TAPS} are evaluated"
+        )
 
 
 def symbol_work(operation: Operation, rows: Axis, columns: Axis) -> float:
@@ -155,8 +206,9 @@ def symbol_work(operation: Operation, rows: Axis, columns: Axis) -> float:
     out, inner = operation.tensors["weight"].shape[:2]
     groups = operation.options.get("groups", 1)
     inner *= _residues(rows) * _residues(columns)
-    small, large = sorted((2 * out // groups, 2 * inner))
-    return 12.0 * rows.points * columns.points * groups * small**2 * (small + large)
+    points = rows.points * columns.points * groups
+    # Half of the frequencies are conjugate to others.
+    return points / 2 * proof_work(2 * out // groups, 2 * inner)
 
 
 def _residues(axis: Axis) -> int:
@@ -177,41 +229,76 @@ def symbol_error(operation: Operation, rows: Axis, columns: Axis) -> Fraction:
     return root_up(2 * energy) * (11 + taps) * Fraction(UNIT) * (1 + Fraction(1, 2**10)) + UNDERFLOW
 
 
-def symbols(weight: Floats, operation: Operation, rows: Axis, columns: Axis) -> Iterator[Floats]:
-    """Batches of symbols as real matrices [[X, -Y], [Y, X]]."""
-    groups = operation.options.get("groups", 1)
-    out, inner = weight.shape[0] // groups, weight.shape[1]
-    residues: dict[tuple[int, int], list[tuple[int, int, int, int]]] = {}
-    for i, a, r in rows.taps:
-        for j, b, s in columns.taps:
-            residues.setdefault((r, s), []).append((i, j, a, b))
-    if not residues:
-        yield np.zeros((1, 1, 1))
-        return
-    height, width = rows.points, columns.points
-    row_circle, column_circle = circle(height), circle(width)
-    # Blocks at opposite frequencies are conjugate and have one norm: one of them is enough.
-    points = [
-        (f, g)
-        for f in range(height // 2 + 1)
-        for g in range(width)
-        if (f, g) <= (-f % height, -g % width)
-    ]
-    taps_at_most = max(map(len, residues.values()))
-    step = max(1, MAX_SYMBOL_VALUES // (taps_at_most + groups * 4 * out * inner * len(residues)))
-    for start in range(0, len(points), step):
-        f, g = np.array(points[start : start + step]).T
+@dataclass(frozen=True)
+class Symbols:
+    """The symbols of a convolution at all frequencies of a grid, batch by batch.
+
+    Attributes:
+        weight: The weight, as stored.
+        groups: Number of groups.
+        taps: Taps (kernel indices, shifts) by the residues that they read.
+        points: The frequencies, ``(P, 2)``: of two opposite ones, whose blocks are conjugate and
+            have one norm, the first.
+        circles: Cosines and sines, see :func:`circle`, of both dimensions.
+        step: Number of frequencies of a batch.
+    """
+
+    weight: Array
+    groups: int
+    taps: tuple[NDArray[np.int64], ...]
+    points: NDArray[np.int64]
+    circles: tuple[Floats, Floats]
+    step: int
+
+    @staticmethod
+    def of(operation: Operation, rows: Axis, columns: Axis) -> "Symbols":
+        """The symbols of a convolution."""
+        weight, groups = operation.tensors["weight"], operation.options.get("groups", 1)
+        residues: dict[tuple[int, int], list[tuple[int, int, int, int]]] = {}
+        for i, a, r in rows.taps:
+            for j, b, s in columns.taps:
+                residues.setdefault((r, s), []).append((i, j, a, b))
+        height, width = rows.points, columns.points
+        points = [
+            (f, g)
+            for f in range(height // 2 + 1)
+            for g in range(width)
+            if (f, g) <= (-f % height, -g % width)
+        ]
+        entries = 4 * weight.shape[0] * weight.shape[1] * len(residues)
+        most = max(map(len, residues.values()), default=1)
+        return Symbols(
+            weight,
+            groups,
+            tuple(np.array(taps, np.int64) for taps in residues.values()),
+            np.array(points, np.int64),
+            (circle(height), circle(width)),
+            max(1, MAX_SYMBOL_VALUES // (most + entries)),
+        )
+
+    @property
+    def batches(self) -> int:
+        """Number of batches."""
+        return -(-len(self.points) // self.step)
+
+    def batch(self, number: int) -> Floats:
+        """One batch, as real matrices [[X, -Y], [Y, X]]."""
+        if not self.taps:
+            return np.zeros((1, 1, 1))
+        weight, (row_circle, column_circle) = self.weight, self.circles
+        out, inner = weight.shape[0] // self.groups, weight.shape[1]
+        f, g = self.points[number * self.step : (number + 1) * self.step].T
         real, imag = [], []
-        for taps in residues.values():
-            kernels = np.stack([weight[:, :, i, j].ravel() for i, j, _, _ in taps])
-            shifts = np.array([(a, b) for _, _, a, b in taps])
-            c1, s1 = row_circle[:, np.outer(f, shifts[:, 0]) % height]
-            c2, s2 = column_circle[:, np.outer(g, shifts[:, 1]) % width]
-            shape = (len(f) * groups, out, inner)
+        for taps in self.taps:
+            kernels = np.stack([weight[:, :, i, j].ravel() for i, j in taps[:, :2].tolist()])
+            kernels = kernels.astype(np.float64, copy=False)
+            c1, s1 = row_circle[:, np.outer(f, taps[:, 2]) % row_circle.shape[1]]
+            c2, s2 = column_circle[:, np.outer(g, taps[:, 3]) % column_circle.shape[1]]
+            shape = (len(f) * self.groups, out, inner)
             real.append(((c1 * c2 - s1 * s2) @ kernels).reshape(shape))
             imag.append(((s1 * c2 + c1 * s2) @ kernels).reshape(shape))
         x, y = np.concatenate(real, axis=2), np.concatenate(imag, axis=2)
-        yield np.concatenate((np.concatenate((x, -y), 2), np.concatenate((y, x), 2)), 1)
+        return np.concatenate((np.concatenate((x, -y), 2), np.concatenate((y, x), 2)), 1)
 
 
 def circle(points: int) -> Floats:
@@ -225,9 +312,13 @@ def circle(points: int) -> Floats:
         return np.array([[float(c) for _, c in pairs], [float(s) for s, _ in pairs]])
 
 
-def symbol_bytes(shape: tuple[int, ...], rows: Axis, columns: Axis) -> int:
-    """Bytes that a batch of symbols takes, or the symbols at one point if they are more."""
-    at_one = len(rows.taps) * len(columns.taps) + 4 * shape[0] * shape[1] * _residues(
-        rows
-    ) * _residues(columns)
-    return MAX_ARRAYS * 8 * max(MAX_SYMBOL_VALUES, at_one)
+def symbol_bytes(shape: tuple[int, ...], groups: int, rows: Axis, columns: Axis) -> int:
+    """Bytes that the proof for a batch of symbols takes, or at one point if that is more."""
+    out, inner = 2 * shape[0] // groups, 2 * shape[1] * _residues(rows) * _residues(columns)
+    taps = len(rows.taps) * len(columns.taps)
+    count = max(groups, MAX_SYMBOL_VALUES // (out * inner))
+    return (
+        8 * max(MAX_SYMBOL_VALUES, taps)
+        + 2 * 8 * count * out * inner
+        + proof_bytes(out, inner, count)
+    )
