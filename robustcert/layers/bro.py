@@ -1,5 +1,6 @@
 """Block reflector orthogonal layers (Lai et al., arXiv 2505.15174)."""
 
+import math
 from typing import Any
 
 import torch
@@ -8,10 +9,14 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from robustcert.layers.cholesky import regularised_factor
-from robustcert.layers.fft import FrequencyConstraint, FrequencyConv2d
+from robustcert.layers.fft import FrequencyConstraint, FrequencyConv2d, Sizes
 from robustcert.network.linear import Dense
-from robustcert.network.operation import constant
+from robustcert.network.operation import Operation, constant
+from robustcert.network.reflection import Reflection
 from robustcert.norms.convolution import Pair
+
+# Maximum number of entries of a kernel as large as the map that a layer is folded to.
+MAX_KERNEL = 2**22
 
 
 def block_reflector(v: Tensor, ridge: float = 0.0) -> Tensor:
@@ -177,6 +182,25 @@ class ReflectorFrequencies(FrequencyConstraint):
         """As many rows as the larger number of channels."""
         size = max(self.out_channels, self.in_channels * self.residues)
         return size, self.columns or rank(size), *kernel_size
+
+    def small_operation(
+        self, weight: Tensor, bias: Tensor | None, sizes: Sizes
+    ) -> Operation | None:
+        """The map with V for its constant, where a kernel as large as the map would be large."""
+        entries = self.in_channels * self.out_channels * math.prod(self.period)
+        # A subclass may constrain blocks in another way.
+        if entries <= MAX_KERNEL or type(self) is not ReflectorFrequencies:
+            return None
+        return Reflection(
+            weight,
+            bias,
+            outputs=self.out_channels,
+            input_size=sizes[0],
+            output_size=sizes[1],
+            period=self.period,
+            stride=self.stride,
+            ridge=self.ridge,
+        )
 
     def constrain(self, blocks: Tensor) -> Tensor:
         """Reflect complex blocks ``(F, m, n)``."""

@@ -13,9 +13,11 @@ from torch.nn.utils import parametrize
 
 from robustcert.layers.residues import from_residues, to_residues
 from robustcert.network.linear import CircularConvolution
-from robustcert.network.operation import constant
+from robustcert.network.operation import Operation, constant
 from robustcert.norms.convolution import Pair, pair
 
+# Height and width of an input and of its output.
+Sizes = tuple[tuple[int, int], tuple[int, int]]
 # Positions of the largest map that is transformed by a product.
 LARGE = 1024
 
@@ -65,6 +67,19 @@ class FrequencyConstraint(nn.Module):
     def free_shape(self, kernel_size: tuple[int, int]) -> tuple[int, ...]:
         """Shape of the free kernel."""
         return self.out_channels, self.in_channels * self.residues, *kernel_size
+
+    def small_operation(
+        self, weight: Tensor, bias: Tensor | None, sizes: Sizes
+    ) -> Operation | None:
+        """The folded layer with its free kernel as a constant; None where it is to be the kernel.
+
+        Args:
+            weight: The free kernel, a constant.
+            bias: Likewise.
+            sizes: Of input and output.
+        """
+        del weight, bias, sizes
+        return None
 
     @abstractmethod
     def constrain(self, blocks: Tensor) -> Tensor:
@@ -283,11 +298,15 @@ class FrequencyConv2d(nn.Module):
         """1, the norm that the constraint aims at."""
         return 1.0
 
-    def fold(self) -> CircularConvolution:
-        """The layer with its kernel, as large as the map, as a constant."""
-        return CircularConvolution(
+    def fold(self) -> Operation:
+        """The layer with its kernel, as large as the map, as a constant, or with its free one."""
+        rules: Any = self.get_submodule("parametrizations.weight")
+        rule, bias = rules[0], None if self.bias is None else constant(self.bias)
+        sizes = self.input_size, self.output_size
+        small = rule.small_operation(constant(rules.original), bias, sizes)
+        return small or CircularConvolution(
             constant(self.weight),
-            None if self.bias is None else constant(self.bias),
+            bias,
             input_size=self.input_size,
             output_size=self.output_size,
             stride=self.stride,
