@@ -21,8 +21,9 @@ shows that the inverse exists. e is computed: the residual of the computed G~, p
 the error of G~, plus the rounding of the product, gamma_2n ||H||_inf ||G~||_inf. Complex numbers
 are pairs of real ones, and ||.||_inf counts the absolute values of both parts.
 
-Entries of G~ are sums over taps k of g_k e^{i w k} with g_k = sum_a V_a' V_{a+k}, both in sums
-whose rounding is relative to T = S'S with S = sum_a |V_a|, the absolute values of what is added.
+Entries of G~ are sums over taps k of g_k e^{i w k}, whose rounding is relative to sum |g_k|, with
+g_k = sum_a V_a' V_{a+k}, whose rounding is relative to T = S'S with S = sum_a |V_a|: absolute
+values of what is added.
 
 Evaluation. c = V' x, its transform by a product with the real orthonormal basis B of cosines and
 sines, H at every frequency, the transform back, and V. Let v >= ||V||, from v^2 = max ||G||_inf, s
@@ -59,8 +60,8 @@ MAX_ERROR = 2.0**-20
 MAX_TOTAL = 2.0**-6
 # Largest error of a computed cosine or sine, as in norms/convolution.py.
 TWIDDLE_ERROR = 2.0**-48
-# Rows of V whose products are summed by one product of matrices: a short sum is rounded less.
-SUMMED_ROWS = 64
+# Products that are summed by one product of matrices: a short sum is rounded less.
+SUMMED_ROWS = 32
 # Largest norm of a kernel or an inverse: what is computed on the way stays in range.
 MAX_SIZE = 2.0**30
 # Factor on the error, for evaluations with other inverses than these, which are as close.
@@ -314,16 +315,18 @@ def _inverted(weight: Tensor, size: Pair, ridge: float) -> Inverses:
     columns = weight.shape[1]
     sums = weight.abs().sum((2, 3))
     total = float((sums.mT @ sums.sum(1)).max()) * (1 + 1e-9)
-    steps = SUMMED_ROWS + -(-len(weight) // SUMMED_ROWS) + math.prod(weight.shape[2:])
-    taps = 2 * weight.shape[2] * 2 * weight.shape[3]
+    shifts, taps = _taps(weight)
+    added = float(taps.abs().sum(0).sum(1).max()) * (1 + 1e-9)
     unit = 2.0**-53
-    lost = 2 * (gamma(steps, unit) + gamma(taps + 4, unit) + TWIDDLE_ERROR) * total * (1 + ridge)
-    # The mean of the diagonal is rounded as well.
+    terms = SUMMED_ROWS + 1 + math.ceil(math.log2(weight[:, 0].numel()))
+    lost = gamma(terms, unit) * total
+    # Of both parts, with the mean of the diagonal that a ridge is a multiple of.
+    lost = 2 * (lost + (gamma(len(taps) + 4, unit) + TWIDDLE_ERROR) * (added + lost)) * (1 + ridge)
     lost += gamma(columns + 4, unit) * ridge * total
     identity = torch.eye(columns, dtype=torch.float64, device="cpu")
     real, imaginary = [], []
     error = largest = gram = 0.0
-    for re, im in _grams(weight, size):
+    for re, im in _grams(shifts, taps, size):
         # Exactly Hermitian; what that changes is within the error of both halves.
         re, im = (re + re.mT) / 2, (im - im.mT) / 2
         mean = re.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
@@ -357,24 +360,45 @@ def _rows(real: Tensor, imaginary: Tensor) -> float:
     return found if math.isfinite(found) else math.inf
 
 
-def _grams(weight: Tensor, size: Pair) -> Iterator[tuple[Tensor, Tensor]]:
+def _taps(weight: Tensor) -> tuple[np.ndarray[Any, Any], Tensor]:
+    """Shifts k, shape ``(K, 2)``, and g_k of Note [reflection], shape ``(K, n, n)``."""
+    height, width = weight.shape[2:]
+    shifts: list[Pair] = []
+    taps: list[Tensor] = []
+    for k, m in np.ndindex(height, 2 * width - 1):
+        m -= width - 1
+        if (k, m) < (0, 0):
+            continue
+        first = weight[:, :, : height - k, max(0, -m) : width - max(0, m)]
+        second = weight[:, :, k:, max(0, m) : width + min(0, m)]
+        found = _product(*(part.transpose(0, 1).flatten(1) for part in (first, second)))
+        shifts, taps = [*shifts, (k, m)], [*taps, found]
+        if (k, m) != (0, 0):
+            shifts, taps = [*shifts, (-k, -m)], [*taps, found.mT]
+    return np.array(shifts), torch.stack(taps)
+
+
+def _product(first: Tensor, second: Tensor) -> Tensor:
+    """``first second'``, with sums of a few products that are added in pairs, and these again."""
+    count = first.shape[1]
+    parts = 1 << max(0, math.ceil(math.log2(count / SUMMED_ROWS)))
+    each = -(-count // parts)
+    left, right = (
+        F.pad(x, (0, parts * each - count)).unflatten(1, (parts, each)) for x in (first, second)
+    )
+    products_of_parts = left.transpose(0, 1) @ right.permute(1, 2, 0)
+    while len(products_of_parts) > 1:
+        low, high = products_of_parts.chunk(2)
+        products_of_parts = low + high
+    return products_of_parts[0]
+
+
+def _grams(
+    shifts: np.ndarray[Any, Any], taps: Tensor, size: Pair
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Real and imaginary parts of G, shape ``(f, n, n)``, for some frequencies after the others."""
-    rows, columns, height, width = weight.shape
-    flat = weight.permute(0, 2, 3, 1).reshape(rows, -1)
-    pairs = torch.zeros(flat.shape[1], flat.shape[1], dtype=torch.float64, device="cpu")
-    for part in flat.split(SUMMED_ROWS):
-        pairs += part.mT @ part
-    pairs = pairs.view(height, width, columns, height, width, columns)
-    found: dict[Pair, Tensor] = {}
-    for i, j, k, m in np.ndindex(height, width, height, width):
-        shift, block = (k - i, m - j), pairs[i, j, :, k, m]
-        found[shift] = found[shift] + block if shift in found else block
-    stacked = torch.stack(list(found.values())).flatten(1)
-    turns = _numerators(size, np.array(list(found)))
-    cosine, sine = map(torch.from_numpy, roots_of_unity(turns, math.prod(size)))
+    columns, flat = taps.shape[1], taps.flatten(1)
+    cosine, sine = map(torch.from_numpy, roots_of_unity(_numerators(size, shifts), math.prod(size)))
     chunk = max(1, CHUNK_BYTES // (16 * columns * columns))
     for re, im in zip(cosine.split(chunk), sine.split(chunk), strict=True):
-        yield (
-            (re @ stacked).view(-1, columns, columns),
-            (im @ stacked).view(-1, columns, columns),
-        )
+        yield (re @ flat).view(-1, columns, columns), (im @ flat).view(-1, columns, columns)

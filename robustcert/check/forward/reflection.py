@@ -16,9 +16,10 @@ B makes of HB a Hermitian matrix of the same eigenvalues, which are within e of 
 row of absolute values of HB - I passes e; both parts of an entry are counted. As A is at most B,
 the map with H is within 2 e of W. Also, ||V|| <= v, v^2 the largest sum of a row of A, and with h
 that of H, ||VH|| and ||HV'|| are at most q with q^2 = h (1 + e). Of e, the share that is not seen
-in the computed HB - I is 2 (gamma + 10 u) h T for the error of both parts of B, with T the largest
-row sum of S'S, S = sum |V_a|: sums of products of at most 32 + rows / 32 + taps terms, then of all
-k, and phases that are within 10 units; and gamma h v^2 for the product HB, in sums of 2 n terms.
+in the computed HB - I is 2 h times the error of both parts of B: gamma T for the A_k, with T the
+largest row sum of S'S, S = sum |V_a|, in sums of 32 products that are added in pairs; and (gamma +
+10 u) of sum |A_k| for that over all k, whose phases are within 10 units. Another is gamma h v^2 for
+the product HB, in sums of 2 n terms.
 
 *Errors.* A deployed network may take any order of summation and another H, for which the same e
 holds. Convolutions with V and V' are wrong by e_V = gamma ||S||, each product with the orthonormal
@@ -212,13 +213,15 @@ def _invert(operation: Operation) -> Inverses:
     rows, columns, *sides = weight.shape
     every = abs(weight).sum(axis=(2, 3))
     total = float((every.T @ every.sum(axis=1)).max()) * SLACK
-    terms = ROWS + -(-rows // ROWS) + math.prod(sides)
+    shifts, taps = _taps(weight)
+    added = float(abs(taps).sum(axis=(0, 2)).max()) * SLACK
     gamma = FLOAT64.gamma
-    phased = gamma(4 * math.prod(sides) + 4) + 10 * UNIT
-    lost = 2 * total * (1 + ridge) * (gamma(terms) + phased) + gamma(columns + 4) * ridge * total
+    wrong = gamma(ROWS + 1 + math.ceil(math.log2(rows * math.prod(sides)))) * total
+    phased = (gamma(len(taps) + 4) + 10 * UNIT) * (added + wrong)
+    lost = 2 * (wrong + phased) * (1 + ridge) + gamma(columns + 4) * ridge * total
     found, error, size, gram = [], 0.0, 0.0, 0.0
     identity = np.eye(columns)
-    for block in _blocks(weight, _circle(operation)):
+    for block in _blocks(shifts, taps, _circle(operation)):
         block = (block + block.conj().swapaxes(1, 2)) / 2
         mean = np.trace(block, axis1=1, axis2=2).real / columns
         block = block + ridge * mean[:, None, None] * identity
@@ -247,21 +250,33 @@ def _row_sums(blocks: NDArray[Any]) -> float:
     return found if math.isfinite(found) else math.inf
 
 
-def _blocks(weight: Floats, size: tuple[int, int]) -> Iterator[Complexes]:
-    """Blocks of V'V, some frequencies after the others."""
+def _taps(weight: Floats) -> tuple[NDArray[np.int64], Floats]:
+    """Shifts k, shape ``(K, 2)``, and A_k, shape ``(K, n, n)``."""
     height, width = weight.shape[2:]
-    columns = weight.shape[1]
     shifts = [(k, m) for k in range(1 - height, height) for m in range(1 - width, width)]
-    taps = np.zeros((len(shifts), columns, columns))
-    for index, (k, m) in enumerate(shifts):
-        for i in range(max(0, -k), min(height, height - k)):
-            for j in range(max(0, -m), min(width, width - m)):
-                left, right = weight[:, :, i, j], weight[:, :, i + k, j + m]
-                for start in range(0, len(weight), ROWS):
-                    part = slice(start, start + ROWS)
-                    taps[index] += left[part].T @ right[part]
-    phases = _phases(size, np.array(shifts, dtype=np.int64))
-    flat = taps.reshape(len(shifts), -1)
+    found = []
+    for k, m in shifts:
+        rows = slice(max(0, -k), height - max(0, k)), slice(max(0, k), height + min(0, k))
+        places = slice(max(0, -m), width - max(0, m)), slice(max(0, m), width + min(0, m))
+        left, right = (weight[:, :, r, p] for r, p in zip(rows, places, strict=True))
+        found.append(_summed(left, right))
+    return np.array(shifts, dtype=np.int64), np.array(found)
+
+
+def _summed(left: Floats, right: Floats) -> Floats:
+    """Sums over rows and taps of products of channels, of at most ROWS first, then of pairs."""
+    columns = left.shape[1]
+    x, y = (part.transpose(0, 2, 3, 1).reshape(-1, columns) for part in (left, right))
+    sums = [x[i : i + ROWS].T @ y[i : i + ROWS] for i in range(0, len(x), ROWS)]
+    while len(sums) > 1:
+        sums = [sum(sums[i : i + 2][1:], sums[i]) for i in range(0, len(sums), 2)]
+    return sums[0]
+
+
+def _blocks(shifts: NDArray[np.int64], taps: Floats, size: tuple[int, int]) -> Iterator[Complexes]:
+    """Blocks of V'V, some frequencies after the others."""
+    columns, phases = taps.shape[1], _phases(size, shifts)
+    flat = taps.reshape(len(taps), -1)
     step = max(1, MAX_BLOCK_VALUES // columns**2)
     for start in range(0, len(phases), step):
         some = phases[start : start + step]
