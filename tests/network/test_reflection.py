@@ -53,6 +53,22 @@ def folded(case: Any) -> tuple[BROConv2d, Reflection, tuple[int, ...]]:
     return layer.double(), operation, (case[0], *case[5])
 
 
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("samples", [1, 40])
+def test_factors_train_as_the_square_does(
+    monkeypatch: pytest.MonkeyPatch, case: Any, samples: int
+) -> None:
+    layer = layer_of(case).double()
+    x = torch.randn(samples, case[0], *case[5], dtype=torch.float64, requires_grad=True)
+    seen, found = torch.randn_like(layer(x)), []
+    for largest in (0, 2**22):
+        monkeypatch.setattr(bro, "MAX_KERNEL", largest)
+        y = layer(x)
+        found.append([y, *torch.autograd.grad(y, [x, *layer.parameters()], seen)])
+    for by_factors, by_square in zip(*found, strict=True):
+        torch.testing.assert_close(by_factors, by_square, rtol=1e-10, atol=1e-10)
+
+
 def dense(operation: Reflection, shape: tuple[int, ...]) -> Tensor:
     """The map as a matrix in float64, by Fourier transforms and pseudo-inverses."""
     kernel = torch.fft.fft2(operation.weight.double(), s=operation.map).conj().permute(2, 3, 0, 1)
