@@ -32,6 +32,10 @@ CASES: list[Any] = [
 ]
 
 
+def slow(value: Any) -> Any:
+    return pytest.param(value, marks=pytest.mark.slow)
+
+
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bro, "MAX_KERNEL", 0)
@@ -53,8 +57,8 @@ def folded(case: Any) -> tuple[BROConv2d, Reflection, tuple[int, ...]]:
     return layer.double(), operation, (case[0], *case[5])
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("samples", [1, 40])
+@pytest.mark.parametrize("case", [*CASES[2:], *map(slow, CASES[:2])])
+@pytest.mark.parametrize("samples", [1, slow(40)])
 def test_factors_train_as_the_square_does(
     monkeypatch: pytest.MonkeyPatch, case: Any, samples: int
 ) -> None:
@@ -187,7 +191,7 @@ def network(*, ridge: float = 0.0) -> PlainNetwork:
     return PlainNetwork((first.fold(), relu, second.fold(), Flatten(), head), (2, 5, 5))
 
 
-@pytest.mark.parametrize("ridge", [0.0, 0.01])
+@pytest.mark.parametrize("ridge", [0.0, pytest.param(0.01, marks=pytest.mark.slow)])
 def test_a_certificate_of_reflections_is_verified(tmp_path: Any, ridge: float) -> None:
     folder = certify(tmp_path / "folder", network(ridge=ridge), LipschitzCertifier())
     report = check(folder)
@@ -221,7 +225,10 @@ def _smaller(folder: Folder) -> None:
     folder.claim["network"]["operations"][0]["options"]["period"] = [5, 5]
 
 
-@pytest.mark.parametrize("forge", [_changed, _bound, _ridge, _other_ridge, _singular, _smaller])
+@pytest.mark.parametrize(
+    "forge",
+    [_changed, _bound, *map(slow, (_ridge, _other_ridge, _singular, _smaller))],
+)
 def test_forged_reflections_are_not_verified(tmp_path: Any, forge: Any) -> None:
     forged = Folder(certify(tmp_path / "folder", network(), LipschitzCertifier()))
     forge(forged)
