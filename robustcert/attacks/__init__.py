@@ -1,6 +1,7 @@
 """Attacks: what a certificate is compared with, never a proof."""
 
 from robustcert.attacks.ascent import ascend
+from robustcert.attacks.budget import Budget
 from robustcert.attacks.crosscheck import cross_check
 from robustcert.attacks.ddn import ddn
 from robustcert.attacks.margin import margin_attack
@@ -10,6 +11,7 @@ from robustcert.errors import BrokenCertificate
 
 __all__ = [
     "BrokenCertificate",
+    "Budget",
     "PlainModule",
     "ascend",
     "cross_check",

@@ -1,22 +1,35 @@
 """Try to break certificates: attacks strictly inside the certified radius."""
 
+import math
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from robustcert.attacks.budget import Budget, OutOfTime
 from robustcert.attacks.ddn import ddn
-from robustcert.attacks.gradient import breaks, lengths, margin_gradient
+from robustcert.attacks.gradient import (
+    Function,
+    breaks,
+    changed,
+    gradient_dtype,
+    lengths,
+    margin_gradient,
+    shortened,
+)
 from robustcert.attacks.margin import margin_attack
 from robustcert.errors import BrokenCertificate
+from robustcert.margins import smallest_margin
 from robustcert.network.network import PlainNetwork
 from robustcert.network.units import in_units
 
 # Attacks go this close to the radius; the rounding of an attack's own norm is far below it.
 INSIDE = 1 - 1e-6
-_CHUNK = 64
+# Factors on an adversarial perturbation that float32 found, until it is one in float64.
+STRETCHES = (1.0, 1 + 1e-6, 1 + 1e-4, 1 + 1e-2)
 
 
 class Inputs(Protocol):
@@ -38,15 +51,17 @@ def cross_check(
     ddn_restarts: int = 10,
     seconds: float = 60.0,
     seed: int = 0,
+    device: torch.device | None = None,
     advance: Callable[[int], None] = lambda count: None,
 ) -> dict[str, Any]:
-    """Attack certificates by the margin attack just inside the radius and by restarted DDN.
+    """Attack certificates by the margin attack just inside the radius, then by restarted DDN.
 
     A third have the least slack, a third the largest radii, the rest are random. Nothing is
-    clipped; in a metric it is u that is searched. What is found is evaluated again.
+    clipped; in a metric it is u that is searched. Gradients are float32, see
+    :func:`robustcert.attacks.gradient.gradient_dtype`; what is found is evaluated in float64.
 
     Args:
-        network: The certified network.
+        network: The certified network, on ``device``.
         x: Inputs, shape ``(N, *input_shape)``.
         prediction: Certified classes, shape ``(N,)``.
         radius: Their radii, shape ``(N,)``.
@@ -54,101 +69,188 @@ def cross_check(
         margin_steps: Steps of the margin attack.
         ddn_steps: Steps of each start of DDN.
         ddn_restarts: Starts of DDN.
-        seconds: No new attack begins after so long.
+        seconds: No evaluation of the network begins after so long.
         seed: Of the selection and the random starts.
-        advance: Called with the number of certificates that were attacked more.
+        device: Where to compute; the CPU by default.
+        advance: Called with the number of certificates that an attack has tried more; twice for
+            each.
 
     Returns:
-        Counts, budget, least and median quotient of DDN's distance over the radius; None without.
+        Counts, steps, least and median quotient of DDN's distance over the radius; None without.
+        ``samples`` counts the margin attack's, ``ddn.samples`` those that DDN tried as well.
 
     Raises:
         BrokenCertificate: an attack succeeded.
     """
-    rows = _stratified(network, x, prediction, radius, samples, seed)
-    started, quotients = time.monotonic(), []
-    steps = margin_steps, ddn_steps, ddn_restarts
-    for chunk in rows.split(_CHUNK):
-        if time.monotonic() - started >= seconds:
-            break
-        inputs, size = in_units(x[chunk]).double(), radius[chunk]
-        distance, broken = _attack(network, inputs, prediction[chunk], size, *steps, seed)
-        if broken.any():
-            raise BrokenCertificate(
-                f"the certificate of sample {int(chunk[broken][0])} is broken: an attack changes "
-                "its prediction inside the certified radius"
-            )
-        quotients.append(distance / size)
-        advance(len(chunk))
+    started, place = time.monotonic(), device or torch.device("cpu")
+    attack = _Attack(network, x, prediction, radius, place, Budget(seconds), seed)
+    rows = attack.stratified(samples)
+    near = attack.by_margin(rows, margin_steps, advance)
+    quotients = attack.by_ddn(rows[:near], ddn_steps, ddn_restarts, advance)
     return {
         "requested": len(rows),
-        **_summary(quotients),
+        "samples": near,
+        "broken": 0,
+        "clipped": False,
+        "found": int(torch.isfinite(quotients).sum()),
+        "least_distance_over_radius": _finite(quotients.min()) if len(quotients) else None,
+        "median_distance_over_radius": _finite(quotients.median()) if len(quotients) else None,
         "margin_steps": margin_steps,
-        "ddn": {"steps": ddn_steps, "restarts": ddn_restarts},
+        "ddn": {"samples": len(quotients), "steps": ddn_steps, "restarts": ddn_restarts},
         "seconds": round(time.monotonic() - started, 2),
     }
 
 
-def _attack(
-    network: PlainNetwork,
-    x: Tensor,
-    label: Tensor,
-    radius: Tensor,
-    margin_steps: int,
-    ddn_steps: int,
-    ddn_restarts: int,
-    seed: int,
-) -> tuple[Tensor, Tensor]:
-    """Distances that DDN found, and whether it or the margin attack breaks a certificate."""
-    f, x = network.around(x)
-    _, near = margin_attack(f, x, label, radius * INSIDE, steps=margin_steps, seed=seed)
-    distance, far = ddn(
-        f, x, label, steps=ddn_steps, restarts=ddn_restarts, initial_norm=radius, seed=seed
-    )
-    broken = breaks(f, x, label, near, radius) | breaks(f, x, label, far, radius)
-    return distance, broken
+@dataclass(frozen=True, eq=False)
+class _Attack:
+    """Certificates, and the time in which they may be attacked."""
 
+    network: PlainNetwork
+    x: Inputs
+    prediction: Tensor
+    radius: Tensor
+    device: torch.device
+    budget: Budget
+    seed: int
 
-def _summary(quotients: list[Tensor]) -> dict[str, Any]:
-    """Counts, and minimum and median of the distances over the radii."""
-    empty = torch.empty(0, dtype=torch.float64, device="cpu")
-    quotient = torch.cat(quotients) if quotients else empty
-    return {
-        "samples": len(quotient),
-        "broken": 0,
-        "clipped": False,
-        "found": int(torch.isfinite(quotient).sum()),
-        "least_distance_over_radius": _finite(quotient.min()) if len(quotient) else None,
-        "median_distance_over_radius": _finite(quotient.median()) if len(quotient) else None,
-    }
+    def by_margin(self, rows: Tensor, steps: int, advance: Callable[[int], None]) -> int:
+        """How many of the rows the margin attack tried in vain."""
+        tried = 0
+        for part in self.budget.share(0.5).parts(rows, self._gradient, steps + 1):
+            f, searched, start = self._functions(part)
+            label, size = self._certified(part)
+            try:
+                _, delta = margin_attack(
+                    searched, start, label, size * INSIDE, steps=steps, seed=self.seed
+                )
+                self._require(part, f, delta)
+            except OutOfTime:
+                break
+            tried += len(part)
+            advance(len(part))
+        return tried
+
+    def by_ddn(
+        self, rows: Tensor, steps: int, restarts: int, advance: Callable[[int], None]
+    ) -> Tensor:
+        """Distances over radii of the rows that DDN tried, infinite where it found nothing."""
+        empty = torch.empty(0, dtype=torch.float64, device="cpu")
+        quotients = [empty]
+        # Pulling back takes half as long as so many gradients.
+        for part in self.budget.parts(rows, self._gradient, restarts * (steps + 12)):
+            f, searched, start = self._functions(part)
+            label, size = self._certified(part)
+            try:
+                distance, delta = ddn(
+                    searched,
+                    start,
+                    label,
+                    steps=steps,
+                    restarts=restarts,
+                    initial_norm=size,
+                    seed=self.seed,
+                )
+                self._require(part, f, delta)
+                found = self._confirmed(part, f, delta, torch.isfinite(distance))
+            except OutOfTime:
+                break
+            quotients.append((found / size).cpu())
+            advance(len(part))
+        return torch.cat(quotients)
+
+    def _gradient(self, rows: Tensor) -> object:
+        """Margins at rows, for the time that their gradient takes."""
+        _, searched, start = self._functions(rows)
+        return margin_gradient(searched, start, self._certified(rows)[0])[0].sum().item()
+
+    def _inputs(self, rows: Tensor) -> Tensor:
+        return in_units(self.x[rows]).double().to(self.device)
+
+    def _certified(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        return self.prediction[rows].to(self.device), self.radius[rows].to(self.device)
+
+    def _functions(self, rows: Tensor) -> tuple[tuple[Function, Tensor], Function, Tensor]:
+        """The function in float64 with its inputs, and both in the arithmetic of gradients."""
+        x = self._inputs(rows)
+        dtype = gradient_dtype(self.network, float(self.radius[rows].max()))
+        f, centre = self.network.around(x)
+        searched, start = self.network.around(x.to(dtype))
+        return (self.budget.guarded(f), centre), self.budget.guarded(searched), start
+
+    def _require(self, rows: Tensor, exact: tuple[Function, Tensor], delta: Tensor) -> None:
+        """Raise if a perturbation breaks a certificate, after it is moved into the radius."""
+        label, size = self._certified(rows)
+        f, centre = exact
+        # Only what float32 has rounded out of the radius is moved.
+        delta = delta.double()
+        rounded = lengths(delta).flatten() <= size * (1 + 1e-6)
+        kept = torch.where(rounded, size * INSIDE, torch.inf)
+        broken = breaks(f, centre, label, shortened(delta, kept), size)
+        if broken.any():
+            raise BrokenCertificate(
+                f"the certificate of sample {int(rows[broken.cpu()][0])} is broken: an attack "
+                "changes its prediction inside the certified radius"
+            )
+
+    def _confirmed(
+        self, rows: Tensor, exact: tuple[Function, Tensor], delta: Tensor, tried: Tensor
+    ) -> Tensor:
+        """Lengths at which perturbations change the prediction in float64, else infinite."""
+        f, centre = exact
+        label, _ = self._certified(rows)
+        found = torch.full(label.shape, torch.inf, dtype=torch.float64, device=self.device)
+        for stretch in STRETCHES:
+            left = (tried & found.isinf()).nonzero()[:, 0]
+            if not len(left):
+                break
+            longer = delta[left].double() * stretch
+            with torch.no_grad():
+                margin = smallest_margin(f(centre[left] + longer), label[left])
+            length = torch.where(changed(margin), lengths(longer).flatten(), torch.inf)
+            found = found.index_copy(0, left, length)
+        return found
+
+    def stratified(self, samples: int) -> Tensor:
+        """Rows of the certificates that are attacked: steep ones, large ones and random ones."""
+        # Infinite radii (constant networks) have no sphere to attack.
+        radius = self.radius
+        certified = ((radius > 0) & torch.isfinite(radius)).nonzero()[:, 0]
+        generator = torch.Generator().manual_seed(self.seed)
+        certified = certified[
+            torch.randperm(len(certified), generator=generator, dtype=torch.int64, device="cpu")
+        ]
+        if len(certified) <= samples:
+            return certified
+        third = samples // 3
+        # The slope is taken on a random part only: a gradient for each of 10,000 samples would
+        # cost more than the certificates.
+        pool = certified[: 8 * samples]
+        steepness = self._steepness(pool)
+        chosen = [pool[steepness.argsort(descending=True)[:third]]]
+        chosen.append(certified[radius[certified].argsort(descending=True)[:third]])
+        taken = torch.cat(chosen).unique()
+        rest = certified[~torch.isin(certified, taken)]
+        # Mixed, so that what there is time for is of all three.
+        rows = torch.cat([taken, rest[: samples - len(taken)]])
+        order = torch.randperm(len(rows), generator=generator, dtype=torch.int64, device="cpu")
+        return rows[order]
+
+    def _steepness(self, pool: Tensor) -> Tensor:
+        """Slope of the margin times radius over margin, of as many rows as there is time for."""
+        empty = torch.empty(0, dtype=torch.float64, device="cpu")
+        found = [empty]
+        budget = self.budget.share(0.1)
+        for part in budget.parts(pool, self._gradient, 1):
+            _, searched, start = self._functions(part)
+            label, size = self._certified(part)
+            try:
+                margin, gradient = margin_gradient(searched, start, label)
+            except OutOfTime:
+                break
+            found.append((lengths(gradient).flatten() * size / margin).double().cpu())
+        return torch.cat(found)
 
 
 def _finite(value: Tensor) -> float | None:
     """A number, or None of what is infinite: nothing was found."""
-    return float(value) if torch.isfinite(value) else None
-
-
-def _stratified(
-    network: PlainNetwork, x: Inputs, prediction: Tensor, radius: Tensor, samples: int, seed: int
-) -> Tensor:
-    # Infinite radii (constant networks) have no sphere to attack.
-    certified = ((radius > 0) & torch.isfinite(radius)).nonzero()[:, 0]
-    generator = torch.Generator().manual_seed(seed)
-    certified = certified[
-        torch.randperm(len(certified), generator=generator, dtype=torch.int64, device="cpu")
-    ]
-    if len(certified) <= samples:
-        return certified
-    third = samples // 3
-    # The slope is taken on a random part only: a gradient for each of 10,000 samples would cost
-    # more than the certificates.
-    pool = certified[: 8 * samples]
-    steepness = []
-    for chunk in pool.split(_CHUNK):
-        f, centre = network.around(in_units(x[chunk]).double())
-        margin, gradient = margin_gradient(f, centre, prediction[chunk])
-        steepness.append(lengths(gradient).flatten() * radius[chunk] / margin)
-    chosen = [pool[torch.cat(steepness).argsort(descending=True)[:third]]]
-    chosen.append(certified[radius[certified].argsort(descending=True)[:third]])
-    taken = torch.cat(chosen).unique()
-    rest = certified[~torch.isin(certified, taken)]
-    return torch.cat([taken, rest[: samples - len(taken)]])
+    return float(value) if math.isfinite(value) else None

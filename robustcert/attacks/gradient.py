@@ -6,9 +6,26 @@ import torch
 from torch import Tensor
 
 from robustcert.margins import smallest_margin
+from robustcert.network.network import PlainNetwork
 
 # Maps inputs (N, *) to logits (N, C).
 Function = Callable[[Tensor], Tensor]
+
+# Distances beyond which float32 does not have room for squares.
+MAX_FLOAT32_DISTANCE = 2.0**48
+
+
+def gradient_dtype(network: PlainNetwork, distance: float = 0.0) -> torch.dtype:
+    """Arithmetic of an attack's gradients: float32, where constants and distances have room in it.
+
+    What is found is evaluated in float64.
+
+    Args:
+        network: The network under attack.
+        distance: Largest distance of the attack.
+    """
+    wide = network.dtype == torch.float64 or distance > MAX_FLOAT32_DISTANCE
+    return torch.float64 if wide else torch.float32
 
 
 def margin_gradient(network: Function, x: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
@@ -51,6 +68,17 @@ def to_length(x: Tensor, length: Tensor) -> Tensor:
     largest = x.abs().flatten(1).amax(1).view(-1, *(1,) * (x.dim() - 1))
     x = x / largest.clamp_min(tiny)
     return x / lengths(x).clamp_min(tiny) * length
+
+
+def shortened(delta: Tensor, radius: float | Tensor) -> Tensor:
+    """Perturbations, float64, no longer than a radius or than the radius of each, shape ``(N,)``.
+
+    Just inside, so that the rounding of a sum with the centre stays within.
+    """
+    length = lengths(delta)
+    most = torch.as_tensor(radius, dtype=delta.dtype, device=delta.device) * (1 - 1e-9)
+    most = most.expand(len(delta)).view(length.shape)
+    return torch.where(length > most, to_length(delta, most), delta)
 
 
 def breaks(network: Function, x: Tensor, label: Tensor, delta: Tensor, radius: Tensor) -> Tensor:

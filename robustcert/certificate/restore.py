@@ -40,6 +40,7 @@ from robustcert.network.linear import (
 from robustcert.network.network import Concatenation, PlainNetwork, Sum
 from robustcert.network.operation import Operation as FoldedOperation
 from robustcert.network.quadratics import Quadratics
+from robustcert.network.reflection import Reflection
 from robustcert.network.window_norm import norm_pool
 
 # The checker counts the roundings of its own formulas. Twice that covers ours (a test compares the
@@ -180,6 +181,10 @@ def _tensor(array: Any) -> Tensor:
     return torch.from_numpy(array.astype(array.dtype.newbyteorder("=")))
 
 
+def _reflection(*, ridge: str, **options: Any) -> Reflection:
+    return Reflection(ridge=float.fromhex(ridge), **options)
+
+
 _BRANCHED: Mapping[str, Callable[..., FoldedOperation]] = {
     "sum": Sum,
     "concatenate": Concatenation,
@@ -188,6 +193,7 @@ _KINDS: Mapping[str, Callable[..., FoldedOperation]] = {
     "dense": Dense,
     "convolution": Convolution,
     "circular_convolution": CircularConvolution,
+    "reflection": _reflection,
     "affine": Affine,
     "flatten": Flatten,
     "reshape": Reshape,

@@ -2,11 +2,12 @@
 
 import platform
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from robustcert.arithmetic.products import (
     check_matrix_products,
@@ -22,7 +23,12 @@ from robustcert.arithmetic.settings import (
     variables,
 )
 
-__all__ = ["UnsoundArithmeticError", "float64_products_are_strict", "strict_arithmetic"]
+__all__ = [
+    "UnsoundArithmeticError",
+    "check_device",
+    "float64_products_are_strict",
+    "strict_arithmetic",
+]
 
 
 class _Region:
@@ -129,6 +135,44 @@ def strict_arithmetic() -> Iterator[dict[str, Any]]:
             "something is certified, but it was changed meanwhile, maybe by another thread: what "
             "was computed is discarded. Set it before or after"
         )
+
+
+# Results of float64 that shorter or emulated arithmetic does not have. Roots are left out: those of
+# libraries are off by a unit in the last place, which bounds allow for.
+_KNOWN: tuple[tuple[str, Callable[[Tensor, Tensor], Tensor], str, str, str], ...] = (
+    ("a sum", torch.add, "0x1p+53", "0x1.8p+1", "0x1.0000000000002p+53"),
+    ("a difference", torch.sub, "0x1p+0", "0x1p-54", "0x1p+0"),
+    ("a product", torch.mul, "0x1.999999999999ap-4", "0x1.8p+1", "0x1.3333333333334p-2"),
+    ("a product of large and small", torch.mul, "0x1p+1000", "0x1.8p-1000", "0x1.8p+0"),
+    ("a subnormal product", torch.mul, "0x1.8p-1022", "0x1p-1", "0x1.8p-1023"),
+    ("a quotient", torch.div, "0x1p+0", "0x1.8p+1", "0x1.5555555555555p-2"),
+)
+
+
+def check_device(device: torch.device) -> None:
+    """Compare float64 operations and products of matrices on a device with known results.
+
+    Products of a network's own shapes are tested where they are evaluated.
+
+    Raises:
+        UnsoundArithmeticError: a result is another, as where float64 is emulated.
+        RuntimeError: there is no such device, or it has no float64; TypeError or AssertionError on
+            some.
+    """
+    with strict_arithmetic():
+        for name, operation, first, second, expected in _KNOWN:
+            one, other = (
+                torch.tensor([float.fromhex(value)] * 64, dtype=torch.float64, device=device)
+                for value in (first, second)
+            )
+            found = operation(one, other).cpu()
+            if (found != float.fromhex(expected)).any():
+                raise UnsoundArithmeticError(
+                    f"float64 on {device} is not that of IEEE 754: expected {expected} of {name}, "
+                    f"got {float(found[0]).hex()}, so that nothing is certified there. Set "
+                    "device=cpu"
+                )
+        check_matrix_products(device)
 
 
 def _record() -> dict[str, Any]:

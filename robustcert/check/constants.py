@@ -199,6 +199,7 @@ def _by_definition(operation: Operation) -> Fraction:
     if operation.kind == "activation":
         kind, tensors, options = activation_of(operation)
         return Fraction(kind.lipschitz(**tensors, **options))
+    # Maps of entries, and reflections: check/forward/reflection.py.
     return Fraction(1)
 
 

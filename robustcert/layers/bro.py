@@ -1,5 +1,6 @@
 """Block reflector orthogonal layers (Lai et al., arXiv 2505.15174)."""
 
+import math
 from typing import Any
 
 import torch
@@ -8,10 +9,14 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from robustcert.layers.cholesky import regularised_factor
-from robustcert.layers.fft import FrequencyConstraint, FrequencyConv2d
+from robustcert.layers.fft import FrequencyConstraint, FrequencyConv2d, Sizes
 from robustcert.network.linear import Dense
-from robustcert.network.operation import constant
+from robustcert.network.operation import Operation, constant
+from robustcert.network.reflection import Reflection
 from robustcert.norms.convolution import Pair
+
+# Maximum number of entries of a kernel as large as the map that a layer is folded to.
+MAX_KERNEL = 2**22
 
 
 def block_reflector(v: Tensor, ridge: float = 0.0) -> Tensor:
@@ -128,6 +133,43 @@ class _SolveGram(torch.autograd.Function):
         return -at_v, at_right
 
 
+class _SolveBlocks(torch.autograd.Function):
+    r"""``(V^* V + rho I)^-1 B`` of complex blocks, rho the multiple ``ridge`` of the mean diagonal.
+
+    Solved by a factor of a matrix that is larger by rounding, with one step of refinement.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, v: Tensor, right: Tensor, ridge: float) -> Tensor:
+        gram = v.mH @ v
+        mean = gram.diagonal(dim1=1, dim2=2).real.mean(1)[:, None, None]
+        identity = torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device)
+        gram = gram + ridge * mean * identity
+        rounding = 4 * torch.finfo(v.dtype).eps * gram.shape[1] * mean
+        factor = torch.linalg.cholesky(gram + rounding * identity)
+        solution = torch.cholesky_solve(right, factor)
+        solution = solution + torch.cholesky_solve(right - gram @ solution, factor)
+        ctx.save_for_backward(v, gram, factor, solution)
+        ctx.ridge = ridge
+        return solution
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        v, gram, factor, solution = ctx.saved_tensors
+        at_right = torch.cholesky_solve(grad, factor)
+        at_right = at_right + torch.cholesky_solve(grad - gram @ at_right, factor)
+        if 4 * solution.shape[2] < v.shape[2]:
+            # A small batch: the gradient at the Gram matrix has a low rank and is not formed.
+            at_v = (v @ at_right) @ solution.mH + (v @ solution) @ at_right.mH
+        else:
+            at_gram = at_right @ solution.mH
+            at_v = v @ (at_gram + at_gram.mH)
+        at_rho = (at_right.conj() * solution).real.sum((1, 2))[:, None, None]
+        at_v = at_v + (2 * ctx.ridge / v.shape[2]) * at_rho * v
+        return -at_v, at_right, None
+
+
 def rank(size: int) -> int:
     """Half of the dimensions are reflected, at least one."""
     return max(1, size // 2)
@@ -177,6 +219,43 @@ class ReflectorFrequencies(FrequencyConstraint):
         """As many rows as the larger number of channels."""
         size = max(self.out_channels, self.in_channels * self.residues)
         return size, self.columns or rank(size), *kernel_size
+
+    @property
+    def _is_large(self) -> bool:
+        entries = self.in_channels * self.out_channels * math.prod(self.period)
+        # A subclass may constrain blocks in another way.
+        return entries > MAX_KERNEL and type(self) is ReflectorFrequencies
+
+    def map_spectrum(
+        self, weight: Tensor, real: Tensor, imaginary: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """On large maps the factors one after the other: no square and no QR decomposition."""
+        if not self._is_large:
+            return super().map_spectrum(weight, real, imaginary)
+        v = self.spectrum(weight).conj().resolve_conj()
+        x = torch.complex(real, imaginary).mT
+        solved = _SolveBlocks.apply(v, v[:, : x.shape[1]].mH @ x, self.ridge)
+        change = self.out_channels - x.shape[1]
+        kept = F.pad(x, (0, 0, 0, change)) if change > 0 else x[:, : self.out_channels]
+        y = (kept - 2 * (v[:, : self.out_channels] @ solved)).mT
+        return y.real, y.imag
+
+    def small_operation(
+        self, weight: Tensor, bias: Tensor | None, sizes: Sizes
+    ) -> Operation | None:
+        """The map with V for its constant, where a kernel as large as the map would be large."""
+        if not self._is_large:
+            return None
+        return Reflection(
+            weight,
+            bias,
+            outputs=self.out_channels,
+            input_size=sizes[0],
+            output_size=sizes[1],
+            period=self.period,
+            stride=self.stride,
+            ridge=self.ridge,
+        )
 
     def constrain(self, blocks: Tensor) -> Tensor:
         """Reflect complex blocks ``(F, m, n)``."""

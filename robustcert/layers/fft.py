@@ -13,9 +13,11 @@ from torch.nn.utils import parametrize
 
 from robustcert.layers.residues import from_residues, to_residues
 from robustcert.network.linear import CircularConvolution
-from robustcert.network.operation import constant
+from robustcert.network.operation import Operation, constant
 from robustcert.norms.convolution import Pair, pair
 
+# Height and width of an input and of its output.
+Sizes = tuple[tuple[int, int], tuple[int, int]]
 # Positions of the largest map that is transformed by a product.
 LARGE = 1024
 
@@ -66,6 +68,19 @@ class FrequencyConstraint(nn.Module):
         """Shape of the free kernel."""
         return self.out_channels, self.in_channels * self.residues, *kernel_size
 
+    def small_operation(
+        self, weight: Tensor, bias: Tensor | None, sizes: Sizes
+    ) -> Operation | None:
+        """The folded layer with its free kernel as a constant; None where it is to be the kernel.
+
+        Args:
+            weight: The free kernel, a constant.
+            bias: Likewise.
+            sizes: Of input and output.
+        """
+        del weight, bias, sizes
+        return None
+
     @abstractmethod
     def constrain(self, blocks: Tensor) -> Tensor:
         """Complex blocks ``(F, *free_shape[:2])`` to ``(F, out_channels, in_channels residues)``.
@@ -81,10 +96,30 @@ class FrequencyConstraint(nn.Module):
     def blocks(self, weight: Tensor) -> Tensor:
         """The constrained blocks ``(F, out_channels, in_channels residues)`` of a free kernel."""
         with torch.autocast(weight.device.type, enabled=False):
-            real, imaginary = _analyse(
-                weight, self.map, (weight.shape[2] // 2, weight.shape[3] // 2)
-            )
-            return self.constrain(torch.complex(real, imaginary))
+            return self.constrain(self.spectrum(weight))
+
+    def map_spectrum(
+        self, weight: Tensor, real: Tensor, imaginary: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Both parts ``(F, N, out_channels)`` of the output's transform, from those of the input's.
+
+        Args:
+            weight: The free kernel.
+            real: Shape ``(F, N, in_channels residues)``.
+            imaginary: The same.
+        """
+        # Of the conjugate blocks: the layer correlates.
+        blocks = self.blocks(weight).resolve_conj()
+        turn, skew = torch.view_as_real(blocks).permute(3, 0, 2, 1).contiguous().unbind()
+        return (
+            torch.bmm(real, turn).baddbmm_(imaginary, skew),
+            torch.bmm(imaginary, turn).baddbmm_(real, -skew),
+        )
+
+    def spectrum(self, weight: Tensor) -> Tensor:
+        """The transform of a free kernel, shape ``(F, *free_shape[:2])``."""
+        origin = weight.shape[2] // 2, weight.shape[3] // 2
+        return torch.complex(*_analyse(weight, self.map, origin))
 
     def forward(self, weight: Tensor) -> Tensor:
         """The kernel ``(out_channels, in_channels, *period)`` from the free one."""
@@ -257,7 +292,6 @@ class FrequencyConv2d(nn.Module):
         rule, weight = rules[0], rules.original
         # Transforms need full precision; the output has the precision of a convolution's.
         with torch.autocast(x.device.type, enabled=False):
-            blocks = rule.blocks(weight)
             signal, (below, beside) = (
                 x.to(weight.dtype),
                 (-n % s for n, s in zip(x.shape[2:], self.stride, strict=True)),
@@ -265,15 +299,8 @@ class FrequencyConv2d(nn.Module):
             if below or beside:
                 signal = F.pad(signal, (0, beside, 0, below))
             real, imaginary = _analyse(to_residues(signal, self.stride), rule.map)
-            # Of the conjugate blocks: the layer correlates.
-            taps = torch.view_as_real(blocks.resolve_conj()).permute(3, 0, 2, 1).contiguous()
-            turn, skew = taps.unbind()
-            y = _synthesise(
-                torch.bmm(real, turn).baddbmm_(imaginary, skew),
-                torch.bmm(imaginary, turn).baddbmm_(real, -skew),
-                rule.map,
-                self.output_size,
-            )
+            real, imaginary = rule.map_spectrum(weight, real, imaginary)
+            y = _synthesise(real, imaginary, rule.map, self.output_size)
             if self.bias is not None:
                 y += self.bias[:, None, None]
         device = x.device.type
@@ -283,11 +310,15 @@ class FrequencyConv2d(nn.Module):
         """1, the norm that the constraint aims at."""
         return 1.0
 
-    def fold(self) -> CircularConvolution:
-        """The layer with its kernel, as large as the map, as a constant."""
-        return CircularConvolution(
+    def fold(self) -> Operation:
+        """The layer with its kernel, as large as the map, as a constant, or with its free one."""
+        rules: Any = self.get_submodule("parametrizations.weight")
+        rule, bias = rules[0], None if self.bias is None else constant(self.bias)
+        sizes = self.input_size, self.output_size
+        small = rule.small_operation(constant(rules.original), bias, sizes)
+        return small or CircularConvolution(
             constant(self.weight),
-            None if self.bias is None else constant(self.bias),
+            bias,
             input_size=self.input_size,
             output_size=self.output_size,
             stride=self.stride,

@@ -1,19 +1,26 @@
 """Attacks on what was certified: what is proved from below, seen from above."""
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import torch
 
-from robustcert.attacks import cross_check, pgd_survivors
+from robustcert.attacks import Budget, cross_check, pgd_survivors
 from robustcert.certificate.samples import CertifiedSplit
 from robustcert.config.schema import check_call
 from robustcert.data import Stream, as_numbers
 from robustcert.errors import BrokenCertificate, ConfigError
 from robustcert.network.network import PlainNetwork
 from robustcert.training.stage import stage
+
+log = logging.getLogger(__name__)
+
+# Share of the seconds of training, and least seconds, that attacks take unless a setting says else.
+SHARE_OF_TRAINING = 0.1
+MIN_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -24,18 +31,36 @@ class Attack:
         samples: Samples attacked at every radius, and certificates attacked inside their own
             radius; 0 for none.
         steps: Gradient steps of the attack at every radius.
-        seconds: No attack on a certificate begins after so long.
+        seconds: No attack goes on after so long, all attacks of a certification together. By
+            default a tenth of the seconds of training, and at least :data:`MIN_SECONDS`.
     """
 
     samples: int = 256
     steps: int = 40
-    seconds: float = 60.0
+    seconds: float | None = None
 
     def __post_init__(self) -> None:
-        if self.samples < 0 or self.steps < 1:
+        if self.samples < 0 or self.steps < 1 or not (self.seconds is None or self.seconds >= 0):
             raise ConfigError(
-                f"attack: expected samples of at least 0 and steps of at least 1, got {self}"
+                "attack: expected samples of at least 0, steps of at least 1 and seconds of at "
+                f"least 0 or null, got {self}"
             )
+
+    def limited(self, training: float, certificates: int) -> "Attack":
+        """The same with the seconds that attacks on each of several certificates may take.
+
+        Args:
+            training: Seconds of training.
+            certificates: Number of certificates of the same samples.
+        """
+        seconds = self.seconds
+        if seconds is None:
+            seconds = max(MIN_SECONDS, SHARE_OF_TRAINING * training)
+        return replace(self, seconds=seconds / certificates)
+
+    def budget(self) -> Budget:
+        """The time of :meth:`limited`, from now on."""
+        return Budget(MIN_SECONDS if self.seconds is None else self.seconds)
 
 
 def build_attack(options: Mapping[str, Any]) -> Attack:
@@ -93,13 +118,15 @@ class RadiusAttack:
         target: torch.Tensor,
         radii: Sequence[float],
         steps: int,
+        seconds: float,
     ) -> torch.Tensor:
         """See :func:`robustcert.attacks.pgd_survivors`."""
         if self._survivors is None:
-            with stage(f"attacking {len(x)} samples", len(radii), "radii") as advance:
+            said = f"attacking {len(x)} samples at {len(radii)} radii, at most {seconds:.3g} s"
+            with stage(said, len(x)) as advance:
                 self._survivors = pgd_survivors(
-                    network, x, target, radii, steps=steps, advance=advance
-                )
+                    network, x, target, radii, steps=steps, seconds=seconds, advance=advance
+                ).cpu()
         return self._survivors
 
 
@@ -109,22 +136,72 @@ def attack_samples(
     radii: Sequence[float],
     attack: Attack,
     at_radii: RadiusAttack,
+    device: torch.device,
+    budget: Budget,
 ) -> dict[str, Any]:
-    """Attack a split at every radius, and certificates inside their own radius."""
+    """Attack a split at every radius, and certificates inside their own radius.
+
+    Args:
+        network: The network, on ``device``.
+        result: The certified split.
+        radii: Of the table.
+        attack: How much is attacked.
+        at_radii: PGD, shared by several certificates.
+        device: Where to compute.
+        budget: Time of these attacks and those that follow: a third is for PGD, half of the rest
+            for attacks inside the radii.
+    """
+    kind = network.space.kind
     rows = attacked_rows(len(result.target), attack.samples)
     record: dict[str, Any] = {
         "method": f"foolbox L2PGD, one random start, {_limits(network)}",
         **in_words(asdict(attack)),
-        "samples": len(rows),
-        "radii": list(radii) if len(rows) else [],
+        "samples": 0,
+        "radii": [],
         "accuracy": [],
         "inside": None,
     }
     if len(rows) == 0:
         return record
-    x = as_numbers(result.inputs[rows], network.space.kind).double()
-    survivors = at_radii(network, x, result.target[rows], radii, attack.steps)
-    record["accuracy"] = [float(s.double().mean()) for s in survivors]
+    x = as_numbers(result.inputs[rows], kind).double().to(device)
+    target, seconds = result.target[rows].to(device), budget.left / 3
+    survivors = at_radii(network, x, target, radii, attack.steps, seconds)
+    asked, rows = len(rows), rows[: survivors.shape[1]]
+    if len(rows):
+        record |= {
+            "samples": len(rows),
+            "radii": list(radii),
+            "accuracy": [float(s.double().mean()) for s in survivors],
+        }
+    _require_consistent(result, rows, radii, survivors)
+    seconds = budget.left / 2
+    said = f"attacking {asked} samples inside their radii, at most {seconds:.3g} s"
+    # By two attacks each.
+    with stage(said, 2 * asked, "attacks") as advance:
+        record["inside"] = inside = cross_check(
+            network,
+            _Unit(result.inputs, kind),
+            result.certificates.prediction,
+            result.certificates.radius,
+            samples=attack.samples,
+            seconds=seconds,
+            device=device,
+            advance=advance,
+        )
+    done = inside["samples"], inside["ddn"]["samples"]
+    if len(rows) < asked or min(done) < inside["requested"]:
+        log.info(
+            "attack.seconds=%.3g: %d of %d samples were attacked at every radius; of %d "
+            "certificates, %d inside their radius, %d of them by DDN as well",
+            *(attack.seconds, len(rows), asked, inside["requested"], *done),
+        )
+    return record
+
+
+def _require_consistent(
+    result: CertifiedSplit, rows: torch.Tensor, radii: Sequence[float], survivors: torch.Tensor
+) -> None:
+    """Raise if an attack of a radius changed a prediction that is certified beyond it."""
     # The attack may overshoot its radius by its own rounding.
     reach = torch.tensor(radii, dtype=torch.float64, device="cpu")[:, None] * (1 + 1e-6)
     certified = result.certificates.radius[rows] > reach
@@ -135,18 +212,6 @@ def attack_samples(
             f"the certificate of sample {index} is broken: PGD changes its prediction inside the "
             "certified radius"
         )
-    said = f"attacking {len(rows)} samples inside their radii, at most {attack.seconds:g} s"
-    with stage(said, len(rows)) as advance:
-        record["inside"] = cross_check(
-            network,
-            _Unit(result.inputs, network.space.kind),
-            result.certificates.prediction,
-            result.certificates.radius,
-            samples=attack.samples,
-            seconds=attack.seconds,
-            advance=advance,
-        )
-    return record
 
 
 def _limits(network: PlainNetwork) -> str:

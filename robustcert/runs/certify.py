@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,11 +15,13 @@ import torch
 
 from robustcert import __version__
 from robustcert.atomic import resumable_folder
+from robustcert.attacks import Budget
 from robustcert.certificate.claim import FORMAT, in_hexadecimal, is_certificate
 from robustcert.certificate.places import certificate_beside
 from robustcert.certificate.samples import has_radii
 from robustcert.certificate.space import metric_tensors, space_record
-from robustcert.certifiers import Claim, strict_arithmetic
+from robustcert.certifiers import Claim, UnsoundArithmeticError, strict_arithmetic
+from robustcert.certifiers.arithmetic import check_device
 from robustcert.certifiers.conformal import PredictionSets
 from robustcert.certifiers.monotone import direction_costs, monotone_directions
 from robustcert.config.build import Config, named_certifiers
@@ -57,6 +60,7 @@ class _Options:
     attack: Attack
     coverage: float | None
     at_radii: RadiusAttack = field(default_factory=RadiusAttack)  # shared by all certifiers
+    budget: Budget = field(default_factory=lambda: Budget(math.inf))  # of what is not proved
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -117,7 +121,7 @@ def certify(
         output: Folder to write; what stands there is replaced. By default :func:`default_output`,
             where a certificate of other settings is kept.
         batch_size: Samples certified at once.
-        device: Where to compute.
+        device: Where to certify and to attack; bounds of operations are proved on the CPU.
         allow_targets: Packages whose classes may be named, beside ours and torch.nn.
         attack: Options of :class:`Attack`.
         coverage: Of conformal prediction sets; that of training by default.
@@ -130,7 +134,8 @@ def certify(
         certifier ``<split>/<name>/vra_<radius>``.
     """
     attacking = build_attack(attack or {})
-    options = _Options(split, samples, radii, batch_size, _device(device), attacking, coverage)
+    place = checked_device(device)
+    options = _Options(split, samples, radii, batch_size, place, attacking, coverage)
     nodes = named_certifiers(certifier)
     rest = next(iter(nodes.values())), dataset or {}, norm or {}, allow_targets or []
     if (checkpoint is None) == (network is None):
@@ -147,6 +152,8 @@ def _certify_by_each(
 ) -> dict[str, float]:
     """Certify by one certifier after the other, and compare them where there are several."""
     folders = _folders(subjects, options, output)
+    trained = next(iter(subjects.values())).trained
+    options = replace(options, attack=options.attack.limited(trained, len(subjects)))
     metrics: dict[str, float] = {}
     rows: dict[str, Row] = {}
     for name, subject in subjects.items():
@@ -181,20 +188,44 @@ def _certify_by(
 ) -> tuple[Row | None, dict[str, float]]:
     """Certify by one certifier and write the folder; returns what is said of it, and metrics."""
     started = time.perf_counter()
-    with strict_arithmetic() as arithmetic:
-        steps = _STEPS[subject.dataset.targets.task]
-        prepared = _prepare(subject, options, arithmetic, steps)
+    steps = _STEPS[subject.dataset.targets.task]
+    with _named(options.device):
+        with strict_arithmetic() as arithmetic:
+            prepared = _prepare(subject, options, arithmetic, steps)
         # An error keeps all radii; a setting that was changed is one before the folder is complete.
         writing = resumable_folder(folder, is_certificate, prepared.key, keep=has_radii)
-        with writing as partial, strict_arithmetic():
-            result = steps.certify(subject, options, prepared, partial)
+        with writing as partial:
+            with strict_arithmetic():
+                result = steps.certify(subject, options, prepared, partial)
             seconds = time.perf_counter() - started
             log.info("%d samples certified in %.1f s", len(result.target), seconds)
+            # Attacks prove nothing: they are made in whatever arithmetic is fast.
+            options = replace(options, budget=options.attack.budget())
             attacked = steps.attack(subject, options, prepared, result)
             prepared = with_sets(subject, options, prepared, result, steps.sets)
-            with stage("comparing with the fallback, and drawing"):
+            with strict_arithmetic(), stage("comparing with the fallback, and drawing"):
                 found = steps.write(subject, options, prepared, result, attacked, seconds, partial)
     return steps.tell(found, prepared.claim, folder)
+
+
+# Failures of a device other than the CPU.
+_DEVICE_ERRORS = (
+    torch.OutOfMemoryError,
+    getattr(torch, "AcceleratorError", torch.OutOfMemoryError),
+)
+
+
+@contextmanager
+def _named(device: torch.device) -> Iterator[None]:
+    """What a device fails with, in one line that names it."""
+    try:
+        yield
+    except _DEVICE_ERRORS as error:
+        raise ConfigError(
+            f"device: {device} failed: {str(error).splitlines()[0]}. Batches that were certified "
+            "are kept, and the same command goes on after them; with less memory, set a smaller "
+            "batch_size; or set device=cpu"
+        ) from error
 
 
 def _prepare(
@@ -244,13 +275,24 @@ def default_output(checkpoint: Path, split: str, samples: int | None) -> Path:
     return Path("-".join(parts))
 
 
-def _device(name: str) -> torch.device:
+def checked_device(name: str, key: str = "device") -> torch.device:
+    """The device of a name, whose float64 is that of IEEE 754.
+
+    Args:
+        name: As torch has it.
+        key: Setting that errors name.
+
+    Raises:
+        ConfigError: there is no such device here, or it has no such arithmetic.
+    """
     try:
         device = torch.device(name)
-        torch.empty(0, device=device, dtype=torch.float64)
+        check_device(device)
+    except UnsoundArithmeticError as error:
+        raise ConfigError(f"{key}: {error}") from error
     except (RuntimeError, AssertionError, TypeError) as error:
         reason = str(error).splitlines()[0]
-        raise ConfigError(f"device: no float64 arithmetic on {name!r} here: {reason}") from error
+        raise ConfigError(f"{key}: no float64 arithmetic on {name!r} here: {reason}") from error
     return device
 
 

@@ -76,7 +76,10 @@ def attack(
     if prepared.claim.smoothing is not None:
         settings = replace(settings, samples=0)
     radii = subject.radii(options.radii)
-    attacked = attack_samples(subject.network, result, radii, settings, options.at_radii)
+    attacked = attack_samples(
+        *(prepared.network, result, radii, settings, options.at_radii),
+        *(options.device, options.budget),
+    )
     return {**attacked, "took": round(time.perf_counter() - started, 3)}
 
 
@@ -94,7 +97,7 @@ def write(
     record = {
         **prepared.record,
         "attack": attacked,
-        "gradient_over_bound": _tightness(network, result, claim.pairwise),
+        "gradient_over_bound": _tightness(prepared, options, result),
         "seconds": round(seconds, 3),
     }
     written = write_claim(folder, network, claim, result, subject.radii(options.radii), record)
@@ -143,13 +146,19 @@ def summarize(claim: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _tightness(
-    network: PlainNetwork, result: CertifiedSplit, pairwise: torch.Tensor | None
+    prepared: "_Prepared", options: "_Options", result: CertifiedSplit
 ) -> dict[str, float] | None:
+    """Gradients over bounds, of as many samples as the time of attacks is left for."""
+    network, pairwise = prepared.network, prepared.claim.pairwise
     if pairwise is None:
         return None
     x = as_numbers(result.inputs[:_DIAGNOSED], network.space.kind).double()
     # A gradient for every class: of all samples at once they would be the peak of memory.
-    parts = [gradient_ratio(network, part, pairwise.cpu()) for part in x.split(_AT_ONCE)]
+    parts = [torch.empty(0, dtype=torch.float64, device="cpu")]
+    for part in x.split(_AT_ONCE):
+        if options.budget.left <= 0:
+            break
+        parts.append(gradient_ratio(network, part.to(options.device), pairwise.cpu()).cpu())
     ratio = torch.cat(parts)
     # Logits that overflow have no gradient.
     ratio = ratio[torch.isfinite(ratio)]

@@ -4,9 +4,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
-from robustcert.attacks import BrokenCertificate, ascend
+from robustcert.attacks import BrokenCertificate, Budget, ascend
+from robustcert.attacks.gradient import gradient_dtype
 from robustcert.certifiers.conformal import PredictionSets, quantile_index
 from robustcert.data import Parts, as_numbers
 from robustcert.errors import ConfigError
@@ -53,22 +55,29 @@ def with_sets(
     if not parts.calibration or options.split != "test":
         return prepared
     coverage = options.coverage or float(subject.config.get("coverage", DEFAULT_COVERAGE))
+    sets = kind(prepared.network, coverage, subject.certifier)
     found = describe_sets(
-        calibrated(kind(subject.network, coverage, subject.certifier), parts, options.batch_size),
+        calibrated(sets, parts, options.batch_size, options.device),
         as_numbers(result.inputs[:], subject.network.space.kind),
         result.target,
         subject.radii(options.radii),
         options.attack,
         options.batch_size,
+        options.device,
+        options.budget,
     )
     return replace(prepared, record={**prepared.record, "conformal": found})
 
 
-def calibrated(sets: PredictionSets, parts: Parts, batch_size: int) -> PredictionSets:
+def calibrated(
+    sets: PredictionSets, parts: Parts, batch_size: int, device: torch.device
+) -> PredictionSets:
     """The sets with the threshold of the calibration part."""
     count = len(parts.stored("calibration"))
     batches = parts.in_order("calibration", batch_size, 0, count)
-    sets.calibrate((as_numbers(x, parts.dataset.domain), y) for x, y in batches)
+    sets.calibrate(
+        (as_numbers(x.to(device), parts.dataset.domain), y.to(device)) for x, y in batches
+    )
     return sets
 
 
@@ -79,6 +88,8 @@ def describe_sets(
     radii: Sequence[float],
     attack: Attack,
     batch_size: int,
+    device: torch.device,
+    budget: Budget,
 ) -> dict[str, Any]:
     """Coverage and size of the sets on samples, without a perturbation and at every radius.
 
@@ -89,11 +100,17 @@ def describe_sets(
         radii: In input units.
         attack: Number of samples attacked, and steps.
         batch_size: Samples evaluated at once.
+        device: Where the sets' network is.
+        budget: Time that the attacks may take.
 
     Raises:
         BrokenCertificate: a set that holds a target at the sample loses it within its radius.
     """
     rows = attacked_rows(len(target), attack.samples)
+    batches = [(x[p].to(device), target[p].to(device)) for p in _parts(len(target), batch_size)]
+    attacked = _under_attack(
+        sets, x[rows].double().to(device), target[rows].to(device), radii, attack.steps, budget
+    )
     k = quantile_index(sets.count, sets.coverage)
     return {
         "statement": STATEMENT,
@@ -104,44 +121,69 @@ def describe_sets(
         "radii": [
             {
                 "radius": radius,
-                **_held(sets, x, target, radius, batch_size),
-                "attacked": _under_attack(sets, x[rows].double(), target[rows], radius, attack),
+                **_held(sets, batches, radius),
+                "attacked": under,
             }
-            for radius in (0.0, *radii)
+            for radius, under in zip((0.0, *radii), attacked, strict=True)
         ],
     }
 
 
 def _held(
-    sets: PredictionSets, x: Tensor, target: Tensor, radius: float, batch_size: int
+    sets: PredictionSets, batches: Sequence[tuple[Tensor, Tensor]], radius: float
 ) -> dict[str, Any]:
-    held, size = 0, 0.0
-    for part in _parts(len(target), batch_size):
-        held += int(sets.contain(x[part], target[part], radius).sum())
-        size += float(sets.sizes(x[part], radius).sum())
-    mean = size / len(target)
-    return {"coverage": held / len(target), "size": mean if mean < float("inf") else "inf"}
+    held, size, count = 0, 0.0, 0
+    for x, target in batches:
+        held += int(sets.contain(x, target, radius).sum())
+        size += float(sets.sizes(x, radius).sum())
+        count += len(x)
+    mean = size / count
+    return {"coverage": held / count, "size": mean if mean < float("inf") else "inf"}
 
 
 def _under_attack(
-    sets: PredictionSets, x: Tensor, target: Tensor, radius: float, attack: Attack
-) -> dict[str, Any]:
-    """Share of targets that the sets hold where an attack has moved the sample."""
-    if not len(x):
-        return {"samples": 0, "coverage": None}
-    points = x
-    if radius > 0:
-        misfit = sets.misfit(target, radius)
-        point, centre = sets.network.balls(x)
-        points = point(ascend(lambda u: misfit(point(u)), centre, radius, steps=attack.steps))
-    held = sets.contain(points, target, radius)
-    # Scores are rounded up: a set that rounding alone has made to hold its target may lose it.
-    kept = sets.scores(x, target) <= sets.threshold
-    if bool((kept & ~held).any()):
-        raise BrokenCertificate(
-            f"a prediction set that holds its target at a sample loses it within {radius:g}"
-        )
-    return {"samples": len(x), "coverage": float(held.double().mean())}
+    sets: PredictionSets,
+    x: Tensor,
+    target: Tensor,
+    radii: Sequence[float],
+    steps: int,
+    budget: Budget,
+) -> list[dict[str, Any]]:
+    """Shares of targets that the sets hold where an attack moved samples: at 0 and every radius."""
+
+    def gradient(rows: Tensor) -> object:
+        return _moved(sets, x[rows], target[rows], max(radii), 0)[0].sum().item()
+
+    held = []
+    every = torch.arange(len(x), dtype=torch.int64, device=x.device)
+    for rows in budget.parts(every, gradient, (steps + 1) * len(radii)):
+        own, labels = x[rows], target[rows]
+        # Scores are rounded up: a set that rounding alone has made to hold its target may lose it.
+        kept = sets.scores(own, labels) <= sets.threshold
+        found = []
+        for radius in (0.0, *radii):
+            points = _moved(sets, own, labels, radius, steps)
+            found.append(sets.contain(points, labels, radius))
+            if bool((kept & ~found[-1]).any()):
+                raise BrokenCertificate(
+                    f"a prediction set that holds its target at a sample loses it within {radius:g}"
+                )
+        held.append(torch.stack(found).double())
+    if not held:
+        return [{"samples": 0, "coverage": None}] * (1 + len(radii))
+    every_held = torch.cat(held, dim=1)
+    return [{"samples": row.shape[0], "coverage": float(row.mean())} for row in every_held.unbind()]
+
+
+def _moved(sets: PredictionSets, x: Tensor, target: Tensor, radius: float, steps: int) -> Tensor:
+    """Samples moved within a radius so that their targets fit less well, float64."""
+    if radius == 0:
+        return x
+    dtype = gradient_dtype(sets.network, radius)
+    misfit = sets.misfit(target, radius)
+    point, centre = sets.network.balls(x)
+    search, _ = sets.network.balls(x.to(dtype))
+    return point(ascend(lambda u: misfit(search(u)), centre, radius, steps=steps, dtype=dtype))
 
 
 def _parts(count: int, size: int) -> Iterator[slice]:

@@ -1,7 +1,8 @@
 """The steps of a certification run that are a regression's own."""
 
+import logging
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from robustcert.attacks import BrokenCertificate, ascend
+from robustcert.attacks import BrokenCertificate, Budget, ascend
+from robustcert.attacks.gradient import gradient_dtype
 from robustcert.certificate.claim import write_claim
 from robustcert.certificate.outputs import CertifiedOutputs, joined
 from robustcert.certifiers import Certifier, Claim, IntervalCertifier
@@ -20,10 +22,13 @@ from robustcert.data import as_numbers
 from robustcert.network.network import PlainNetwork
 from robustcert.runs.attack import attacked_rows, in_words
 from robustcert.runs.console import print_directions, print_files, print_metric, print_sets
+from robustcert.training.stage import stage
 
 if TYPE_CHECKING:
     from robustcert.runs.certify import _Options, _Prepared
     from robustcert.runs.subject import Subject
+
+log = logging.getLogger(__name__)
 
 
 def claim(certifier: Certifier, network: PlainNetwork, batches: Iterable[Tensor]) -> Claim:
@@ -56,42 +61,84 @@ def attack(
     Raises:
         BrokenCertificate: an output leaves an interval.
     """
-    del prepared
-    started, network = time.perf_counter(), subject.network
+    started, network = time.perf_counter(), prepared.network
     radii = subject.radii(options.radii)
     rows = attacked_rows(len(result.target), options.attack.samples)
     record: dict[str, Any] = {
         "method": "gradient ascent and descent, one random start, not clipped",
         **in_words(asdict(options.attack)),
-        "samples": len(rows),
-        "radii": radii if len(rows) else [],
-        "mean_absolute_error": [],
-        "width": [],
     }
-    if len(rows):
-        x = as_numbers(result.inputs[rows], network.space.kind).double()
-        target = result.target[rows].double()
-        for radius in radii:
-            ends = largest_changes(network, x, radius, steps=options.attack.steps)
-            _hold(ends, result, rows, radius)
-            worst = torch.maximum(ends[1] - target, target - ends[0])
-            record["mean_absolute_error"].append(float(worst.mean()))
-            record["width"].append(float((ends[1] - ends[0]).mean()))
-    return {**record, "took": round(time.perf_counter() - started, 3)}
+    x = as_numbers(result.inputs[rows], network.space.kind).double().to(options.device)
+    steps, asked = options.attack.steps, len(rows)
+    # Half of the time is for prediction sets, where there are some.
+    budget = options.budget.share(0.5)
+    said = f"attacking {asked} samples at {len(radii)} radii, at most {budget.left:.3g} s"
+    with stage(said, asked) as advance:
+        ends = ends_under_attack(network, x, radii, steps=steps, budget=budget, advance=advance)
+    rows = rows[: ends.shape[2]]
+    if len(rows) < asked:
+        log.info(
+            "attack.seconds=%.3g: %d of %d samples were attacked at every radius",
+            *(options.attack.seconds, len(rows), asked),
+        )
+    target = result.target[rows].double()
+    for radius, (low, high) in zip(radii, ends, strict=True):
+        _hold((low, high), result, rows, radius)
+    worst = torch.maximum(ends[:, 1] - target, target - ends[:, 0])
+    some = len(rows) > 0
+    return {
+        **record,
+        "samples": len(rows),
+        "radii": radii if some else [],
+        "mean_absolute_error": worst.mean(1).tolist() if some else [],
+        "width": (ends[:, 1] - ends[:, 0]).mean(1).tolist() if some else [],
+        "took": round(time.perf_counter() - started, 3),
+    }
+
+
+def ends_under_attack(
+    network: PlainNetwork,
+    x: Tensor,
+    radii: Sequence[float],
+    *,
+    steps: int,
+    budget: Budget,
+    advance: Callable[[int], None] = lambda count: None,
+) -> Tensor:
+    """The least and the largest outputs that attacks find within radii, shape ``(R, 2, M)``.
+
+    Of the first M samples of ``x``: all where there is time.
+    """
+
+    def gradient(rows: Tensor) -> object:
+        return largest_changes(network, x[rows], max(radii), steps=0)[0].sum().item()
+
+    found = [torch.zeros(len(radii), 2, 0, dtype=torch.float64, device="cpu")]
+    every = torch.arange(len(x), dtype=torch.int64, device=x.device)
+    for rows in budget.parts(every, gradient, (steps + 1) * len(radii)):
+        ends = [largest_changes(network, x[rows], radius, steps=steps) for radius in radii]
+        found.append(torch.stack([torch.stack(pair) for pair in ends]).cpu())
+        advance(len(rows))
+    return torch.cat(found, dim=2)
 
 
 def largest_changes(
     network: PlainNetwork, x: Tensor, radius: float, *, steps: int
 ) -> tuple[Tensor, Tensor]:
-    """The least and the largest output that an attack finds within a radius, shape ``(N,)``."""
+    """The least and the largest output that an attack finds within a radius, shape ``(N,)``.
+
+    Gradients are float32, see :func:`robustcert.attacks.gradient.gradient_dtype`; outputs float64.
+    """
     found = []
     f, centre = network.around(x)
+    dtype = gradient_dtype(network, radius)
+    searched, _ = network.around(x.to(dtype))
     for sign in (-1.0, 1.0):
 
         def value(u: Tensor, sign: float = sign) -> Tensor:
-            return sign * f(u)[:, 0]
+            return sign * searched(u)[:, 0]
 
-        points = ascend(value, centre, radius, steps=steps)
+        points = ascend(value, centre, radius, steps=steps, dtype=dtype)
         with torch.no_grad():
             found.append(f(points)[:, 0])
     return found[0], found[1]

@@ -45,6 +45,7 @@ class Subject:
         parts: The dataset's.
         model: The network as a module.
         network: The network, folded.
+        trained: Seconds of training until the checkpoint; 0 where that is not known.
     """
 
     path: Path
@@ -56,6 +57,7 @@ class Subject:
     parts: Parts
     model: nn.Module
     network: PlainNetwork
+    trained: float = 0.0
 
     def radii(self, given: list[float] | None) -> list[float]:
         """Radii of the table: those given, or those of training."""
@@ -93,7 +95,10 @@ def read_run(
     parts = build_parts(config, source)
     said = {"file": read.path.name, "sha256": read.sha256, "epoch": read.epoch}
     origin = {"checkpoint": said}
-    return Subject(read.path, origin, config, proving, certifier, source, parts, model, network)
+    return Subject(
+        *(read.path, origin, config, proving, certifier, source, parts, model, network),
+        trained=read.seconds,
+    )
 
 
 def read_model(

@@ -29,7 +29,7 @@ from robustcert.errors import ConfigError, DivergedError, UnsoundNetworkError, t
 from robustcert.metrics.thresholds import check_radii
 from robustcert.network.fold import fold_network
 from robustcert.runs.attack import build_attack
-from robustcert.runs.certify import certify
+from robustcert.runs.certify import certify, checked_device
 from robustcert.runs.conformal import check_coverage
 from robustcert.runs.fresh import removed_unless
 from robustcert.runs.loggers import begin, build_loggers, end, log_result
@@ -148,6 +148,8 @@ def _check_settings(config: Config) -> None:
     for node in named_certifiers(config["certifier"]).values():
         build_certifier(node, config["allow_targets"])
     build_attack(config["attack"])
+    check_value(config.get("certify_device", "cpu"), str, "certify_device")
+    checked_device(config.get("certify_device", "cpu"), "certify_device")
     trainer = config["trainer"]
     for key in ("max_epochs", "max_steps"):
         if isinstance(trainer.get(key), int) and trainer[key] < 1:
@@ -306,6 +308,7 @@ def _certify(config: Config, best: Path) -> dict[str, float]:
             output=str(best.parents[1] / "certificate"),
             certifier=config["certifier"],
             attack=config["attack"],
+            device=config.get("certify_device", "cpu"),
             allow_targets=config["allow_targets"],
         )
     except KeyboardInterrupt as error:

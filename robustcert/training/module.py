@@ -122,6 +122,11 @@ class CertifiedModule(LightningModule):
         for optimizer in self.trainer.optimizers:
             getattr(optimizer, mode, lambda: None)()
 
+    @property
+    def only_checking(self) -> bool:
+        """Whether this validation is Lightning's trial of the data, whose metrics nobody reads."""
+        return self._trainer is not None and self.trainer.sanity_checking
+
     def folded(self) -> PlainNetwork:
         """The folded network, in full precision.
 
@@ -246,12 +251,14 @@ class CertifiedClassifier(CertifiedModule):
         }
 
     def on_validation_epoch_start(self) -> None:
-        """Fold the network and prove what holds for all samples, once.
+        """Fold the network and prove what holds for all samples, once; in a trial, nothing.
 
         Raises:
             DivergedError: a weight is NaN or infinite.
             UnsoundNetworkError: see :meth:`ValidationCertifier.prepare`.
         """
+        if self.only_checking:
+            return
         network = self.folded()
         ranks = (self.trainer.global_rank, self.trainer.world_size) if self._trainer else (0, 1)
         self.validation.prepare(network, self.device, *ranks)
@@ -259,6 +266,10 @@ class CertifiedClassifier(CertifiedModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Count certified samples of the validation split."""
         x, target = batch
+        if self.only_checking:
+            estimated = training_scores(self.model, x)
+            self.objective(estimated.logits(target), target, estimated.pairwise, self.epsilon)
+            return
         with torch.autocast(x.device.type, enabled=False):
             found = self.validation.certify(x)
             scores = found.scores
@@ -277,6 +288,8 @@ class CertifiedClassifier(CertifiedModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the verified metrics of the validation split."""
+        if self.only_checking:
+            return
         for radius, vra in zip(self.radii, self.val_vra.compute().reshape(-1), strict=True):
             self.log(f"val/vra_{radius:.4g}", vra)
             if radius == self.epsilon:

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from robustcert.arithmetic import products
 from robustcert.arithmetic.known_products import Geometry, first_fault
@@ -21,9 +22,12 @@ from robustcert.arithmetic.products import tested_products
 from robustcert.arithmetic.settings import PROCESS_SETTINGS, THREAD_SETTINGS, UnsoundArithmeticError
 from robustcert.certificate.predictor import Predictor
 from robustcert.certifiers import LipschitzCertifier, arithmetic, strict_arithmetic
+from robustcert.certifiers.arithmetic import check_device
+from robustcert.errors import ConfigError
 from robustcert.network.activation import Activation
 from robustcert.network.linear import Convolution, Dense, Flatten
 from robustcert.network.network import PlainNetwork, pairwise_bound
+from robustcert.runs.certify import checked_device
 
 CPU = torch.device("cpu")
 F32, F64 = torch.float32, torch.float64
@@ -557,3 +561,35 @@ def test_variables_of_onednn_change_no_radius(variable: str, value: str) -> None
     found, enabled = run.stdout.splitlines()
     assert found == str([r.hex() for r in radius]) or found.startswith("UnsoundArithmeticError")
     assert enabled == "False"
+
+
+class _Emulated(TorchDispatchMode):
+    """Float64 whose sums, products or products of matrices have the precision of float32."""
+
+    def __init__(self, operation: str) -> None:
+        super().__init__()
+        self.operation = operation
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        wide = func.__name__.startswith(self.operation) and found.dtype == F64
+        return found.float().double() if wide else found
+
+
+def test_float64_of_this_machine_is_that_of_the_standard() -> None:
+    check_device(CPU)
+
+
+@pytest.mark.parametrize("operation", ["add.", "mul.", "div.", "mm."])
+def test_a_device_whose_float64_is_inexact_is_refused_by_name(
+    monkeypatch: pytest.MonkeyPatch, operation: str
+) -> None:
+    monkeypatch.setattr(products, "_tested", {})
+    with pytest.raises(ConfigError, match=r"certify_device: .* on cpu"), _Emulated(operation):
+        checked_device("cpu", "certify_device")
+
+
+@pytest.mark.parametrize("name", ["meta", "nowhere", "cuda:99"])
+def test_a_device_without_float64_is_refused_by_name(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"device: no float64 arithmetic on '{name}' here"):
+        checked_device(name)

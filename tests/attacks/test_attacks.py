@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from robustcert.attacks import PlainModule, cross_check, ddn, margin_attack, pgd_survivors
+from robustcert.attacks import budget as budget_module
 from robustcert.attacks.gradient import breaks, to_length
 from robustcert.certifiers import certify
 from robustcert.errors import BrokenCertificate
 from robustcert.network.activation import Activation
 from robustcert.network.fold import fold_network
-from robustcert.network.linear import Dense
+from robustcert.network.linear import Affine, Dense
 from robustcert.network.network import PlainNetwork
 
 
@@ -198,3 +199,61 @@ def test_pgd_survivors_shrink_with_the_radius_and_contain_what_is_certified() ->
     assert (medium <= small).all()
     for row, r in zip(survivors, radii, strict=True):
         assert row[radius > r].all()
+
+
+class Slow(PlainNetwork):
+    """A network whose evaluations take a second a sample of a clock that only it moves."""
+
+    now = 0.0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        Slow.now += len(x)
+        return super().__call__(x)
+
+
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> PlainNetwork:
+    monkeypatch.setattr(budget_module.time, "monotonic", lambda: Slow.now)
+    plain, _, _ = relu_network()
+    return Slow(plain.operations, plain.input_shape)
+
+
+@pytest.mark.parametrize("seconds", [0.0, 10.0, 300.0, 1e4])
+def test_the_attack_at_every_radius_counts_what_its_time_allowed(
+    slow: PlainNetwork, seconds: float
+) -> None:
+    _, x, label = relu_network()
+    radii, counted, began = [0.05, 0.2], [0], Slow.now
+    options: dict[str, Any] = {"steps": 10, "advance": lambda n: counted.append(n)}
+    survivors = pgd_survivors(slow, x, label, radii, seconds=seconds, **options)
+    attacked = survivors.shape[1]
+    assert attacked == sum(counted)
+    assert (attacked == 0, attacked == len(x)) == (seconds < 30, seconds > 1000)
+    # One evaluation of a part, at most, begins just before the time is over.
+    assert Slow.now - began <= seconds + len(x)
+    assert (survivors[1] <= survivors[0]).all()
+
+
+@pytest.mark.parametrize("seconds", [0.0, 100.0, 600.0, 1e6])
+def test_all_attacks_inside_radii_share_one_time(slow: PlainNetwork, seconds: float) -> None:
+    plain, x, label = relu_network()
+    began, radius = Slow.now, certify(plain, x).radius
+    record = cross_check(slow, x, label, radius, samples=30, ddn_restarts=2, seconds=seconds)
+    assert Slow.now - began <= seconds + len(x)
+    assert record["samples"] >= record["ddn"]["samples"]
+    assert (record["samples"] == 0, record["ddn"]["samples"] == 30) == (seconds == 0, seconds > 1e4)
+    assert record["requested"] == 30
+
+
+def test_what_changes_in_float32_alone_is_no_success() -> None:
+    # Float32 loses the input beside 2^26: there every prediction is a tie.
+    ones, shift = torch.ones(1), torch.tensor([2.0**26])
+    operations = (Affine(ones, shift), Affine(ones, -shift), Dense(torch.tensor([[1.0], [0.0]])))
+    network = PlainNetwork(operations, (1,))
+    x, label = torch.ones(1, 1, dtype=torch.float64), torch.tensor([0])
+    assert network(x.float())[0].tolist() == [0.0, 0.0]
+    radius = torch.tensor([0.9], dtype=torch.float64)
+    assert cross_check(network, x, label, radius, ddn_restarts=1)["found"] == 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert pgd_survivors(network, x, label, [0.9], steps=3).all()

@@ -222,7 +222,7 @@ def test_a_certificate_of_other_settings_is_kept(
 def test_a_certificate_of_the_same_settings_is_written_again(folder: Path) -> None:
     # The defaults, once written out, and one attacked more.
     node = {**LIPSCHITZ, "arithmetic": "float64"}
-    attack = {"samples": 17, "steps": 1, "seconds": 0.0}
+    attack = {"samples": 17, "steps": 1, "seconds": 20.0}
     certify(best(folder), certifier=node, radii=[1, 0.5, 0.25], attack=attack)
     assert claim(folder / "certificate")["attack"]["samples"] == 17
 

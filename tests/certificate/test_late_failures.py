@@ -11,7 +11,7 @@ import torch
 from helpers.runs import compose, run
 
 from robustcert.certifiers.lipschitz import LipschitzCertifier
-from robustcert.errors import BrokenCertificate
+from robustcert.errors import BrokenCertificate, ConfigError
 from robustcert.report.__main__ import main as report
 from robustcert.runs import attack as attack_module
 from robustcert.runs import classification
@@ -101,6 +101,26 @@ def test_radii_outlast_a_step_that_fails_after_them(
     certified(tiny_run, output)
     assert (output / "certificate.json").is_file()
     assert not partial.exists()
+
+
+@pytest.mark.slow
+def test_a_device_that_fails_is_named_and_keeps_what_was_certified(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, calls = LipschitzCertifier.certify, iter(range(10))
+
+    def failing(self: LipschitzCertifier, *arguments: Any) -> Any:
+        if next(calls) == 1:
+            raise torch.OutOfMemoryError("80 GiB are not there")
+        return original(self, *arguments)
+
+    monkeypatch.setattr(LipschitzCertifier, "certify", failing)
+    with pytest.raises(ConfigError, match="device: cpu failed: 80 GiB are not there"):
+        certified(tiny_run, tmp_path / "certificate")
+    rows = (tmp_path / "certificate.partial" / "radii.csv").read_text().splitlines()
+    assert len(rows) == FEW["batch_size"] + 1
+    certified(tiny_run, tmp_path / "certificate")
+    assert next(calls) == 3  # the second batch once more
 
 
 def test_a_broken_certificate_is_kept_as_evidence(

@@ -132,7 +132,7 @@ def test_attacks_move_no_frozen_feature() -> None:
     space = InputSpace("columns", None, scaling(SCALE))
     plain = affine()
     network = Watching(plain.operations, plain.input_shape, space)
-    x = torch.randn(1, 4, dtype=torch.float64)
+    x = torch.randn(1, 4).double()  # gradients are float32
     label = plain(x).argmax(1)
     pgd_survivors(network, x, label, [0.1, 5.0], steps=3)
     cross_check(network, x, label, torch.tensor([0.01]).double(), ddn_restarts=2)

@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from robustcert.errors import ConfigError
+from robustcert.runs.attack import build_attack
+
 CERTIFY = """
 import sys
 from robustcert.runs.commands import certify
@@ -25,3 +28,11 @@ def test_a_certification_loads_no_framework_of_training(tiny_run: Path, tmp_path
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
     assert done.stdout.splitlines()[-1] == "loaded"
     assert (tmp_path / "folder" / "certificate.json").is_file()
+
+
+def test_attacks_take_a_tenth_of_training_unless_a_setting_says_else() -> None:
+    assert build_attack({}).limited(6000.0, 1).seconds == 600.0
+    assert build_attack({}).limited(10.0, 2).seconds == 30.0
+    assert build_attack({"seconds": 5}).limited(6000.0, 1).seconds == 5
+    with pytest.raises(ConfigError, match=r"attack: .*seconds of at least 0 or null"):
+        build_attack({"seconds": -1.0})

@@ -39,7 +39,7 @@ def claim(tiny_run: Path) -> dict[str, Any]:
 def test_the_attacked_samples_have_a_verified_accuracy_of_their_own(
     tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    attack = {"samples": 40, "steps": 2, "seconds": 0.0}
+    attack = {"samples": 40, "steps": 2, "seconds": 9.0}
     certify(str(tiny_run), output=str(tmp_path / "c"), attack=attack)
     said = capsys.readouterr().out
     with (tmp_path / "c" / "radii.csv").open(newline="") as file:
@@ -98,7 +98,7 @@ def test_certifiers_side_by_side_are_those_of_one_each(
 ) -> None:
     typed = several(["certifier=[lipschitz,second_order]"])
     nodes = compose(*typed, name="certify")["certifier"]
-    attack = {"samples": 8, "steps": 2, "seconds": 0.0}
+    attack = {"samples": 8, "steps": 2, "seconds": 9.0}
     options: dict[str, Any] = {"samples": 64, "attack": attack}
     found = certify(str(smooth_run), certifier=nodes, output=str(tmp_path / "a"), **options)
     said = capsys.readouterr().out

@@ -263,6 +263,29 @@ def test_scores_by_two_certifiers_are_not_compared(
     assert after.metrics["val/vra"] < before.metrics["val/vra"]
 
 
+@pytest.mark.parametrize("data", ["digits", pytest.param("diabetes", marks=pytest.mark.slow)])
+def test_a_trial_of_the_validation_data_proves_nothing(
+    monkeypatch: pytest.MonkeyPatch, data: str
+) -> None:
+    task = () if data == "digits" else ("dataset=diabetes", "objective=squared", "model.width=8")
+    config = compose(*TINY, *task)
+    dataset = build_dataset(config, COMMAND_LINE_TARGETS)
+    module = build_module(config, dataset, COMMAND_LINE_TARGETS)
+    proved: list[bool] = []
+    original = type(module).folded
+
+    def counting(self: Any) -> PlainNetwork:
+        proved.append(self.trainer.sanity_checking)
+        return original(self)
+
+    monkeypatch.setattr(type(module), "folded", counting)
+    options: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False}
+    options |= {"max_epochs": 1, "limit_train_batches": 1, "enable_checkpointing": False}
+    trainer = Trainer(accelerator="cpu", logger=False, num_sanity_val_steps=2, **options)
+    trainer.fit(module, build_data(config, dataset, COMMAND_LINE_TARGETS))
+    assert proved == [False]
+
+
 def test_semidefinite_bounds_are_proved_once_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[PlainNetwork] = []
     prove = LipSDPCertifier.pairwise_bound

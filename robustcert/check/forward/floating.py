@@ -24,6 +24,7 @@ from robustcert.check.activations.table import KINDS
 from robustcert.check.arithmetic import SLACK, Arithmetic, norm, product
 from robustcert.check.fixed_point import Floats
 from robustcert.check.forward.linear import absolute_norm, gather, linear, spread, spread_bias, wrap
+from robustcert.check.forward.reflection import reflect, reflection_error
 from robustcert.check.network.operation import Operation
 
 
@@ -209,8 +210,28 @@ def _concatenate(
     )
 
 
-# What evaluates the kinds that have branches.
-_JOINED = {"sum": _sum, "concatenate": _concatenate}
+def _reflection(
+    operation: Operation,
+    state: Evaluation,
+    _norms: Mapping[str, float],
+    arithmetics: Sequence[Arithmetic],
+) -> Evaluation:
+    # Its norm is at most 1, whatever is claimed.
+    centre, growth, reach = state.centre.copy(), state.growth.copy(), state.reach.copy()
+    peak = norm(state.values) + state.centre + state.centre[0]
+    slope = product(1.0, state.constant + state.growth)
+    for k, arithmetic in enumerate(arithmetics):
+        relative, absolute = reflection_error(operation, arithmetic)
+        centre[k] += relative * peak[k] + absolute
+        growth[k] += product(relative, slope[k])
+        # Nothing on the way is 2^40 times larger.
+        reach[k] = np.minimum(reach[k], _reach(arithmetic.safe * 2.0**-40, peak[k], slope[k]))
+    values, constant = reflect(operation, state.values), state.constant * SLACK
+    return Evaluation(values, centre * SLACK, growth * SLACK, reach, constant)
+
+
+# What evaluates the kinds that have branches, or inverses.
+_JOINED = {"sum": _sum, "concatenate": _concatenate, "reflection": _reflection}
 
 
 def _apply(operation: Operation, x: Floats) -> tuple[Floats, Floats | float, float, int]:

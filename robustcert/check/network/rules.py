@@ -12,6 +12,7 @@ from robustcert.check.reader import (
     Array,
     UnreadableError,
     fail,
+    hex_float,
     items,
     keys,
     show,
@@ -23,6 +24,8 @@ from robustcert.check.reader import (
 MAX_PIECES = 2**14
 # Maximum number of values that the windows of a convolution read of one sample.
 MAX_READS = 2**27
+# Maximum number of values of the inverses of a reflection, and its largest ridge.
+MAX_INVERSES, MAX_RIDGE = 2**27, 2.0**20
 # Maximum number of dimensions of one sample.
 MAX_DIMENSIONS = 8
 
@@ -240,6 +243,41 @@ def _circular(
     return (weight.shape[0], *options["output_size"])
 
 
+def _reflection(
+    options: dict[str, Any], tensors: dict[str, Array], shape: Shape, where: str
+) -> Shape:
+    sizes = ("input_size", "output_size", "period", "stride")
+    _names(options, tensors, where, ({"outputs", "ridge", *sizes}, {"weight"}))
+    for key in sizes:
+        if len(items(options[key], f"{where} {key}")) != 2:
+            raise fail(f"{where} {key}", "two integers", options[key])
+        for value in options[key]:
+            whole(value, f"{where} {key}", 1, MAX_SIDE)
+    weight, stride = tensors["weight"], options["stride"]
+    # The norm of a reflection rests on its ridge not being negative.
+    if not 0 <= hex_float(options["ridge"], f"{where} ridge") <= MAX_RIDGE:
+        raise fail(f"{where} ridge", f"a number from 0 to {MAX_RIDGE}", options["ridge"])
+    if weight.ndim != 4 or 0 in weight.shape or weight.shape[0] < weight.shape[1]:
+        raise UnreadableError(f"{where}: a weight {weight.shape} is no kernel of a reflection")
+    outputs = whole(options["outputs"], f"{where} outputs", 1, weight.shape[0])
+    used = shape[0] * math.prod(stride)
+    if len(shape) != 3 or shape[1:] != tuple(options["input_size"]) or used > weight.shape[0]:
+        raise UnreadableError(f"{where}: a weight {weight.shape} does not fit inputs {shape}")
+    circle = []
+    for d in (0, 1):
+        period, side = options["period"][d], options["period"][d] // stride[d]
+        fits = period % stride[d] == 0 and shape[1 + d] <= period
+        if not fits or options["output_size"][d] > side or weight.shape[2 + d] > side:
+            raise UnreadableError(f"{where}: period {period}, stride {stride} and sizes do not fit")
+        circle.append(side)
+    if math.prod(circle) * max(weight.shape[1] ** 2, math.prod(circle)) > MAX_INVERSES:
+        raise UnreadableError(f"{where}: its torus has too many frequencies")
+    if math.prod(circle) * math.prod(weight.shape[2:]) * weight.shape[0] > MAX_READS:
+        raise UnreadableError(f"{where}: its windows read too many values")
+    _check_bias(tensors, outputs, where)
+    return (outputs, *options["output_size"])
+
+
 def _quadratics(
     options: dict[str, Any], tensors: dict[str, Array], shape: Shape, where: str
 ) -> Shape:
@@ -272,6 +310,7 @@ RULES = {
     "sandwich": _sandwich,
     "residual_block": _residual_block,
     "circular_convolution": _circular,
+    "reflection": _reflection,
     "quadratics": _quadratics,
 }
 

@@ -1,0 +1,404 @@
+r"""Reflections at the range of a circular convolution, kept as its small kernel.
+
+Note [reflection] (the map, its norm, and the error of its evaluation)
+~~~~~~~~~~~~~~~~~
+On a torus of M positions let :math:`(V d)(p) = \sum_a V_a\, d(p + a)`, from n channels to m. The
+Fourier transform makes blocks :math:`U = \sum_a V_a e^{i \omega a}` of it and :math:`G = U^* U` of
+:math:`V^T V`. With :math:`\rho = \mathrm{ridge} \cdot \mathrm{tr}(G) / n`, the map is
+
+    W = I - 2 U (G + rho I)^-1 U*.
+
+It is symmetric, and its eigenvalues are 1 and :math:`1 - 2 s^2 / (s^2 + \rho)` for singular values
+s of U: its norm is at most 1, whatever V is. Without a ridge it is orthogonal.
+
+Inverses. H is a Hermitian matrix, computed anyhow. All eigenvalues of :math:`H (G + \rho I)` are
+those of the Hermitian :math:`(G + \rho I)^{1/2} H (G + \rho I)^{1/2}`, so that these are within
+
+    e = || H (G + rho I) - I ||_inf
+
+of 1. As :math:`G \le G + \rho I`, the map with H for the inverse is within 2 e of W; and e < 1
+shows that the inverse exists. e is computed: the residual of the computed G~, plus ||H||_inf times
+the error of G~, plus the rounding of the product, gamma_2n ||H||_inf ||G~||_inf. Complex numbers
+are pairs of real ones, and ||.||_inf counts the absolute values of both parts.
+
+Entries of G~ are sums over taps k of g_k e^{i w k}, whose rounding is relative to sum |g_k|, with
+g_k = sum_a V_a' V_{a+k}, whose rounding is relative to T = S'S with S = sum_a |V_a|: absolute
+values of what is added.
+
+Evaluation. c = V' x, its transform by a product with the real orthonormal basis B of cosines and
+sines, H at every frequency, the transform back, and V. Let v >= ||V||, from v^2 = max ||G||_inf, s
+the norm of the kernel |V| and k^2 = max ||H||_inf (1 + e), so that ||V H|| and ||H V'|| are at most
+k. With e_V = gamma s for each convolution, e_B = gamma sqrt(2 F) + 2^-48 sqrt(2 M) for each product
+with B, whose rows have length 1, and e_H = gamma ||H||_inf, all orders of summation included, the
+computed V H V' x is wrong by at most
+
+    t = e + 2 k e_V + 2 k e_B v + v^2 e_H    times ||x||, and times 1 + 2 t for products of errors,
+
+as 1 / v is at most k, so that each error is relative to what is computed, and t is at most 2^-6.
+"""
+
+import math
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from robustcert.arithmetic import products
+from robustcert.errors import UnsoundNetworkError
+from robustcert.network.local_error import absolute_norm, gamma, smallest_normal
+from robustcert.network.operation import Operation, Shape, same, without_none
+from robustcert.norms.convolution import roots_of_unity
+
+# Largest error e of Note [reflection]: beyond it, columns of V depend on each other too much.
+MAX_ERROR = 2.0**-20
+# Largest sum of all errors, t there: what is left out of products of errors is small.
+MAX_TOTAL = 2.0**-6
+# Largest error of a computed cosine or sine, as in norms/convolution.py.
+TWIDDLE_ERROR = 2.0**-48
+# Products that are summed by one product of matrices: a short sum is rounded less.
+SUMMED_ROWS = 32
+# Largest norm of a kernel or an inverse: what is computed on the way stays in range.
+MAX_SIZE = 2.0**30
+# Factor on the error, for evaluations with other inverses than these, which are as close.
+MARGIN = 1.05
+# Bytes of inverses that are remembered.
+MAX_BYTES = 3 * 2**30
+# Bytes of the blocks that are inverted at once.
+CHUNK_BYTES = 2**25
+
+Pair = tuple[int, int]
+
+
+@dataclass(frozen=True, eq=False)
+class Reflection(Operation):
+    """``x -> W x + b`` on a torus, W of Note [reflection], with its rows and columns that are used.
+
+    Inputs are extended by zeros to the torus; positions modulo the stride become channels, which
+    zeros extend to those of V; outputs beyond ``output_size`` and channels beyond ``outputs`` are
+    dropped. None of it raises the norm.
+
+    Attributes:
+        weight: V, shape ``(m, n, height, width)``, n at most m.
+        bias: Shape ``(outputs,)``.
+        outputs: Number of output channels.
+        input_size: Height and width of inputs.
+        output_size: Of outputs.
+        period: Of the torus, multiples of the stride.
+        stride: Height and width of a block of positions that becomes one.
+        ridge: Multiple of the mean eigenvalue of G that is added to G.
+    """
+
+    kind = "reflection"
+    weight: Tensor
+    bias: Tensor | None = None
+    outputs: int = field(kw_only=True)
+    input_size: Pair = field(kw_only=True)
+    output_size: Pair = field(kw_only=True)
+    period: Pair = field(kw_only=True)
+    stride: Pair = field(default=(1, 1), kw_only=True)
+    ridge: float = field(default=0.0, kw_only=True)
+
+    def __post_init__(self) -> None:
+        rows, columns = self.weight.shape[:2]
+        fits = all(
+            period % s == 0 and size <= period and 1 <= out <= period // s and k <= period // s
+            for period, size, out, s, k in zip(
+                *(self.period, self.input_size, self.output_size, self.stride),
+                self.weight.shape[2:],
+                strict=True,
+            )
+        )
+        if not (fits and 1 <= columns <= rows and 1 <= self.outputs <= rows and self.ridge >= 0):
+            raise UnsoundNetworkError(
+                f"no reflection by a kernel {tuple(self.weight.shape)} takes {self.input_size} to "
+                f"{self.output_size} positions with period {self.period}, stride {self.stride}, "
+                f"{self.outputs} outputs and ridge {self.ridge}"
+            )
+
+    @property
+    def map(self) -> Pair:
+        """Height and width of the torus of output positions."""
+        return self.period[0] // self.stride[0], self.period[1] // self.stride[1]
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        rows, residues = len(self.weight), math.prod(self.stride)
+        if tuple(input_shape[1:]) != tuple(self.input_size) or input_shape[0] * residues > rows:
+            raise RuntimeError(
+                f"it takes at most {rows // residues} channels of {self.input_size}, got "
+                f"{tuple(input_shape)}"
+            )
+        return (self.outputs, *self.output_size)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        self.output_shape(tuple(x.shape[1:]))
+        height, width = (p - n for p, n in zip(self.period, x.shape[2:], strict=True))
+        x = _blocks(F.pad(x, (0, width, 0, height)), self.stride)
+        weight = self.weight.to(x)
+        inner = _wrapped(x, weight[: x.shape[1]].transpose(0, 1).flip(2, 3), backwards=True)
+        turned = _wrapped(self._solved(inner), weight[: self.outputs], backwards=False)
+        if self.outputs > x.shape[1]:
+            x = F.pad(x, (0, 0, 0, 0, 0, self.outputs - x.shape[1]))
+        y = x[:, : self.outputs] - 2 * turned
+        y = y[:, :, : self.output_size[0], : self.output_size[1]]
+        return y if self.bias is None else y + self.bias.to(x)[:, None, None]
+
+    def _solved(self, c: Tensor) -> Tensor:
+        """H at every frequency of maps ``(N, n, *map)``."""
+        real, imaginary = inverses_of(self).on(c)
+        basis = _basis(self.map).to(c)
+        count, channels = c.shape[:2]
+        spectrum = products.linear(c.flatten(2).flatten(0, 1), basis)
+        # Frequencies first; of each, the real parts of all samples before the imaginary ones.
+        parts = spectrum.view(count, channels, 2, -1).permute(3, 2, 0, 1).flatten(1, 2)
+        found = []
+        for part, re, im in zip(parts.unbind(), real, imaginary, strict=True):
+            by_real, by_imaginary = products.linear(part, re), products.linear(part, im)
+            first, second = by_imaginary.split(count)
+            found.append(by_real + torch.cat([-second, first]))
+        back = torch.stack(found).view(-1, 2, count, channels).permute(2, 3, 1, 0)
+        maps = products.linear(back.reshape(count * channels, -1), basis.mT.contiguous())
+        return maps.view(count, channels, *self.map)
+
+    def lipschitz_bound(self, input_shape: Shape) -> float:
+        return 1.0
+
+    def rounding(self, input_shape: Shape, unit: float) -> tuple[float, float]:
+        weight, inverses = self.weight, inverses_of(self)
+        rows, columns, *sides = weight.shape
+        count, places = math.prod(self.map), math.prod(self.output_size)
+        kernel = gamma(math.prod(sides) * rows + 2, unit) * absolute_norm(weight)
+        terms = 2 * len(inverses.real) + 4
+        basis = gamma(terms, unit) * math.sqrt(terms) + TWIDDLE_ERROR * math.sqrt(2 * count)
+        inverse = gamma(2 * columns + 4, unit) * inverses.size
+        v = math.sqrt(inverses.gram) * (1 + 1e-12)
+        k = math.sqrt(inverses.size * (1 + inverses.error)) * (1 + 1e-12)
+        turned = inverses.error + 2 * k * kernel + 2 * k * basis * v + v * v * inverse
+        if not turned <= MAX_TOTAL:
+            raise UnsoundNetworkError(
+                "its kernel is too large, or its columns depend on each other too much, for an "
+                f"arithmetic of unit roundoff {unit:.3g}: set certifier.arithmetic=float64, or "
+                "train with a ridge",
+                self.label,
+            )
+        if not max(absolute_norm(weight), v, k, inverses.size) <= MAX_SIZE:
+            raise UnsoundNetworkError(
+                f"expected a kernel and inverses of norms up to {MAX_SIZE:g}: scale its kernel, "
+                "which does not change the map",
+                self.label,
+            )
+        norm = 0.0 if self.bias is None else float(self.bias.double().norm())
+        tiny = smallest_normal(unit) * math.sqrt(len(weight) * count) * terms * 2.0**20
+        # More than a checker with other inverses takes.
+        gain = (2 * turned * (1 + 2 * turned) + 8 * unit) * MARGIN
+        shift = 2 * unit * norm * math.sqrt(places) * MARGIN
+        scale = 1 + k + v + float(weight.abs().max())
+        return gain + tiny * scale**4, shift + tiny * scale**4
+
+    def options(self) -> dict[str, Any]:
+        return {
+            "outputs": self.outputs,
+            "input_size": list(self.input_size),
+            "output_size": list(self.output_size),
+            "period": list(self.period),
+            "stride": list(self.stride),
+            "ridge": float(self.ridge).hex(),
+        }
+
+    def tensors(self) -> dict[str, Tensor]:
+        return without_none(weight=self.weight, bias=self.bias)
+
+
+def _blocks(x: Tensor, stride: Pair) -> Tensor:
+    """Positions modulo the stride as channels, those of a channel after each other."""
+    if stride == (1, 1):
+        return x
+    split = x.unflatten(3, (-1, stride[1])).unflatten(2, (-1, stride[0]))
+    return split.permute(0, 1, 3, 5, 2, 4).flatten(1, 3)
+
+
+def _wrapped(x: Tensor, kernel: Tensor, *, backwards: bool) -> Tensor:
+    """The circular correlation with a kernel, whose last tap is at the output if ``backwards``."""
+    for axis in (2, 3):
+        more = kernel.shape[axis] - 1
+        reads = torch.arange(x.shape[axis] + more, dtype=torch.int64, device=x.device)
+        x = x.index_select(axis, (reads - more * backwards) % x.shape[axis])
+    return products.conv2d(x, kernel)
+
+
+def _numerators(size: Pair, positions: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """``w p`` in units of a turn over all positions, of one frequency of every conjugate pair."""
+    height, width = size
+    rows, columns = np.divmod(np.arange(height * width), width)
+    kept = np.arange(height * width) <= (-rows % height) * width + (-columns % width)
+    points = np.stack([rows[kept] * width, columns[kept] * height], axis=1)
+    return points @ positions.T
+
+
+def _basis(size: Pair) -> Tensor:
+    """Cosines, then minus sines, of length 1 or 0, shape ``(2 F, M)``, float64."""
+    if size not in _BASES:
+        total = math.prod(size)
+        positions = np.stack(np.divmod(np.arange(total), size[1]), axis=1)
+        turns = _numerators(size, positions)
+        cosine, sine = roots_of_unity(turns, total)
+        alone = ((2 * turns) % total == 0).all(1)
+        length = np.where(alone, 1 / math.sqrt(total), math.sqrt(2 / total))[:, None]
+        sine[alone] = 0.0
+        _BASES[size] = torch.from_numpy(np.concatenate([length * cosine, -length * sine]))
+    return _BASES[size]
+
+
+_BASES: dict[Pair, Tensor] = {}
+
+
+@dataclass(eq=False)
+class Inverses:
+    """H of Note [reflection] at every frequency, with what its errors are relative to.
+
+    Attributes:
+        real: Shape ``(F, n, n)``, float64.
+        imaginary: The same.
+        error: e.
+        size: The largest ||H||_inf.
+        gram: The largest ||G||_inf.
+    """
+
+    real: Tensor
+    imaginary: Tensor
+    error: float
+    size: float
+    gram: float
+    _placed: tuple[Tensor, Tensor] | None = None
+
+    def on(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Both parts in the arithmetic and on the device of a tensor; the last ones are kept."""
+        if (self.real.dtype, self.real.device) == (like.dtype, like.device):
+            return self.real, self.imaginary
+        placed = self._placed
+        if placed is None or (placed[0].dtype, placed[0].device) != (like.dtype, like.device):
+            self._placed = placed = self.real.to(like), self.imaginary.to(like)
+        return placed
+
+
+def inverses_of(operation: Reflection) -> Inverses:
+    """The inverses of an operation, remembered for its values.
+
+    Raises:
+        UnsoundNetworkError: no inverse is close enough.
+    """
+    weight = operation.weight.detach().to("cpu", torch.float64, copy=True)
+    key = (*weight.shape, *operation.map, operation.ridge, float(weight.sum()))
+    known = _KNOWN.get(key)
+    if known is None or not same(known[0], weight):
+        known = weight, _inverted(weight, operation.map, operation.ridge)
+        _KNOWN[key] = known
+    _KNOWN.move_to_end(key)
+    while len(_KNOWN) > 1 and sum(16 * i.real.numel() for _, i in _KNOWN.values()) > MAX_BYTES:
+        _KNOWN.popitem(last=False)
+    return known[1]
+
+
+_KNOWN: OrderedDict[tuple[Any, ...], tuple[Tensor, Inverses]] = OrderedDict()
+
+
+# What is kept may be met again in training, which refuses tensors of the inference mode.
+@torch.inference_mode(mode=False)
+@torch.no_grad()
+def _inverted(weight: Tensor, size: Pair, ridge: float) -> Inverses:
+    """Inverses of every block of a torus, with their error."""
+    products.check_matrix_products(torch.device("cpu"))
+    columns = weight.shape[1]
+    sums = weight.abs().sum((2, 3))
+    total = float((sums.mT @ sums.sum(1)).max()) * (1 + 1e-9)
+    shifts, taps = _taps(weight)
+    added = float(taps.abs().sum(0).sum(1).max()) * (1 + 1e-9)
+    unit = 2.0**-53
+    terms = SUMMED_ROWS + 1 + math.ceil(math.log2(weight[:, 0].numel()))
+    lost = gamma(terms, unit) * total
+    # Of both parts, with the mean of the diagonal that a ridge is a multiple of.
+    lost = 2 * (lost + (gamma(len(taps) + 4, unit) + TWIDDLE_ERROR) * (added + lost)) * (1 + ridge)
+    lost += gamma(columns + 4, unit) * ridge * total
+    identity = torch.eye(columns, dtype=torch.float64, device="cpu")
+    real, imaginary = [], []
+    error = largest = gram = 0.0
+    for re, im in _grams(shifts, taps, size):
+        # Exactly Hermitian; what that changes is within the error of both halves.
+        re, im = (re + re.mT) / 2, (im - im.mT) / 2
+        mean = re.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
+        re = re + ridge * mean * identity
+        try:
+            inverse = torch.linalg.inv(torch.complex(re, im))
+        except torch.linalg.LinAlgError as failed:
+            raise UnsoundNetworkError("columns of its kernel depend on each other") from failed
+        a, b = inverse.real, inverse.imag
+        a, b = (a + a.mT) / 2, (b - b.mT) / 2
+        residual = _rows(a @ re - b @ im - identity, a @ im + b @ re)
+        inverse_size, gram_size = _rows(a, b), _rows(re, im)
+        rounding = gamma(2 * columns + 4, unit) * inverse_size * gram_size
+        error = max(error, residual + rounding + inverse_size * lost)
+        largest, gram = max(largest, inverse_size), max(gram, gram_size + lost)
+        real.append(a)
+        imaginary.append(b)
+    if not error * (1 + 1e-9) <= MAX_ERROR:
+        raise UnsoundNetworkError(
+            f"columns of its kernel depend on each other too much: inverses are known up to "
+            f"{error:.3g}, and {MAX_ERROR:.3g} is needed: train with a ridge"
+        )
+    more = 1 + 1e-9
+    parts = torch.cat(real), torch.cat(imaginary)
+    return Inverses(*parts, error * more, largest * more, gram * more)
+
+
+def _rows(real: Tensor, imaginary: Tensor) -> float:
+    """The largest sum of absolute values of a row of complex matrices, both parts counted."""
+    found = float((real.abs().sum(2) + imaginary.abs().sum(2)).max()) * (1 + 1e-9)
+    return found if math.isfinite(found) else math.inf
+
+
+def _taps(weight: Tensor) -> tuple[np.ndarray[Any, Any], Tensor]:
+    """Shifts k, shape ``(K, 2)``, and g_k of Note [reflection], shape ``(K, n, n)``."""
+    height, width = weight.shape[2:]
+    shifts: list[Pair] = []
+    taps: list[Tensor] = []
+    for k, m in np.ndindex(height, 2 * width - 1):
+        m -= width - 1
+        if (k, m) < (0, 0):
+            continue
+        first = weight[:, :, : height - k, max(0, -m) : width - max(0, m)]
+        second = weight[:, :, k:, max(0, m) : width + min(0, m)]
+        found = _product(*(part.transpose(0, 1).flatten(1) for part in (first, second)))
+        shifts, taps = [*shifts, (k, m)], [*taps, found]
+        if (k, m) != (0, 0):
+            shifts, taps = [*shifts, (-k, -m)], [*taps, found.mT]
+    return np.array(shifts), torch.stack(taps)
+
+
+def _product(first: Tensor, second: Tensor) -> Tensor:
+    """``first second'``, with sums of a few products that are added in pairs, and these again."""
+    count = first.shape[1]
+    parts = 1 << max(0, math.ceil(math.log2(count / SUMMED_ROWS)))
+    each = -(-count // parts)
+    left, right = (
+        F.pad(x, (0, parts * each - count)).unflatten(1, (parts, each)) for x in (first, second)
+    )
+    products_of_parts = left.transpose(0, 1) @ right.permute(1, 2, 0)
+    while len(products_of_parts) > 1:
+        low, high = products_of_parts.chunk(2)
+        products_of_parts = low + high
+    return products_of_parts[0]
+
+
+def _grams(
+    shifts: np.ndarray[Any, Any], taps: Tensor, size: Pair
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Real and imaginary parts of G, shape ``(f, n, n)``, for some frequencies after the others."""
+    columns, flat = taps.shape[1], taps.flatten(1)
+    cosine, sine = map(torch.from_numpy, roots_of_unity(_numerators(size, shifts), math.prod(size)))
+    chunk = max(1, CHUNK_BYTES // (16 * columns * columns))
+    for re, im in zip(cosine.split(chunk), sine.split(chunk), strict=True):
+        yield (re @ flat).view(-1, columns, columns), (im @ flat).view(-1, columns, columns)
