@@ -1,4 +1,4 @@
-"""How long the steps of a check take on one core: products counted, over a speed.
+"""How long samples of a check take on one core: products counted, over a speed.
 
 It decides which work is begun in the time that is left, and what ``certify`` tells of a check in
 advance. Nothing that is proved depends on it.
@@ -12,29 +12,18 @@ import numpy as np
 from robustcert.check.exact_products import digit_bits
 from robustcert.check.fixed_point import binary_places
 from robustcert.check.forward.exact import KEPT_PLACES, MAX_PLACES
+from robustcert.check.forward.reflection import inverse_count
 from robustcert.check.network.operation import Operation, walk
 from robustcert.check.reader import Array
 
-# Speeds of one core of an Intel Xeon of 2.1 GHz: products a second in the proof of a norm, in
-# float64 and in integers.
-PROOF_SPEED, FLOAT_SPEED, EXACT_SPEED = 1.2e11, 3.5e9, 4e10
+# Speeds of one core of an Intel Xeon of 2.1 GHz: products a second in float64 and in integers.
+FLOAT_SPEED, EXACT_SPEED = 3.5e9, 4e10
 # Seconds in integers for a digit of a weight, for one of a value, and for a value of an activation.
 WEIGHT_SECONDS, VALUE_SECONDS, ACTIVATION_SECONDS = 2.5e-8, 1e-7, 1e-6
 # Binary places of an input, a byte over 255 in float32, and bits before the point.
 INPUT_PLACES, HEAD_BITS = 32, 8
 # Number of values of a tensor, about, whose binary places are counted.
 MAX_LOOKED_AT = 2**12
-
-
-def proof_work(out: int, inner: int) -> float:
-    """Products in the proof of the norm of a matrix: its Gram matrix, a factor, two residuals."""
-    small, large = sorted((out, inner))
-    return 24.0 * small**2 * (small + large)
-
-
-def proof_seconds(work: float) -> float:
-    """Time of the proof of a norm."""
-    return work / PROOF_SPEED
 
 
 def float_seconds(operations: Sequence[Operation]) -> float:
@@ -50,6 +39,11 @@ def exact_seconds(operations: Sequence[Operation]) -> float:
 
 def _products(operation: Operation) -> int:
     # Of one sample.
+    if operation.kind == "reflection":
+        rows, columns, *kernel = operation.tensors["weight"].shape
+        points = inverse_count(operation)
+        # V' and V at all positions, the change of basis, and complex inverses.
+        return 2 * points * (2 * rows * math.prod(kernel) + 2 * points + columns) * columns
     if operation.kind not in ("dense", "convolution"):
         return 0
     weight = operation.tensors["weight"]
@@ -74,6 +68,10 @@ def _exactly(operations: Sequence[Operation], places: int) -> tuple[float, int]:
             seconds += products / EXACT_SPEED + weight.size * of_weight * WEIGHT_SECONDS
             seconds += values * of_value * VALUE_SECONDS
             places += finer
+        elif operation.kind == "reflection":
+            # Its values are float64.
+            seconds += 2 * _products(operation) / FLOAT_SPEED
+            places = KEPT_PLACES
         elif operation.kind == "affine":
             places += _places(operation.tensors["scale"])
         elif operation.kind == "activation":

@@ -5,10 +5,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from robustcert.check.cost import exact_seconds, float_seconds, proof_seconds
+from robustcert.check.cost import exact_seconds, float_seconds
 from robustcert.check.effort import SECONDS, WORKING_SHARE
 from robustcert.check.folder import open_folder, read_claim, read_operations
 from robustcert.check.network.operation import Operation
+from robustcert.check.norms.cost import proof_seconds
 from robustcert.check.norms.operation import work
 from robustcert.check.reader import keys, whole
 from robustcert.check.report import Report

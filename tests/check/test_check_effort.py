@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 
 from benchmarks.soundness.forgeries import EVERYWHERE, Folder, build, certify
-from robustcert.check import UnreadableError, check, cost, expected_time, prove_network, supervisor
+from robustcert.check import UnreadableError, check, expected_time, prove_network, supervisor
 from robustcert.check.command import main, outcome
 from robustcert.check.constants import _coarse
 from robustcert.check.effort import Effort, NotTriedError, effort_of
 from robustcert.check.network.operation import Operation
-from robustcert.check.norms import dense, operation, symbols
+from robustcert.check.norms import cost, dense, operation, symbols
 from robustcert.check.norms.operation import find, prove
 from robustcert.check.report import Report
 from robustcert.check.share import MAX_EXACT, MIN_EXACT, in_turns
@@ -35,7 +35,7 @@ def honest(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def slow_proofs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every norm is expected to take years: a machine that is too slow, or a forger's network."""
-    monkeypatch.setattr("robustcert.check.cost.PROOF_SPEED", 1e-9)
+    monkeypatch.setattr("robustcert.check.norms.cost.PROOF_SPEED", 1e-9)
 
 
 def outside(report: Report) -> tuple[int, str]:
@@ -312,7 +312,7 @@ def test_what_does_not_fit_is_told_beforehand(
     honest: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     norms = expected_time(honest).norms
-    monkeypatch.setattr("robustcert.check.cost.PROOF_SPEED", norms * cost.PROOF_SPEED / HOUR)
+    monkeypatch.setattr(cost, "PROOF_SPEED", norms * cost.PROOF_SPEED / HOUR)
     found = expected_time(honest)
     assert found.norms == pytest.approx(HOUR)
     seconds = float(str(found).split("--seconds ")[1])

@@ -123,10 +123,15 @@ def reflection_error(operation: Operation, arithmetic: Arithmetic) -> tuple[floa
     return (relative + lost) * SLACK, (absolute + lost) * SLACK
 
 
+def inverse_count(operation: Operation) -> int:
+    """Number of frequencies with an inverse, known from shapes."""
+    return len(_points(_circle(operation)))
+
+
 def inverse_bytes(operation: Operation) -> int:
     """Bytes of the inverses of all frequencies, known from shapes."""
     columns = operation.tensors["weight"].shape[1]
-    return 16 * len(_points(_circle(operation))) * columns**2
+    return 16 * inverse_count(operation) * columns**2
 
 
 def inverses_of(operation: Operation) -> Inverses:

@@ -13,10 +13,10 @@ from fractions import Fraction
 
 import numpy as np
 
-from robustcert.check.cost import proof_seconds, proof_work
 from robustcert.check.effort import UNLIMITED, Effort, NotTriedError
 from robustcert.check.exact_products import digit_bits, residual_norm, split_floats
 from robustcert.check.fixed_point import Floats
+from robustcert.check.norms.cost import proof_seconds, proof_work
 from robustcert.check.norms.scalars import ceil_log2
 
 # Maximum shorter side and maximum number of entries of a matrix that is factorised.

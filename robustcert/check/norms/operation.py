@@ -12,14 +12,15 @@ from fractions import Fraction
 import numpy as np
 
 from robustcert.check.arithmetic import UNIT
-from robustcert.check.cost import proof_seconds, proof_work
 from robustcert.check.effort import UNLIMITED, Effort
+from robustcert.check.forward.reflection import inverse_count
 from robustcert.check.network.operation import Operation
 from robustcert.check.norms.convolution import (
     convolution_bytes,
     estimate_convolution,
     prove_convolution,
 )
+from robustcert.check.norms.cost import proof_seconds, proof_work
 from robustcert.check.norms.dense import (
     Proof,
     can_factor,
@@ -39,6 +40,9 @@ from robustcert.check.norms.symbols import (
     symbol_bytes,
     symbol_work,
 )
+
+# Products that take the time of the inverse of a block of a reflection, over the cube of its side.
+INVERSE_WORK = 128.0
 
 
 def prove(operation: Operation, bound: float, effort: Effort = UNLIMITED) -> Proof:
@@ -149,6 +153,10 @@ def work(operation: Operation) -> float:
         return symbol_work(operation, *circles_of(operation))
     if operation.kind == "convolution":
         return symbol_work(operation, *axes_of(operation))
+    if operation.kind == "reflection":
+        # Its norm is known; what takes time is what proves it defined.
+        columns = operation.tensors["weight"].shape[1]
+        return INVERSE_WORK * inverse_count(operation) * columns**3
     return 0.0
 
 

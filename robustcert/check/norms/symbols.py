@@ -35,10 +35,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robustcert.check.arithmetic import UNIT
-from robustcert.check.cost import proof_seconds, proof_work
 from robustcert.check.effort import UNLIMITED, Effort, NotTriedError
 from robustcert.check.fixed_point import Floats, flint
 from robustcert.check.network.operation import Operation, Window
+from robustcert.check.norms.cost import proof_seconds, proof_work
 from robustcert.check.norms.dense import Proof, estimate, frobenius, proof_bytes, proved
 from robustcert.check.norms.scalars import UNDERFLOW, root_down, root_up
 from robustcert.check.processes import Answer, answers
