@@ -306,16 +306,7 @@ def load(
     """
     folder = named_certificate(str(path))
     network, proved = read_proved(folder, Task.CLASSIFICATION, "robustcert.load_regressor")
-    if proved.proof == Proof.SMOOTHING:
-        raise UnsoundNetworkError(
-            f"{path} speaks of a smoothed classifier, which no single forward pass evaluates: "
-            "load a certificate of another certifier"
-        )
-    if proved.proof == Proof.QUADRIC:
-        raise UnsoundNetworkError(
-            f"{path} speaks of quadratics, which have no Lipschitz constant that a predictor "
-            f"could use: certify inputs with {typed('certify')} certifier=quadratic"
-        )
+    require_constants(path, proved.proof)
     return Predictor(
         network,
         torch.from_numpy(proved.pairwise),
@@ -323,3 +314,21 @@ def load(
         dtype=dtype,
         device=device,
     )
+
+
+def require_constants(path: str | Path, proof: str) -> None:
+    """Refuse a certificate of a proof that rests on no Lipschitz constants.
+
+    Raises:
+        UnsoundNetworkError: it is of a smoothed classifier or of quadratics.
+    """
+    if proof == Proof.SMOOTHING:
+        raise UnsoundNetworkError(
+            f"{path} speaks of a smoothed classifier, which no single forward pass evaluates: "
+            "load a certificate of another certifier"
+        )
+    if proof == Proof.QUADRIC:
+        raise UnsoundNetworkError(
+            f"{path} speaks of quadratics, which have no Lipschitz constant that a predictor "
+            f"could use: certify inputs with {typed('certify')} certifier=quadratic"
+        )

@@ -55,7 +55,11 @@ class Shown:
 
 
 def write_run_page(
-    folder: Path, out: Path | None = None, formats: Sequence[str] = ()
+    folder: Path,
+    out: Path | None = None,
+    formats: Sequence[str] = (),
+    *,
+    allow_targets: Sequence[str] = (),
 ) -> list[Path]:
     """Write the page of a certificate folder beside it.
 
@@ -63,6 +67,7 @@ def write_run_page(
         folder: What ``certify.py`` wrote.
         out: Folder to write into; that of the run by default.
         formats: What pictures are written as for papers, beside the page: ``pdf``, ``svg``.
+        allow_targets: Packages of the user's whose classes network and dataset may have.
 
     Returns:
         The page: ``report.html``, or ``report-<rest>.html`` for ``certificate-<rest>``; and
@@ -70,10 +75,11 @@ def write_run_page(
 
     Raises:
         ReportError: the folder is no certificate, or is damaged.
+        ConfigError: its network has classes of a package that is not allowed.
     """
     with stage(f"reading {folder}"):
-        claim = read_claim(folder)
-        train, names, reason = _train_split(claim)
+        claim = _claim(folder, allow_targets)
+        train, names, reason = _train_split(claim, allow_targets)
     separation = _separation(claim, train)
     calibrations = _calibrations(claim)
     attack = claim.record.get("attack") or {}
@@ -116,7 +122,20 @@ def write_run_page(
     return [page, *write_pictures(drawn, out or run, formats)]
 
 
-def _train_split(claim: Claim) -> tuple["Examples | None", list[str], str]:
+def _claim(folder: Path, allow_targets: Sequence[str]) -> Claim:
+    from robustcert.runs.own_classes import naming_packages, own_subject
+
+    subject = own_subject(folder, allow_targets)
+    if subject is not None:
+        network = subject.network
+        return read_claim(folder, lambda inputs: network(_tensor(inputs)).numpy())
+    with naming_packages(folder):
+        return read_claim(folder)
+
+
+def _train_split(
+    claim: Claim, allow_targets: Sequence[str]
+) -> tuple["Examples | None", list[str], str]:
     # The folder holds the samples; the training split is only needed for their neighbours.
     count = claim.logits.shape[1]
     numbers = [str(i) for i in range(count)]
@@ -125,7 +144,7 @@ def _train_split(claim: Claim) -> tuple["Examples | None", list[str], str]:
     from robustcert.config.build import CHECKPOINT_TARGETS, build_dataset
 
     try:
-        source = build_dataset(claim.config, CHECKPOINT_TARGETS)
+        source = build_dataset(claim.config, (*CHECKPOINT_TARGETS, *allow_targets))
         names = list(source.class_names or numbers)
         return source.read("train"), names if len(names) == count else numbers, ""
     except (ValueError, OSError) as error:

@@ -27,6 +27,7 @@ from robustcert.config.renamed_options import register_renamed_options
 from robustcert.errors import typed
 from robustcert.runs.fresh import removed_unless
 from robustcert.runs.job import job_key, run_job
+from robustcert.runs.permission import admit_working_folder
 from robustcert.runs.pipes import outlive_readers
 from robustcert.runs.sweep import finish_sweeps
 from robustcert.training.stage import stage
@@ -196,7 +197,7 @@ def _train(config: DictConfig) -> float:
     folder, given = Path(settings.runtime.output_dir), list(settings.overrides.task)
     with removed_unless(lambda: several, folder):
         values = plain(config)
-        _admit_working_folder(values["allow_targets"])
+        admit_working_folder(values["allow_targets"])
         with stage("loading torch and Lightning"):
             from robustcert.runs.train import train as run
 
@@ -223,7 +224,7 @@ def _certify(config: DictConfig) -> dict[str, float]:
             f"certify needs a network: {typed('certify')} outputs/<run>, or set "
             "checkpoint=<run>/checkpoints/best.ckpt or network=<model>.onnx"
         )
-    _admit_working_folder(values["allow_targets"])
+    admit_working_folder(values["allow_targets"])
     with stage("loading torch"):
         from robustcert.config.schema import check_call
         from robustcert.runs.certify import certify as run
@@ -231,12 +232,6 @@ def _certify(config: DictConfig) -> dict[str, float]:
     _one_voice()
     check_call(run, values, "")
     return run(**values)
-
-
-def _admit_working_folder(allow_targets: Any) -> None:
-    # As `python -m` does, for a user's own package beside their commands; last, to shadow nothing.
-    if allow_targets:
-        sys.path.append(os.getcwd())
 
 
 def _one_voice() -> None:
