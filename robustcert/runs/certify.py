@@ -32,6 +32,7 @@ from robustcert.runs.attack import Attack, RadiusAttack, build_attack, in_words
 from robustcert.runs.conformal import check_coverage, with_sets
 from robustcert.runs.console import Row, print_side_by_side
 from robustcert.runs.earlier import keep_earlier
+from robustcert.runs.own_classes import naming_classes
 from robustcert.runs.subject import Subject, by_certifier, read_model, read_run
 from robustcert.training.stage import stage
 
@@ -190,8 +191,9 @@ def _certify_by(
             result = steps.certify(subject, options, prepared, partial)
             seconds = time.perf_counter() - started
             log.info("%d samples certified in %.1f s", len(result.target), seconds)
-            attacked = steps.attack(subject, options, prepared, result)
-            prepared = with_sets(subject, options, prepared, result, steps.sets)
+            with naming_classes({**subject.config, "certifier": subject.named}):
+                attacked = steps.attack(subject, options, prepared, result)
+                prepared = with_sets(subject, options, prepared, result, steps.sets)
             with stage("comparing with the fallback, and drawing"):
                 found = steps.write(subject, options, prepared, result, attacked, seconds, partial)
     return steps.tell(found, prepared.claim, folder)

@@ -24,8 +24,8 @@ from omegaconf.errors import OmegaConfBaseException
 from robustcert.certificate.places import checkpoint_of
 from robustcert.config.command_line import CONFIG_DIR, HYDRA_VERSION, find_mistake, ordered
 from robustcert.config.renamed_options import register_renamed_options
-from robustcert.errors import typed
-from robustcert.runs.fresh import removed_unless
+from robustcert.errors import BrokenCertificate, typed
+from robustcert.runs.fresh import is_new, removed_unless
 from robustcert.runs.job import job_key, run_job
 from robustcert.runs.permission import admit_working_folder
 from robustcert.runs.pipes import outlive_readers
@@ -176,7 +176,7 @@ def _answering(job: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
     def answering(config: DictConfig) -> Any:
         try:
             return job(config)
-        except (ValueError, OSError, OmegaConfBaseException) as error:
+        except (ValueError, OSError, OmegaConfBaseException, BrokenCertificate) as error:
             if os.environ.get("HYDRA_FULL_ERROR") == "1":
                 raise
             message = "error: " + " ".join(str(error).split())
@@ -195,6 +195,7 @@ def _train(config: DictConfig) -> float:
     settings = HydraConfig.get()
     several = settings.mode == RunMode.MULTIRUN
     folder, given = Path(settings.runtime.output_dir), list(settings.overrides.task)
+    new = is_new(folder)
     with removed_unless(lambda: several, folder):
         values = plain(config)
         admit_working_folder(values["allow_targets"])
@@ -207,7 +208,7 @@ def _train(config: DictConfig) -> float:
     choices = {k: v for k, v in settings.runtime.choices.items() if not str(k).startswith("hydra/")}
     command = {"overrides": given, "choices": choices}
     if not several:
-        return run(values, folder, command=command)
+        return run(values, folder, command=command, new=new)
     # A worker of joblib takes several jobs; elsewhere the process is the job's own, or ours.
     shared = "joblib" in settings.launcher._target_
     return run_job(values, folder, command=command, own_process=shared)

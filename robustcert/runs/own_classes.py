@@ -14,7 +14,7 @@ from typing import Any
 from robustcert.certificate.places import checkpoint_of
 from robustcert.certificate.space import space_record
 from robustcert.config.build import COMMAND_LINE_TARGETS
-from robustcert.errors import ConfigError, NotCertifiedError, UnsoundNetworkError
+from robustcert.errors import BrokenCertificate, ConfigError, NotCertifiedError, UnsoundNetworkError
 from robustcert.network.network import PlainNetwork
 from robustcert.runs.permission import WORD
 from robustcert.runs.subject import Subject, read_run
@@ -22,7 +22,8 @@ from robustcert.runs.subject import Subject, read_run
 
 def own_packages(folder: str | Path) -> list[str]:
     """Packages beside ours and torch whose classes a certificate's network is made of."""
-    return sorted({*_foreign((_record(folder).get("config") or {}).get("model"))})
+    found = _targets((_record(folder).get("config") or {}).get("model"))
+    return sorted({name.partition(".")[0] for name in found})
 
 
 @contextmanager
@@ -41,6 +42,21 @@ def naming_packages(folder: str | Path) -> Iterator[None]:
         raise ConfigError(
             f"{error}. Its network has classes of {', '.join(found)}: if you trust them, add "
             f"{WORD}[{','.join(found)}]"
+        ) from error
+
+
+@contextmanager
+def naming_classes(config: Mapping[str, Any]) -> Iterator[None]:
+    """A broken certificate, with the user's classes whose stated bounds may have broken it."""
+    try:
+        yield
+    except BrokenCertificate as error:
+        found = sorted({*_targets(config.get("model")), *_targets(config.get("certifier"))})
+        if not found:
+            raise
+        raise BrokenCertificate(
+            f"{error}. What {', '.join(found)} says of itself is taken as it stands: one of its "
+            "bounds is too small"
         ) from error
 
 
@@ -99,11 +115,11 @@ def _record(folder: str | Path) -> dict[str, Any]:
     return record if isinstance(record, dict) else {}
 
 
-def _foreign(value: object) -> Iterator[str]:
-    """Packages that targets in a configuration are of, ours and torch's left out."""
+def _targets(value: object) -> Iterator[str]:
+    """Classes that a configuration names, ours and torch's left out."""
     if isinstance(value, Mapping):
-        package = str(value.get("_target_", "")).partition(".")[0]
-        yield from [package] if package and package not in COMMAND_LINE_TARGETS else []
+        name = str(value.get("_target_", ""))
+        yield from [name] if name and name.partition(".")[0] not in COMMAND_LINE_TARGETS else []
     if isinstance(value, Mapping | list):
         for entry in value.values() if isinstance(value, Mapping) else value:
-            yield from _foreign(entry)
+            yield from _targets(entry)

@@ -288,6 +288,25 @@ def test_a_users_certifier_certifies_what_was_trained(command: Command, tmp_path
     assert claim["claim"]["proof"] == "halved"
 
 
+@pytest.mark.slow
+def test_a_broken_certificate_is_one_line_that_names_the_users_class(
+    command: Command, tmp_path: Path
+) -> None:
+    (tmp_path / "doubles").mkdir()
+    (tmp_path / "doubles" / "__init__.py").write_text(CERTIFIER.replace("radius / 2", "radius * 9"))
+    own = ("certifier._target_=doubles.Halved", "allow_targets=[doubles]")
+    said = command("train", *TINY, "attack.samples=64", *own, "hydra.run.dir=run")
+    assert isinstance(said, str)
+    assert re.fullmatch(
+        r"error: the certificate of sample \d+ is broken: .*\. What doubles\.Halved says of itself "
+        "is taken as it stands: one of its bounds is too small",
+        said,
+    )
+    row = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert (row["status"], row["error"]) == ("failed", said.removeprefix("error: "))
+    assert row["metrics"]
+
+
 def test_resuming_writes_into_the_same_folder_and_keeps_its_record(
     command: Command, tmp_path: Path
 ) -> None:
