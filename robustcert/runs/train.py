@@ -240,7 +240,13 @@ def _announce(
         _device_name(trainer),
     )
     log.info("best.ckpt is chosen by %s, which counts the radii of %s", module.score, validated_by)
-    if before:
+    if before and before.epoch == trainer.max_epochs:
+        log.info(
+            "all %d epochs are done, so that nothing is trained: train further with "
+            "trainer.max_epochs=%d",
+            *(before.epoch, 2 * before.epoch),
+        )
+    elif before:
         log.info("continuing after epoch %d", before.epoch)
 
 
