@@ -13,7 +13,7 @@ from torch import Tensor
 from robustcert.arithmetic.products import tested_products
 from robustcert.certificate.places import named_certificate
 from robustcert.certificate.restore import read_proved
-from robustcert.certificate.space import change_of, units_of
+from robustcert.certificate.space import change_of, in_short, units_of
 from robustcert.certifiers import Task, float64_products_are_strict, strict_arithmetic
 from robustcert.certifiers.base import Proof, described, moved, rounded_down
 from robustcert.errors import UnsoundNetworkError, typed
@@ -167,7 +167,7 @@ class Predictor:
 
     def __repr__(self) -> str:
         shape = ", ".join(map(str, self.input_shape))
-        units = "input units" if self.change is None else f"units of u ({self.change})"
+        units = "input units" if self.change is None else f"units of u ({in_short(self.change)})"
         return (
             f"Predictor(inputs of shape ({shape}), {self.num_classes} classes, l2 radii of "
             f"{' and '.join(self.functions)} in {units}, abstains up to {self.least_radius:g}, "

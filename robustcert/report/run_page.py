@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from robustcert.certificate.space import in_short
 from robustcert.report.calibration import Calibration, calibrate
 from robustcert.report.claim import Claim, read_claim
 from robustcert.report.measures import at_radius, average_radius, by_class
@@ -84,11 +85,12 @@ def write_run_page(
     calibrations = _calibrations(claim)
     attack = claim.record.get("attack") or {}
     tried = dict(zip(attack.get("radii") or [], attack.get("accuracy") or [], strict=True))
-    rows = [at_radius(claim.correct, claim.radius, r, tried.get(r)) for r in claim.radii]
+    attacked = _attacked(claim)
+    rows = [at_radius(claim.correct, claim.radius, r, tried.get(r), attacked) for r in claim.radii]
     run, name = folder.resolve().parent, folder.resolve().name
     rest = name.removeprefix("certificate").strip("-")
     pictures = {
-        "bracket": draw_bracket(claim, separation),
+        "bracket": draw_bracket(claim, attacked, separation),
         "tradeoff": draw_tradeoff(claim, _epochs(run / "metrics" / "metrics.csv")),
         "reliability": draw_reliability(calibrations),
         "separation_picture": draw_separation(claim, separation) if separation else None,
@@ -99,6 +101,7 @@ def write_run_page(
         name=f"{run.name}/{name}",
         claim=claim,
         record=claim.record,
+        change=in_short(claim.metric["change"]) if claim.metric else None,
         rows=rows,
         at=min(rows, key=lambda row: abs(row.radius - claim.epsilon)),
         attack=attack,
@@ -131,6 +134,14 @@ def _claim(folder: Path, allow_targets: Sequence[str]) -> Claim:
         return read_claim(folder, lambda inputs: network(_tensor(inputs)).numpy())
     with naming_packages(folder):
         return read_claim(folder)
+
+
+def _attacked(claim: Claim) -> NDArray[np.int64]:
+    """Which samples were attacked."""
+    from robustcert.runs.attack import attacked_rows
+
+    samples = int((claim.record.get("attack") or {}).get("samples") or 0)
+    return attacked_rows(len(claim.labels), samples).numpy()
 
 
 def _train_split(

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -115,8 +116,9 @@ def certify(
         epsilon: One more radius, of an ONNX model; a checkpoint has its own.
         dataset: Changes to the dataset's node, ``{"root": ...}`` say; all of an ONNX model's.
         norm: Changes to the metric of training, see :func:`robustcert.data.input_space`.
-        output: Folder to write; what stands there is replaced. By default :func:`default_output`,
-            where a certificate of other settings is kept.
+        output: Folder to write; what stands there is replaced. A name alone is a folder beside that
+            of :func:`default_output`, which is the default; there, a certificate of other settings
+            is kept.
         batch_size: Samples certified at once.
         device: Where to compute.
         allow_targets: Packages whose classes may be named, beside ours and torch.nn.
@@ -167,6 +169,8 @@ def _folders(
     first = next(iter(subjects.values()))
     default = default_output(first.path, options.split, options.samples)
     place = Path(output) if output else default
+    if output and os.path.basename(output) == output:
+        place = default.with_name(output)
     names = {name: place.name + (f"-{name}" if i else "") for i, name in enumerate(subjects)}
     folders = {name: place.with_name(own) for name, own in names.items()}
     if output is None:

@@ -299,7 +299,7 @@ def test_a_users_certifier_says_what_it_proved_and_the_checker_refuses_it(
 ) -> None:
     (tmp_path / "halves").mkdir()
     (tmp_path / "halves" / "__init__.py").write_text(CERTIFIER)
-    typed = (f"checkpoint={tiny_run}/checkpoints/best.ckpt", "attack.samples=4", "output=folder")
+    typed = (f"checkpoint={tiny_run}/checkpoints/best.ckpt", "attack.samples=4", "output=./folder")
     own = "certifier._target_=halves.Halved"
     assert "add allow_targets=[halves] to the command line" in str(command("certify", *typed, own))
     assert command("certify", *typed, own, "allow_targets=[halves]") == 0

@@ -178,11 +178,13 @@ def test_no_runs_are_an_error(tmp_path: Path) -> None:
 def test_measures_count_what_they_say() -> None:
     correct = np.array([True, True, False, True])
     radius = np.array([0.2, 0.6, 0.9, 0.5])
-    found = at_radius(correct, radius, 0.5, 0.75)
+    found = at_radius(correct, radius, 0.5, 0.75, np.array([0, 1, 3]))
     assert (found.verified, found.rejected) == (0.25, 0.5)
     assert found.false_rejection == pytest.approx(2 / 3)
     assert found.accepted_accuracy == 0.5
-    assert found.unknown == 0.5
+    # Of the attacked samples, or it might exceed what is predicted correctly of all.
+    assert found.verified_of_attacked == pytest.approx(1 / 3)
+    assert found.unknown == pytest.approx(0.75 - 1 / 3)
     grid, vra = curve(correct, radius)
     for r, share in zip(grid, vra, strict=True):
         assert share == (correct & (radius > r)).mean()
