@@ -75,6 +75,23 @@ def test_the_command_lists_its_commands(
     assert capsys.readouterr().out == f"robustcert {robustcert.__version__}\n" * 2
 
 
+@pytest.mark.parametrize("name", ["train", "certify"])
+def test_a_command_says_that_it_runs_before_it_loads_anything(name: str, tmp_path: Path) -> None:
+    stopped = (
+        "import sys, runpy\n"
+        "class Stop:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name in ('hydra', 'torch', 'numpy'): sys.exit('and loads')\n"
+        "sys.meta_path.insert(0, Stop())\n"
+        f"runpy.run_path({str(ROOT / f'{name}.py')!r}, run_name='__main__')"
+    )
+    said = f"robustcert {robustcert.__version__}: reading the configuration\n"
+    assert run(sys.executable, "-c", stopped, cwd=tmp_path).stderr == f"{said}and loads\n"
+    # Where the answer is all that is wanted, it is all that is printed.
+    asked = run(sys.executable, "-c", stopped, "--cfg", "job", cwd=tmp_path)
+    assert asked.stderr == "and loads\n"
+
+
 @pytest.mark.parametrize(
     ("typed", "answer"),
     [
