@@ -155,6 +155,11 @@ def _read(folder: Path, logits: Logits | None) -> Claim:
         if name in content and sha256(content[name]) != digest:
             raise ReportError(f"{folder / name}: not the file that the certificate was written for")
     tensors = parse_safetensors(content["samples.safetensors"], "samples.safetensors")
+    if "inputs" not in tensors:
+        raise ReportError(
+            f"{folder} holds digests in place of its samples, which a report shows: certify its "
+            "run again"
+        )
     rows = parse_radii(content["radii.csv"], len(tensors["labels"]))
     if logits is None:
         found = _logits(record, content["network.safetensors"], tensors["inputs"])

@@ -418,3 +418,11 @@ def test_the_page_of_a_run_loads_in_a_browser(tiny_run: Path, tmp_path: Path) ->
         assert "CONSOLE" not in done.stderr
         for text in expected:
             assert text in done.stdout
+
+
+def test_a_released_certificate_without_samples_is_refused_by_that(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = Path(__file__).parents[2] / "docs" / "pretrained" / "mnist_1.58"
+    assert main([str(folder)]) == 2
+    assert "holds digests in place of its samples, which a report" in capsys.readouterr().err
