@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.configs import names
+from torchmetrics.classification import MulticlassCalibrationError
 
 from robustcert.certificate.claim import write_certificate
 from robustcert.certificate.samples import CertifiedSplit
@@ -313,6 +314,15 @@ def test_the_calibration_error_is_what_a_hand_computes() -> None:
     warm = calibrate(logits, labels, 2.0)
     assert warm.error == pytest.approx(0.5 * abs(0.5 - 0.75) + 0.5 * abs(1 - low))
     assert warm.confidence == pytest.approx([low, 0.75])
+
+
+def test_the_calibration_error_is_that_of_torchmetrics() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(500, 4, generator=generator, dtype=torch.float64)
+    labels = torch.randint(0, 4, (500,), generator=generator)
+    metric = MulticlassCalibrationError(4, n_bins=15, norm="l1")
+    expected = float(metric(logits.softmax(1), labels))
+    assert calibrate(logits.numpy(), labels.numpy()).error == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.fixture(scope="module")
