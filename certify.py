@@ -7,7 +7,7 @@ python certify.py outputs/<run> dataset.root=/data/mnist
 python certify.py network=model.onnx dataset=mnist
 """
 
-from robustcert.runs.commands import certify
+from robustcert.main import certify
 
 if __name__ == "__main__":
     certify()

@@ -7,7 +7,7 @@ python train.py -m activation=relu,maxmin,smooth capacity=tiny,small dataset=dig
 python train.py resume=outputs/<run>
 """
 
-from robustcert.runs.commands import train
+from robustcert.main import train
 
 if __name__ == "__main__":
     train()

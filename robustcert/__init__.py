@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from robustcert import objectives as objectives
     from robustcert.certificate.predictor import Prediction as Prediction
     from robustcert.certificate.predictor import Predictor as Predictor
-    from robustcert.certificate.predictor import load as load
     from robustcert.certificate.regressor import Regressor as Regressor
-    from robustcert.certificate.regressor import load_regressor as load_regressor
     from robustcert.certifiers import Certificates as Certificates
     from robustcert.certifiers import certify as certify
     from robustcert.lipschitz import freeze as freeze
     from robustcert.network.onnx import read_onnx as read_onnx
+    from robustcert.runs.loading import load as load
+    from robustcert.runs.loading import load_regressor as load_regressor
     from robustcert.runs.module import load_module as load_module
 
 # Resolved on first use: `python -m robustcert.check` must not import torch.
@@ -28,11 +28,11 @@ _PUBLIC = {
     "certify": "robustcert.certifiers",
     "freeze": "robustcert.lipschitz",
     "Certificates": "robustcert.certifiers",
-    "load": "robustcert.certificate.predictor",
+    "load": "robustcert.runs.loading",
     "Prediction": "robustcert.certificate.predictor",
     "Predictor": "robustcert.certificate.predictor",
     "Regressor": "robustcert.certificate.regressor",
-    "load_regressor": "robustcert.certificate.regressor",
+    "load_regressor": "robustcert.runs.loading",
     "load_module": "robustcert.runs.module",
     "read_onnx": "robustcert.network.onnx",
 }

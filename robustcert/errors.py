@@ -5,7 +5,10 @@ import sys
 
 
 class BrokenCertificate(RuntimeError):
-    """An attack changed a prediction inside its certified radius: a defect of ours, always."""
+    """An attack changed a prediction inside its certified radius.
+
+    A defect of ours, or of a bound that a class of the user's states.
+    """
 
 
 class JobError(ValueError):

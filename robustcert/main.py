@@ -66,10 +66,33 @@ def certify() -> None:
 def _run(command: str) -> None:
     if command == "check":
         sys.argv[1:] = _named(sys.argv[1:])
+    else:
+        _begin(command)
     module, _, function = COMMANDS[command][0].partition(":")
     # Not by importlib, which Python may have yet to look for.
     __import__(module)
     sys.exit(getattr(sys.modules[module], function)())
+
+
+def _begin(command: str) -> None:
+    """Say at once that the command runs, and make the end of its process quick."""
+    import atexit
+    import gc
+
+    # What is alive at the exit need not be searched for what is not: with torch, a second of work.
+    atexit.register(gc.freeze)
+    asked = any(argument in _ANSWERED for argument in sys.argv[1:])
+    if command in ("train", "certify") and not asked and "LOCAL_RANK" not in os.environ:
+        # Beside what is printed, for Hydra and torch take seconds to load.
+        sys.stderr.write(f"robustcert {__version__}: reading the configuration\n")
+        sys.stderr.flush()
+
+
+# Flags whose answer is all that is printed.
+_ANSWERED = (
+    *("-h", "--help", "--hydra-help", "--cfg", "-c", "--info", "-i", "--version"),
+    *("-sc", "--shell-completion"),
+)
 
 
 def _named(arguments: list[str]) -> list[str]:

@@ -53,15 +53,14 @@ ROOMS: dict[str, set[str]] = {
     },
     "ground_truth": {"attacks", "errors", "network", "relaxations"},
     "certificate": {
-        *("activations", "arithmetic", "certifiers", "check", "data", "errors", "layers"),
-        "network",
+        *("arithmetic", "certifiers", "check", "data", "errors", "network"),
     },
     "training": {
         *("activations", "atomic", "attacks", "certifiers", "data", "errors", "lipschitz"),
         *("margins", "metrics", "models", "network"),
     },
     "config": {"certifiers", "data", "errors", "models", "training"},
-    "export": {"arithmetic", "atomic", "certificate", "errors", "network"},
+    "export": {"arithmetic", "atomic", "certificate", "errors", "network", "runs"},
     "runs": {
         *("atomic", "attacks", "certificate", "certifiers", "config", "data", "errors"),
         *("metrics", "models", "network", "training"),

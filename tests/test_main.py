@@ -75,6 +75,23 @@ def test_the_command_lists_its_commands(
     assert capsys.readouterr().out == f"robustcert {robustcert.__version__}\n" * 2
 
 
+@pytest.mark.parametrize("name", ["train", "certify"])
+def test_a_command_says_that_it_runs_before_it_loads_anything(name: str, tmp_path: Path) -> None:
+    stopped = (
+        "import sys, runpy\n"
+        "class Stop:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name in ('hydra', 'torch', 'numpy'): sys.exit('and loads')\n"
+        "sys.meta_path.insert(0, Stop())\n"
+        f"runpy.run_path({str(ROOT / f'{name}.py')!r}, run_name='__main__')"
+    )
+    said = f"robustcert {robustcert.__version__}: reading the configuration\n"
+    assert run(sys.executable, "-c", stopped, cwd=tmp_path).stderr == f"{said}and loads\n"
+    # Where the answer is all that is wanted, it is all that is printed.
+    asked = run(sys.executable, "-c", stopped, "--cfg", "job", cwd=tmp_path)
+    assert asked.stderr == "and loads\n"
+
+
 @pytest.mark.parametrize(
     ("typed", "answer"),
     [
@@ -96,7 +113,9 @@ def test_one_command_trains_certifies_reports_and_goes_on(command: Command, tmp_
     (folder,) = (tmp_path / "outputs").iterdir()
     run = str(folder.relative_to(tmp_path))
     assert command("certify", run, *SMALL, "output=again") == 0
-    claim = json.loads((tmp_path / "again" / "certificate.json").read_text())
+    # Beside the run's own certificate, wherever the command is typed.
+    claim = json.loads((folder / "again" / "certificate.json").read_text())
+    assert not (tmp_path / "again").exists()
     assert claim["checkpoint"]["file"] == "best.ckpt"
     assert claim["summary"]["samples"] == 8
     assert command("report", f"{run}/checkpoints/best.ckpt", "--out", "page") == 0

@@ -179,7 +179,7 @@ def shortened(name: str, arguments: list[str], run: Path) -> tuple[str, ...]:
         kept += ["certifier.seconds=1", "certifier.tries=10"]
     if name == "certify":
         kept = [a.replace("checkpoint=...", f"checkpoint={run}") for a in kept]
-        kept += ["output=again"] * (not any(a.startswith("output=") for a in kept))
+        kept += ["output=./again"] * (not any(a.startswith("output=") for a in kept))
     if name == "train":
         # Of several values the first; of data that are not at hand the digits.
         kept = [re.sub(r"^([\w./]+=[^\[,]+),.*", r"\1", a) for a in kept]

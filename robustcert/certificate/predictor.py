@@ -13,7 +13,7 @@ from torch import Tensor
 from robustcert.arithmetic.products import tested_products
 from robustcert.certificate.places import named_certificate
 from robustcert.certificate.restore import read_proved
-from robustcert.certificate.space import change_of, units_of
+from robustcert.certificate.space import change_of, in_short, units_of
 from robustcert.certifiers import Task, float64_products_are_strict, strict_arithmetic
 from robustcert.certifiers.base import Proof, described, moved, rounded_down
 from robustcert.errors import UnsoundNetworkError, typed
@@ -167,7 +167,7 @@ class Predictor:
 
     def __repr__(self) -> str:
         shape = ", ".join(map(str, self.input_shape))
-        units = "input units" if self.change is None else f"units of u ({self.change})"
+        units = "input units" if self.change is None else f"units of u ({in_short(self.change)})"
         return (
             f"Predictor(inputs of shape ({shape}), {self.num_classes} classes, l2 radii of "
             f"{' and '.join(self.functions)} in {units}, abstains up to {self.least_radius:g}, "
@@ -306,16 +306,7 @@ def load(
     """
     folder = named_certificate(str(path))
     network, proved = read_proved(folder, Task.CLASSIFICATION, "robustcert.load_regressor")
-    if proved.proof == Proof.SMOOTHING:
-        raise UnsoundNetworkError(
-            f"{path} speaks of a smoothed classifier, which no single forward pass evaluates: "
-            "load a certificate of another certifier"
-        )
-    if proved.proof == Proof.QUADRIC:
-        raise UnsoundNetworkError(
-            f"{path} speaks of quadratics, which have no Lipschitz constant that a predictor "
-            f"could use: certify inputs with {typed('certify')} certifier=quadratic"
-        )
+    require_constants(path, proved.proof)
     return Predictor(
         network,
         torch.from_numpy(proved.pairwise),
@@ -323,3 +314,21 @@ def load(
         dtype=dtype,
         device=device,
     )
+
+
+def require_constants(path: str | Path, proof: str) -> None:
+    """Refuse a certificate of a proof that rests on no Lipschitz constants.
+
+    Raises:
+        UnsoundNetworkError: it is of a smoothed classifier or of quadratics.
+    """
+    if proof == Proof.SMOOTHING:
+        raise UnsoundNetworkError(
+            f"{path} speaks of a smoothed classifier, which no single forward pass evaluates: "
+            "load a certificate of another certifier"
+        )
+    if proof == Proof.QUADRIC:
+        raise UnsoundNetworkError(
+            f"{path} speaks of quadratics, which have no Lipschitz constant that a predictor "
+            f"could use: certify inputs with {typed('certify')} certifier=quadratic"
+        )

@@ -1,5 +1,6 @@
 """What a certificate says of its inputs and of their distance, written and restored."""
 
+import re
 from typing import Any
 
 import torch
@@ -26,6 +27,11 @@ def metric_tensors(space: InputSpace) -> dict[str, Tensor]:
     if isinstance(metric, Dense):
         return {"matrix": metric.weight.cpu().contiguous()}
     return {"scale": metric.scale.cpu().contiguous()}
+
+
+def in_short(change: str) -> str:
+    """The words of a change with four digits of each scale; a claim has them all."""
+    return re.sub(r"\(scale ([^)]+)\)", lambda found: f"(scale {float(found[1]):.4g})", change)
 
 
 def units_of(space: InputSpace) -> str:

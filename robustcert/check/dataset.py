@@ -22,6 +22,8 @@ MAX_CLASSES = 2**31
 # Shape of a CIFAR image, and its number of bytes.
 SIDES = (3, 32, 32)
 IMAGE = math.prod(SIDES)
+# What files of a dataset may be.
+_EXPECTED = "expected idx images and labels, CIFAR .bin files or one .npz archive"
 
 
 def compare(
@@ -111,6 +113,10 @@ def unit(values: Array) -> NDArray[np.float32]:
 
 def _load(files: Sequence[str | Path], kind: Any) -> tuple[Array, Array]:
     # Inputs of bytes or floats, and the label of each, or the target where these are of a float.
+    for name in map(str, files):
+        path, archive, _ = name.partition(".npz:")
+        if not Path(path + archive.removesuffix(":")).is_file():
+            raise UnreadableError(f"--data: {show(name)}: no such file; {_EXPECTED}")
     try:
         images, labels = _read([str(name) for name in files])
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
@@ -152,7 +158,7 @@ def _read(names: list[str]) -> tuple[Array, Array]:
         records = np.concatenate([_records(_content(name)) for name in names])
         return records[:, -IMAGE:].reshape(-1, *SIDES), records[:, -IMAGE - 1]
     if len(names) != 2:
-        raise ValueError("expected idx images and labels, CIFAR .bin files or one .npz archive")
+        raise ValueError(_EXPECTED)
     first, second = (_idx(_content(name)) for name in names)
     return (second, first) if first.ndim == 1 else (first, second)
 

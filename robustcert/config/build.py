@@ -140,16 +140,21 @@ def standardised(config: Config, dataset: Dataset) -> Config:
     They are mean and standard deviation of every column or channel, over the training split: those
     of the normalisation, and as ``norm.scale`` the standard deviations.
     """
-    asked = [
-        (section, key)
-        for section, *names in (
-            ("model", "mean", "std"),
-            ("normalization", "mean", "std"),
-            ("norm", "scale"),
-        )
-        for key in names
-        if (config.get(section) or {}).get(key) == "training"
-    ]
+    asked = []
+    for section, *names in (
+        ("normalization", "mean", "std"),
+        ("model", "mean", "std"),
+        ("norm", "scale"),
+    ):
+        for key in names:
+            word = (config.get(section) or {}).get(key)
+            if word == "training":
+                asked.append((section, key))
+            elif isinstance(word, str) and section != "norm":
+                raise ConfigError(
+                    f"{section}.{key}: expected a list of numbers, or the word training for those "
+                    f"of the training split, got {word!r}"
+                )
     if not asked:
         return config
     dataset.prepare()

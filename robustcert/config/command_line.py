@@ -1,6 +1,7 @@
 """What is wrong with a command line, in one line that names what is allowed."""
 
 import difflib
+import os
 import re
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
@@ -22,6 +23,8 @@ CONFIG_DIR = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.par
 # Hydra 1.4 drops version_base and warns if it is given.
 HYDRA_VERSION = {"version_base": "1.3"} if hydra.__version__ < "1.4" else {}
 
+
+LAST = Path("checkpoints", "last.ckpt")
 
 # Launchers and sweepers that are extras, with their plugin and extra.
 _PLUGINS = {
@@ -61,7 +64,7 @@ def find_mistake(config_name: str, arguments: list[str]) -> str | None:
         return f"--config-dir {user_dir}: no such folder"
     for argument in options.overrides:
         if "=" not in argument and not argument.startswith("~"):
-            return _explain_word(argument, user_dir)
+            return _explain_word(config_name, argument, user_dir)
     overrides = []
     for argument in options.overrides:
         try:
@@ -99,14 +102,27 @@ def _check_overrides(
         for candidate in (values if is_group else values[:1])[right:]:
             error = _composes(config_name, [*good, candidate])
             if error:
-                return _explain(config_name, extra, override, candidate, error)
+                # An option of a group is judged with the groups that are chosen.
+                groups = (
+                    [
+                        value
+                        for other, (value, *_) in zip(overrides, candidates, strict=True)
+                        if other is not override and (CONFIG_DIR / other.key_or_group).is_dir()
+                    ]
+                    if all(candidates)
+                    else []
+                )
+                chosen = groups if _composes(config_name, [*extra, *groups]) is None else []
+                return _explain(config_name, [*extra, *chosen], override, candidate, error)
     return None
 
 
 def _composes(config_name: str, overrides: list[str]) -> str | None:
     """Why the overrides do not compose, or None."""
     try:
-        hydra.compose(config_name, overrides=overrides)
+        config = hydra.compose(config_name, overrides=overrides)
+        # As a job does: what values refer to has to be there.
+        OmegaConf.to_container(config, resolve=True)
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         return str(error) or type(error).__name__
     return None
@@ -120,7 +136,10 @@ def _check_resume(override: Override, sweeping: bool) -> str | None:
     path = Path(str(override.value()))
     # The run's folder is found from the file, before anything is written.
     if not path.is_file() or path.resolve().parent.name != "checkpoints":
-        return f"resume={path}: no such checkpoint; expected <run>/checkpoints/last.ckpt or <run>"
+        run = next((p for p in (path, *path.parents) if (p / LAST).is_file()), None)
+        hint = f"did you mean resume={run}? " if run else near(str(path), "resume=")
+        expected = "expected <run>/checkpoints/last.ckpt or <run>"
+        return f"resume={path}: no such checkpoint; {hint}{expected}"
     return None
 
 
@@ -164,11 +183,24 @@ def _candidates(override: Override) -> Iterator[str]:
             yield f"{override.get_key_element()}={value}"
 
 
-def _explain_word(word: str, user_dir: Path | None) -> str:
+def _explain_word(config_name: str, word: str, user_dir: Path | None) -> str:
     folders = [CONFIG_DIR, *([user_dir] if user_dir else [])]
     groups = sorted({p.parent.name for folder in folders for p in folder.glob(f"*/{word}.yaml")})
+    if config_name == "certify" and not groups:
+        return (
+            f"{word}: no such file or folder; {near(word)}expected a run's folder, its checkpoint, "
+            "an .onnx file, or key=value, as in samples=100"
+        )
     hint = f"did you mean {groups[0]}={word}?" if groups else "expected key=value, as in seed=1"
     return f"{word}: {hint}"
+
+
+def near(path: str, prefix: str = "") -> str:
+    """A hint at a file or folder whose name is close to that of one that is not there."""
+    folder, name = os.path.split(path)
+    beside = os.listdir(folder or ".") if os.path.isdir(folder or ".") else []
+    close = difflib.get_close_matches(name, beside, n=1)
+    return f"did you mean {prefix}{os.path.join(folder, close[0])}? " if close else ""
 
 
 def _explain(
@@ -179,7 +211,8 @@ def _explain(
     if options:
         names = options.group(1).split()
         chosen = candidate.partition("=")[2]
-        return f"{candidate}: {key} has no {chosen!r}; {_hint(chosen, names)}it has {_list(names)}"
+        typed = f"{key}={chosen}" if override.is_add() and override.package else candidate
+        return f"{typed}: {key} has no {chosen!r}; {_hint(chosen, names)}it has {_list(names)}"
     config = hydra.compose(config_name, overrides=extra, return_hydra_config=True)
     groups = [str(name) for name in config.hydra.runtime.choices]
     if not key.startswith("hydra."):
@@ -192,6 +225,12 @@ def _explain(
         return f"{candidate}: {key} is there already: leave the plus sign out"
     if key in groups and override.value() is None:
         return f"{candidate}: leave a group out with ~{key}"
+    if isinstance(node, DictConfig) and isinstance(node.get(leaf), DictConfig):
+        names = [str(name) for name in node[leaf]]
+        pairs = ", ".join(f"{name}: {candidate.partition('=')[2]}" for name in names)
+        return f"{candidate}: {key} has {_list(names)}: write {key}='{{{pairs}}}'"
+    if key.partition(".")[0] in groups and (hint := _option(key, config)):
+        return f"{key}: no such key; {hint}"
     if not isinstance(node, DictConfig | None):
         return f"{key}: no such key; {parent} is the value {node!r}"
     if node is None or leaf not in node:
@@ -206,6 +245,21 @@ def _explain(
             hint = _hint_elsewhere(key, paths, close=False) or hint or _hint_elsewhere(key, paths)
         return f"{key}: no such key; {hint}{where or 'the top level'} has {_list(names)}"
     return f"{candidate}: {' '.join(error.split())}"
+
+
+def _option(key: str, config: DictConfig) -> str:
+    """Advice on a key that goes on with an option of its group, which is not the one chosen."""
+    group, _, rest = key.partition(".")
+    option = rest.partition(".")[0]
+    names = sorted(path.stem for path in (CONFIG_DIR / group).glob("*.yaml"))
+    node = config.get(group)
+    if option not in names or (isinstance(node, DictConfig) and option in node):
+        return ""
+    written = OmegaConf.load(CONFIG_DIR / group / f"{option}.yaml")
+    return (
+        f"{option} is an option of {group}: write {group}={option}, which has "
+        f"{_list(list(map(str, written)))}"
+    )
 
 
 def _hint(word: str, names: list[str], parent: str = "") -> str:

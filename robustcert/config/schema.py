@@ -71,7 +71,9 @@ def check_value(value: Any, hint: Any, key: str) -> None:
     if value == "???":
         raise ConfigError(f"{key}: a value is needed: set {key}=...")
     if not matches(value, hint):
-        raise ConfigError(f"{key}: expected {_describe(hint)}, got {value!r}")
+        one = isinstance(value, str | int | float) and matches([value], hint)
+        advice = f": write {key}=[{value}]" if one else ""
+        raise ConfigError(f"{key}: expected {_describe(hint)}, got {value!r}{advice}")
 
 
 def matches(value: Any, hint: Any) -> bool:
@@ -115,6 +117,8 @@ def _describe(hint: Any) -> str:
         return " or ".join(_describe(argument) for argument in arguments)
     if origin is Literal:
         return " or ".join(str(argument) for argument in arguments)
+    if origin is Sequence:
+        return f"list[{', '.join(inspect.formatannotation(a) for a in arguments)}]"
     return "null" if hint is type(None) else inspect.formatannotation(hint)
 
 

@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 
 import numpy as np
@@ -63,7 +64,8 @@ class _Features:
                 known = (
                     ", ".join(self.names) or f"none: set dataset.columns, or say {self._range()}"
                 )
-                raise ValueError(f"norm.frozen: no {self.what} {entry!r}; the names are {known}")
+                known = f"{_near(entry, self.names)}the names are {known}"
+                raise ValueError(f"norm.frozen: no {self.what} {entry!r}; {known}")
             return self.names.index(entry)
         if not 0 <= entry < self.count:
             pixels = (
@@ -78,6 +80,11 @@ class _Features:
         return f"0 to {self.count - 1}"
 
 
+def _near(word: str, names: Sequence[str]) -> str:
+    close = get_close_matches(word, names, n=1)
+    return f"did you mean {close[0]}? " if close else ""
+
+
 def _values(scale: Scale, features: _Features, still: set[int]) -> Tensor:
     """S before rows of frozen features are 0: the diagonal, or a matrix; float64."""
     if isinstance(scale, str):
@@ -86,7 +93,8 @@ def _values(scale: Scale, features: _Features, still: set[int]) -> Tensor:
         unknown = [name for name in scale if name not in features.names]
         if unknown:
             known = ", ".join(features.names) or "none: set dataset.columns"
-            raise ValueError(f"norm.scale: no column {unknown[0]!r}; the names are {known}")
+            known = f"{_near(unknown[0], features.names)}the names are {known}"
+            raise ValueError(f"norm.scale: no column {unknown[0]!r}; {known}")
         missing = [n for i, n in enumerate(features.names) if n not in scale and i not in still]
         if missing:
             raise ValueError(

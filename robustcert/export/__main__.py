@@ -5,9 +5,11 @@ import sys
 from collections.abc import Sequence
 
 from robustcert.arithmetic.settings import UnsoundArithmeticError
-from robustcert.certificate.predictor import DTYPES, load
+from robustcert.certificate.predictor import DTYPES
 from robustcert.errors import typed
 from robustcert.export import check_runtime, to_onnx
+from robustcert.runs.loading import load
+from robustcert.runs.permission import admit_working_folder, as_flags, packages
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,10 +34,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="test the installed onnxruntime with products of known results, at the shapes of the "
         "model for N samples at once",
     )
-    options = parser.parse_args(arguments)
+    parser.add_argument(
+        "--allow-targets",
+        type=packages,
+        default=[],
+        metavar="[PACKAGE,...]",
+        help="packages of yours whose classes the network may have",
+    )
+    options = parser.parse_args(as_flags(sys.argv[1:] if arguments is None else arguments))
+    admit_working_folder(options.allow_targets)
     tested = 0
     try:
-        metadata = to_onnx(load(options.folder, dtype=options.dtype), options.file)
+        allowed = options.allow_targets
+        predictor = load(options.folder, dtype=options.dtype, allow_targets=allowed)
+        metadata = to_onnx(predictor, options.file)
         if options.test_runtime is not None:
             tested = check_runtime(options.file, batch_size=options.test_runtime)
     except (ValueError, OSError, UnsoundArithmeticError) as error:

@@ -6,6 +6,7 @@ allowance assumes of it.
 """
 
 import functools
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -159,11 +160,7 @@ def _activation(graph: Graph, x: str, operation: Any, shape: Shape) -> str:
     function = operation.function
     name = function.__name__
     if name not in ACTIVATIONS:
-        raise UnsoundNetworkError(
-            f"the activation {name} cannot be exported: add its formula to ACTIVATIONS in "
-            "robustcert/export/activations.py",
-            operation.label,
-        )
+        return _own_formula(operation)(graph, x, shape, _constants(operation))
     if name == "gelu" and graph.dtype == np.float64:
         raise UnsoundNetworkError(
             "gelu cannot be exported in float64, where onnxruntime has no error function: export "
@@ -177,11 +174,28 @@ def _activation(graph: Graph, x: str, operation: Any, shape: Shape) -> str:
             "of the package has this name, rename it",
             operation.label,
         )
-    constants = {
+    return ACTIVATIONS[name](graph, x, shape, _constants(operation))
+
+
+def _constants(operation: Any) -> dict[str, Any]:
+    return {
         key: _numpy(value) if isinstance(value, Tensor) else value
         for key, value in operation.constants.items()
     }
-    return ACTIVATIONS[name](graph, x, shape, constants)
+
+
+def _own_formula(operation: Any) -> Callable[..., str]:
+    """What writes an activation of a user's package: ``<name>_onnx`` beside its function."""
+    function = operation.function
+    name, module = function.__name__, function.__module__
+    formula: Callable[..., str] | None = getattr(sys.modules.get(module), f"{name}_onnx", None)
+    if formula is None:
+        raise UnsoundNetworkError(
+            f"the activation {name} cannot be exported: expected its formula in ONNX, a function "
+            f"{name}_onnx(graph, x, shape, constants) in {module}",
+            operation.label,
+        )
+    return formula
 
 
 def _residual_block(graph: Graph, x: str, operation: Any, shape: Shape) -> str:

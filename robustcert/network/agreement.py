@@ -17,6 +17,7 @@ from robustcert.errors import UnsoundNetworkError
 from robustcert.network.fold import fold_for, fold_network
 from robustcert.network.network import PlainNetwork, run
 from robustcert.network.overrides import class_of
+from robustcert.network.stated import own_modules, require_stated_bounds
 from robustcert.network.units import in_units
 
 # Largest number of inputs that are compared, half of them moved by noise.
@@ -48,8 +49,10 @@ def require_agreement(module: nn.Module, network: PlainNetwork, inputs: Tensor) 
 
     A copy of the module is evaluated in its own precision, in which the outputs must agree to half
     of its digits, and in float64, in which it is folded again and agrees to ``TOLERANCE`` of the
-    largest value. The module itself is not called. Without autocast and on the CPU; callers see to
-    strict settings, without which the two may differ.
+    largest value. Activations that a user wrote are measured as well
+    (:func:`robustcert.network.stated.require_stated_bounds`). The module itself is not called.
+    Without autocast and on the CPU; callers see to strict settings, without which the two may
+    differ.
 
     Args:
         module: The module; compared in evaluation mode.
@@ -59,7 +62,8 @@ def require_agreement(module: nn.Module, network: PlainNetwork, inputs: Tensor) 
     Raises:
         DisagreementError: the two differ; it names the first module, in the order of execution,
             whose own fold does.
-        UnsoundNetworkError: the module cannot be copied, or its copy does not run.
+        UnsoundNetworkError: the module cannot be copied, or its copy does not run, or an activation
+            exceeds what it states.
     """
     x = _points(inputs, tuple(network.input_shape))
     with (
@@ -74,6 +78,10 @@ def require_agreement(module: nn.Module, network: PlainNetwork, inputs: Tensor) 
         if dtype != torch.float64:
             copied.double()
             _compare(copied, fold_network(copied, network.input_shape), x)
+        own = own_modules(copied)
+        for m, given, _ in _calls(copied, x) if own else ():
+            if m in own:
+                require_stated_bounds(m, own[m], given)
 
 
 def _points(inputs: Tensor, shape: tuple[int, ...]) -> Tensor:

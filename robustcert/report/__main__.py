@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from robustcert.certificate.places import certificate_of
-from robustcert.errors import NotCertifiedError, ReportError, typed
+from robustcert.errors import ReportError, typed
 from robustcert.report.runs import is_run
+from robustcert.runs.permission import admit_working_folder, as_flags, packages
 from robustcert.training.stage import stage
 
 
@@ -35,27 +36,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
         choices=("pdf", "svg"),
         help="write every picture as a file for papers as well",
     )
-    options = parser.parse_args(arguments)
+    parser.add_argument(
+        "--allow-targets",
+        type=packages,
+        default=[],
+        metavar="[PACKAGE,...]",
+        help="packages of yours whose classes the network and the dataset may have",
+    )
+    options = parser.parse_args(as_flags(sys.argv[1:] if arguments is None else arguments))
+    admit_working_folder(options.allow_targets)
     # What it is doing, beside the paths on stdout.
     logging.basicConfig(format="%(message)s")
     logging.getLogger("robustcert").setLevel(logging.INFO)
     try:
-        written = _write(options.folders, options.out, options.figures)
-    except (ReportError, NotCertifiedError, OSError) as error:
+        written = _write(options.folders, options.out, options.figures, options.allow_targets)
+    except (ValueError, OSError) as error:
         sys.stderr.write("error: " + " ".join(str(error).split()) + "\n")
         return 2
     sys.stdout.writelines(f"{path}\n" for path in written)
     return 0
 
 
-def _write(folders: Sequence[Path], out: Path | None, formats: Sequence[str]) -> list[Path]:
+def _write(
+    folders: Sequence[Path], out: Path | None, formats: Sequence[str], allowed: Sequence[str]
+) -> list[Path]:
     if len(folders) == 1:
         folder = Path(certificate_of(str(folders[0])))
         if (folder / "certificate.json").exists():
             with stage("loading torch"):
                 from robustcert.report.run_page import write_run_page
 
-            return write_run_page(folder, out, formats)
+            return write_run_page(folder, out, formats, allow_targets=allowed)
         if is_run(folder):
             raise ReportError(f"{folder}: no epoch of this run has finished: nothing to report")
     from robustcert.report.sweep_page import write_sweep_page

@@ -4,6 +4,7 @@ Nothing is executed and nothing is taken from a checkpoint: logits are computed 
 network in the folder. Reading proves nothing; that is what ``robustcert-check`` is for.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,8 +108,16 @@ def to_unit(inputs: NDArray[Any]) -> NDArray[np.float64]:
     return inputs.astype(np.float64)
 
 
-def read_claim(folder: Path) -> Claim:
+# Logits at inputs in the units of radii, float64.
+Logits = Callable[[NDArray[np.float64]], NDArray[np.float64]]
+
+
+def read_claim(folder: Path, logits: Logits | None = None) -> Claim:
     """Read a certificate folder and evaluate its network at its samples.
+
+    Args:
+        folder: The certificate folder.
+        logits: Its network, if that has classes which the checker does not know.
 
     Raises:
         ReportError: a file is missing, damaged, changed since, or of another format.
@@ -116,14 +125,14 @@ def read_claim(folder: Path) -> Claim:
     if not folder.is_dir():
         raise ReportError(f"{folder}: no such folder")
     try:
-        return _read(folder)
+        return _read(folder, logits)
     except UnreadableError as error:
         raise ReportError(f"{folder}: {error}") from error
     except (KeyError, TypeError, AttributeError) as error:
         raise ReportError(f"{folder / 'certificate.json'}: not complete: {error!r}") from error
 
 
-def _read(folder: Path) -> Claim:
+def _read(folder: Path, logits: Logits | None) -> Claim:
     record = parse_json(read_bytes(folder, "certificate.json"), "certificate.json")
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         version = record.get("format") if isinstance(record, dict) else None
@@ -146,16 +155,16 @@ def _read(folder: Path) -> Claim:
         if name in content and sha256(content[name]) != digest:
             raise ReportError(f"{folder / name}: not the file that the certificate was written for")
     tensors = parse_safetensors(content["samples.safetensors"], "samples.safetensors")
-    operations = read_network(
-        record["network"], parse_safetensors(content["network.safetensors"], "network.safetensors")
-    )
+    if "inputs" not in tensors:
+        raise ReportError(
+            f"{folder} holds digests in place of its samples, which a report shows: certify its "
+            "run again"
+        )
     rows = parse_radii(content["radii.csv"], len(tensors["labels"]))
-    # Errors are not asked for, so the norms that they would grow by do not matter.
-    norms = dict.fromkeys((operation.path for operation in walk(operations)), 1.0)
-    logits = [
-        evaluate(operations, to_unit(tensors["inputs"][part]), norms, [FLOAT64]).values
-        for part in batches(len(rows), float_bytes(operations), FLOAT_BYTES)
-    ]
+    if logits is None:
+        found = _logits(record, content["network.safetensors"], tensors["inputs"])
+    else:
+        found = logits(to_unit(tensors["inputs"]))
     return Claim(
         folder,
         record,
@@ -165,5 +174,16 @@ def _read(folder: Path) -> Claim:
         np.array([row.prediction for row in rows]),
         np.array([row.correct for row in rows]),
         np.array([row.radius for row in rows]),
-        np.concatenate(logits),
+        found,
+    )
+
+
+def _logits(record: dict[str, Any], weights: bytes, inputs: NDArray[Any]) -> NDArray[np.float64]:
+    """Logits of the folder's network, by the checker's reader."""
+    operations = read_network(record["network"], parse_safetensors(weights, "network.safetensors"))
+    # Errors are not asked for, so the norms that they would grow by do not matter.
+    norms = dict.fromkeys((operation.path for operation in walk(operations)), 1.0)
+    parts = batches(len(inputs), float_bytes(operations), FLOAT_BYTES)
+    return np.concatenate(
+        [evaluate(operations, to_unit(inputs[part]), norms, [FLOAT64]).values for part in parts]
     )

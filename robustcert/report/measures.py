@@ -22,6 +22,7 @@ class AtRadius:
         low: Lower end of the 95 % Wilson interval of ``verified``.
         high: Its upper end.
         attacked: Accuracy under attack within it, of the attacked samples; None without attack.
+        verified_of_attacked: ``verified``, of the attacked samples; None without attack.
         rejected: Not certified beyond it.
         false_rejection: Not certified beyond it, of those that are predicted correctly.
         accepted_accuracy: Predicted correctly, of those certified beyond it; None without any.
@@ -32,14 +33,17 @@ class AtRadius:
     low: float
     high: float
     attacked: float | None
+    verified_of_attacked: float | None
     rejected: float
     false_rejection: float | None
     accepted_accuracy: float | None
 
     @property
     def unknown(self) -> float | None:
-        """What is neither proved nor broken: accuracy under attack less verified accuracy."""
-        return None if self.attacked is None else self.attacked - self.verified
+        """What is neither proved nor broken, of the attacked samples."""
+        if self.attacked is None or self.verified_of_attacked is None:
+            return None
+        return self.attacked - self.verified_of_attacked
 
 
 @dataclass(frozen=True)
@@ -74,8 +78,22 @@ def wilson(hits: int, count: int) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def at_radius(correct: Bools, radius: Floats, epsilon: float, attacked: float | None) -> AtRadius:
-    """The measures at one threshold; see :class:`AtRadius`."""
+def at_radius(
+    correct: Bools,
+    radius: Floats,
+    epsilon: float,
+    attacked: float | None,
+    rows: NDArray[np.int64],
+) -> AtRadius:
+    """The measures at one threshold; see :class:`AtRadius`.
+
+    Args:
+        correct: Whether a prediction is right, shape ``(N,)``.
+        radius: Certified radii, shape ``(N,)``.
+        epsilon: The threshold.
+        attacked: Accuracy under attack within it.
+        rows: Which samples were attacked.
+    """
     accepted = radius > epsilon
     verified = correct & accepted
     count = len(radius)
@@ -84,6 +102,7 @@ def at_radius(correct: Bools, radius: Floats, epsilon: float, attacked: float | 
         float(verified.mean()),
         *wilson(int(verified.sum()), count),
         attacked,
+        None if attacked is None else float(verified[rows].mean()),
         float(1 - accepted.mean()),
         float(1 - verified.sum() / correct.sum()) if correct.any() else None,
         float(correct[accepted].mean()) if accepted.any() else None,

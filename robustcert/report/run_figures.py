@@ -17,12 +17,17 @@ if TYPE_CHECKING:
     from robustcert.report.separation import Separation
 
 
-def draw_bracket(claim: Claim, separation: "Separation | None") -> Picture:
-    """Verified accuracy below, accuracy under attack above, and what the data allow."""
+def draw_bracket(claim: Claim, rows: NDArray[np.int64], separation: "Separation | None") -> Picture:
+    """Verified accuracy below, accuracy under attack above, and what the data allow.
+
+    Args:
+        claim: The certificate.
+        rows: Which samples were attacked; both sides of the band between the two are of them.
+        separation: Distances to samples of another class.
+    """
     radius, verified = curve(claim.correct, claim.radius)
     attack = claim.record.get("attack") or {}
     tried = list(zip(attack.get("radii") or [], attack.get("accuracy") or [], strict=True))
-    count = int(attack.get("samples") or 0)
 
     def draw(figure: Any) -> None:
         axes = figure.add_subplot()
@@ -30,7 +35,7 @@ def draw_bracket(claim: Claim, separation: "Separation | None") -> Picture:
             radius, 100 * verified, where="post", color=GREEN, label="verified: proved from below"
         )
         if tried:
-            _draw_attacks(axes, tried, count, claim, radius, verified)
+            _draw_attacks(axes, tried, claim, rows)
         if separation is not None:
             half = np.sort(separation.half[np.isfinite(separation.half)])
             share = 100 * (1 - np.arange(len(half)) / max(1, len(separation.half)))
@@ -45,8 +50,9 @@ def draw_bracket(claim: Claim, separation: "Separation | None") -> Picture:
         "bracket",
         draw,
         alt="Verified accuracy and accuracy under attack against radius",
-        caption="The truth lies in the grey band: above what is proved, below what was broken. "
-        "Bars are 95 % Wilson intervals for the attacked samples. The vertical line is the radius "
+        caption="The truth about the attacked samples lies in the grey band: above what is proved "
+        "of them, below what was broken. Bars are 95 % Wilson intervals for the attacked samples. "
+        "The vertical line is the radius "
         "trained for"
         + (
             "; dotted, the share of samples whose nearest one of another class is more than twice "
@@ -58,18 +64,18 @@ def draw_bracket(claim: Claim, separation: "Separation | None") -> Picture:
 
 
 def _draw_attacks(
-    axes: Any,
-    tried: Sequence[tuple[float, float]],
-    count: int,
-    claim: Claim,
-    radius: NDArray[Any],
-    verified: NDArray[Any],
+    axes: Any, tried: Sequence[tuple[float, float]], claim: Claim, rows: NDArray[np.int64]
 ) -> None:
-    """Accuracy of ``count`` attacked samples, and the band between it and what is proved."""
+    """Accuracy of the attacked samples, and the band between it and what is proved of them."""
     x, y = np.array(tried).T
+    count = len(rows)
     bars = np.array([wilson(round(v * count), count) for v in y]).T
+    radius, verified = curve(claim.correct[rows], claim.radius[rows])
+    if count < len(claim.labels):
+        label = f"verified, of the {count} attacked"
+        axes.step(radius, 100 * verified, where="post", color=GREEN, lw=1, ls="--", label=label)
     # Between two radii that were tried, the smaller one's accuracy is what is known.
-    grid, upper = np.array([0, *x]), np.array([claim.correct.mean(), *y])
+    grid, upper = np.array([0, *x]), np.array([claim.correct[rows].mean(), *y])
     axes.step(grid, 100 * upper, where="post", color=RED, lw=1, ls="--")
     axes.errorbar(
         x,
@@ -90,7 +96,7 @@ def _draw_attacks(
         color="0.5",
         alpha=0.15,
         lw=0,
-        label="unknown",
+        label="unknown" if count == len(claim.labels) else "unknown, of the attacked",
     )
 
 

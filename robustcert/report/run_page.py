@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from robustcert.certificate.space import in_short
 from robustcert.report.calibration import Calibration, calibrate
 from robustcert.report.claim import Claim, read_claim
 from robustcert.report.measures import at_radius, average_radius, by_class
@@ -55,7 +56,11 @@ class Shown:
 
 
 def write_run_page(
-    folder: Path, out: Path | None = None, formats: Sequence[str] = ()
+    folder: Path,
+    out: Path | None = None,
+    formats: Sequence[str] = (),
+    *,
+    allow_targets: Sequence[str] = (),
 ) -> list[Path]:
     """Write the page of a certificate folder beside it.
 
@@ -63,6 +68,7 @@ def write_run_page(
         folder: What ``certify.py`` wrote.
         out: Folder to write into; that of the run by default.
         formats: What pictures are written as for papers, beside the page: ``pdf``, ``svg``.
+        allow_targets: Packages of the user's whose classes network and dataset may have.
 
     Returns:
         The page: ``report.html``, or ``report-<rest>.html`` for ``certificate-<rest>``; and
@@ -70,19 +76,21 @@ def write_run_page(
 
     Raises:
         ReportError: the folder is no certificate, or is damaged.
+        ConfigError: its network has classes of a package that is not allowed.
     """
     with stage(f"reading {folder}"):
-        claim = read_claim(folder)
-        train, names, reason = _train_split(claim)
+        claim = _claim(folder, allow_targets)
+        train, names, reason = _train_split(claim, allow_targets)
     separation = _separation(claim, train)
     calibrations = _calibrations(claim)
     attack = claim.record.get("attack") or {}
     tried = dict(zip(attack.get("radii") or [], attack.get("accuracy") or [], strict=True))
-    rows = [at_radius(claim.correct, claim.radius, r, tried.get(r)) for r in claim.radii]
+    attacked = _attacked(claim)
+    rows = [at_radius(claim.correct, claim.radius, r, tried.get(r), attacked) for r in claim.radii]
     run, name = folder.resolve().parent, folder.resolve().name
     rest = name.removeprefix("certificate").strip("-")
     pictures = {
-        "bracket": draw_bracket(claim, separation),
+        "bracket": draw_bracket(claim, attacked, separation),
         "tradeoff": draw_tradeoff(claim, _epochs(run / "metrics" / "metrics.csv")),
         "reliability": draw_reliability(calibrations),
         "separation_picture": draw_separation(claim, separation) if separation else None,
@@ -93,6 +101,7 @@ def write_run_page(
         name=f"{run.name}/{name}",
         claim=claim,
         record=claim.record,
+        change=in_short(claim.metric["change"]) if claim.metric else None,
         rows=rows,
         at=min(rows, key=lambda row: abs(row.radius - claim.epsilon)),
         attack=attack,
@@ -116,7 +125,28 @@ def write_run_page(
     return [page, *write_pictures(drawn, out or run, formats)]
 
 
-def _train_split(claim: Claim) -> tuple["Examples | None", list[str], str]:
+def _claim(folder: Path, allow_targets: Sequence[str]) -> Claim:
+    from robustcert.runs.own_classes import naming_packages, own_subject
+
+    subject = own_subject(folder, allow_targets)
+    if subject is not None:
+        network = subject.network
+        return read_claim(folder, lambda inputs: network(_tensor(inputs)).numpy())
+    with naming_packages(folder):
+        return read_claim(folder)
+
+
+def _attacked(claim: Claim) -> NDArray[np.int64]:
+    """Which samples were attacked."""
+    from robustcert.runs.attack import attacked_rows
+
+    samples = int((claim.record.get("attack") or {}).get("samples") or 0)
+    return attacked_rows(len(claim.labels), samples).numpy()
+
+
+def _train_split(
+    claim: Claim, allow_targets: Sequence[str]
+) -> tuple["Examples | None", list[str], str]:
     # The folder holds the samples; the training split is only needed for their neighbours.
     count = claim.logits.shape[1]
     numbers = [str(i) for i in range(count)]
@@ -125,7 +155,7 @@ def _train_split(claim: Claim) -> tuple["Examples | None", list[str], str]:
     from robustcert.config.build import CHECKPOINT_TARGETS, build_dataset
 
     try:
-        source = build_dataset(claim.config, CHECKPOINT_TARGETS)
+        source = build_dataset(claim.config, (*CHECKPOINT_TARGETS, *allow_targets))
         names = list(source.class_names or numbers)
         return source.read("train"), names if len(names) == count else numbers, ""
     except (ValueError, OSError) as error:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -35,6 +36,7 @@ from robustcert.runs.attack import Attack, RadiusAttack, build_attack, in_words
 from robustcert.runs.conformal import check_coverage, with_sets
 from robustcert.runs.console import Row, print_side_by_side
 from robustcert.runs.earlier import keep_earlier
+from robustcert.runs.own_classes import naming_classes
 from robustcert.runs.subject import Subject, by_certifier, read_model, read_run
 from robustcert.training.stage import stage
 
@@ -118,8 +120,9 @@ def certify(
         epsilon: One more radius, of an ONNX model; a checkpoint has its own.
         dataset: Changes to the dataset's node, ``{"root": ...}`` say; all of an ONNX model's.
         norm: Changes to the metric of training, see :func:`robustcert.data.input_space`.
-        output: Folder to write; what stands there is replaced. By default :func:`default_output`,
-            where a certificate of other settings is kept.
+        output: Folder to write; what stands there is replaced. A name alone is a folder beside that
+            of :func:`default_output`, which is the default; there, a certificate of other settings
+            is kept.
         batch_size: Samples certified at once.
         device: Where to certify and to attack; bounds of operations are proved on the CPU.
         allow_targets: Packages whose classes may be named, beside ours and torch.nn.
@@ -173,6 +176,8 @@ def _folders(
     first = next(iter(subjects.values()))
     default = default_output(first.path, options.split, options.samples)
     place = Path(output) if output else default
+    if output and os.path.basename(output) == output:
+        place = default.with_name(output)
     names = {name: place.name + (f"-{name}" if i else "") for i, name in enumerate(subjects)}
     folders = {name: place.with_name(own) for name, own in names.items()}
     if output is None:
@@ -201,8 +206,9 @@ def _certify_by(
             log.info("%d samples certified in %.1f s", len(result.target), seconds)
             # Attacks prove nothing: they are made in whatever arithmetic is fast.
             options = replace(options, budget=options.attack.budget())
-            attacked = steps.attack(subject, options, prepared, result)
-            prepared = with_sets(subject, options, prepared, result, steps.sets)
+            with naming_classes({**subject.config, "certifier": subject.named}):
+                attacked = steps.attack(subject, options, prepared, result)
+                prepared = with_sets(subject, options, prepared, result, steps.sets)
             with strict_arithmetic(), stage("comparing with the fallback, and drawing"):
                 found = steps.write(subject, options, prepared, result, attacked, seconds, partial)
     return steps.tell(found, prepared.claim, folder)

@@ -24,9 +24,10 @@ from omegaconf.errors import OmegaConfBaseException
 from robustcert.certificate.places import checkpoint_of
 from robustcert.config.command_line import CONFIG_DIR, HYDRA_VERSION, find_mistake, ordered
 from robustcert.config.renamed_options import register_renamed_options
-from robustcert.errors import typed
-from robustcert.runs.fresh import removed_unless
+from robustcert.errors import BrokenCertificate, typed
+from robustcert.runs.fresh import is_new, removed_unless
 from robustcert.runs.job import job_key, run_job
+from robustcert.runs.permission import admit_working_folder
 from robustcert.runs.pipes import outlive_readers
 from robustcert.runs.sweep import finish_sweeps
 from robustcert.training.stage import stage
@@ -175,7 +176,7 @@ def _answering(job: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
     def answering(config: DictConfig) -> Any:
         try:
             return job(config)
-        except (ValueError, OSError, OmegaConfBaseException) as error:
+        except (ValueError, OSError, OmegaConfBaseException, BrokenCertificate) as error:
             if os.environ.get("HYDRA_FULL_ERROR") == "1":
                 raise
             message = "error: " + " ".join(str(error).split())
@@ -194,9 +195,10 @@ def _train(config: DictConfig) -> float:
     settings = HydraConfig.get()
     several = settings.mode == RunMode.MULTIRUN
     folder, given = Path(settings.runtime.output_dir), list(settings.overrides.task)
+    new = is_new(folder)
     with removed_unless(lambda: several, folder):
         values = plain(config)
-        _admit_working_folder(values["allow_targets"])
+        admit_working_folder(values["allow_targets"])
         with stage("loading torch and Lightning"):
             from robustcert.runs.train import train as run
 
@@ -206,7 +208,7 @@ def _train(config: DictConfig) -> float:
     choices = {k: v for k, v in settings.runtime.choices.items() if not str(k).startswith("hydra/")}
     command = {"overrides": given, "choices": choices}
     if not several:
-        return run(values, folder, command=command)
+        return run(values, folder, command=command, new=new)
     # A worker of joblib takes several jobs; elsewhere the process is the job's own, or ours.
     shared = "joblib" in settings.launcher._target_
     return run_job(values, folder, command=command, own_process=shared)
@@ -223,7 +225,7 @@ def _certify(config: DictConfig) -> dict[str, float]:
             f"certify needs a network: {typed('certify')} outputs/<run>, or set "
             "checkpoint=<run>/checkpoints/best.ckpt or network=<model>.onnx"
         )
-    _admit_working_folder(values["allow_targets"])
+    admit_working_folder(values["allow_targets"])
     with stage("loading torch"):
         from robustcert.config.schema import check_call
         from robustcert.runs.certify import certify as run
@@ -231,12 +233,6 @@ def _certify(config: DictConfig) -> dict[str, float]:
     _one_voice()
     check_call(run, values, "")
     return run(**values)
-
-
-def _admit_working_folder(allow_targets: Any) -> None:
-    # As `python -m` does, for a user's own package beside their commands; last, to shadow nothing.
-    if allow_targets:
-        sys.path.append(os.getcwd())
 
 
 def _one_voice() -> None:

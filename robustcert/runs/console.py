@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from robustcert.certificate.checking import check_in_words
+from robustcert.certificate.space import in_short
 from robustcert.certifiers import Proof
 from robustcert.runs.fallback import Decided
 
@@ -122,7 +123,7 @@ def print_metric(console: Console, claim: Mapping[str, Any]) -> None:
     """Say what changes of inputs radii are of, if not of any in l2."""
     metric = claim["claim"]["metric"]
     if metric:
-        console.print(f"radii r of {metric['change']}", highlight=False)
+        console.print(f"radii r of {in_short(metric['change'])}", highlight=False)
 
 
 def print_table(row: Row, folder: Path) -> None:

@@ -9,17 +9,24 @@ from pathlib import Path
 from robustcert.runs.job import is_first_rank
 
 
+def is_new(folder: Path) -> bool:
+    """Whether a run's folder is not there, or holds Hydra's record and an empty log alone."""
+    entries = list(folder.iterdir()) if folder.exists() else []
+    return all(map(_is_hydras, entries)) if entries else not folder.exists()
+
+
 @contextmanager
-def removed_unless(worth_keeping: Callable[[], bool], folder: Path) -> Iterator[None]:
+def removed_unless(
+    worth_keeping: Callable[[], bool], folder: Path, new: bool | None = None
+) -> Iterator[None]:
     """Remove a new run's folder if the run fails with nothing in it that is worth keeping.
 
     Args:
         worth_keeping: Asked when the run has failed; a checkpoint is worth it in any case.
-        folder: The run's. It counts as new if there is none yet, or if it holds nothing but Hydra's
-            record of the command and an empty log; anything else is left alone.
+        folder: The run's; one that is not new is left alone.
+        new: Whether it was, before this process logged into it; by default :func:`is_new`.
     """
-    entries = list(folder.iterdir()) if folder.exists() else []
-    fresh = all(map(_is_hydras, entries)) if entries else not folder.exists()
+    fresh = is_new(folder) if new is None else new
     try:
         yield
     except BaseException:

@@ -22,7 +22,7 @@ from typing import Any
 from robustcert import __version__
 from robustcert.atomic import remove_leftovers
 from robustcert.errors import ConfigError, JobError
-from robustcert.runs.results import FILE, new_row, read_row, write_row
+from robustcert.runs.results import FILE, new_row, read_row, said_if_failed, write_row
 
 log = logging.getLogger(__name__)
 
@@ -88,14 +88,8 @@ def run_job(
         remove_leftovers(folder)
         row = new_row(config, folder, command)
         write_row(folder, row)
-        try:
+        with said_if_failed(folder, row):
             score = _in_own_process(attempt, folder) if own_process else attempt()
-        except BaseException as error:
-            stopped = isinstance(error, KeyboardInterrupt | SystemExit)
-            message = " ".join(str(error).split()) or type(error).__name__
-            status = "interrupted" if stopped else "failed"
-            write_row(folder, {**row, "status": status, "error": message})
-            raise
         if (read_row(folder) or {}).get("status") != "complete":
             (folder / FILE).unlink()  # a fast development run leaves nothing
         return score

@@ -4,7 +4,8 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,19 @@ def write_row(run_dir: Path, row: Mapping[str, Any]) -> None:
     """Replace a run's row, completely or not at all."""
     with complete_file(run_dir / FILE) as temporary:
         temporary.write_text(json.dumps(row, indent=1) + "\n")
+
+
+@contextmanager
+def said_if_failed(run_dir: Path, row: Mapping[str, Any]) -> Iterator[None]:
+    """Leave the row with what became of a run, if it fails or is interrupted."""
+    try:
+        yield
+    except BaseException as error:
+        stopped = isinstance(error, KeyboardInterrupt | SystemExit)
+        message = " ".join(str(error).split()) or type(error).__name__
+        status = "interrupted" if stopped else "failed"
+        write_row(run_dir, {**row, "status": status, "error": message})
+        raise
 
 
 def read_row(run_dir: Path) -> dict[str, Any] | None:

@@ -12,6 +12,7 @@ from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from robustcert.certifiers import strict_arithmetic
 from robustcert.config.build import (
     COMMAND_LINE_TARGETS,
     RESUME_TARGETS,
@@ -27,13 +28,15 @@ from robustcert.config.schema import check_value, check_values
 from robustcert.data import DataModule
 from robustcert.errors import ConfigError, DivergedError, UnsoundNetworkError, typed
 from robustcert.metrics.thresholds import check_radii
+from robustcert.network.agreement import require_agreement
 from robustcert.network.fold import fold_network
+from robustcert.network.stated import own_modules
 from robustcert.runs.attack import build_attack
 from robustcert.runs.certify import certify, checked_device
 from robustcert.runs.conformal import check_coverage
 from robustcert.runs.fresh import removed_unless
 from robustcert.runs.loggers import begin, build_loggers, end, log_result
-from robustcert.runs.results import new_row, processor, write_row
+from robustcert.runs.results import new_row, processor, said_if_failed, write_row
 from robustcert.runs.trainer import build_trainer, expected_warnings, guard_launch
 from robustcert.training.callbacks import (
     Begun,
@@ -68,6 +71,7 @@ def train(
     multirun: bool = False,
     command: Mapping[str, Any] | None = None,
     callbacks: Sequence[Callback] = (),
+    new: bool | None = None,
 ) -> float:
     """Train, keep the best checkpoint by verified robust accuracy, and certify it.
 
@@ -78,6 +82,7 @@ def train(
         multirun: Whether this is one job of a sweep; what its folder holds is continued.
         command: What was typed, for ``results.json``.
         callbacks: Lightning callbacks, beside ours and those of ``trainer.callbacks``.
+        new: Whether the folder was new before this process logged into it; by default, is now.
 
     Returns:
         The best score, ``val/vra`` of classes; NaN if nothing was trained to the end of an epoch.
@@ -90,7 +95,7 @@ def train(
     A run that fails before its first step leaves no folder, unless there was one before.
     """
     begun = Begun()
-    with removed_unless(lambda: begun.begun or multirun, run_dir):
+    with removed_unless(lambda: begun.begun or multirun, run_dir, new):
         return _train(config, run_dir, multirun, command, [begun, *callbacks])
 
 
@@ -164,6 +169,9 @@ def _check_settings(config: Config) -> None:
 def _check_certifier(config: Config, module: CertifiedModule) -> tuple[str, str]:
     """What validation counts, and a line that says so; or an error before training, not after."""
     network, said = fold_network(module.model, module.input_shape, module.space), ""
+    if config["certify"] and own_modules(module.model):
+        with strict_arithmetic():
+            require_agreement(module.model, network, torch.empty(0, *module.input_shape))
     try:
         module.validation.check(network)
     except UnsoundNetworkError as error:
@@ -234,7 +242,13 @@ def _announce(
         _device_name(trainer),
     )
     log.info("best.ckpt is chosen by %s, which counts the radii of %s", module.score, validated_by)
-    if before:
+    if before and before.epoch == trainer.max_epochs:
+        log.info(
+            "all %d epochs are done, so that nothing is trained: train further with "
+            "trainer.max_epochs=%d",
+            *(before.epoch, 2 * before.epoch),
+        )
+    elif before:
         log.info("continuing after epoch %d", before.epoch)
 
 
@@ -286,7 +300,8 @@ def _finish(
     }
     write_row(run_dir, results)
     if config["certify"]:
-        certified = _certify(config, best.path)
+        with said_if_failed(run_dir, results):
+            certified = _certify(config, best.path)
         folder = run_dir / "certificate"
         claim = json.loads((folder / "certificate.json").read_text())
         results["seconds"] |= {"certify": claim["seconds"], "attack": claim["attack"]["took"]}

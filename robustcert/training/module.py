@@ -116,6 +116,29 @@ class CertifiedModule(LightningModule):
         """Put its averaged weights in place: they are validated and go into checkpoints."""
         self._switch_optimizer("eval")
 
+    def on_validation_end(self) -> None:
+        """Give its metric to a schedule that waits for a plateau.
+
+        Lightning would do so after the epoch's checkpoint, of which a run would be resumed with
+        the rate from before: see :class:`TorchSchedule`.
+
+        Raises:
+            ValueError: the metric is none that is logged.
+        """
+        if self._trainer is None or self.trainer.sanity_checking:
+            return
+        for schedule in self.trainer.lr_scheduler_configs:
+            if not schedule.reduce_on_plateau:
+                continue
+            metrics = self.trainer.callback_metrics
+            if schedule.monitor not in metrics:
+                known = ", ".join(sorted(key for key in metrics if key.startswith("val/")))
+                raise ValueError(
+                    f"lr_schedule.monitor: no metric {schedule.monitor!r}; there are {known}"
+                )
+            plateau: Any = schedule.scheduler
+            plateau.step(float(metrics[schedule.monitor]))
+
     def _switch_optimizer(self, mode: str) -> None:
         if self._trainer is None or not self.trainer.optimizers:
             return

@@ -9,6 +9,7 @@ from torchmetrics import MeanMetric, Metric
 
 from robustcert.certifiers import Certifier, IntervalCertifier, strict_arithmetic
 from robustcert.lipschitz import lipschitz_estimate
+from robustcert.models.head import Head
 from robustcert.network.network import PlainNetwork
 from robustcert.training.module import Batch, CertifiedModule, TrainBatch
 
@@ -94,6 +95,13 @@ class CertifiedRegressor(CertifiedModule):
         self._network: PlainNetwork | None = None
         self._lipschitz = 0.0
 
+    def on_fit_start(self) -> None:
+        """Start the output at the mean of the training targets; a resumed run is where it was."""
+        super().on_fit_start()
+        if self.trainer.ckpt_path is None:
+            datamodule: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+            start_at_mean(self.model, datamodule.stored("train").labels)
+
     def training_step(self, batch: TrainBatch, batch_idx: int) -> Tensor:
         """Objective on the model's outputs and the estimate of their constant.
 
@@ -171,3 +179,14 @@ class CertifiedRegressor(CertifiedModule):
         for key, metric in metrics.items():
             self.log(key, metric.compute(), prog_bar=key == "val/mae")
             metric.reset()
+
+
+@torch.no_grad()
+def start_at_mean(model: nn.Module, targets: Tensor) -> None:
+    """Set the bias of a model's head to the mean of targets, where it is 0 as in a new one.
+
+    Targets may be far from 0, which steps of the learning rate alone take long to reach.
+    """
+    heads = [module for module in model.modules() if isinstance(module, Head)]
+    if heads and not heads[-1].bias.any():
+        heads[-1].bias.fill_(float(targets.double().mean()))

@@ -2,12 +2,15 @@
 
 import inspect
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
+
+from robustcert.training.checkpoint import SCORES
 
 
 @dataclass(frozen=True)
@@ -78,31 +81,41 @@ class CosineSchedule:
 
 @dataclass(frozen=True)
 class TorchSchedule:
-    """Learning rate by a scheduler of torch that needs no metric.
-
-    One that waits for a plateau is refused: it is stepped after the checkpoint of its epoch, so
-    that a resumed run would not be the straight one.
+    """Learning rate by a scheduler of torch.
 
     Args:
         scheduler: Called with the optimizer. One that takes ``total_steps`` and is not given any
             gets the number of optimizer steps of the run.
-        interval: When it is stepped.
+        interval: When it is stepped; one that waits for a plateau, after each validation.
+        monitor: Metric that is given to one that waits for a plateau, ``val/loss`` say.
     """
 
     scheduler: Callable[..., LRScheduler]
     interval: Literal["epoch", "step"] = "epoch"
+    monitor: str | None = None
 
     def scheduler_of(self, optimizer: Optimizer, steps: int) -> dict[str, Any]:
-        """What Lightning takes for a schedule of so many steps."""
+        """What Lightning takes for a schedule of so many steps.
+
+        Raises:
+            ValueError: a plateau of no metric, or one whose mode is that of another metric.
+        """
         parameters = inspect.signature(self.scheduler).parameters
         # Of a bound argument that is left out, the signature still has the default.
         unset = "total_steps" in parameters and parameters["total_steps"].default is None
         given = "total_steps" in getattr(self.scheduler, "keywords", {})
         extra = {"total_steps": steps} if unset and not given else {}
         scheduler = self.scheduler(optimizer, **extra)
-        if isinstance(scheduler, ReduceLROnPlateau):
+        if not isinstance(scheduler, ReduceLROnPlateau):
+            return {"scheduler": scheduler, "interval": self.interval}
+        if self.monitor is None:
+            raise ValueError("a plateau of what? set lr_schedule.monitor=val/loss or val/vra")
+        if scheduler.mode != SCORES.get(self.monitor, scheduler.mode):
+            mode = SCORES[self.monitor]
             raise ValueError(
-                "ReduceLROnPlateau would not go on as it was when a run is resumed: set "
-                "lr_schedule=step or another schedule"
+                f"the best {self.monitor} is its {mode}, got mode={scheduler.mode}: set "
+                f"lr_schedule.scheduler.mode={mode}"
             )
-        return {"scheduler": scheduler, "interval": self.interval}
+        # Lightning keeps its state, and the module steps it.
+        never = {"interval": "epoch", "frequency": sys.maxsize}
+        return {"scheduler": scheduler, "monitor": self.monitor, **never}

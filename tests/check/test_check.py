@@ -564,3 +564,12 @@ def test_samples_are_compared_with_the_dataset(tmp_path: Path) -> None:
     assert check(path, data=[tmp_path / "data.npz"]).verified
     with pytest.raises(UnreadableError, match="--data"):
         check(path, data=[tmp_path / "absent.npz"])
+
+
+def test_data_that_are_not_there_are_named(
+    tiny_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("/nonexist", "/nonexist.npz:train"):
+        assert main([str(tiny_run / "certificate"), "--data", name]) == 2
+        said = f"--data: '{name}': no such file; expected idx images and labels, CIFAR .bin files"
+        assert said in capsys.readouterr().out

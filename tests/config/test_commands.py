@@ -73,6 +73,17 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
         ("~foo", "foo: no such key; "),
         ("optimizer=null", "optimizer=null: leave a group out with ~optimizer"),
         ("logger=[csv,tensorbord]", "logger has no 'tensorbord'; did you mean tensorboard? "),
+        ("logger=[csv,tensorbord]", "logger=tensorbord: logger has no 'tensorbord'; did you mean"),
+        ("lr_schedule.step=2", "step is an option of lr_schedule: write lr_schedule=step, which "),
+        ("callbacks.early_stopping.patience=3", "write callbacks=early_stopping, which has patie"),
+        (
+            "callbacks.early_stopping.pacience=3 callbacks=early_stopping",
+            "no such key; did you mean callbacks.early_stopping.patience? callbacks.early_stopping",
+        ),
+        (
+            "normalization=training",
+            "normalization has mean, std: write normalization='{mean: training, std: training}'",
+        ),
         ("callbacks=early_stoping", "callbacks has no 'early_stoping'; did you mean early_stoppi"),
         ("activation=relu,maxmin", "several values are a sweep: add -m"),
         ("model.width=[1", r"model.width=[1: "),
@@ -116,6 +127,23 @@ def test_nothing_is_wrong_with_a_command_that_works(typed: str) -> None:
     started = time.process_time()
     assert find_mistake("train", ordered(shlex.split(typed))) is None
     assert time.process_time() - started < 3
+
+
+def test_a_path_that_is_not_there_is_answered_with_what_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    robustcert.runs.commands.register_resolvers()
+    (tmp_path / "first" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "first" / "checkpoints" / "last.ckpt").touch()
+    (tmp_path / "first" / "certificate").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for name, word, hint in (
+        ("certify", "frist", "frist: no such file or folder; did you mean first? expected a run's"),
+        ("certify", "nothere", "nothere: no such file or folder; expected a run's folder, its che"),
+        ("train", "resume=first/certificate", "did you mean resume=first? expected <run>/check"),
+        ("train", "resume=fisrt", "no such checkpoint; did you mean resume=first? expected"),
+    ):
+        assert hint in str(find_mistake(name, ordered(several([word]))))
 
 
 def test_certify_names_its_own_keys() -> None:
@@ -179,6 +207,21 @@ def test_a_sweep_runs_every_job_and_reports_the_one_that_fails(
     [
         ("train", "model.width=abc", "error: model.width: expected int, got 'abc'"),
         ("train", "~dataset", "error: "),
+        (
+            "train",
+            "dataset=diabetes objective=squared norm.frozen=sex",
+            "norm.frozen: expected list[str | int], got 'sex': write norm.frozen=[sex]",
+        ),
+        (
+            "train",
+            "dataset=diabetes objective=squared norm.frozen=[sxe]",
+            "norm.frozen: no column 'sxe'; did you mean sex? the names are age, sex, ",
+        ),
+        (
+            "train",
+            "normalization.mean=trainin",
+            "normalization.mean: expected a list of numbers, or the word training for those of the",
+        ),
         ("train", "optimizer._target_=os.system", "'os.system' is not allowed"),
         ("train", "dataset=npz", "error: dataset.root: a value is needed: set dataset.root=..."),
         ("certify", "", "error: certify needs a network: python certify.py outputs/<run>, or "),
@@ -256,7 +299,7 @@ def test_a_users_certifier_says_what_it_proved_and_the_checker_refuses_it(
 ) -> None:
     (tmp_path / "halves").mkdir()
     (tmp_path / "halves" / "__init__.py").write_text(CERTIFIER)
-    typed = (f"checkpoint={tiny_run}/checkpoints/best.ckpt", "attack.samples=4", "output=folder")
+    typed = (f"checkpoint={tiny_run}/checkpoints/best.ckpt", "attack.samples=4", "output=./folder")
     own = "certifier._target_=halves.Halved"
     assert "add allow_targets=[halves] to the command line" in str(command("certify", *typed, own))
     assert command("certify", *typed, own, "allow_targets=[halves]") == 0
@@ -286,6 +329,25 @@ def test_a_users_certifier_certifies_what_was_trained(command: Command, tmp_path
     assert command("train", *typed) == 0
     claim = json.loads((folder / "certificate" / "certificate.json").read_text())
     assert claim["claim"]["proof"] == "halved"
+
+
+@pytest.mark.slow
+def test_a_broken_certificate_is_one_line_that_names_the_users_class(
+    command: Command, tmp_path: Path
+) -> None:
+    (tmp_path / "doubles").mkdir()
+    (tmp_path / "doubles" / "__init__.py").write_text(CERTIFIER.replace("radius / 2", "radius * 9"))
+    own = ("certifier._target_=doubles.Halved", "allow_targets=[doubles]")
+    said = command("train", *TINY, "attack.samples=64", *own, "hydra.run.dir=run")
+    assert isinstance(said, str)
+    assert re.fullmatch(
+        r"error: the certificate of sample \d+ is broken: .*\. What doubles\.Halved says of itself "
+        "is taken as it stands: one of its bounds is too small",
+        said,
+    )
+    row = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert (row["status"], row["error"]) == ("failed", said.removeprefix("error: "))
+    assert row["metrics"]
 
 
 def test_resuming_writes_into_the_same_folder_and_keeps_its_record(

@@ -153,8 +153,10 @@ def test_an_activation_that_trains_as_another_is_found_by_certify_py(tmp_path: P
     np.savez(tmp_path / "d.npz", x_train=data, y_train=labels, x_test=data, y_test=labels)
     source = ("dataset=npz", f"dataset.root={tmp_path / 'd.npz'}", "model=mlp")
     with pytest.raises(DisagreementError, match=r"backbone\.\d+: the fold\(\) of .*Shifted"):
-        run(tmp_path / "run", *source, *options, "trainer.max_epochs=1")
-    assert not (tmp_path / "run" / "certificate").exists()
+        run(tmp_path / "run", *source, *options)
+    # Before it is trained, and so is a network that was trained without.
+    assert not (tmp_path / "run").exists()
+    run(tmp_path / "run", *source, *options, "trainer.max_epochs=1", "certify=false")
     with pytest.raises(DisagreementError):
         certify_checkpoint(
             str(tmp_path / "run" / "checkpoints" / "best.ckpt"), allow_targets=["test_agreement"]

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.configs import names
+from torchmetrics.classification import MulticlassCalibrationError
 
 from robustcert.certificate.claim import write_certificate
 from robustcert.certificate.samples import CertifiedSplit
@@ -178,11 +179,13 @@ def test_no_runs_are_an_error(tmp_path: Path) -> None:
 def test_measures_count_what_they_say() -> None:
     correct = np.array([True, True, False, True])
     radius = np.array([0.2, 0.6, 0.9, 0.5])
-    found = at_radius(correct, radius, 0.5, 0.75)
+    found = at_radius(correct, radius, 0.5, 0.75, np.array([0, 1, 3]))
     assert (found.verified, found.rejected) == (0.25, 0.5)
     assert found.false_rejection == pytest.approx(2 / 3)
     assert found.accepted_accuracy == 0.5
-    assert found.unknown == 0.5
+    # Of the attacked samples, or it might exceed what is predicted correctly of all.
+    assert found.verified_of_attacked == pytest.approx(1 / 3)
+    assert found.unknown == pytest.approx(0.75 - 1 / 3)
     grid, vra = curve(correct, radius)
     for r, share in zip(grid, vra, strict=True):
         assert share == (correct & (radius > r)).mean()
@@ -313,6 +316,15 @@ def test_the_calibration_error_is_what_a_hand_computes() -> None:
     assert warm.confidence == pytest.approx([low, 0.75])
 
 
+def test_the_calibration_error_is_that_of_torchmetrics() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(500, 4, generator=generator, dtype=torch.float64)
+    labels = torch.randint(0, 4, (500,), generator=generator)
+    metric = MulticlassCalibrationError(4, n_bins=15, norm="l1")
+    expected = float(metric(logits.softmax(1), labels))
+    assert calibrate(logits.numpy(), labels.numpy()).error == pytest.approx(expected, abs=1e-6)
+
+
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A certificate folder of six samples; read it, don't write to it."""
@@ -416,3 +428,11 @@ def test_the_page_of_a_run_loads_in_a_browser(tiny_run: Path, tmp_path: Path) ->
         assert "CONSOLE" not in done.stderr
         for text in expected:
             assert text in done.stdout
+
+
+def test_a_released_certificate_without_samples_is_refused_by_that(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = Path(__file__).parents[2] / "docs" / "pretrained" / "mnist_1.58"
+    assert main([str(folder)]) == 2
+    assert "holds digests in place of its samples, which a report" in capsys.readouterr().err

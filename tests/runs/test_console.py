@@ -12,7 +12,7 @@ from rich.console import Console
 from robustcert.runs.attack import attacked_rows
 from robustcert.runs.certify import certify
 from robustcert.runs.commands import several
-from robustcert.runs.console import Row, table_of
+from robustcert.runs.console import Row, print_metric, table_of
 
 
 def shown(claim: dict[str, Any], attacked: dict[float, float]) -> str:
@@ -141,3 +141,12 @@ def test_lists_of_options_are_typed_as_hydra_takes_them() -> None:
         "logger=[",
         "logger=[,]",
     ]
+
+
+def test_scales_are_printed_with_four_digits(capsys: pytest.CaptureFixture[str]) -> None:
+    change = (
+        "any change of age (scale 13.109027822041215) with sqrt(sum (change_i / scale_i)^2) < r"
+    )
+    print_metric(Console(soft_wrap=True), {"claim": {"metric": {"change": change}}})
+    said = "radii r of any change of age (scale 13.11) with sqrt(sum (change_i / scale_i)^2) < r\n"
+    assert capsys.readouterr().out == said

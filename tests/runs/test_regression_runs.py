@@ -6,17 +6,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.interrupted import Kill, Killed, assert_same_run, resume
 from helpers.regression import write_npz
-from helpers.runs import compose, run
+from helpers.runs import TINY, compose, run
+from lightning.pytorch import Callback, LightningModule, Trainer
 
 import robustcert
 import robustcert.data
 from robustcert.check import check
 from robustcert.config.build import build_dataset, build_module, build_parts
 from robustcert.errors import ConfigError, ReportError, UnsoundNetworkError
+from robustcert.models.head import Head
 from robustcert.report.claim import read_claim
 from robustcert.runs.certify import certify
 from robustcert.training.checkpoint import read_checkpoint
+from robustcert.training.regression import start_at_mean
 
 OPTIONS = (
     "dataset=npz",
@@ -175,3 +179,34 @@ def test_a_table_of_real_targets_is_certified_in_its_units(tmp_path: Path) -> No
     assert (regressor(changed).prediction <= found.upper).all()
     # The body mass index is the direction in which progression never falls.
     assert (regressor(changed).prediction >= found.prediction).all()
+
+
+@pytest.mark.slow
+def test_the_output_starts_at_the_mean_of_the_training_targets_and_only_once(
+    tmp_path: Path,
+) -> None:
+    found: list[float] = []
+
+    class Watch(Callback):
+        def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            found.append(float(pl_module.model.head.bias.detach()))
+
+    options = ("dataset=diabetes", "objective=squared", "certify=false", "loader.batch_size=32")
+    run(tmp_path / "straight", *options, callbacks=[Watch()])
+    config = compose(*TINY, *options)
+    source = build_dataset(config, ("robustcert",))
+    assert found == [
+        pytest.approx(float(build_parts(config, source).stored("train").labels.mean()))
+    ]
+    with pytest.raises(Killed):
+        run(tmp_path / "resumed", *options, callbacks=[Kill(1)])
+    resume(tmp_path / "resumed", callbacks=[Watch()])
+    assert_same_run(tmp_path / "straight", tmp_path / "resumed")
+    assert found[1] != found[0]
+
+
+def test_a_trained_bias_stays() -> None:
+    model = torch.nn.Sequential(torch.nn.Flatten(), Head(3, 1))
+    for targets, expected in ((torch.full((5,), 150.0), 150.0), (torch.ones(5), 150.0)):
+        start_at_mean(model, targets)
+        assert float(model[1].bias.detach()) == expected

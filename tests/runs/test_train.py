@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.runs import WANDB, compose, run
+from helpers.runs import TINY, WANDB, compose, run
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.optim import Optimizer
 
@@ -212,6 +212,16 @@ def test_a_run_that_fails_before_its_first_step_leaves_no_folder(
         with pytest.raises(ValueError, match="beetles"):
             run(folder, *logger, callbacks=[Fails(batch)])
         assert folder.exists() == (batch > 0)
+
+
+def test_what_was_logged_before_a_run_began_is_no_reason_to_keep_its_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "train.log").write_text("loading torch and Lightning: 1 s")
+    for new in (False, True):
+        with pytest.raises(ValueError, match="multiple of 2"):
+            train(compose(*TINY, "model.width=63"), folder, new=new)
+        assert folder.exists() != new
 
 
 def test_what_was_in_a_folder_before_stays(tmp_path: Path) -> None:

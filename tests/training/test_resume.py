@@ -69,10 +69,14 @@ def test_seconds_add_up_over_a_resumed_run(interrupted: Path, tmp_path: Path) ->
     assert read_checkpoint(folder / "checkpoints" / "last.ckpt").seconds > before
 
 
-def test_a_finished_run_is_certified_again_and_nothing_else(tiny_run: Path, tmp_path: Path) -> None:
+def test_a_finished_run_is_certified_again_and_nothing_else(
+    tiny_run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
     folder = shutil.copytree(tiny_run, tmp_path / "run")
     shutil.rmtree(folder / "certificate")
     resume(folder)
+    assert "all 2 epochs are done, so that nothing is trained: train further with" in caplog.text
     assert_same_run(tiny_run, folder)
     assert (folder / "certificate" / "radii.csv").read_bytes() == (
         tiny_run / "certificate" / "radii.csv"
