@@ -20,19 +20,24 @@ class ImageAugmentation(nn.Module):
 
 
 class RandomCrop(ImageAugmentation):
-    """Shift every image by up to ``padding`` whole pixels in each direction, filling with zeros.
+    """Shift every image by up to ``padding`` whole pixels in each direction.
 
-    The same as padding by zeros on all sides and cropping to the old size at random.
+    The same as padding on all sides and cropping to the old size at random.
 
     Args:
         padding: The largest shift in pixels.
+        fill: What stands beyond the border: ``"zeros"``, or ``"reflect"`` for the image mirrored,
+            which moves it by less in l2.
     """
 
-    def __init__(self, padding: int) -> None:
+    def __init__(self, padding: int, fill: str = "zeros") -> None:
         super().__init__()
         if padding < 0:
             raise ValueError(f"expected RandomCrop(padding) to be at least 0, but got {padding}")
+        if fill not in ("zeros", "reflect"):
+            raise ValueError(f"expected RandomCrop(fill) to be zeros or reflect, but got {fill!r}")
         self.padding = padding
+        self.mode = "constant" if fill == "zeros" else fill
 
     def forward(self, x: Tensor, generator: Generator) -> Tensor:
         """Draw one whole-pixel shift per image."""
@@ -41,7 +46,7 @@ class RandomCrop(ImageAugmentation):
             2 * self.padding + 1, (2, n, 1), generator=generator, device=x.device
         )
         # Every crop there is, as a view; one is picked for each image.
-        crops = F.pad(x, [self.padding] * 4).unfold(2, height, 1).unfold(3, width, 1)
+        crops = F.pad(x, [self.padding] * 4, self.mode).unfold(2, height, 1).unfold(3, width, 1)
         return crops[torch.arange(n, device=x.device), :, offset[0, :, 0], offset[1, :, 0]]
 
 

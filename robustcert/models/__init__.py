@@ -2,15 +2,18 @@
 
 from robustcert.models.chain import Chain
 from robustcert.models.classifier import Classifier
+from robustcert.models.conv_subspaces import ConvSubspaces
 from robustcert.models.convnet import ConvNet
 from robustcert.models.convnet1d import ConvNet1d
 from robustcert.models.deep_subspaces import DeepSubspaces
+from robustcert.models.feature_subspaces import FeatureSubspaces
 from robustcert.models.fit_channels import FitChannels
 from robustcert.models.head import Head
 from robustcert.models.layer_family import LayerFamily
 from robustcert.models.lip_convnet import LipConvNet
 from robustcert.models.lipnext import LipNeXt
 from robustcert.models.liresnet import LiResNet
+from robustcert.models.mean_pool import MeanPool
 from robustcert.models.mlp import MLP
 from robustcert.models.monotone import Monotone
 from robustcert.models.normalize import Normalize
@@ -28,13 +31,16 @@ __all__ = [
     "Classifier",
     "ConvNet",
     "ConvNet1d",
+    "ConvSubspaces",
     "DeepSubspaces",
+    "FeatureSubspaces",
     "FitChannels",
     "Head",
     "LayerFamily",
     "LiResNet",
     "LipConvNet",
     "LipNeXt",
+    "MeanPool",
     "Mixture",
     "Monotone",
     "Normalize",

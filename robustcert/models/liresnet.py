@@ -70,33 +70,53 @@ class LiResNet(Classifier):
         std: Sequence[float] = (1.0,),
     ) -> None:
         check_sizes(width, depth)
-        _check_stem(stem_kernel, stem_stride)
         if dense_depth < 0:
             raise ValueError(
                 f"expected a dense_depth of at least 0, got {dense_depth}: set model.dense_depth"
             )
         dense_width = 4 * width if dense_width is None else dense_width
         stack = Stack(input_shape, activation, mean=mean, std=std, images="LiResNet")
-        stack.convolve(
-            stem or layer.conv,
+        convolve(
+            stack,
             width,
-            stem_kernel,
-            stride=stem_stride,
-            padding=(stem_kernel - stem_stride + 1) // 2,
+            depth,
+            layer.conv,
+            stem=stem or layer.conv,
+            stem_kernel=stem_kernel,
+            stem_stride=stem_stride,
+            neck_channels=neck_channels or 2 * width,
         )
-        stack.activate()
-        for _ in range(depth):
-            stack.convolve(layer.conv, width, 3, padding=1)
-            stack.activate()
-        # Smaller maps than the papers' are read as one patch.
-        patch = min(4, *stack.size)
-        stack.convolve(layer.conv, neck_channels or 2 * width, patch, stride=patch)
-        stack.activate()
-        stack.flatten()
         for _ in range(1 + dense_depth):
             stack.connect(layer.dense, dense_width)
             stack.activate()
         super().__init__(stack.build(), Head(stack.features, num_classes, normalize=normalize_head))
+
+
+def convolve(
+    stack: Stack,
+    width: int,
+    depth: int,
+    conv: Callable[..., nn.Module],
+    *,
+    stem: Callable[..., nn.Module],
+    stem_kernel: int,
+    stem_stride: int,
+    neck_channels: int,
+) -> None:
+    """Append stem, trunk and neck, each with an activation, and a flattening."""
+    check_sizes(width, depth, least_depth=0)
+    _check_stem(stem_kernel, stem_stride)
+    padding = (stem_kernel - stem_stride + 1) // 2
+    stack.convolve(stem, width, stem_kernel, stride=stem_stride, padding=padding)
+    stack.activate()
+    for _ in range(depth):
+        stack.convolve(conv, width, 3, padding=1)
+        stack.activate()
+    # Smaller maps than the papers' are read as one patch.
+    patch = min(4, *stack.size)
+    stack.convolve(conv, neck_channels, patch, stride=patch)
+    stack.activate()
+    stack.flatten()
 
 
 def _check_stem(kernel: int, stride: int) -> None:

@@ -1,6 +1,5 @@
 """Multilayer perceptron."""
 
-import math
 from collections.abc import Callable, Sequence
 
 from torch import nn
@@ -8,7 +7,7 @@ from torch import nn
 from robustcert.models.classifier import Classifier, check_sizes
 from robustcert.models.head import Head
 from robustcert.models.layer_family import LayerFamily
-from robustcert.models.normalize import Normalize
+from robustcert.models.stack import Stack
 
 
 class MLP(Classifier):
@@ -22,6 +21,7 @@ class MLP(Classifier):
         layer: The constraint's layers; the dense one is used.
         activation: Called as ``activation(num_features)``.
         normalize_head: Whether the head's rows have unit norm.
+        pool: Side of the windows of an image whose scaled means are read.
         mean: Input mean, one value or one per channel.
         std: Input scale, one value or one per channel.
 
@@ -43,16 +43,15 @@ class MLP(Classifier):
         layer: LayerFamily,
         activation: Callable[[int], nn.Module],
         normalize_head: bool = True,
+        pool: int = 1,
         mean: Sequence[float] = (0.0,),
         std: Sequence[float] = (1.0,),
     ) -> None:
         check_sizes(width, depth)
-        features = math.prod(input_shape)
-        modules: list[nn.Module] = [Normalize(mean, std, channels=input_shape[0]), nn.Flatten()]
+        stack = Stack(input_shape, activation, mean=mean, std=std)
+        stack.shrink(pool)
+        stack.flatten()
         for _ in range(depth):
-            nonlinearity = activation(width)
-            modules += [layer.dense(features, width), nonlinearity]
-            features = getattr(nonlinearity, "out_features", width)
-        super().__init__(
-            nn.Sequential(*modules), Head(features, num_classes, normalize=normalize_head)
-        )
+            stack.connect(layer.dense, width)
+            stack.activate()
+        super().__init__(stack.build(), Head(stack.features, num_classes, normalize=normalize_head))

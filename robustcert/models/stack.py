@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from torch import nn
 
 from robustcert.models.layer_family import Pair
+from robustcert.models.mean_pool import MeanPool
 from robustcert.models.normalize import Normalize
 
 
@@ -84,6 +85,22 @@ class Stack:
             channels,
         )
         self.size = size
+
+    def shrink(self, size: int) -> None:
+        """Append the scaled means of windows of this side, unless it is 1.
+
+        Raises:
+            ValueError: the windows do not tile the map, or there is no map.
+        """
+        if size == 1:
+            return
+        if size < 1 or len(self.size) != 2 or any(n % size for n in self.size):
+            raise ValueError(
+                f"expected windows that tile images (C, H, W), got a side of {size} for inputs of "
+                f"shape {(self.features, *self.size)}: set model.pool"
+            )
+        self.add(MeanPool(self.features, size))
+        self.size = tuple(n // size for n in self.size)
 
     def flatten(self) -> None:
         """Append a flattening of the map."""

@@ -593,10 +593,11 @@ def test_augmentation_draws_per_example_and_from_its_generator_alone(
     assert len({tuple(row.tolist()) for row in first.flatten(1)}) > 1
 
 
-def test_crop_shifts_by_whole_pixels() -> None:
+@pytest.mark.parametrize(("fill", "mode"), [("zeros", "constant"), ("reflect", "reflect")])
+def test_crop_shifts_by_whole_pixels(fill: str, mode: str) -> None:
     x = torch.rand(500, 2, 5, 7, generator=torch.Generator().manual_seed(0))
-    y = RandomCrop(1)(x, torch.Generator().manual_seed(0))
-    padded = nn.functional.pad(x, (1, 1, 1, 1))
+    y = RandomCrop(1, fill)(x, torch.Generator().manual_seed(0))
+    padded = nn.functional.pad(x, (1, 1, 1, 1), mode)
     shifts = {(i, j): padded[:, :, i : i + 5, j : j + 7] for i in range(3) for j in range(3)}
     found = torch.stack([(y == s).flatten(1).all(1) for s in shifts.values()])
     assert (found.sum(0) == 1).all()
@@ -633,6 +634,7 @@ def test_affine_without_ranges_is_the_identity_and_keeps_a_centred_disc() -> Non
     "make",
     [
         lambda: RandomCrop(-1),
+        lambda: RandomCrop(1, "mirror"),
         lambda: RandomAffine(degrees=-1),
         lambda: RandomAffine(translate=1.5),
         lambda: RandomAffine(scale=1.0),

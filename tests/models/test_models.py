@@ -24,7 +24,7 @@ from robustcert.errors import UnsoundNetworkError
 from robustcert.layers import UnconstrainedConv2d, UnconstrainedLinear
 from robustcert.lipschitz import lipschitz_bound, lipschitz_estimate, pairwise_lipschitz_estimate
 from robustcert.margins import row_distances
-from robustcert.models import MLP, ConvNet, Head, LayerFamily, Normalize
+from robustcert.models import MLP, ConvNet, Head, LayerFamily, MeanPool, Normalize
 from robustcert.models.scores import training_scores
 from robustcert.network.agreement import require_agreement
 from robustcert.network.fold import fold_network
@@ -126,6 +126,29 @@ def test_the_plain_network_is_the_model_of_distances(name: str) -> None:
     agree(fold_network(model, SHAPE), model, x, 1e-5)
     require_agreement(model, fold_network(model, SHAPE), x)
     agree(fold_network(model.double(), SHAPE), model, x.double(), 1e-12)
+
+
+@pytest.mark.parametrize("name", ["mlp", "deep_subspaces"])
+def test_images_are_read_through_means_of_windows(name: str) -> None:
+    sizes = {"rank": 3} if name == "deep_subspaces" else {}
+    model = build_model(name, "aol", "maxmin", pool=2, **sizes).eval()
+    x = images()
+    agree(fold_network(model, SHAPE), model, x, 1e-5)
+    blocks = x.unfold(2, 2, 2).unfold(3, 2, 2)
+    torch.testing.assert_close(MeanPool(2, 2)(x), blocks.sum((-1, -2)) / 2)
+    # What is constant in every window keeps its norm; what is not has none.
+    constant = MeanPool(2, 2)(x).repeat_interleave(2, 2).repeat_interleave(2, 3) / 2
+    torch.testing.assert_close(MeanPool(2, 2)(constant).norm(), constant.norm())
+    torch.testing.assert_close(MeanPool(2, 2)(x - constant), torch.zeros(len(x), 2, 4, 4))
+
+
+def test_means_need_windows_that_tile_images() -> None:
+    for size in (3, 0):
+        with pytest.raises(ValueError, match=r"set model\.pool"):
+            build_model("mlp", "aol", "maxmin", pool=size)
+    sizes = {"width": 4, "depth": 1, "layer": FREE, "activation": MAXMIN, "pool": 2}
+    with pytest.raises(ValueError, match=r"set model\.pool"):
+        MLP((4,), 3, **sizes)
 
 
 @pytest.mark.parametrize(("name", "layer"), crossed("model", "layer"))
