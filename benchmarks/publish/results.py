@@ -100,6 +100,7 @@ def read(run: Run) -> tuple[Json, Json]:
         "epochs": run.results["epochs"],
         "best_epoch": run.results["best_epoch"],
         "seconds": run.seconds["train"],
+        "processor_seconds": run.seconds.get("train_processor"),
         "threads": run.results["threads"],
         "device": run.results["device"],
         "processor": run.results.get("processor", "not recorded"),
@@ -156,10 +157,12 @@ def table(rows: Sequence[Json]) -> str:
 
 def _training(runs: Sequence[Json]) -> str:
     seconds = _range(round(run["seconds"]) for run in runs)
+    spent = [run.get("processor_seconds") for run in runs]
+    of_processor = f" ({_range(map(round, spent))} s of processor)" if all(spent) else ""
     threads = _range(run["threads"] for run in runs)
     where = {r["processor"] if r["device"] == "cpu" else r["device"] for r in runs}
     plural = "" if threads == "1" else "s"
-    return f"{seconds} s, {threads} thread{plural}, {' and '.join(sorted(where))}"
+    return f"{seconds} s{of_processor}, {threads} thread{plural}, {' and '.join(sorted(where))}"
 
 
 def _published(dataset: str) -> list[str]:

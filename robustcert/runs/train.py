@@ -295,7 +295,10 @@ def _finish(
         "cores": os.cpu_count(),
         "epochs": last.epoch,
         "best_epoch": best.epoch,
-        "seconds": {"train": round(last.seconds, 3)},
+        "seconds": {
+            "train": round(last.seconds, 3),
+            "train_processor": round(last.processor_seconds, 3),
+        },
         "metrics": best.metrics,
     }
     write_row(run_dir, results)

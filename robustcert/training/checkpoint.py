@@ -49,6 +49,7 @@ class Checkpoint:
         metrics: Metrics of its epoch, ``val/...``.
         training: Those of training, ``train/...``.
         seconds: Seconds of training until it was written.
+        processor_seconds: Those of the processor, in all threads together; 0 if not recorded.
     """
 
     path: Path
@@ -62,6 +63,7 @@ class Checkpoint:
     metrics: dict[str, float]
     training: dict[str, float]
     seconds: float
+    processor_seconds: float
 
     @property
     def training_row(self) -> dict[str, float]:
@@ -122,6 +124,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             metrics=dict(record["metrics"]),
             training=dict(record.get("training", {})),
             seconds=float(record["seconds"]),
+            processor_seconds=float(record.get("processor_seconds", 0.0)),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(
@@ -163,6 +166,7 @@ def write_checkpoint(
             "metrics": {},
             "training": {},
             "seconds": 0.0,
+            "processor_seconds": 0.0,
         },
     }
     with complete_file(path) as temporary:

@@ -56,7 +56,7 @@ def test_results_tell_the_choices_the_seconds_and_the_metrics(tiny_run: Path) ->
         if "scale" not in name and "shift" not in name
     )
     assert results["epochs"] == 2
-    assert set(results["seconds"]) == {"train", "certify", "attack"}
+    assert set(results["seconds"]) == {"train", "train_processor", "certify", "attack"}
     assert min(results["seconds"].values()) > 0
     for row in claim["summary"]["certified"]:
         share = row["count"] / claim["summary"]["samples"]

@@ -42,18 +42,20 @@ class RecordRun(Callback):
             "input_shape": list(input_shape),
             "num_classes": num_classes,
         }
-        self._seconds_before = 0.0
-        self._started = time.perf_counter()
+        self._before = _NO_TIME
+        self._started = _clocks()
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock."""
-        self._started = time.perf_counter()
+        """Start the clocks."""
+        self._started = _clocks()
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Go on counting the seconds of a resumed run."""
-        self._seconds_before = checkpoint[RECORD_KEY]["seconds"]
+        record = checkpoint[RECORD_KEY]
+        # Checkpoints of older versions have no time of the processor.
+        self._before = {name: record.get(name, 0.0) for name in _NO_TIME}
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -64,8 +66,16 @@ class RecordRun(Callback):
             **self.record,
             "metrics": {k: v for k, v in logged.items() if k.startswith("val/")},
             "training": {k: v for k, v in logged.items() if k.startswith("train/")},
-            "seconds": self._seconds_before + time.perf_counter() - self._started,
+            **{name: self._before[name] + t - self._started[name] for name, t in _clocks().items()},
         }
+
+
+# Times of training in a checkpoint: by the clock, and of the processor, in all threads together.
+_NO_TIME = {"seconds": 0.0, "processor_seconds": 0.0}
+
+
+def _clocks() -> dict[str, float]:
+    return {"seconds": time.perf_counter(), "processor_seconds": time.process_time()}
 
 
 class BestCheckpoint(ModelCheckpoint):
