@@ -171,7 +171,11 @@ def _check_certifier(config: Config, module: CertifiedModule) -> tuple[str, str]
     network, said = fold_network(module.model, module.input_shape, module.space), ""
     if config["certify"] and own_modules(module.model):
         with strict_arithmetic():
-            require_agreement(module.model, network, torch.empty(0, *module.input_shape))
+            require_agreement(
+                module.model,
+                network,
+                torch.empty(0, *module.input_shape, dtype=torch.float32, device="cpu"),
+            )
     try:
         module.validation.check(network)
     except UnsoundNetworkError as error:

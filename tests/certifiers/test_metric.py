@@ -13,6 +13,7 @@ from benchmarks.soundness import attack_metrics
 from benchmarks.soundness.forgeries import METRICS, measured
 from robustcert.attacks import cross_check, pgd_survivors
 from robustcert.certificate.predictor import Predictor
+from robustcert.certificate.space import in_short
 from robustcert.certifiers import (
     Certifier,
     CombinedCertifier,
@@ -116,7 +117,7 @@ def test_the_predictor_gives_the_radii_of_the_certificate(kind: str) -> None:
     assert torch.equal(said.label, found.prediction)
     torch.testing.assert_close(said.radius, found.radius, rtol=1e-8, atol=1e-9)
     assert predictor.change is not None
-    assert predictor.change in repr(predictor)
+    assert in_short(predictor.change) in repr(predictor)
     with pytest.raises(ValueError, match="in their own units, got uint8"):
         predictor(torch.zeros(2, 6, dtype=torch.uint8))
 

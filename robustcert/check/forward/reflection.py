@@ -48,11 +48,11 @@ from robustcert.check.reader import UnreadableError
 # Largest error of inverses that is taken, and largest sum of all errors.
 MAX_ERROR, MAX_TOTAL = 2.0**-20, 2.0**-6
 # Largest norm of a kernel or an inverse: what is computed on the way stays in range.
-MAX_SIZE = 2.0**30
+MAX_NORM = 2.0**30
 # Error of cosines and sines of a deployed network.
 DEPLOYED_PHASES = 2.0**-48
 # Rows of V in a single product of matrices, and bytes of the inverses that are kept.
-ROWS, KEPT_BYTES = 32, 3 * 2**30
+ROWS, KEPT_INVERSES = 32, 3 * 2**30
 # Values of the blocks that are inverted at once.
 MAX_BLOCK_VALUES = 2**22
 
@@ -109,7 +109,7 @@ def reflection_error(operation: Operation, arithmetic: Arithmetic) -> tuple[floa
     v, q = math.sqrt(inverses.gram), math.sqrt(inverses.size * (1 + inverses.error))
     parts = inverses.error, 2 * q * kernel, 2 * q * phases * v, v * v * inverse
     total = sum(parts)
-    if not total <= MAX_TOTAL or not max(size, v, q, inverses.size) <= MAX_SIZE:
+    if not total <= MAX_TOTAL or not max(size, v, q, inverses.size) <= MAX_NORM:
         return math.inf, math.inf
     relative = 2 * total * (1 + 2 * total) + 8 * arithmetic.unit
     places = math.prod(operation.output_shape[1:])
@@ -139,7 +139,7 @@ def inverses_of(operation: Operation) -> Inverses:
     if operation not in _KEPT:
         _KEPT[operation] = _invert(operation)
     _KEPT.move_to_end(operation)
-    while len(_KEPT) > 1 and sum(i.values.nbytes for i in _KEPT.values()) > KEPT_BYTES:
+    while len(_KEPT) > 1 and sum(i.values.nbytes for i in _KEPT.values()) > KEPT_INVERSES:
         _KEPT.popitem(last=False)
     return _KEPT[operation]
 
