@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from robustcert.attacks.budget import Budget, OutOfTime
+from robustcert.attacks.clipping import around_clipped
 from robustcert.attacks.gradient import Function, gradient_dtype, margin_gradient, shortened
 from robustcert.network.network import PlainNetwork
 from robustcert.network.units import in_units
@@ -40,9 +41,10 @@ def pgd_survivors(
 
     The attack (Madry et al. 2018, one random start) clips to [0, 1], as an image would be; so what
     survives is an upper estimate of the robust accuracy over images, not over all of :math:`R^d`.
-    Columns, and perturbations S u in a metric, are not clipped. Gradients are float32, or float64
-    of a network with float64 constants; what they lead to is moved into the radius and evaluated
-    in float64, and only a success there counts.
+    Columns are clipped to the ranges that the data state, see
+    :mod:`robustcert.attacks.clipping`; other perturbations S u in a metric are not clipped.
+    Gradients are float32, or float64 of a network with float64 constants; what they lead to is
+    moved into the radius and evaluated in float64, and only a success there counts.
 
     Args:
         network: The network under attack, where the inputs are.
@@ -66,7 +68,7 @@ def pgd_survivors(
     dtype = gradient_dtype(network, max(radii, default=0.0))
 
     def gradient(rows: Tensor) -> object:
-        f, centre = network.around(x[rows].to(dtype))
+        f, centre = around_clipped(network, x[rows].to(dtype))
         return margin_gradient(f, centre, target[rows])[0].sum().item()
 
     survivors = []
@@ -118,7 +120,7 @@ class _Attack:
 
     def _broken(self, rows: Tensor, radius: float) -> Tensor:
         """Whether an attack of a radius changes the prediction of a row, in float64."""
-        f, start = self.network.around(self.x[rows].to(self.dtype))
+        f, start = around_clipped(self.network, self.x[rows].to(self.dtype))
         model = self.foolbox.PyTorchModel(
             PlainModule(self.budget.guarded(f)).eval(), bounds=self.bounds, device=start.device
         )
@@ -126,7 +128,7 @@ class _Attack:
         _, found, _ = self.pgd(
             model, start, self.foolbox.criteria.Misclassification(labels), epsilons=radius
         )
-        exact, centre = self.network.around(self.x[rows])
+        exact, centre = around_clipped(self.network, self.x[rows])
         # A shorter way from the centre stays between the bounds.
         point = centre + shortened(found.double().clamp(*self.bounds) - centre, radius)
         with torch.no_grad():

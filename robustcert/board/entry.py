@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from robustcert.board.folders import copy_folder, data_files, name_of, read_reported
+from robustcert.board.regression import Errors, counted, is_regression, said_of
 from robustcert.check import (
     UnreadableError,
     parse_json,
@@ -32,16 +33,18 @@ class Reported:
     """What authors report, which nothing here proves.
 
     Attributes:
-        accuracy: Share of right predictions.
+        accuracy: Share of right predictions; None of a regression.
         verified: Verified accuracy by radius, in input units.
         constant: Lipschitz constant that they assume, if they name one.
         source: Where the numbers are from.
+        errors: Of a regression; None of classes.
     """
 
-    accuracy: float
+    accuracy: float | None
     verified: dict[float, float]
     constant: float | None = None
     source: str = ""
+    errors: Errors | None = None
 
 
 @dataclass(frozen=True)
@@ -55,10 +58,11 @@ class Proved:
         proof: Name of the proof.
         data: Name of the dataset and the split, as the folder says.
         samples: Number of samples.
-        accuracy: Share of samples with a right and proved prediction.
+        accuracy: Share of samples with a right and proved prediction; None of a regression.
         verified: Share of samples that are right within each radius, in input units.
         constant: Largest constant of a difference of two logits, divided by the root of 2; None of
-            logits that have none.
+            logits that have none. Of a regression, that of the output.
+        errors: Of a regression; None of classes.
     """
 
     network: str
@@ -67,9 +71,10 @@ class Proved:
     proof: str
     data: str
     samples: int
-    accuracy: float
+    accuracy: float | None
     verified: dict[float, float]
     constant: float | None
+    errors: Errors | None = None
 
 
 @dataclass(frozen=True)
@@ -148,12 +153,8 @@ def _checked(
 
 def _proved(folder: Path, record: Mapping[str, Any]) -> Proved:
     """Counts of a folder that was verified, from its own rows."""
-    content = read_bytes(folder, "radii.csv")
-    rows = parse_radii(content, content.count(b"\n") - 1)
     tensors = parse_safetensors(read_bytes(folder, "network.safetensors"), "network.safetensors")
     radii = [float.fromhex(entry["radius"]) for entry in record["summary"]["certified"]]
-    right = [row.radius for row in rows if row.correct]
-    pairwise = [float.fromhex(k) for line in record["pairwise"] for k in line]
     dataset = record.get("dataset")
     said = dataset if isinstance(dataset, dict) else {}
     return Proved(
@@ -162,14 +163,39 @@ def _proved(folder: Path, record: Mapping[str, Any]) -> Proved:
         parameters=sum(int(tensor.size) for tensor in tensors.values()),
         proof=str(record["claim"].get("proof", "lipschitz")),
         data=f"{said.get('name', 'samples')}, {said.get('split', 'given')}"[:MAX_TEXT],
-        samples=len(rows),
-        accuracy=len(right) / len(rows),
-        verified={
+        **(
+            _errors(folder, record, radii)
+            if is_regression(record)
+            else _shares(folder, record, radii)
+        ),
+    )
+
+
+def _errors(folder: Path, record: Mapping[str, Any], radii: Sequence[float]) -> dict[str, Any]:
+    """What is proved of a regression."""
+    errors, samples = counted(folder, radii)
+    constant = max(float.fromhex(k) for k in record["lipschitz"])
+    return {
+        **{"samples": samples, "accuracy": None, "verified": {}},
+        **{"constant": constant, "errors": errors},
+    }
+
+
+def _shares(folder: Path, record: Mapping[str, Any], radii: Sequence[float]) -> dict[str, Any]:
+    """What is proved of classes."""
+    content = read_bytes(folder, "radii.csv")
+    rows = parse_radii(content, content.count(b"\n") - 1)
+    right = [row.radius for row in rows if row.correct]
+    pairwise = [float.fromhex(k) for line in record["pairwise"] for k in line]
+    return {
+        "samples": len(rows),
+        "accuracy": len(right) / len(rows),
+        "verified": {
             r: sum(radius > r for radius in right) / len(rows)
             for r in sorted(set(radii))[:MAX_RADII]
         },
-        constant=max(pairwise) / math.sqrt(2) if pairwise else None,
-    )
+        "constant": max(pairwise) / math.sqrt(2) if pairwise else None,
+    }
 
 
 def _counted(operations: Sequence[Mapping[str, Any]]) -> str:
@@ -195,8 +221,12 @@ def _reported(folder: Path, record: Mapping[str, Any]) -> Reported:
         UnreadableError: it is malformed.
     """
     content = read_reported(folder)
+    regression = is_regression(record)
     if content is None:
-        return _of_summary(record.get("summary"))
+        summary = record.get("summary")
+        if not regression:
+            return _of_summary(summary)
+        return Reported(None, {}, source="its certificate", errors=said_of(summary, MAX_RADII))
     said = parse_json(content, "reported.json")
     if not isinstance(said, dict) or not isinstance(said.get("verified", {}), dict):
         raise UnreadableError("reported.json: expected accuracy, verified by radius and source")
@@ -204,10 +234,11 @@ def _reported(folder: Path, record: Mapping[str, Any]) -> Reported:
     if not isinstance(source, str) or len(source) > MAX_TEXT:
         raise UnreadableError(f"reported.json: expected a source of up to {MAX_TEXT} characters")
     return Reported(
-        _number(said.get("accuracy"), 1.0),
-        _by_radius(list(said.get("verified", {}).items())),
+        None if regression else _number(said.get("accuracy"), 1.0),
+        {} if regression else _by_radius(list(said.get("verified", {}).items())),
         None if constant is None else _number(constant, math.inf),
         source,
+        said_of(said, MAX_RADII) if regression else None,
     )
 
 

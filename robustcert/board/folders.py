@@ -6,12 +6,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from robustcert.check import FILES, METRIC, MULTIPLIERS, UnreadableError, read_bytes
+from robustcert.check import (
+    FILES,
+    INTERVAL_FILES,
+    METRIC,
+    MULTIPLIERS,
+    UnreadableError,
+    read_bytes,
+)
 from robustcert.errors import ReportError
 
 CLAIM = FILES[0]
 # Files of a folder that the checker may read.
-CHECKED = (*FILES, METRIC, MULTIPLIERS, "global.json")
+CHECKED = tuple(dict.fromkeys((*FILES, *INTERVAL_FILES, METRIC, MULTIPLIERS, "global.json")))
 # What authors say of a network beside its certificate.
 REPORTED = "reported.json"
 MAX_FOLDERS = 1000
@@ -66,11 +73,10 @@ def copy_folder(folder: Path, copy: Path) -> None:
     """
     if folder.is_symlink():
         raise UnreadableError("a symbolic link: nothing behind it is read")
-    if os.path.lexists(folder / "intervals.csv"):
-        raise UnreadableError(
-            "a regression: the board counts radii of classes; robustcert check proves its intervals"
-        )
-    names = [name for name in CHECKED if name in FILES or os.path.lexists(folder / name)]
+    present = {name for name in CHECKED if os.path.lexists(folder / name)}
+    regression = present >= {*INTERVAL_FILES} and not present >= {*FILES}
+    needed = INTERVAL_FILES if regression else FILES
+    names = [name for name in CHECKED if name in needed or name in present]
     left = MAX_BYTES
     for name in names:
         left -= os.lstat(folder / name).st_size if os.path.lexists(folder / name) else 0

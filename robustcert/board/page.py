@@ -1,15 +1,16 @@
 """The board as a page, Markdown or HTML, and as JSON; names from folders are escaped."""
 
 import json
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from robustcert import __version__
 from robustcert.atomic import complete_file
-from robustcert.board.entry import Entry
+from robustcert.board.entry import Entry, Proved, Reported
 
 MAX_SHOWN = 100
 # What stands where a table has no value.
@@ -21,7 +22,9 @@ HEAD = (
     "not tried for want of time. Radii are l2, in input units: inputs have values in [0, 1]. The "
     "*constant* is the largest proved one of a difference of two logits, divided by the root of 2, "
     "beside the one that the authors assume. *Data* and split are as the folder says, unless files "
-    "are named that its samples were compared with."
+    "are named that its samples were compared with. Of a *regression* the mean absolute error, in "
+    "units of the target, stands for the accuracy; for the verified accuracy stands the error "
+    "certified within the radius, with the mean width of intervals; the constant is the output's."
 )
 COLUMNS = (
     *("folder", "verified", "data", "network", "parameters", "constant", "accuracy", "radius"),
@@ -79,7 +82,7 @@ def in_html(entries: Sequence[Entry], command: str) -> str:
 def rows(entry: Entry) -> list[tuple[str, ...]]:
     """Cells of an entry: one row for each radius, proved or reported."""
     proved, reported = entry.proved, entry.reported
-    radii = {*(proved.verified if proved else ()), *(reported.verified if reported else ())}
+    radii = {radius for side in (proved, reported) if side for radius in _radii(side)}
     constant = _joined(
         proved.constant if proved else None, reported.constant if reported else None, "{:.8g}"
     )
@@ -93,19 +96,41 @@ def rows(entry: Entry) -> list[tuple[str, ...]]:
         f"{proved.network[:12]}: {proved.operations}" if proved else DASH,
         str(proved.parameters) if proved else DASH,
         constant,
-        _joined(
-            proved.accuracy if proved else None, reported.accuracy if reported else None, "{:.4f}"
-        ),
+        _at_samples(proved, reported),
     )
     found: list[tuple[str, ...]] = []
-    for radius in sorted(radii) or [None]:
-        shares = [
-            DASH if side is None or radius not in side.verified else f"{side.verified[radius]:.4f}"
-            for side in (proved, reported)
-        ]
+    listed: list[float | None] = [*sorted(radii)]
+    for radius in listed or [None]:
+        shares = [_within(side, radius) for side in (proved, reported)]
         cells = first if not found else ("",) * len(first)
         found.append((*cells, DASH if radius is None else f"{radius:.6g}", *shares))
     return found
+
+
+def _radii(side: Proved | Reported) -> Mapping[float, float]:
+    return side.verified if side.errors is None else side.errors.certified
+
+
+def _at_samples(proved: Proved | None, reported: Reported | None) -> str:
+    """Accuracy, or the error of a regression."""
+    if any(side is not None and side.errors is not None for side in (proved, reported)):
+        first, second = (
+            side.errors.mean_absolute_error if side is not None and side.errors else None
+            for side in (proved, reported)
+        )
+        return f"error {_joined(first, second, '{:.5g}')}"
+    return _joined(
+        proved.accuracy if proved else None, reported.accuracy if reported else None, "{:.4f}"
+    )
+
+
+def _within(side: Proved | Reported | None, radius: float | None) -> str:
+    """Verified accuracy at a radius, or what is certified of a regression."""
+    if side is None or radius is None or radius not in _radii(side):
+        return DASH
+    if side.errors is None:
+        return f"{side.verified[radius]:.4f}"
+    return f"error {side.errors.certified[radius]:.5g}, width {side.errors.width[radius]:.5g}"
 
 
 def _joined(proved: float | None, reported: float | None, form: str) -> str:
@@ -136,10 +161,16 @@ def _row(cells: Any) -> str:
 
 
 def _plain(entry: Entry) -> dict[str, Any]:
-    """An entry as JSON has it: radii as text."""
-    found = asdict(entry)
+    """An entry as JSON has it: radii as text, and "inf" for what is infinite."""
+    found: dict[str, Any] = _in_json(asdict(entry))
     for side in ("proved", "reported"):
-        if found[side] is not None:
-            shares = found[side]["verified"].items()
-            found[side]["verified"] = {f"{radius!r}": share for radius, share in shares}
+        # Of classes, nothing stands there.
+        if found[side] is not None and found[side]["errors"] is None:
+            del found[side]["errors"]
     return found
+
+
+def _in_json(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k if isinstance(k, str) else f"{k!r}": _in_json(v) for k, v in value.items()}
+    return "inf" if value == math.inf else value

@@ -1,7 +1,6 @@
 """A certified network in use: label, certified radius and abstention for one forward pass."""
 
 import math
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Generic, Literal, NamedTuple, TypeVar, overload
 
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from robustcert.arithmetic.products import tested_products
+from robustcert.certificate.known_error import known_error
 from robustcert.certificate.places import named_certificate
 from robustcert.certificate.restore import read_proved
 from robustcert.certificate.space import change_of, in_short, units_of
@@ -18,10 +18,9 @@ from robustcert.certifiers import Task, float64_products_are_strict, strict_arit
 from robustcert.certifiers.base import Proof, described, moved, rounded_down
 from robustcert.errors import UnsoundNetworkError, typed
 from robustcert.network.activation import Activation
-from robustcert.network.forward_error import ForwardError, forward_error
-from robustcert.network.input_space import IMAGES
+from robustcert.network.forward_error import ForwardError
 from robustcert.network.linear import Affine, Dense, Flatten
-from robustcert.network.network import PlainNetwork, prefix_bounds
+from robustcert.network.network import PlainNetwork
 from robustcert.network.units import network_inputs
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
@@ -88,6 +87,7 @@ class Predictor:
     Attributes:
         units: What radii are measured in.
         change: The changes of inputs that radii are about; None for those of any kind, in l2.
+        error: Error of the forward pass.
 
     Args:
         network: The network.
@@ -123,18 +123,10 @@ class Predictor:
         # The bounds are of these constants, which the caller's network need not keep.
         network = network.owned()
         self.input_shape = tuple(network.input_shape)
-        origin = torch.zeros(1, *self.input_shape, dtype=self.dtype, device="cpu")
-        with torch.no_grad(), strict_arithmetic():
-            # Of the l2 distance of inputs, whatever the metric is.
-            error = forward_error(replace(network, space=IMAGES), origin)
-            self._stretch = 1.0
-            if network.space.metric is not None:
-                self._stretch = prefix_bounds(network)[0]
-        self.alpha, self.beta = float(error.centre), error.growth
-        self.reach, self.lipschitz = float(error.reach), error.lipschitz
-        self._growth = self.beta
-        if network.space.metric is not None:
-            self._growth = self.beta * self._stretch * (1 + 1e-9)
+        self.error = known_error(network, self.dtype)
+        self.alpha, self.beta = self.error.alpha, self.error.beta
+        self.reach, self.lipschitz = self.error.reach, self.error.lipschitz
+        self._stretch, self._growth = self.error.stretch, self.error.growth
         self.digest = network.digest()
         self.space = network.space
         self.units, self.change = units_of(network.space), change_of(network)
@@ -159,11 +151,6 @@ class Predictor:
     def drift(self) -> float:
         """What rounding may take off a margin within a ball, per unit of its radius."""
         return math.sqrt(2) * (1 + 1e-9) * self._growth
-
-    @property
-    def stretch(self) -> float:
-        """Bound on the l2 norm of the change of an input, per unit of radius."""
-        return self._stretch
 
     def __repr__(self) -> str:
         shape = ", ".join(map(str, self.input_shape))

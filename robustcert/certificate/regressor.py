@@ -1,16 +1,18 @@
 """A certified regression in use: an output and the interval that holds it on a ball."""
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from robustcert.certificate.known_error import KnownError, known_error
+from robustcert.certificate.predictor import DTYPES
 from robustcert.certificate.restore import read_proved
 from robustcert.certificate.space import change_of, units_of
-from robustcert.certifiers import IntervalCertifier, Task
+from robustcert.certifiers import IntervalCertifier, LipschitzCertifier, Task
 from robustcert.network.network import PlainNetwork
 from robustcert.network.units import in_units
 
@@ -36,19 +38,40 @@ class Regressor:
         lipschitz: The constant.
         units: What radii are measured in.
         change: The changes of inputs that radii are about; None for those of any kind, in l2.
+        functions: What intervals hold, as keys of a claim's ``functions``.
 
     Args:
         network: The network.
+        dtype: Arithmetic of the forward pass, and so of the deployed network that intervals speak
+            of beside the real-valued one.
 
     Raises:
         UnsoundNetworkError: a bound cannot be proved, or there is more than one output.
+        ValueError: the arithmetic is another.
     """
 
-    def __init__(self, network: PlainNetwork) -> None:
-        self._certifier = IntervalCertifier()
+    def __init__(
+        self, network: PlainNetwork, *, dtype: Literal["float64", "float32"] = "float64"
+    ) -> None:
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
+        arithmetic = LipschitzCertifier(dtype)
+        self.functions, self.dtype = arithmetic.functions, arithmetic.dtype
+        self._certifier = IntervalCertifier(arithmetic)
         self._network = network.owned()
+        self.input_shape = tuple(network.input_shape)
+        self.digest = network.digest()
         self.units, self.change = units_of(network.space), change_of(network)
         self.lipschitz = float(self._certifier.claim(self._network).lipschitz[0])  # type: ignore[index]
+
+    @property
+    def network(self) -> PlainNetwork:
+        """A copy of the network, in the regressor's arithmetic."""
+        return self._network.to(torch.device("cpu"), self.dtype)
+
+    def known_error(self) -> KnownError:
+        """The error of the forward pass, before an input is known."""
+        return known_error(self._network, self.dtype)
 
     def __call__(self, x: Tensor | NDArray[Any], radius: float = 0.0) -> Interval:
         """Outputs at inputs, and intervals that hold those of all inputs within a radius.
@@ -70,11 +93,17 @@ class Regressor:
         return Interval(*(part[0] for part in answer)) if one else answer
 
 
-def load_regressor(path: str | Path) -> Regressor:
+def load_regressor(
+    path: str | Path, *, dtype: Literal["float64", "float32"] = "float64"
+) -> Regressor:
     """The regressor of a certificate folder, or of the run or the checkpoint that it is of.
 
     The folder is read as untrusted data and its constants are proved again, as by
     :func:`robustcert.load`.
+
+    Args:
+        path: The certificate folder, a run's folder or its checkpoint.
+        dtype: As for :class:`Regressor`.
 
     Raises:
         NotCertifiedError: the run has no certificate yet.
@@ -82,4 +111,4 @@ def load_regressor(path: str | Path) -> Regressor:
         UnsoundNetworkError: a constant is not proved, or the folder is of classes.
     """
     network, _ = read_proved(path, Task.REGRESSION, "robustcert.load")
-    return Regressor(network)
+    return Regressor(network, dtype=dtype)

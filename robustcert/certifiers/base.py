@@ -179,6 +179,8 @@ class Certifier(ABC):
     """
 
     covers_metric: ClassVar[bool] = False
+    # What it covers where it does not cover a metric.
+    distances_covered: ClassVar[str] = "the l2 distance of inputs alone"
 
     @abstractmethod
     def claim(self, network: PlainNetwork, samples: Iterable[Tensor] = ()) -> Claim:
@@ -215,7 +217,7 @@ def require_covered_metric(certifier: Certifier, network: PlainNetwork) -> None:
     """
     if network.space.metric is not None and not certifier.covers_metric:
         raise UnsoundNetworkError(
-            f"{type(certifier).__name__} covers the l2 distance of inputs alone, got a metric: set "
+            f"{type(certifier).__name__} covers {certifier.distances_covered}, got a metric: set "
             "certifier=lipschitz, or norm.scale=1 norm.frozen=[]"
         )
 

@@ -32,6 +32,13 @@ if TYPE_CHECKING:
     from robustcert.check.expected import expected_time
     from robustcert.check.forward.batches import FLOAT_BYTES, batches, float_bytes
     from robustcert.check.forward.floating import evaluate
+    from robustcert.check.intervals import (
+        INTERVAL_FILES,
+        IntervalRow,
+        Means,
+        means,
+        parse_intervals,
+    )
     from robustcert.check.isolation import supervised
     from robustcert.check.network.metric import change_in_words
     from robustcert.check.network.operation import Operation, walk
@@ -58,6 +65,7 @@ __all__ = [
     "FLOAT64",
     "FLOAT_BYTES",
     "INPUTS",
+    "INTERVAL_FILES",
     "KINDS",
     "METRIC",
     "METRIC_NORM",
@@ -65,6 +73,8 @@ __all__ = [
     "STATEMENTS",
     "UNITS",
     "VALUES",
+    "IntervalRow",
+    "Means",
     "Operation",
     "ProvedNetwork",
     "Report",
@@ -76,6 +86,8 @@ __all__ = [
     "evaluate",
     "expected_time",
     "float_bytes",
+    "means",
+    "parse_intervals",
     "parse_json",
     "parse_radii",
     "parse_safetensors",
@@ -98,6 +110,7 @@ _NAMES = {
     "expected": ("expected_time",),
     "forward.batches": ("FLOAT_BYTES", "batches", "float_bytes"),
     "forward.floating": ("evaluate",),
+    "intervals": ("INTERVAL_FILES", "IntervalRow", "Means", "means", "parse_intervals"),
     "isolation": ("supervised",),
     "network.metric": ("change_in_words",),
     "network.operation": ("Operation", "walk"),

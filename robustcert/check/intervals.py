@@ -171,18 +171,40 @@ def check_summary(
     """Check the means of a claim against its table; each is rounded up from the exact mean."""
     count = whole(summary["samples"], "summary samples")
     report.expect(count == len(rows), f"summary samples: it is {len(rows)}")
-    errors = [(row.target, row.prediction, row.prediction) for row in rows]
-    found = mean_up([_farthest(*error) for error in errors])
-    _expect_mean(summary["mean_absolute_error"], found, "summary mean_absolute_error", report)
+    found = means(rows, len(radii))
+    said = summary["mean_absolute_error"]
+    _expect_mean(said, found.error, "summary mean_absolute_error", report)
     for k, entry in enumerate(summary["certified"]):
         where = f"summary certified {radii[k]!r}"
         decimal = type(entry["decimal"]) in (int, float) and entry["decimal"] == radii[k]
         report.expect(decimal, f"{where}: the decimal is not {radii[k]!r}")
-        worst = mean_up([_farthest(row.target, *row.ends[k]) for row in rows])
-        width = mean_up([_difference(*row.ends[k]) for row in rows])
-        _expect_mean(entry["mean_absolute_error"], worst, f"{where} mean_absolute_error", report)
-        _expect_mean(entry["width"], width, f"{where} width", report)
+        worst = entry["mean_absolute_error"]
+        _expect_mean(worst, found.worst[k], f"{where} mean_absolute_error", report)
+        _expect_mean(entry["width"], found.widths[k], f"{where} width", report)
     report.note("summary", f"means at {len(radii)} radii found again from intervals.csv")
+
+
+@dataclass(frozen=True)
+class Means:
+    """What a table says on average; each mean is rounded up, and infinite where an interval is.
+
+    Attributes:
+        error: Distance of target and prediction.
+        worst: Distance of the target from the farther end, at each radius.
+        widths: Width of the interval, at each radius.
+    """
+
+    error: float
+    worst: tuple[float, ...]
+    widths: tuple[float, ...]
+
+
+def means(rows: Sequence[IntervalRow], radii: int) -> Means:
+    """The means of the rows of a table of this many radii."""
+    errors = [_farthest(row.target, row.prediction, row.prediction) for row in rows]
+    worst = [[_farthest(row.target, *row.ends[k]) for row in rows] for k in range(radii)]
+    widths = [[_difference(*row.ends[k]) for row in rows] for k in range(radii)]
+    return Means(mean_up(errors), tuple(map(mean_up, worst)), tuple(map(mean_up, widths)))
 
 
 def _expect_mean(said: Any, found: float, where: str, report: Report) -> None:

@@ -115,6 +115,7 @@ class Dataset(ABC):
         domain: ``images`` for inputs in [0, 1], ``columns`` for any finite numbers.
         columns: Names of the entries along dimension 0 of ``input_shape``: the columns of a table,
             the channels of a signal or an image.
+        ranges: Least and greatest value of each of these, to which attacks are clipped; of columns.
     """
 
     name: str
@@ -123,6 +124,7 @@ class Dataset(ABC):
     class_names: tuple[str, ...] | None = None
     domain: Kind = "images"
     columns: tuple[str, ...] | None = None
+    ranges: tuple[tuple[float, float], ...] | None = None
 
     @property
     def targets(self) -> Targets:

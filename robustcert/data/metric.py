@@ -34,7 +34,7 @@ def input_space(
     """
     names, shape = dataset.columns, tuple(dataset.input_shape)
     if scale in (None, 1) and not frozen:
-        return InputSpace(dataset.domain, names)
+        return InputSpace(dataset.domain, names, ranges=dataset.ranges)
     features = _Features(names, shape)
     still = {features.position(entry) for entry in frozen}
     if len(still) == features.count:
@@ -43,7 +43,7 @@ def input_space(
     rows = values.view(len(values), -1)
     rows[sorted(still)] = 0.0
     metric: Metric = factor(values) if values.dim() == 2 else scaling(values)
-    return InputSpace(dataset.domain, names, metric)
+    return InputSpace(dataset.domain, names, metric, dataset.ranges)
 
 
 class _Features:

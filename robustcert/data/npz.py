@@ -22,6 +22,7 @@ from robustcert.data.dataset import (
     to_unit,
 )
 from robustcert.data.files import digest
+from robustcert.data.ranges import Given, check_ranges, column_ranges
 from robustcert.data.targets import Classes, Reals, Targets
 from robustcert.network.input_space import Kind
 
@@ -48,6 +49,8 @@ class NPZ(Dataset):
         domain: ``images`` or ``columns``.
         columns: Names of the D columns or C channels; those of the file's array ``columns`` by
             default.
+        ranges: Least and greatest value of each column or channel, or by the name of some of them,
+            to which attacks are clipped; for columns.
     """
 
     def __init__(
@@ -56,6 +59,7 @@ class NPZ(Dataset):
         num_classes: int | None = None,
         domain: Kind = "images",
         columns: Sequence[str] | None = None,
+        ranges: Given = None,
     ) -> None:
         self.path = Path(root).expanduser()
         self.name = self.path.stem
@@ -84,6 +88,14 @@ class NPZ(Dataset):
                 f"{shapes[0]} and {shapes[1]}"
             )
         self.input_shape = shapes[0]
+        if ranges is not None and domain == "images":
+            raise DatasetError(
+                "dataset.ranges is of columns, and images have values in [0, 1]: set it to null"
+            )
+        self.ranges = column_ranges(ranges, self.columns, shapes[0][0])
+        for split, examples in self._splits.items():
+            source = f"{self.path} (x_{split})"
+            check_ranges(torch.as_tensor(examples.inputs), self.ranges, self.columns, source)
         self._targets = self._kind([e.labels for e in self._splits.values()], num_classes)
         self.num_classes = self._targets.outputs
 

@@ -5,11 +5,18 @@ import sys
 from collections.abc import Sequence
 
 from robustcert.arithmetic.settings import UnsoundArithmeticError
-from robustcert.certificate.predictor import DTYPES
+from robustcert.certificate.predictor import DTYPES, Predictor
+from robustcert.certificate.regressor import Regressor
 from robustcert.errors import typed
 from robustcert.export import check_runtime, to_onnx
-from robustcert.runs.loading import load
+from robustcert.runs.loading import load_any
 from robustcert.runs.permission import admit_working_folder, as_flags, packages
+
+# Inputs and outputs of a model, by what it is made of.
+_VALUES = {
+    Predictor: "input x; outputs logits, label, radius",
+    Regressor: "inputs x, radius; outputs prediction, lower, upper",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -17,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog=typed("export"),
         description="Write the network of a certificate as an ONNX model whose outputs are logits, "
-        "label and certified radius.",
+        "label and certified radius; of a regression, the output and the ends of its interval.",
     )
     parser.add_argument("folder", help="a certificate folder, a run's folder or a checkpoint")
     parser.add_argument("file", help="the .onnx file to write")
@@ -25,7 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--dtype",
         choices=list(DTYPES),
         default="float64",
-        help="arithmetic of the model, and so what its radius speaks of (default: float64)",
+        help="arithmetic of the model, and so what its radius or interval speaks of (default: "
+        "float64)",
     )
     parser.add_argument(
         "--test-runtime",
@@ -46,14 +54,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     tested = 0
     try:
         allowed = options.allow_targets
-        predictor = load(options.folder, dtype=options.dtype, allow_targets=allowed)
-        metadata = to_onnx(predictor, options.file)
+        certified = load_any(options.folder, dtype=options.dtype, allow_targets=allowed)
+        metadata = to_onnx(certified, options.file)
         if options.test_runtime is not None:
             tested = check_runtime(options.file, batch_size=options.test_runtime)
     except (ValueError, OSError, UnsoundArithmeticError) as error:
         sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
         return 1
-    lines = [options.file, "input x; outputs logits, label, radius"]
+    lines = [options.file, _VALUES[type(certified)]]
     if options.test_runtime is not None:
         lines += [
             f"onnxruntime on this machine's CPU: {tested} shapes of products tested for "

@@ -3,7 +3,7 @@
 The two functions that ONNX lacks are composed: log1p(y) is log(1 + y), wrong by one more rounding
 of a value of at most 2, and hypot(x, y) is the root of the squares, wrong by three. The count of a
 restored activation, twice the checker's, covers both; where squares overflow is kept out of reach
-by :mod:`robustcert.export.classifier`.
+by :mod:`robustcert.export.rounding`.
 """
 
 from collections.abc import Callable, Mapping

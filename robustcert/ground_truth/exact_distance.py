@@ -11,7 +11,8 @@ import heapq
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +22,8 @@ from torch import Tensor
 
 from robustcert.attacks import ddn
 from robustcert.errors import UnsoundNetworkError
+from robustcert.network.input_space import Metric
+from robustcert.network.linear import Affine, Dense
 from robustcert.network.network import PlainNetwork
 from robustcert.relaxations.backward import Relaxation, Step, steps_of
 from robustcert.relaxations.curves import Curve, Folded
@@ -76,6 +79,8 @@ def exact_distance(
 ) -> Distance:
     """The distance from one input to the nearest input of another prediction.
 
+    In a metric S it is that of u in x + S u.
+
     Args:
         network: The network.
         x: One input, shape ``input_shape``.
@@ -84,8 +89,12 @@ def exact_distance(
         reach: Radius that is searched where no attack succeeds.
 
     Raises:
-        UnsoundNetworkError: an operation is not covered; the message names it.
+        UnsoundNetworkError: an operation is not covered, or a metric is one of channels; the
+            message names it.
     """
+    if network.space.metric is not None:
+        options = {"tolerance": tolerance, "nodes": nodes, "reach": reach}
+        return _in_metric(network, network.space.metric, x.double(), options)
     steps = steps_of(network)
     for step in steps:
         if isinstance(step, Curve) and not (isinstance(step, Folded) and step.kind != "zigzag"):
@@ -100,6 +109,23 @@ def exact_distance(
     upper = search.upper if search.point is not None else math.inf
     point = None if search.point is None else search.point.view(network.input_shape)
     return Distance(min(search.lower, upper), upper, point, search.count)
+
+
+def _in_metric(
+    network: PlainNetwork, metric: Metric, x: Tensor, options: dict[str, Any]
+) -> Distance:
+    """The distance of the network that begins with x + S u, from u = 0."""
+    if x.dim() > 1:
+        raise UnsoundNetworkError(
+            "exact distances in a metric are known for flat inputs: set norm.scale=1 norm.frozen=[]"
+        )
+    matrix = torch.diag(metric.scale) if isinstance(metric, Affine) else metric.weight
+    first = Dense(matrix.to(x), x)
+    size = matrix.shape[1]
+    around = PlainNetwork((first, *network.operations), (size,))
+    found = exact_distance(around, x.new_zeros(size), **options)
+    point = None if found.point is None else first(found.point[None])[0]
+    return replace(found, point=point)
 
 
 class _Search:

@@ -44,8 +44,14 @@ def linear_pieces(network: PlainNetwork, low: float = 0.0, high: float = 1.0) ->
         high: Largest coordinate.
 
     Raises:
-        ValueError: an operation is not piecewise linear, or its pieces are not known here.
+        ValueError: an operation is not piecewise linear, or its pieces are not known here; or
+            distances are in a metric, and not those of the square.
     """
+    if network.space.metric is not None:
+        raise ValueError(
+            "linear pieces of the plane are of its own l2 distance, got a metric: set norm.scale=1 "
+            "norm.frozen=[]"
+        )
     square = torch.tensor([[low, low], [high, low], [high, high], [low, high]]).double()
     # A cell is a polygon and the linear map [A b] from the plane to the current features.
     cells = [(square, torch.eye(2, 3, dtype=torch.float64))]

@@ -48,7 +48,7 @@ def kinks_within(network: PlainNetwork, x: Tensor, epsilon: float) -> Tensor:
     Args:
         network: The network.
         x: Inputs of shape ``(N, *input_shape)``.
-        epsilon: Distance in input units.
+        epsilon: Distance in input units; in a metric, in units of u.
 
     Returns:
         Shape ``(N,)``; NaN where no unit was looked at.
@@ -66,7 +66,7 @@ def unit_scores(network: PlainNetwork, x: Tensor, epsilon: float) -> list[UnitSc
     Args:
         network: The network.
         x: Inputs of shape ``(N, *input_shape)``.
-        epsilon: Distance in input units within which a kink counts.
+        epsilon: Distance within which a kink counts, in input units; in a metric, in units of u.
     """
     z, values, results = x.detach().double(), {}, {}
     for operation in network.operations:
@@ -103,7 +103,7 @@ def _near_folds(
         inputs = _unit_inputs(network, index, _in_pairs(operation))
         count = inputs(points[:1]).numel()
         parts = points.split(max(1, _MAX_SEED_ENTRIES // count**2))
-        near = torch.cat([_near(inputs, part, epsilon) for part in parts])
+        near = torch.cat([_near(network, inputs, part, epsilon) for part in parts])
         if _is_grafted(operation):
             near = near & (operation.tensors()["graft"] == 0).to(near.device)[:, None]
         yield operation, near
@@ -122,9 +122,12 @@ def _unit_inputs(network: PlainNetwork, index: int, pairs: bool) -> Callable[[Te
 
 
 @torch.enable_grad()
-def _near(inputs: Callable[[Tensor], Tensor], x: Tensor, epsilon: float) -> Tensor:
-    points = x.clone().requires_grad_()
-    values = inputs(points)
+def _near(
+    network: PlainNetwork, inputs: Callable[[Tensor], Tensor], x: Tensor, epsilon: float
+) -> Tensor:
+    point, centre = network.balls(x)
+    points = centre.clone().requires_grad_()
+    values = inputs(point(points))
     flat = values.flatten(1)
     each = torch.eye(flat.shape[1], dtype=flat.dtype, device=flat.device)
     seeds = each[:, None].expand(-1, len(x), -1)

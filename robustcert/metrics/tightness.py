@@ -43,6 +43,8 @@ def tightness(radius: Tensor, distance: Tensor) -> Tensor:
 def steepest_slopes(network: PlainNetwork, x: Tensor, steps: int = 0) -> Tensor:
     r"""Largest gradient norms of logit i minus logit j that were seen, from below.
 
+    In a metric S these are the slopes along u of x + S u.
+
     Args:
         network: The network.
         x: Inputs of shape ``(N, *input_shape)``.
@@ -167,11 +169,12 @@ class CertifiabilityGap(Metric):
 
 
 def _pair_slopes(network: PlainNetwork, x: Tensor) -> Tensor:
-    inputs = x.detach().requires_grad_()
+    function, centre = network.around(x.detach())
+    inputs = centre.requires_grad_()
     with torch.enable_grad():
         rows = [
             torch.autograd.grad(logit.sum(), inputs, retain_graph=True)[0].flatten(1)
-            for logit in network(inputs).unbind(1)
+            for logit in function(inputs).unbind(1)
         ]
     jacobian = torch.stack(rows, dim=1)
     return torch.cdist(jacobian, jacobian, compute_mode="donot_use_mm_for_euclid_dist")

@@ -35,11 +35,14 @@ class InputSpace:
         kind: ``images``, of values in [0, 1], or ``columns``, of any finite values.
         names: Names of the columns or channels; None if they have none.
         metric: S, from :func:`scaling` or :func:`factor`; None for the identity.
+        ranges: Least and greatest value of each column or channel, to which attacks are clipped;
+            nothing that is proved depends on them. None where none are stated.
     """
 
     kind: Kind = "images"
     names: tuple[str, ...] | None = None
     metric: Metric | None = None
+    ranges: tuple[tuple[float, float], ...] | None = None
 
 
 IMAGES = InputSpace()

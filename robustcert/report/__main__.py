@@ -64,8 +64,12 @@ def _write(
         folder = Path(certificate_of(str(folders[0])))
         if (folder / "certificate.json").exists():
             with stage("loading torch"):
+                from robustcert.report.regression import write_regression_page
                 from robustcert.report.run_page import write_run_page
+                from robustcert.runs.own_classes import task_of
 
+            if task_of(folder) == "regression":
+                return write_regression_page(folder, out, formats)
             return write_run_page(folder, out, formats, allow_targets=allowed)
         if is_run(folder):
             raise ReportError(f"{folder}: no epoch of this run has finished: nothing to report")

@@ -4,7 +4,8 @@ Nothing is executed and nothing is taken from a checkpoint: logits are computed 
 network in the folder. Reading proves nothing; that is what ``robustcert-check`` is for.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,30 +36,16 @@ FORMAT = 3
 
 
 @dataclass(frozen=True)
-class Claim:
-    """What a certificate folder says of N samples.
+class Folder:
+    """A certificate folder and what its claim says of itself.
 
     Attributes:
         folder: The folder.
         record: ``certificate.json``.
-        inputs: Shape ``(N, *input_shape)``, uint8 or float32 as stored.
-        labels: True classes, shape ``(N,)``.
-        indices: Positions in the official split, shape ``(N,)``.
-        prediction: Classes, shape ``(N,)``.
-        correct: Whether the label is predicted, whatever rounding does, shape ``(N,)``.
-        radius: Certified radii, 0 where nothing is certified, shape ``(N,)``.
-        logits: Shape ``(N, C)``, float64.
     """
 
     folder: Path
     record: dict[str, Any]
-    inputs: NDArray[Any]
-    labels: NDArray[np.int64]
-    indices: NDArray[np.int64]
-    prediction: NDArray[np.int64]
-    correct: NDArray[np.bool_]
-    radius: NDArray[np.float64]
-    logits: NDArray[np.float64]
 
     @property
     def config(self) -> dict[str, Any]:
@@ -88,13 +75,36 @@ class Claim:
 
     @property
     def radii(self) -> list[float]:
-        """Radii at which certified samples are counted."""
+        """Radii at which certified samples are counted, or intervals stated."""
         return [float(row["decimal"]) for row in self.record["summary"]["certified"]]
 
     @property
     def epsilon(self) -> float:
         """Radius that was trained for, or the middle one of the table."""
         return float(self.config.get("epsilon") or self.radii[len(self.radii) // 2])
+
+
+@dataclass(frozen=True)
+class Claim(Folder):
+    """What a certificate folder says of N samples.
+
+    Attributes:
+        inputs: Shape ``(N, *input_shape)``, uint8 or float32 as stored.
+        labels: True classes, shape ``(N,)``.
+        indices: Positions in the official split, shape ``(N,)``.
+        prediction: Classes, shape ``(N,)``.
+        correct: Whether the label is predicted, whatever rounding does, shape ``(N,)``.
+        radius: Certified radii, 0 where nothing is certified, shape ``(N,)``.
+        logits: Shape ``(N, C)``, float64.
+    """
+
+    inputs: NDArray[Any]
+    labels: NDArray[np.int64]
+    indices: NDArray[np.int64]
+    prediction: NDArray[np.int64]
+    correct: NDArray[np.bool_]
+    radius: NDArray[np.float64]
+    logits: NDArray[np.float64]
 
     def unit_inputs(self, rows: slice | NDArray[np.int64]) -> NDArray[np.float64]:
         """Inputs of some samples in [0, 1]."""
@@ -122,17 +132,34 @@ def read_claim(folder: Path, logits: Logits | None = None) -> Claim:
     Raises:
         ReportError: a file is missing, damaged, changed since, or of another format.
     """
+    with refusing(folder):
+        return _read(folder, logits)
+
+
+@contextmanager
+def refusing(folder: Path) -> Iterator[None]:
+    """What is wrong with a folder, in one line that names it.
+
+    Raises:
+        ReportError: it is missing, malformed or not complete.
+    """
     if not folder.is_dir():
         raise ReportError(f"{folder}: no such folder")
     try:
-        return _read(folder, logits)
+        yield
     except UnreadableError as error:
         raise ReportError(f"{folder}: {error}") from error
     except (KeyError, TypeError, AttributeError) as error:
         raise ReportError(f"{folder / 'certificate.json'}: not complete: {error!r}") from error
 
 
-def _read(folder: Path, logits: Logits | None) -> Claim:
+def read_record(folder: Path) -> dict[str, Any]:
+    """``certificate.json`` of this version's format.
+
+    Raises:
+        ReportError: it is of another format.
+        UnreadableError: it cannot be read.
+    """
     record = parse_json(read_bytes(folder, "certificate.json"), "certificate.json")
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         version = record.get("format") if isinstance(record, dict) else None
@@ -140,20 +167,31 @@ def _read(folder: Path, logits: Logits | None) -> Claim:
             f"{folder / 'certificate.json'}: format {version!r}; this version reads {FORMAT}: "
             "certify the checkpoint again"
         )
-    if "task" in record["claim"]:
-        raise ReportError(
-            f"{folder} is of a {record['claim']['task']}, and a report shows radii of classes: see "
-            "certificate.json and intervals.csv instead"
-        )
+    return record
+
+
+def read_files(folder: Path, record: Mapping[str, Any], names: Sequence[str]) -> dict[str, bytes]:
+    """The files of these names beside ``certificate.json``, each with the hash that it states.
+
+    Raises:
+        ReportError: one has changed.
+        UnreadableError: one cannot be read.
+    """
+    content = {name: read_bytes(folder, name) for name in names if name != "certificate.json"}
+    for name, digest in record["files"].items():
+        if name in content and sha256(content[name]) != digest:
+            raise ReportError(f"{folder / name}: not the file that the certificate was written for")
+    return content
+
+
+def _read(folder: Path, logits: Logits | None) -> Claim:
+    record = read_record(folder)
     if "smoothing" in record["claim"]:
         raise ReportError(
             f"{folder}: its radii are of a smoothed classifier and not proved, and a report shows "
             "what is proved of the network; see certificate.json and vra.png instead"
         )
-    content = {name: read_bytes(folder, name) for name in FILES if name != "certificate.json"}
-    for name, digest in record["files"].items():
-        if name in content and sha256(content[name]) != digest:
-            raise ReportError(f"{folder / name}: not the file that the certificate was written for")
+    content = read_files(folder, record, FILES)
     tensors = parse_safetensors(content["samples.safetensors"], "samples.safetensors")
     if "inputs" not in tensors:
         raise ReportError(

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 
 from robustcert.attacks import Budget, cross_check, pgd_survivors
+from robustcert.attacks.clipping import limits
 from robustcert.certificate.samples import CertifiedSplit
 from robustcert.config.schema import check_call
 from robustcert.data import Stream, as_numbers
@@ -154,7 +155,7 @@ def attack_samples(
     kind = network.space.kind
     rows = attacked_rows(len(result.target), attack.samples)
     record: dict[str, Any] = {
-        "method": f"foolbox L2PGD, one random start, {_limits(network)}",
+        "method": f"foolbox L2PGD, one random start, {limits(network)}",
         **in_words(asdict(attack)),
         "samples": 0,
         "radii": [],
@@ -212,12 +213,6 @@ def _require_consistent(
             f"the certificate of sample {index} is broken: PGD changes its prediction inside the "
             "certified radius"
         )
-
-
-def _limits(network: PlainNetwork) -> str:
-    if network.space.metric is not None:
-        return "of u in x + S u, not clipped"
-    return "clipped to [0, 1]" if network.space.kind == "images" else "not clipped"
 
 
 def in_words(value: Any) -> Any:

@@ -10,8 +10,8 @@ from robustcert.certificate import predictor, regressor
 from robustcert.certificate.places import named_certificate
 from robustcert.certificate.predictor import Predictor, require_constants
 from robustcert.certificate.regressor import Regressor
-from robustcert.certifiers import LipschitzCertifier
-from robustcert.runs.own_classes import naming_packages, own_certified
+from robustcert.certifiers import LipschitzCertifier, Task
+from robustcert.runs.own_classes import naming_packages, own_certified, task_of
 
 
 def load(
@@ -54,11 +54,17 @@ def load(
     return Predictor(network, pairwise, least_radius=least_radius, dtype=dtype, device=device)
 
 
-def load_regressor(path: str | Path, *, allow_targets: Sequence[str] = ()) -> Regressor:
+def load_regressor(
+    path: str | Path,
+    *,
+    dtype: Literal["float64", "float32"] = "float64",
+    allow_targets: Sequence[str] = (),
+) -> Regressor:
     """The regressor of a certificate, see :func:`robustcert.certificate.regressor.load_regressor`.
 
     Args:
         path: As for :func:`load`.
+        dtype: As for :class:`robustcert.Regressor`.
         allow_targets: As for :func:`load`.
 
     Raises:
@@ -71,5 +77,26 @@ def load_regressor(path: str | Path, *, allow_targets: Sequence[str] = ()) -> Re
     own = own_certified(folder, "regression", allow_targets)
     if own is None:
         with naming_packages(folder):
-            return regressor.load_regressor(folder)
-    return Regressor(own[0])
+            return regressor.load_regressor(folder, dtype=dtype)
+    return Regressor(own[0], dtype=dtype)
+
+
+def load_any(
+    path: str | Path,
+    *,
+    dtype: Literal["float64", "float32"] = "float64",
+    allow_targets: Sequence[str] = (),
+) -> Predictor | Regressor:
+    """The predictor or the regressor of a certificate, whichever its claim says that it is of.
+
+    Args:
+        path: As for :func:`load`.
+        dtype: As for :func:`load`.
+        allow_targets: As for :func:`load`.
+
+    Raises:
+        ValueError: as :func:`load` and :func:`load_regressor` do.
+    """
+    if task_of(named_certificate(str(path))) == Task.REGRESSION:
+        return load_regressor(path, dtype=dtype, allow_targets=allow_targets)
+    return load(path, dtype=dtype, allow_targets=allow_targets)

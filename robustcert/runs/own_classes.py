@@ -13,6 +13,7 @@ from typing import Any
 
 from robustcert.certificate.places import checkpoint_of
 from robustcert.certificate.space import space_record
+from robustcert.certifiers import Task
 from robustcert.config.build import COMMAND_LINE_TARGETS
 from robustcert.errors import BrokenCertificate, ConfigError, NotCertifiedError, UnsoundNetworkError
 from robustcert.network.network import PlainNetwork
@@ -105,6 +106,13 @@ def own_certified(
     if found != task:
         raise UnsoundNetworkError(f"{folder} is of a {found}, not of a {task}")
     return subject.network, str(_record(folder)["claim"]["proof"])
+
+
+def task_of(folder: str | Path) -> str:
+    """What a certificate folder says that its outputs are for; nothing is proved."""
+    claim = _record(folder).get("claim")
+    said = claim.get("task") if isinstance(claim, dict) else None
+    return str(said or Task.CLASSIFICATION)
 
 
 def _record(folder: str | Path) -> dict[str, Any]:

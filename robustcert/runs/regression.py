@@ -13,6 +13,7 @@ from rich.table import Table
 from torch import Tensor
 
 from robustcert.attacks import BrokenCertificate, Budget, ascend
+from robustcert.attacks.clipping import around_clipped, limits
 from robustcert.attacks.gradient import gradient_dtype
 from robustcert.certificate.claim import write_claim
 from robustcert.certificate.outputs import CertifiedOutputs, joined
@@ -65,7 +66,7 @@ def attack(
     radii = subject.radii(options.radii)
     rows = attacked_rows(len(result.target), options.attack.samples)
     record: dict[str, Any] = {
-        "method": "gradient ascent and descent, one random start, not clipped",
+        "method": f"gradient ascent and descent, one random start, {limits(network)}",
         **in_words(asdict(options.attack)),
     }
     x = as_numbers(result.inputs[rows], network.space.kind).double().to(options.device)
@@ -130,9 +131,9 @@ def largest_changes(
     Gradients are float32, see :func:`robustcert.attacks.gradient.gradient_dtype`; outputs float64.
     """
     found = []
-    f, centre = network.around(x)
+    f, centre = around_clipped(network, x)
     dtype = gradient_dtype(network, radius)
-    searched, _ = network.around(x.to(dtype))
+    searched, _ = around_clipped(network, x.to(dtype))
     for sign in (-1.0, 1.0):
 
         def value(u: Tensor, sign: float = sign) -> Tensor:

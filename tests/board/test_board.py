@@ -6,7 +6,9 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from helpers.regression import RADII, SAMPLES, Folder, certify, network
 
 from robustcert.board.__main__ import main
 from robustcert.board.entry import Entry, Reported, judge
@@ -50,6 +52,37 @@ def test_a_folder_is_proved_and_counted_again(tmp_path: Path) -> None:
     text = page.read_text()
     assert f"| {share(folder, 0.5):.4f} | 0.9000 |" in text
     assert "python -m robustcert.board" in text
+
+
+@pytest.mark.slow
+def test_errors_of_a_regression_are_counted_again(tmp_path: Path) -> None:
+    draw = np.random.RandomState(0)
+    inputs, targets = draw.rand(SAMPLES, 3), draw.randn(SAMPLES)
+    folders = tmp_path / "in"
+    claimed = Folder(certify(folders / "honest", network(), inputs, targets))
+    forged = Folder(certify(folders / "narrow", network(), inputs, targets))
+    forged.set(0, 3, forged.get(0, 2) - 1e-9)
+    forged.recount()
+    forged.save()
+    said = {"mean_absolute_error": 0.1, "certified": [], "constant": 1}
+    (folders / "narrow" / "reported.json").write_text(json.dumps(said))
+    page = tmp_path / "board.md"
+    assert main([str(folders), "--exact", "0", "--out", str(page)]) == 1
+    honest, narrow = json.loads(page.with_suffix(".json").read_text())["entries"]
+    assert honest["verified"]
+    assert (honest["proved"]["accuracy"], honest["proved"]["verified"]) == (None, {})
+    ends = [(float(row[1]), float(row[5]), float(row[6])) for row in claimed.rows]
+    found = honest["proved"]["errors"]
+    worst = [max(target - low, high - target) for target, low, high in ends]
+    assert found["certified"][f"{RADII[1]}"] == pytest.approx(np.mean(worst), rel=1e-12)
+    widths = [high - low for _, low, high in ends]
+    assert found["width"][f"{RADII[1]}"] == pytest.approx(np.mean(widths), rel=1e-12)
+    assert honest["reported"]["errors"] == found
+    assert honest["proved"]["constant"] == float.fromhex(claimed.claim["lipschitz"][0])
+    assert (narrow["verified"], narrow["proved"]) == (False, None)
+    assert narrow["reported"]["errors"]["mean_absolute_error"] == 0.1
+    text = page.read_text()
+    assert f"| error {np.mean(worst):.5g}, width {np.mean(widths):.5g} |" in text
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """Certificates in a metric: balls {x + S u : |u| < r}, refused by certifiers of plain ones."""
 
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -87,10 +88,10 @@ def test_what_does_not_cover_a_metric_says_so() -> None:
         if certifier.covers_metric:
             certifier.certify(network, x)
             continue
-        name = type(certifier).__name__
-        with pytest.raises(UnsoundNetworkError, match=f"{name} covers the l2 distance"):
+        said = f"{type(certifier).__name__} covers {certifier.distances_covered}, got a metric"
+        with pytest.raises(UnsoundNetworkError, match=re.escape(said)):
             certifier.certify(network, x)
-        with pytest.raises(UnsoundNetworkError, match=f"{name} covers the l2 distance"):
+        with pytest.raises(UnsoundNetworkError, match=re.escape(said)):
             certifier.claim(network)
 
 

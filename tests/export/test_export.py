@@ -9,6 +9,8 @@ import pytest
 import torch
 from helpers.configs import build, build_model, names
 from helpers.deployed import perturbed, plain_network
+from helpers.regression import certify as certify_regression
+from helpers.regression import network as regression_network
 from torch import Tensor, nn
 
 import robustcert
@@ -16,6 +18,7 @@ from robustcert.activations import Grafted, GroupSort, ReLU
 from robustcert.arithmetic.settings import UnsoundArithmeticError
 from robustcert.attacks import margin_attack
 from robustcert.certificate.predictor import Predictor
+from robustcert.certificate.regressor import Regressor
 from robustcert.errors import ConfigError, UnsoundNetworkError
 from robustcert.export import check_runtime, to_onnx
 from robustcert.export.__main__ import main
@@ -23,8 +26,10 @@ from robustcert.export.activations import ACTIVATIONS
 from robustcert.layers import NormPool2d
 from robustcert.network.activation import Activation
 from robustcert.network.blocks import ResidualBlock
+from robustcert.network.input_space import InputSpace, scaling
 from robustcert.network.linear import Convolution, Dense, Flatten
 from robustcert.network.network import PlainNetwork, Sum, pairwise_bound
+from robustcert.runs.regression import largest_changes
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -247,3 +252,70 @@ def test_the_runtime_gives_known_results_at_the_shapes_of_a_model(
         check_runtime(path)
     with pytest.raises(ValueError, match="batch_size"):
         check_runtime(path, batch_size=0)
+
+
+def regression(kind: str) -> PlainNetwork:
+    """A network of one output; in a metric with scales where asked for."""
+    metric = scaling(torch.tensor([2.0, 0.5, 0.0])) if kind == "metric" else None
+    space = InputSpace("columns", ("a", "b", "c"), metric)
+    return regression_network([1, -1, 0] if kind == "monotone" else None, space=space)
+
+
+@pytest.mark.parametrize("dtype", ["float64", pytest.param("float32", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "kind", ["metric", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("l2", "monotone"))]
+)
+def test_intervals_of_a_regression_are_those_of_the_certificate(
+    kind: str, dtype: Any, tmp_path: Path
+) -> None:
+    regressor = Regressor(regression(kind), dtype=dtype)
+    metadata = to_onnx(regressor, tmp_path / "m.onnx")
+    assert ("robustcert.change" in metadata) == (kind == "metric")
+    session = Session(tmp_path / "m.onnx").session
+    x = torch.rand(9, 3).to(regressor.dtype)
+    eps = torch.finfo(regressor.dtype).eps
+
+    def answer(x: Tensor, radius: float) -> list[Any]:
+        found = session.run(None, {"x": x.numpy(), "radius": np.array(radius)})
+        return [torch.from_numpy(value) for value in found]
+
+    for radius in (0.0, 0.1, 3.0):
+        prediction, lower, upper = answer(x, radius)
+        found = regressor(x, radius)
+        torch.testing.assert_close(prediction, found.prediction, rtol=200 * eps, atol=200 * eps)
+        # Wider by what is known of rounding beforehand, and no narrower than the constant's.
+        ours, theirs = (upper - lower) / 2, (found.upper - found.lower) / 2
+        slack = 4 * (regressor.known_error().alpha + regressor.known_error().beta * x.norm(dim=1))
+        assert (ours <= theirs * (1 + 1e-12) + 1.01 * slack + 1e-12).all()
+        assert (ours >= regressor.lipschitz * radius).all()
+    moved = attacked_ends(regressor.network, x.double(), 0.1)
+    _, lower, upper = answer(x, 0.1)
+    assert (lower <= moved[0]).all()
+    assert (moved[1] <= upper).all()
+    for radius in (-1.0, torch.nan, torch.inf, 1e300):
+        assert all(end.isinf().all() for end in answer(x, radius)[1:])
+    odd = torch.tensor([[torch.nan, 0, 0], [torch.inf, 0, 0]], dtype=regressor.dtype)
+    assert all(end.isinf().all() for end in answer(odd, 0.1)[1:])
+
+
+def attacked_ends(network: PlainNetwork, x: Tensor, radius: float) -> tuple[Tensor, Tensor]:
+    wide = network.to(torch.device("cpu"), torch.float64)
+    return largest_changes(wide, x, radius, steps=10)
+
+
+@pytest.mark.slow
+def test_the_command_exports_a_regression(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    net, random = regression("l2"), np.random.RandomState(0)
+    inputs = random.rand(12, 3)
+    certify_regression(tmp_path / "r" / "certificate", net, inputs, inputs[:, 0])
+    path = tmp_path / "model.onnx"
+    assert main([str(tmp_path / "r" / "certificate"), str(path), "--test-runtime", "4"]) == 0
+    assert "inputs x, radius; outputs prediction, lower, upper" in capsys.readouterr().out
+    regressor = robustcert.load_regressor(tmp_path / "r" / "certificate")
+    x = torch.from_numpy(inputs.astype(np.float32)).double()
+    given = {"x": x.numpy(), "radius": np.array(0.5)}
+    _, lower, upper = Session(path).session.run(None, given)
+    found = regressor(x, 0.5)
+    np.testing.assert_allclose(upper - lower, found.upper - found.lower, rtol=1e-9)

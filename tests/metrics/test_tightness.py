@@ -2,15 +2,20 @@
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from helpers.runs import run
 from torch import Tensor, nn
 
-from robustcert.activations import GroupSort, NormPair
+from robustcert.activations import GroupSort, NormPair, ReLU
 from robustcert.attacks import ddn
 from robustcert.certifiers import LipschitzCertifier
+from robustcert.errors import UnsoundNetworkError
+from robustcert.ground_truth.exact_distance import exact_distance
+from robustcert.ground_truth.plane import linear_pieces
 from robustcert.metrics.kinks import kinks_within
 from robustcert.metrics.tightness import (
     CertifiabilityGap,
@@ -20,6 +25,8 @@ from robustcert.metrics.tightness import (
     tightness,
 )
 from robustcert.network.fold import fold_network
+from robustcert.network.input_space import InputSpace, Metric, scaling
+from robustcert.network.linear import Dense
 from robustcert.network.network import PlainNetwork
 from robustcert.training.callbacks import LogTightness
 from robustcert.training.checkpoint import read_checkpoint
@@ -117,6 +124,65 @@ def test_folds_are_counted_within_epsilon() -> None:
     assert share.tolist() == [1, 0, 1]
     smooth = fold_network(nn.Sequential(NormPair(2), nn.Linear(1, 2)), (2,))
     assert kinks_within(smooth, x, 0.2).isnan().all()
+
+
+@pytest.mark.slow
+def test_in_a_metric_everything_is_of_u() -> None:
+    torch.manual_seed(0)
+    scale = torch.tensor([2.0, 0.0, 0.5], dtype=torch.float64)
+    net = nn.Sequential(nn.Linear(3, 6), ReLU(6), nn.Linear(6, 3))
+    network = fold_network(net, (3,), InputSpace("columns", None, scaling(scale)))
+    for x in torch.rand(6, 3, dtype=torch.float64):
+        zeros = torch.zeros(3, dtype=torch.float64)
+        around = PlainNetwork((Dense(scale.diag(), x), *network.operations), (3,))
+        both = [(network, x), (around, zeros)]
+        near, plain = (kinks_within(f, point[None], 0.3) for f, point in both)
+        assert torch.equal(near, plain)
+        slopes = [steepest_slopes(f, point[None]) for f, point in both]
+        torch.testing.assert_close(*slopes)
+        ours, exact = (exact_distance(f, point) for f, point in both)
+        assert ours.upper == pytest.approx(exact.upper)
+        radius = LipschitzCertifier().certify(network, x[None]).radius
+        assert radius <= ours.upper
+        if ours.point is not None:
+            assert ours.point[1] == x[1]
+            assert ((ours.point - x) / scale)[[0, 2]].norm() == pytest.approx(ours.upper)
+    with pytest.raises(ValueError, match=r"norm\.scale=1"):
+        linear_pieces(network)
+    wide = fold_network(nn.Sequential(nn.Flatten(), net), (3, 1), network.space)
+    with pytest.raises(UnsoundNetworkError, match="flat inputs"):
+        exact_distance(wide, torch.zeros(3, 1))
+
+
+@pytest.mark.slow
+def test_the_callback_measures_in_the_metric() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(3, 6), ReLU(6), nn.Linear(6, 3)), torch.rand(8, 3)
+
+    def measured(metric: Metric | None, epsilon: float) -> dict[str, float]:
+        found: dict[str, float] = {}
+        space = InputSpace("columns", None, metric)
+        module: Any = SimpleNamespace(
+            **{"model": model, "input_shape": (3,), "space": space, "epsilon": epsilon},
+            **{"radii": [1e3], "device": torch.device("cpu")},
+            log=lambda key, value: found.update({key: float(value)}),
+        )
+        trainer: Any = SimpleNamespace(
+            sanity_checking=False, current_epoch=0, global_rank=0, world_size=1
+        )
+        callback = LogTightness(samples=8, steps=20, restarts=2)
+        callback.on_fit_start(trainer, module)
+        batch = x, model(x).argmax(1)
+        callback.on_validation_batch_end(trainer, module, None, batch, 0)
+        callback.on_validation_epoch_end(trainer, module)
+        return found
+
+    plain, scaled = measured(None, 0.4), measured(scaling(torch.full((3,), 2.0)), 0.2)
+    assert scaled["val/kinks"] == plain["val/kinks"]
+    for key in ("tightness", "tightness_bound", "tightness_shape"):
+        assert scaled[f"val/{key}"] == pytest.approx(plain[f"val/{key}"], rel=0.05)
+    gap = plain["val/certifiability_gap"] / 2
+    assert scaled["val/certifiability_gap"] == pytest.approx(gap, rel=0.05)
 
 
 @pytest.mark.parametrize("quantile", [-0.1, 1.1])

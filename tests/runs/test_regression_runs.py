@@ -1,6 +1,8 @@
 """Runs of a regression: from a file to a folder that the checker verifies, and back to use."""
 
+import html
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +19,8 @@ from robustcert.check import check
 from robustcert.config.build import build_dataset, build_module, build_parts
 from robustcert.errors import ConfigError, ReportError, UnsoundNetworkError
 from robustcert.models.head import Head
-from robustcert.report.claim import read_claim
+from robustcert.report.__main__ import main as report
+from robustcert.report.regression import read_intervals, rows_of
 from robustcert.runs.certify import certify
 from robustcert.training.checkpoint import read_checkpoint
 from robustcert.training.regression import start_at_mean
@@ -97,9 +100,26 @@ def test_a_regressor_answers_with_intervals(folder: Path) -> None:
         regressor(x, radius=-1.0)
 
 
-def test_a_report_says_where_to_look(folder: Path) -> None:
-    with pytest.raises(ReportError, match=r"intervals\.csv"):
-        read_claim(folder / "certificate")
+@pytest.mark.slow
+def test_a_report_shows_intervals_and_sets(folder: Path, tmp_path: Path) -> None:
+    claim = json.loads((folder / "certificate" / "certificate.json").read_text())
+    read = read_intervals(folder / "certificate")
+    for row, entry in zip(rows_of(read), claim["summary"]["certified"], strict=True):
+        assert row.error == entry["mean_absolute_error"]
+        assert row.width == entry["width"]
+    assert report([str(folder), "--out", str(tmp_path), "--figures", "svg"]) == 0
+    assert {"report.html", "bracket.svg", "outputs.svg"} == {p.name for p in tmp_path.iterdir()}
+    text = (tmp_path / "report.html").read_text()
+    for value in (read.found.worst[1], read.found.widths[1], read.found.error):
+        assert f"{value:.4g}" in text
+    for entry in claim["conformal"]["radii"]:
+        assert f"<td>{100 * entry['coverage']:.1f}\N{NO-BREAK SPACE}%</td>" in text
+    assert claim["claim"]["statement"] in html.unescape(text)
+    changed = shutil.copytree(folder / "certificate", tmp_path / "changed")
+    table = changed / "intervals.csv"
+    table.write_text(table.read_text().replace("e-", "e+", 1) + "\n")
+    with pytest.raises(ReportError, match=r"intervals\.csv: not the file"):
+        read_intervals(changed)
 
 
 def test_calibration_samples_are_seen_by_nothing_else(folder: Path) -> None:

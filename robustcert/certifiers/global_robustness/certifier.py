@@ -116,6 +116,13 @@ class GlobalCertifier(Certifier):
         '0.3536 0.2500 0.2500'
     """
 
+    # In a metric S the pairs would be (x, x + S u), whose differences fill an ellipsoid, flat where
+    # a column is frozen; the encodings here bound a difference by delta in every input, or in l2.
+    distances_covered = (
+        "pairs of inputs that are certifier.delta apart in linf or l2 in the units of "
+        "certifier.domain, where changes of every input are possible, and not of u in x + S u"
+    )
+
     def __init__(
         self,
         domain: list[float] | list[list[float]] | None = None,

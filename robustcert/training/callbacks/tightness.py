@@ -9,7 +9,7 @@ from torchmetrics import MeanMetric
 
 from robustcert.attacks import ddn
 from robustcert.certifiers import LipschitzCertifier
-from robustcert.errors import UnsoundNetworkError
+from robustcert.errors import ConfigError, UnsoundNetworkError
 from robustcert.margins import margins
 from robustcert.metrics.kinks import kinks_within
 from robustcert.metrics.tightness import (
@@ -29,7 +29,8 @@ class LogTightness(Callback):
     ``val/tightness_bound`` and ``val/tightness_shape`` the means of the two factors, both at most
     1; ``val/certifiability_gap`` the area between the accuracy under attack and the verified one up
     to the largest of ``radii``; ``val/kinks`` the share of units with a kink within ``epsilon``.
-    Only correctly classified samples have a tightness. Distances are those of restarted DDN.
+    Only correctly classified samples have a tightness. Distances are those of restarted DDN. In a
+    metric S, all of these are of u in x + S u.
 
     Args:
         samples: Validation samples, over all ranks.
@@ -59,7 +60,12 @@ class LogTightness(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse a network without Lipschitz constants, which the two factors are made of."""
         module: Any = pl_module
-        network = fold_network(module.model, module.input_shape)
+        network = fold_network(module.model, module.input_shape, module.space)
+        if network.classes < 2:
+            raise ConfigError(
+                "LogTightness is of distances to another class, which a regression has none of: "
+                "leave it out of trainer.callbacks (trainer=default)"
+            )
         try:
             LipschitzCertifier().pairwise_bound(network)
         except UnsoundNetworkError as error:
@@ -94,7 +100,7 @@ class LogTightness(Callback):
             return
         module: Any = pl_module
         with torch.autocast(module.device.type, enabled=False):
-            network = fold_network(module.model, module.input_shape).to(module.device)
+            network = fold_network(module.model, module.input_shape, module.space).to(module.device)
             found = self._measure(network, module.epsilon)
         metrics = {
             "tightness": Tightness(),
@@ -130,11 +136,14 @@ class LogTightness(Callback):
         certifier = LipschitzCertifier()
         found = certifier.certify(network, x)
         own, correct = found.prediction, found.prediction == label
-        distance, delta = ddn(network, x, own, steps=self.steps, restarts=self.restarts)
+        # In a metric S the attack searches u of x + S u, and so do the slopes.
+        f, centre = network.around(x)
+        distance, delta = ddn(f, centre, own, steps=self.steps, restarts=self.restarts)
         rows = (correct & torch.isfinite(distance)).nonzero()[:, 0]
         if len(rows):
             near, near_own = x[rows], own[rows]
-            logits = network(near + delta[rows]).scatter(1, near_own[:, None], -torch.inf)
+            point, start = network.balls(near)
+            logits = network(point(start + delta[rows])).scatter(1, near_own[:, None], -torch.inf)
             rival = logits.argmax(1)
             by_bound, by_shape = split_tightness(
                 margins(network(near), near_own).gather(1, rival[:, None])[:, 0],
