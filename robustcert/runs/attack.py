@@ -175,20 +175,7 @@ def attack_samples(
             "accuracy": [float(s.double().mean()) for s in survivors],
         }
     _require_consistent(result, rows, radii, survivors)
-    seconds = budget.left / 2
-    said = f"attacking {asked} samples inside their radii, at most {seconds:.3g} s"
-    # By two attacks each.
-    with stage(said, 2 * asked, "attacks") as advance:
-        record["inside"] = inside = cross_check(
-            network,
-            _Unit(result.inputs, kind),
-            result.certificates.prediction,
-            result.certificates.radius,
-            samples=attack.samples,
-            seconds=seconds,
-            device=device,
-            advance=advance,
-        )
+    record["inside"] = inside = _attack_inside(network, result, attack, asked, device, budget)
     done = inside["samples"], inside["ddn"]["samples"]
     if len(rows) < asked or min(done) < inside["requested"]:
         log.info(
@@ -197,6 +184,31 @@ def attack_samples(
             *(attack.seconds, len(rows), asked, inside["requested"], *done),
         )
     return record
+
+
+def _attack_inside(
+    network: PlainNetwork,
+    result: CertifiedSplit,
+    attack: Attack,
+    asked: int,
+    device: torch.device,
+    budget: Budget,
+) -> dict[str, Any]:
+    """Attack certificates inside their own radius, in half of the time that is left."""
+    seconds = budget.left / 2
+    said = f"attacking {asked} samples inside their radii, at most {seconds:.3g} s"
+    # By two attacks each.
+    with stage(said, 2 * asked, "attacks") as advance:
+        return cross_check(
+            network,
+            _Unit(result.inputs, network.space.kind),
+            result.certificates.prediction,
+            result.certificates.radius,
+            samples=attack.samples,
+            seconds=seconds,
+            device=device,
+            advance=advance,
+        )
 
 
 def _require_consistent(

@@ -22,6 +22,7 @@ RANGES = ((0.0, 1.0), (-torch.inf, torch.inf))
 LINE = PlainNetwork((Dense(torch.tensor([[1.0, 0.1], [0, 0]]), torch.tensor([-1.2, 0])),), (2,))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [None, torch.tensor([1.0, 0.0]), torch.tensor([0.5, 1.0])])
 def test_what_cannot_occur_breaks_nothing(scale: torch.Tensor | None) -> None:
     pytest.importorskip("foolbox")
@@ -49,6 +50,7 @@ def test_clipped_points_are_in_the_ball_and_matrices_are_not_clipped() -> None:
     assert limits(matrix) == "of u in x + S u, not clipped"
 
 
+@pytest.mark.slow
 def test_outputs_of_a_regression_are_those_within_the_ranges() -> None:
     torch.manual_seed(0)
     ranges = ((0.0, 1.0),) * 3
