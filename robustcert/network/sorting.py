@@ -85,6 +85,10 @@ class _SortGroups(PerSample):
         swaps, spare = [], torch.empty_like(lines[0])
         for i, j in comparators(size):
             first, second = lines[i], lines[j]
+            if torch.compiler.is_compiling():
+                swaps.append(first > second)
+                lines[i], lines[j] = torch.minimum(first, second), torch.maximum(first, second)
+                continue
             # A tie is not exchanged.
             swaps.append(torch.gt(first, second, out=torch.empty_like(spare)))
             torch.minimum(first, second, out=spare)
@@ -133,6 +137,10 @@ class _SortPairs(PerSample):
     @staticmethod
     def forward(x: Tensor) -> tuple[Tensor, Tensor]:
         first, second = groups(x, 2)
+        if torch.compiler.is_compiling():
+            # A compiler fuses what writing in place saves, and refuses parts of tensors for `out`.
+            pairs = torch.stack((torch.minimum(first, second), torch.maximum(first, second)), 2)
+            return pairs.reshape(x.shape), (first > second).to(x.dtype)
         joined, swap = torch.empty_like(x), x.new_empty(first.shape)
         low, high = groups(joined, 2)
         torch.minimum(first, second, out=low)

@@ -37,7 +37,7 @@ from robustcert.runs.conformal import check_coverage
 from robustcert.runs.fresh import removed_unless
 from robustcert.runs.loggers import begin, build_loggers, end, log_result
 from robustcert.runs.results import new_row, processor, said_if_failed, write_row
-from robustcert.runs.trainer import build_trainer, expected_warnings, guard_launch
+from robustcert.runs.trainer import build_trainer, compiler_of, expected_warnings, guard_launch
 from robustcert.training.callbacks import (
     Begun,
     BestCheckpoint,
@@ -117,6 +117,7 @@ def _train(
         config = standardised(config, dataset)
         data = build_data(config, dataset, allowed)
         module = build_module(config, dataset, allowed)
+        module.compiler = compiler_of(config["trainer"])
         measure, validated_by = _check_certifier(config, module)
         before = _read_resumed(resume, module) if resume else None
         recorded = _record(config, data)
