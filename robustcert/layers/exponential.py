@@ -68,8 +68,8 @@ class _SkewExponential(torch.autograd.Function):
         torch.matmul(cube, cube, out=sixth)
         entries = _entries(sixth).flatten(a.dim() - 2)
         norm = torch.linalg.vector_norm(entries, dim=-1).max()
-        steps, counts = _squarings(norm, _REACH[a.dtype.to_real()])
-        weights = torch.tensor(_SUMS, dtype=a.dtype.to_real(), device=a.device)
+        steps, counts = _squarings(norm, _REACH[a.real.dtype])
+        weights = torch.tensor(_SUMS, dtype=a.real.dtype, device=a.device)
         weights *= 2.0 ** -(steps * torch.tensor([1, 2, 3, 6], dtype=torch.int64, device=a.device))
         sums = _combine(weights, powers)
         for k, share in _IDENTITY.items():
@@ -124,8 +124,8 @@ def _squarings(power: Tensor, reach: float) -> tuple[Any, list[Tensor | None]]:
     size = float(power) ** (1 / 6)
     # A norm that is not finite is for the caller to find in the result.
     finite = 0 < size < math.inf
-    steps = max(0, math.ceil(math.log2(size / reach))) if finite else 0
-    return steps, [None] * steps
+    count = max(0, math.ceil(math.log2(size / reach))) if finite else 0
+    return count, [None for _ in range(count)]
 
 
 def stays_on_device(x: Tensor) -> bool:

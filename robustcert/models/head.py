@@ -4,7 +4,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robustcert.layers.orthogonal_start import orthogonal_
 from robustcert.network.linear import Dense
 from robustcert.network.operation import constant
 
@@ -36,7 +35,7 @@ class Head(nn.Module):
         super().__init__()
         self.normalize = normalize
         self.raw = nn.Parameter(torch.empty(num_classes, in_features))
-        orthogonal_(self.raw)
+        nn.init.orthogonal_(self.raw)
         self.bias = nn.Parameter(torch.zeros(num_classes))
 
     @property

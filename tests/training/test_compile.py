@@ -71,7 +71,7 @@ def test_a_compiled_run_resumes_and_is_the_run_as_written(tmp_path: Path) -> Non
 
 
 def test_an_unknown_backend_is_refused() -> None:
-    with pytest.raises(ConfigError, match="trainer.compile: .*got 'fast'"):
+    with pytest.raises(ConfigError, match=r"trainer\.compile: .*got 'fast'"):
         compiler_of({"compile": "fast"})
-    with pytest.raises(ConfigError, match="trainer.compile"):
+    with pytest.raises(ConfigError, match=r"trainer\.compile"):
         compiler_of({"compile": 2})
