@@ -16,7 +16,7 @@ def group_sort(x: Tensor, group_size: int) -> Tensor:
     """Every group of ``group_size`` neighbouring features in increasing order."""
     if group_size == 2:
         return sort_pairs(x)
-    if x.dim() > 2 and group_size <= MAX_NETWORK:
+    if x.dim() > 2 and group_size <= MAX_NETWORK and not torch.compiler.is_compiling():
         return _SortGroups.apply(x, group_size)[0]
     return x.unflatten(1, (-1, group_size)).sort(dim=2).values.flatten(1, 2)
 
@@ -85,10 +85,6 @@ class _SortGroups(PerSample):
         swaps, spare = [], torch.empty_like(lines[0])
         for i, j in comparators(size):
             first, second = lines[i], lines[j]
-            if torch.compiler.is_compiling():
-                swaps.append(first > second)
-                lines[i], lines[j] = torch.minimum(first, second), torch.maximum(first, second)
-                continue
             # A tie is not exchanged.
             swaps.append(torch.gt(first, second, out=torch.empty_like(spare)))
             torch.minimum(first, second, out=spare)
