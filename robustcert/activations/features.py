@@ -140,10 +140,10 @@ class _ReflectPairs(torch.autograd.Function):
         a, b = groups(joined, 2)
         # Dividing by the squared length makes it a reflection for a normal of any length.
         steps = -2 * normals / (normals * normals).sum(1, keepdim=True)
-        for k, (normal, step) in enumerate(zip(normals, steps, strict=True)):
+        for k, (normal, step) in enumerate(zip(normals.unbind(), steps.unbind(), strict=True)):
             u, v, p, q = (along_features(part, a) for part in (*normal, *step))
             depth = (u * a).addcmul_(v, b)
-            if k == len(where):
+            if k >= given:
                 where = (*where, is_positive(depth).neg_().add_(1))
             depth *= where[k]
             a.addcmul_(depth, p)

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robustcert.layers.constrained import ConstrainedConv2d, ConstrainedLinear
+from robustcert.layers.orthogonal_start import orthogonal_
 from robustcert.layers.residues import from_residues, to_residues
 from robustcert.norms.convolution import Pair, pair
 
@@ -146,6 +147,6 @@ class AOLConv2d(ConstrainedConv2d):
         high, wide = (min(s, k) for s, k in zip(self.stride, size, strict=True))
         top, left = (size[0] - high) // 2, (size[1] - wide) // 2
         taps = torch.empty(out_channels, in_channels, high, wide)
-        nn.init.orthogonal_(taps)
+        orthogonal_(taps)
         with torch.no_grad():
             kernel.zero_()[:, :, top : top + high, left : left + wide] = taps

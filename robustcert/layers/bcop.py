@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from robustcert.layers.cayley import CayleyOrthogonal
 from robustcert.layers.constrained import ConstrainedConv2d
+from robustcert.layers.orthogonal_start import orthogonal_
 from robustcert.norms.convolution import Pair, pair
 
 
@@ -55,7 +56,7 @@ class BCOP(nn.Module):
         self.orthogonal = CayleyOrthogonal()
         frames = torch.empty(sum(excess), self.channels, self.channels // 2)
         for frame in frames:
-            nn.init.orthogonal_(frame)
+            orthogonal_(frame)
         self.frames = nn.Parameter(frames)
 
     def forward(self, weight: Tensor) -> Tensor:

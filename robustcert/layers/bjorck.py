@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from robustcert.layers.constrained import ConstrainedLinear
+from robustcert.layers.exponential import stays_on_device
 from robustcert.norms.estimates import gram_iteration
 
 
@@ -48,9 +49,11 @@ class BjorckOrthogonal(nn.Module):
     def _tall(self, x: Tensor) -> Tensor:
         excess = _excess(x)
         # Then no singular value is above 2, and the scale changes nothing but the pace.
-        if torch.linalg.matrix_norm(excess.detach()) <= 3:
+        near = torch.linalg.matrix_norm(excess.detach()) <= 3
+        waits = not stays_on_device(x)
+        if waits and near:
             return bjorck(x, self.iterations, excess)
-        norm = gram_iteration(x)
+        norm = gram_iteration(x) if waits else torch.where(near, 1.0, gram_iteration(x))
         # A zero weight stays zero.
         return bjorck(x / norm.clamp_min(torch.finfo(norm.dtype).tiny), self.iterations)
 
@@ -60,7 +63,8 @@ def bjorck(x: Tensor, iterations: int, excess: Tensor | None = None) -> Tensor:
 
     Args:
         x: Shape ``(*, m, n)``, singular values at most 2.
-        iterations: Steps are left out once they would change nothing but rounding.
+        iterations: Steps are left out once they would change nothing but rounding, unless the host
+            would have to wait for a device to know.
         excess: ``X^H X - I``, where it is known.
     """
     # A step takes X^H X from I + D to I - 3/4 D^2 - 1/4 D^3.
@@ -68,7 +72,7 @@ def bjorck(x: Tensor, iterations: int, excess: Tensor | None = None) -> Tensor:
     for _ in range(iterations):
         excess = _excess(x) if excess is None else excess
         x = x - 0.5 * x @ excess
-        if excess.detach().abs().max() <= enough:
+        if not stays_on_device(x) and excess.detach().abs().max() <= enough:
             break
         excess = None
     return x

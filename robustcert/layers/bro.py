@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from robustcert.layers.cholesky import regularised_factor
 from robustcert.layers.fft import FrequencyConstraint, FrequencyConv2d, Sizes
+from robustcert.layers.orthogonal_start import orthogonal_
 from robustcert.network.linear import Dense
 from robustcert.network.operation import Operation, constant
 from robustcert.network.reflection import Reflection
@@ -72,7 +73,7 @@ class BROLinear(nn.Module):
         self.out_features = out_features
         self.size = max(in_features, out_features)
         self.v = nn.Parameter(torch.empty(self.size, rank(self.size)))
-        nn.init.orthogonal_(self.v)
+        orthogonal_(self.v)
         self.bias = nn.Parameter(torch.zeros(out_features)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:

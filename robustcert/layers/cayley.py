@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from robustcert.layers.constrained import ConstrainedLinear
+from robustcert.layers.exponential import stays_on_device
 
 # Side of blocks that are transposed, or inverted, as one.
 TILE = 256
@@ -81,6 +82,8 @@ class _Cayley(torch.autograd.Function):
 
 def _skew_(x: Tensor) -> Tensor:
     """X - X^T, in place and tile by tile: whole rows and columns would miss the cache."""
+    if torch.compiler.is_compiling():
+        return (x - x.mT).contiguous()
     for i in range(0, len(x), TILE):
         for j in range(0, i + 1, TILE):
             below, above = x[i : i + TILE, j : j + TILE], x[j : j + TILE, i : i + TILE]
@@ -99,7 +102,7 @@ def _invert(a: Tensor, out: Tensor) -> Tensor:
     """
     half = len(a) // 2
     # An accelerator prefers its own routine, and rounding counts by the square of the norm.
-    if a.device.type != "cpu" or half < TILE or torch.linalg.matrix_norm(a) > 4 * len(a) ** 0.5:
+    if stays_on_device(a) or half < TILE or torch.linalg.matrix_norm(a) > 4 * len(a) ** 0.5:
         return out.copy_(torch.linalg.inv(a))
     first = _invert(a[:half, :half], out[:half, :half])
     t, u = first @ a[:half, half:], a[half:, :half] @ first

@@ -106,8 +106,9 @@ def _symmetrised_lower(grad: Tensor, w: Tensor) -> Tensor:
 
 def _blocks(x: Tensor) -> list[tuple[int, int]]:
     # Of both products half is enough, and row blocks skip the rest. On an accelerator one large
-    # product is faster than its parts.
-    size = 128 if x.device.type == "cpu" else x.shape[0]
+    # product is faster than its parts, and a graph smaller.
+    whole = x.device.type != "cpu" or torch.compiler.is_compiling()
+    size = x.shape[0] if whole else 128
     return [(start, min(start + size, x.shape[0])) for start in range(0, x.shape[0], size)]
 
 

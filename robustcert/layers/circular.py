@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from robustcert.layers.orthogonal_start import orthogonal_
 from robustcert.network.linear import CircularConvolution
 from robustcert.network.operation import constant
 
@@ -52,7 +53,7 @@ class UnconstrainedCircularConv2d(nn.Module):
             )
         self.padding = padding
         self.weight = nn.Parameter(torch.empty(out_channels, in_channels, *kernel_size))
-        nn.init.orthogonal_(self.weight)
+        orthogonal_(self.weight)
         self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:

@@ -5,9 +5,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
+from robustcert.layers.orthogonal_start import orthogonal_
 from robustcert.network.linear import Convolution, Dense
 from robustcert.network.operation import constant
 from robustcert.norms.convolution import Pair, pair
+
+# Entries of the largest weight that is constrained once to see whether it keeps its shape.
+MAX_CHECKED = 2**20
 
 
 class ConstrainedLinear(nn.Module):
@@ -47,10 +51,9 @@ class ConstrainedLinear(nn.Module):
         self.in_features = in_features
         self.out_features = out_features
         self.weight = nn.Parameter(torch.empty(free_shape or (out_features, in_features)))
-        nn.init.orthogonal_(self.weight)
+        orthogonal_(self.weight)
         self.bias = nn.Parameter(torch.zeros(out_features)) if bias else None
-        # Unsafe: the constrained weight has another shape than the free one.
-        unsafe = free_shape is not None
+        unsafe = _needs_no_check(self.weight, free_shape)
         parametrize.register_parametrization(self, "weight", parametrization, unsafe=unsafe)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -114,9 +117,9 @@ class ConstrainedConv2d(nn.Module):
         self.input_size = input_size
         shape = free_shape or (out_channels, in_channels, *pair(kernel_size))
         self.weight = nn.Parameter(torch.empty(shape))
-        nn.init.orthogonal_(self.weight)
+        orthogonal_(self.weight)
         self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
-        unsafe = free_shape is not None
+        unsafe = _needs_no_check(self.weight, free_shape)
         parametrize.register_parametrization(self, "weight", parametrization, unsafe=unsafe)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -135,3 +138,11 @@ class ConstrainedConv2d(nn.Module):
             self.stride,
             self.padding,
         )
+
+
+def _needs_no_check(weight: Tensor, free_shape: tuple[int, ...] | None) -> bool:
+    """Whether torch is not to compare the shapes of the free weight and the constrained one.
+
+    They differ, or the comparison, for which torch constrains the weight, would take long.
+    """
+    return free_shape is not None or weight.numel() > MAX_CHECKED

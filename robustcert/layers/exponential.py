@@ -12,6 +12,9 @@ from robustcert.layers.constrained import ConstrainedLinear
 # Largest norm at which the terms after the eighteenth are below half a unit in the last place.
 _REACH = {torch.float32: 3.1, torch.float64: 1.1}
 
+# Maximum number of squarings where the host does not know the norm: norms up to 99 in float32.
+MAX_SQUARINGS = 5
+
 # Weights of A, A^2, A^3 and A^6 in the five sums B of the reference, and the identity's.
 _SUMS = (
     (-0.100365581030144618, -0.00802924648241156932, -0.000892138498045729985, 0.0),
@@ -41,6 +44,10 @@ def skew_exponential(a: Tensor) -> Tensor:
     Reference: Bader, Blanes and Casas, `Computing the matrix exponential with an optimized Taylor
     polynomial approximation <https://doi.org/10.3390/math7121174>`_, Mathematics 7, 2019.
 
+    On an accelerator, and in a compiled step, the host is not to wait for the norm: then s stays a
+    tensor, :data:`MAX_SQUARINGS` squares are taken of which only the first s count, and a norm that
+    would need more gives NaN.
+
     Args:
         a: Shape ``(*, n, n)``, real or complex; unitary for skew-Hermitian matrices.
     """
@@ -60,11 +67,9 @@ class _SkewExponential(torch.autograd.Function):
         torch.matmul(square, a, out=cube)
         torch.matmul(cube, cube, out=sixth)
         entries = _entries(sixth).flatten(a.dim() - 2)
-        size = float(torch.linalg.vector_norm(entries, dim=-1).max()) ** (1 / 6)
-        # A norm that is not finite is for the caller to find in the result.
-        finite = 0 < size < math.inf
-        steps = max(0, math.ceil(math.log2(size / _REACH[a.dtype.to_real()]))) if finite else 0
-        weights = torch.tensor(_SUMS, dtype=a.dtype.to_real(), device=a.device)
+        norm = torch.linalg.vector_norm(entries, dim=-1).max()
+        steps, counts = _squarings(norm, _REACH[a.real.dtype])
+        weights = torch.tensor(_SUMS, dtype=a.real.dtype, device=a.device)
         weights *= 2.0 ** -(steps * torch.tensor([1, 2, 3, 6], dtype=torch.int64, device=a.device))
         sums = _combine(weights, powers)
         for k, share in _IDENTITY.items():
@@ -73,18 +78,23 @@ class _SkewExponential(torch.autograd.Function):
         ninth = torch.matmul(b1, b5).add_(b4)
         left = b3 + ninth
         results = [torch.matmul(left, ninth).add_(b2)]
-        for _ in range(steps):
-            results.append(results[-1] @ results[-1])
-        ctx.save_for_backward(weights, powers, b1, b5, ninth, left, *results[:-1])
+        for count in counts:
+            square = results[-1] @ results[-1]
+            results.append(square if count is None else torch.where(count, square, results[-1]))
+        known = [count for count in counts if count is not None]
+        ctx.save_for_backward(weights, powers, b1, b5, ninth, left, *results[:-1], *known)
+        ctx.counted = len(counts)
         return results[-1]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        weights, powers, b1, b5, ninth, left, *results = ctx.saved_tensors
-        for result in reversed(results):
+        weights, powers, b1, b5, ninth, left, *rest = ctx.saved_tensors
+        results, counts = rest[: ctx.counted], rest[ctx.counted :] or (None,) * ctx.counted
+        for result, count in zip(reversed(results), reversed(counts), strict=True):
             adjoint = result.mH.resolve_conj()
-            grad = torch.matmul(grad, adjoint).add_(adjoint @ grad)
+            moved = torch.matmul(grad, adjoint).add_(adjoint @ grad)
+            grad = moved if count is None else torch.where(count, moved, grad)
         sums = grad.new_empty(5, *grad.shape)
         d1, d2, d3, d4, d5 = sums.unbind()
         d2.copy_(grad)
@@ -99,6 +109,28 @@ class _SkewExponential(torch.autograd.Function):
         cube = _part(cube.sub_(_part(sixth, 1.0) @ a3, alpha=2), -1.0)
         square = _part(square.sub_(cube @ a), 1.0)
         return first.add_(a2 @ cube).sub_(square @ a, alpha=2)
+
+
+def _squarings(power: Tensor, reach: float) -> tuple[Any, list[Tensor | None]]:
+    """The number s of squarings for a sixth power's norm, and for each whether it counts.
+
+    None stands for a squaring that counts for certain.
+    """
+    if stays_on_device(power):
+        # In logarithms, of which a norm of 0 gives minus infinity: no squaring.
+        steps = ((power.log2() / 6) - math.log2(reach)).ceil().clamp_min(0)
+        steps = torch.where(steps > MAX_SQUARINGS, math.nan, steps)
+        return steps, [steps > k for k in range(MAX_SQUARINGS)]
+    size = float(power) ** (1 / 6)
+    # A norm that is not finite is for the caller to find in the result.
+    finite = 0 < size < math.inf
+    count = max(0, math.ceil(math.log2(size / reach))) if finite else 0
+    return count, [None for _ in range(count)]
+
+
+def stays_on_device(x: Tensor) -> bool:
+    """Whether a step must not wait for a value: on an accelerator, and in a compiled graph."""
+    return x.device.type != "cpu" or torch.compiler.is_compiling()
 
 
 def _combine(weights: Tensor, stack: Tensor) -> Tensor:

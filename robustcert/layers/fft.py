@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
+from robustcert.layers.orthogonal_start import orthogonal_
 from robustcert.layers.residues import from_residues, to_residues
 from robustcert.network.linear import CircularConvolution
 from robustcert.network.operation import Operation, constant
@@ -169,9 +170,8 @@ def _synthesise(
     return y.view(*real.shape[1:], *size)
 
 
-# What is kept may be met again in training, which refuses tensors of the inference mode.
-@lru_cache(maxsize=64)
-@torch.inference_mode(mode=False)
+# A compiled step has them for constants.
+@torch.compiler.assume_constant_result
 def _waves(
     period: tuple[int, int],
     size: tuple[int, int],
@@ -183,6 +183,19 @@ def _waves(
 
     Shape ``(F, size[0] size[1])``; of a real map's frequencies, half of the columns.
     """
+    return _kept_waves(period, size, origin, dtype, device)
+
+
+# What is kept may be met again in training, which refuses tensors of the inference mode.
+@lru_cache(maxsize=64)
+@torch.inference_mode(mode=False)
+def _kept_waves(
+    period: tuple[int, int],
+    size: tuple[int, int],
+    origin: tuple[int, int],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> tuple[Tensor, Tensor]:
     turns = [
         (torch.outer(_range(frequencies), _range(n) - first) % whole).double() / whole
         for frequencies, n, first, whole in zip(
@@ -276,7 +289,7 @@ class FrequencyConv2d(nn.Module):
             **(options or {}),
         )
         self.weight = nn.Parameter(torch.empty(rule.free_shape(side)))
-        nn.init.orthogonal_(self.weight)
+        orthogonal_(self.weight)
         self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
         parametrize.register_parametrization(self, "weight", rule, unsafe=True)
 

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from robustcert.layers.constrained import ConstrainedLinear
+from robustcert.layers.exponential import skew_exponential, stays_on_device
+from robustcert.layers.orthogonal_start import orthogonal_
 from robustcert.layers.patch import PatchConv2d
 from robustcert.norms.convolution import Pair, pair
 
@@ -15,8 +17,11 @@ def fast_exponential(a: Tensor) -> Tensor:
 
     The Taylor polynomial of degree 2 below a norm of 0.05, 3 below 0.25 and 4 below 1; else the
     exponential itself. The polynomial P misses orthogonality by :math:`\lVert P^\top P - I \rVert`
-    of at most :math:`a^4/4`, :math:`a^4/12` and :math:`a^6/72`.
+    of at most :math:`a^4/4`, :math:`a^4/12` and :math:`a^6/72`. Where the host is not to wait for
+    the norm it is :func:`robustcert.layers.exponential.skew_exponential`.
     """
+    if stays_on_device(a):
+        return skew_exponential(a)
     size = float(torch.linalg.matrix_norm(a.detach()))
     if not size < 1:
         return torch.matrix_exp(a)
@@ -66,7 +71,7 @@ class ManifoldOrthogonal(nn.Module):
             )
         self.retract_every = retract_every
         point = torch.empty(out_features, in_features)
-        nn.init.orthogonal_(point)
+        orthogonal_(point)
         self.register_buffer("point", point)
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
@@ -89,10 +94,23 @@ class ManifoldOrthogonal(nn.Module):
         # A new tensor: a graph of the same step may hold the old one.
         self.point = self._moved(fast_exponential(step - step.mT))
         self.steps += 1
-        if int(self.steps) % self.retract_every == 0:
+        if stays_on_device(step):
+            retracted = _nearer(self.point.double()).to(self.point)
+            self.point = torch.where(self.steps % self.retract_every == 0, retracted, self.point)
+        elif int(self.steps) % self.retract_every == 0:
             u, _, v = torch.linalg.svd(self.point.double(), full_matrices=False)
             self.point = (u @ v).to(self.point)
         step.zero_()
+
+
+def _nearer(point: Tensor) -> Tensor:
+    r"""A step of Newton and Schulz to the polar factor, :math:`X (3 I - X^\top X) / 2`.
+
+    It squares the distance from the manifold, which steps leave by rounding only.
+    """
+    tall = point if point.shape[0] >= point.shape[1] else point.mT
+    moved = 1.5 * tall - 0.5 * tall @ (tall.mT @ tall)
+    return moved if tall is point else moved.mT
 
 
 class ManifoldLinear(ConstrainedLinear):

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from robustcert.layers.orthogonal_start import orthogonal_
 from robustcert.network.activation import Activation
 from robustcert.network.blocks import ResidualBlock
 from robustcert.network.fold import fold
@@ -46,7 +47,7 @@ class ResidualLayer(nn.Module):
         hidden = weight_shape[0]
         self.padding = weight_shape[-1] // 2 if len(weight_shape) == 4 else 0
         self.weight = nn.Parameter(torch.empty(weight_shape))
-        nn.init.orthogonal_(self.weight)
+        orthogonal_(self.weight)
         self.bias = nn.Parameter(torch.zeros(hidden)) if bias else None
         self.activation = activation(hidden)
         folded_activation(self.activation)

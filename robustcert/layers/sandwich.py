@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robustcert.layers.cayley import CayleyOrthogonal
+from robustcert.layers.orthogonal_start import orthogonal_
 from robustcert.layers.residual_block import folded_activation
 from robustcert.network.blocks import Sandwich
 from robustcert.network.operation import constant
@@ -48,7 +49,7 @@ class SandwichLinear(nn.Module):
         super().__init__()
         self.out_features = out_features
         self.weight = nn.Parameter(torch.empty(in_features + out_features, out_features))
-        nn.init.orthogonal_(self.weight)
+        orthogonal_(self.weight)
         self.log_psi = nn.Parameter(torch.zeros(out_features))
         self.bias = nn.Parameter(torch.zeros(out_features)) if bias else None
         self.orthogonal = CayleyOrthogonal()

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robustcert import norms
+from robustcert.layers.orthogonal_start import orthogonal_
 from robustcert.network.linear import Convolution, Dense
 from robustcert.network.operation import constant
 from robustcert.norms.convolution import Pair, pair
@@ -44,7 +45,7 @@ class UnconstrainedLinear(nn.Module):
         _check_iterations(iterations)
         self.iterations = iterations
         self.weight = nn.Parameter(torch.empty(out_features, in_features))
-        nn.init.orthogonal_(self.weight)
+        orthogonal_(self.weight)
         self.bias = nn.Parameter(torch.zeros(out_features)) if bias else None
         self.register_buffer("vector", torch.randn(in_features))
 
@@ -110,7 +111,7 @@ class UnconstrainedConv2d(nn.Module):
         self.padding = pair(padding)
         self.iterations = iterations
         self.weight = nn.Parameter(torch.empty(out_channels, in_channels, *pair(kernel_size)))
-        nn.init.orthogonal_(self.weight)
+        orthogonal_(self.weight)
         self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
         self.register_buffer("vector", torch.randn(1, in_channels, *input_size))
 

@@ -26,6 +26,9 @@ _COUNTING = {"__iter__", "__len__", "__getitem__", *_OF_EVERY_MODULE}
 def class_of(module: nn.Module) -> type[nn.Module]:
     """The class as it was written, beneath the one that ``register_parametrization`` makes."""
     cls = type(module)
+    if torch.compiler.is_compiling():
+        # Classes are no part of a graph: that torch made this one was found when it was folded.
+        return cls.__bases__[0] if "parametrizations" in module._modules else cls
     return cls.__bases__[0] if _made_by_parametrize(module) else cls
 
 
@@ -82,15 +85,19 @@ def own_method(module: nn.Module, method: str) -> Any:
     alone would hand on its parent's claim, and have been written where ``forward`` was: what is put
     into a class later has another place.
     """
-    if method in vars(module):
-        return None
-    mro = class_of(module).__mro__
-    forward, own = (next((c for c in mro if key in vars(c)), None) for key in ("forward", method))
-    if own is None or own is not forward:
-        return None
-    if _place(vars(own)[method]) != _place(vars(own)["forward"]):
+    if method in module.__dict__ or not _speaks_for_forward(class_of(module), method):
         return None
     return getattr(module, method)
+
+
+@torch.compiler.assume_constant_result
+def _speaks_for_forward(cls: type[nn.Module], method: str) -> bool:
+    """Whether a class has a method that was written where its ``forward`` was."""
+    mro = cls.__mro__
+    forward, own = (next((c for c in mro if key in vars(c)), None) for key in ("forward", method))
+    if own is None or own is not forward:
+        return False
+    return _place(vars(own)[method]) == _place(vars(own)["forward"])
 
 
 def _place(function: Any) -> tuple[str | None, str]:

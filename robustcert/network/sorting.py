@@ -16,7 +16,7 @@ def group_sort(x: Tensor, group_size: int) -> Tensor:
     """Every group of ``group_size`` neighbouring features in increasing order."""
     if group_size == 2:
         return sort_pairs(x)
-    if x.dim() > 2 and group_size <= MAX_NETWORK:
+    if x.dim() > 2 and group_size <= MAX_NETWORK and not torch.compiler.is_compiling():
         return _SortGroups.apply(x, group_size)[0]
     return x.unflatten(1, (-1, group_size)).sort(dim=2).values.flatten(1, 2)
 
@@ -133,6 +133,10 @@ class _SortPairs(PerSample):
     @staticmethod
     def forward(x: Tensor) -> tuple[Tensor, Tensor]:
         first, second = groups(x, 2)
+        if torch.compiler.is_compiling():
+            # A compiler fuses what writing in place saves, and refuses parts of tensors for `out`.
+            pairs = torch.stack((torch.minimum(first, second), torch.maximum(first, second)), 2)
+            return pairs.reshape(x.shape), (first > second).to(x.dtype)
         joined, swap = torch.empty_like(x), x.new_empty(first.shape)
         low, high = groups(joined, 2)
         torch.minimum(first, second, out=low)

@@ -262,8 +262,8 @@ def resumed(values: dict[str, Any], typed: list[str]) -> dict[str, Any]:
         if override.is_delete() or not re.fullmatch(_MAY_CHANGE, key):
             raise ValueError(
                 f"{override.input_line}: a resumed run stays the same run: only values of trainer, "
-                "logger, certify, certify_device, certifier, validation and attack and the place "
-                "of the data can change"
+                "logger, threads, certify, certify_device, certifier, validation and attack and "
+                "the place of the data can change"
             )
         if key not in ("resume", "allow_targets"):
             OmegaConf.update(config, key, override.value(), force_add=override.is_add())
@@ -272,7 +272,8 @@ def resumed(values: dict[str, Any], typed: list[str]) -> dict[str, Any]:
 
 
 _MAY_CHANGE = (
-    r"resume|allow_targets|certify|certify_device|(trainer|logger|certifier|validation|attack)\..+"
+    r"resume|threads|allow_targets|certify|certify_device"
+    r"|(trainer|logger|certifier|validation|attack)\..+"
     r"|dataset\.(root|download|checksum)|loader\.(num_workers|eval_batch_size|generated)"
 )
 

@@ -27,7 +27,7 @@ from robustcert.runs.results import FILE, new_row, read_row, said_if_failed, wri
 log = logging.getLogger(__name__)
 
 # How a run is written down, and where it was continued from, make it no other run.
-_NOT_IDENTITY = ("logger", "resume")
+_NOT_IDENTITY = ("logger", "resume", "threads")
 # Name of the file that a running job holds locked.
 _LOCK = ".lock"
 
@@ -36,7 +36,7 @@ def job_key(config: Mapping[str, Any]) -> str:
     """The name of a job: a hash of what decides its result, in 16 hexadecimal digits.
 
     Args:
-        config: The resolved configuration; ``logger`` and ``resume`` do not count.
+        config: The resolved configuration; ``logger``, ``resume`` and ``threads`` do not count.
     """
     parts = {key: value for key, value in config.items() if key not in _NOT_IDENTITY}
     text = json.dumps([__version__, parts], sort_keys=True)

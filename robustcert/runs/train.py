@@ -37,7 +37,8 @@ from robustcert.runs.conformal import check_coverage
 from robustcert.runs.fresh import removed_unless
 from robustcert.runs.loggers import begin, build_loggers, end, log_result
 from robustcert.runs.results import new_row, processor, said_if_failed, write_row
-from robustcert.runs.trainer import build_trainer, expected_warnings, guard_launch
+from robustcert.runs.threads import threads
+from robustcert.runs.trainer import build_trainer, compiler_of, expected_warnings, guard_launch
 from robustcert.training.callbacks import (
     Begun,
     BestCheckpoint,
@@ -117,6 +118,7 @@ def _train(
         config = standardised(config, dataset)
         data = build_data(config, dataset, allowed)
         module = build_module(config, dataset, allowed)
+        module.compiler = compiler_of(config["trainer"])
         measure, validated_by = _check_certifier(config, module)
         before = _read_resumed(resume, module) if resume else None
         recorded = _record(config, data)
@@ -125,6 +127,22 @@ def _train(
         trainer = build_trainer(config, run_dir, allowed, loggers, [*own, *callbacks])
     guard_launch(trainer, multirun)
     _announce(run_dir, module, trainer, before, validated_by)
+    batch = (config["loader"].get("batch_size", 1), *module.input_shape)
+    with threads(config.get("threads"), module.model, batch) as recorded["threads"]:
+        return _run(config, recorded, run_dir, trainer, module, data, before, loggers, command)
+
+
+def _run(
+    config: Config,
+    recorded: Config,
+    run_dir: Path,
+    trainer: Trainer,
+    module: CertifiedModule,
+    data: DataModule,
+    before: Checkpoint | None,
+    loggers: Sequence[Logger],
+    command: Mapping[str, Any] | None,
+) -> float:
     try:
         if trainer.is_global_zero:
             begin(loggers, before, _count_parameters(module))
@@ -143,6 +161,9 @@ def _check_settings(config: Config) -> None:
     for key in ("lr_schedule", "callbacks", "norm"):  # groups that may be left out
         check_value(config.get(key), dict | None, key)
     check_value(config.get("coverage"), float | None, "coverage")
+    check_value(config.get("threads"), int | None, "threads")
+    if config.get("threads") is not None and config["threads"] < 1:
+        raise ConfigError(f"threads: expected a number above 0, got {config['threads']}")
     check_coverage(config.get("coverage"))
     if not 0 <= config["seed"] < 2**32:
         raise ConfigError(f"seed: expected a number from 0 to 2**32 - 1, got {config['seed']}")

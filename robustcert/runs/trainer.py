@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.plugins.environments import SLURMEnvironment
@@ -19,6 +20,7 @@ from lightning.pytorch.strategies.launchers import (
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from robustcert.config.build import Config, build
+from robustcert.config.schema import check_value
 from robustcert.errors import ConfigError
 from robustcert.training.callbacks import AtomicCheckpointIO, EpochLog, OutlastSigterm, ProgressBar
 
@@ -31,7 +33,7 @@ def build_trainer(
     callbacks: list[Callback],
 ) -> Trainer:
     """The trainer with the run's callbacks."""
-    node = dict(config["trainer"])
+    node = {key: value for key, value in config["trainer"].items() if key != "compile"}
     cluster: dict[str, Any] = {}
     for i, own in enumerate(node.pop("callbacks", None) or []):
         callbacks.append(_build(own, f"trainer.callbacks[{i}]", allowed, expected=Callback))
@@ -62,6 +64,25 @@ def build_trainer(
         raise ConfigError(f"trainer.{key}: {node[key]} leaves nothing to choose best.ckpt by")
     trainer.strategy.checkpoint_io = AtomicCheckpointIO()
     return trainer
+
+
+def compiler_of(node: Config) -> str | None:
+    """The backend of torch.compile that ``trainer.compile`` asks for; None for none.
+
+    Raises:
+        ConfigError: there is no such backend.
+    """
+    asked = node.get("compile") or False
+    check_value(asked, bool | str, "trainer.compile")
+    if asked is False:
+        return None
+    name = "inductor" if asked is True else str(asked)
+    if name not in torch.compiler.list_backends(exclude_tags=()):
+        raise ConfigError(
+            "trainer.compile: expected true, false or a backend of torch.compile "
+            f"({', '.join(torch.compiler.list_backends())}), got {asked!r}"
+        )
+    return name
 
 
 def _build(node: Config, key: str, allowed: Sequence[str], *, expected: type, **extra: Any) -> Any:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from typing import Any, ClassVar
 
 import torch
@@ -27,6 +28,8 @@ from robustcert.training.validation import ValidationCertifier
 Batch = tuple[Tensor, Tensor]
 # Of mixed images: inputs, targets, their partners' targets, share of their own.
 TrainBatch = tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor, Tensor]
+# From model, objective, batch, epsilon and stretch to the loss, outputs and their constants.
+Step = Callable[..., tuple[Tensor, Tensor, Tensor]]
 
 # Maximum number of training examples of each class that a model's ``start_at`` is given.
 MAX_STARTING_EXAMPLES = 2000
@@ -70,6 +73,8 @@ class CertifiedModule(LightningModule):
         space: InputSpace = IMAGES,
     ) -> None:
         super().__init__()
+        # Backend of torch.compile for training steps; None to run them as written.
+        self.compiler: str | None = None
         self.model = model
         self.objective = objective
         self.input_shape = tuple(input_shape)
@@ -94,6 +99,13 @@ class CertifiedModule(LightningModule):
     def forward(self, x: Tensor) -> Tensor:
         """Outputs of shape ``(N, C)``."""
         return self.model(x)
+
+    def compiled(self, step: Step) -> Step:
+        """A function of a training step, by ``compiler`` if there is one.
+
+        What is compiled belongs to no module, so that names in checkpoints do not change.
+        """
+        return step if self.compiler is None else _compiled(step, self.compiler)
 
     @property
     def progress(self) -> float:
@@ -178,6 +190,32 @@ class CertifiedModule(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
 
+@cache
+def _compiled(step: Step, backend: str) -> Step:
+    return torch.compile(step, backend=backend)
+
+
+def scored_loss(
+    model: nn.Module,
+    objective: Callable[[Tensor, Tensor, Tensor, float], Tensor],
+    batch: TrainBatch,
+    epsilon: float,
+    stretch: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The loss of a batch, with the logits and the pairwise constants that it is of."""
+    x, target, *mixed = batch
+    scores = training_scores(model, x)
+    logits, pairwise = scores.logits(target), scores.pairwise
+    if stretch != 1.0:
+        pairwise = pairwise * stretch
+    loss = objective(logits, target, pairwise, epsilon)
+    if mixed:
+        partner, share = mixed
+        other = objective(scores.logits(partner), partner, pairwise, epsilon)
+        loss = share * loss + (1 - share) * other
+    return loss, logits, pairwise
+
+
 class CertifiedClassifier(CertifiedModule):
     """Certified training of a model.
 
@@ -233,17 +271,10 @@ class CertifiedClassifier(CertifiedModule):
         The loss of mixed images is that of both their targets, by their shares; metrics count the
         first target.
         """
-        x, target, *mixed = batch
+        x, target = batch[:2]
         epsilon = self.epsilon_schedule(self.epsilon, self.progress)
-        scores = training_scores(self.model, x)
-        logits, pairwise = scores.logits(target), scores.pairwise
-        if self.space.metric is not None:
-            pairwise = pairwise * self.stretch
-        loss = self.objective(logits, target, pairwise, epsilon)
-        if mixed:
-            partner, share = mixed
-            other = self.objective(scores.logits(partner), partner, pairwise, epsilon)
-            loss = share * loss + (1 - share) * other
+        step = self.compiled(scored_loss)
+        loss, logits, pairwise = step(self.model, self.objective, batch, epsilon, self.stretch)
         with torch.no_grad():
             prediction = logits.argmax(1)
             radius = certified_radius(logits, prediction, pairwise)

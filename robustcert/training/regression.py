@@ -107,15 +107,10 @@ class CertifiedRegressor(CertifiedModule):
 
         The loss of mixed images is that of both their targets, by their shares.
         """
-        x, target, *mixed = batch
+        x, target = batch[:2]
         epsilon = self.epsilon_schedule(self.epsilon, self.progress)
-        outputs = self.model(x).float()
-        lipschitz = lipschitz_estimate(self.model).float() * self.stretch
-        loss = self.objective(outputs, target, lipschitz, epsilon)
-        if mixed:
-            partner, share = mixed
-            other = self.objective(outputs, partner, lipschitz, epsilon)
-            loss = share * loss + (1 - share) * other
+        step = self.compiled(bounded_loss)
+        loss, outputs, lipschitz = step(self.model, self.objective, batch, epsilon, self.stretch)
         with torch.no_grad():
             residual = (outputs[:, 0] - target).abs()
             self.train_loss.update(loss.detach().expand(len(x)))
@@ -179,6 +174,25 @@ class CertifiedRegressor(CertifiedModule):
         for key, metric in metrics.items():
             self.log(key, metric.compute(), prog_bar=key == "val/mae")
             metric.reset()
+
+
+def bounded_loss(
+    model: nn.Module,
+    objective: Callable[[Tensor, Tensor, Tensor, float], Tensor],
+    batch: TrainBatch,
+    epsilon: float,
+    stretch: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The loss of a batch, with the outputs and the constant that it is of."""
+    x, target, *mixed = batch
+    outputs = model(x).float()
+    lipschitz = lipschitz_estimate(model).float() * stretch
+    loss = objective(outputs, target, lipschitz, epsilon)
+    if mixed:
+        partner, share = mixed
+        other = objective(outputs, partner, lipschitz, epsilon)
+        loss = share * loss + (1 - share) * other
+    return loss, outputs, lipschitz
 
 
 @torch.no_grad()

@@ -1,0 +1,46 @@
+"""A run's number of threads: what is asked for, the environment's, or one that fits."""
+
+import pytest
+import torch
+from torch import nn
+
+from robustcert.runs import threads as room
+from robustcert.runs.threads import VARIABLES, operations, suitable, threads
+
+NETWORK = nn.Sequential(nn.Linear(100, 50), nn.Linear(50, 10))
+
+
+@pytest.fixture
+def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(room, "cores", lambda: 8)
+    monkeypatch.setattr("os.cpu_count", lambda: 16)
+
+
+def test_operations_are_counted() -> None:
+    assert operations(NETWORK, (32, 100)) == 32 * 2 * (100 * 50 + 50 * 10)
+    assert NETWORK.training
+
+
+@pytest.mark.usefixtures("quiet")
+@pytest.mark.parametrize(("busy", "expected"), [(0.1, 8), (10.2, 6), (15.9, 1), (40.0, 1)])
+def test_large_networks_have_the_free_cores(
+    busy: float, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.getloadavg", lambda: (busy, 0.0, 0.0))
+    assert suitable(NETWORK, (32, 100)) == 1
+    assert suitable(NETWORK, (100_000, 100)) == expected
+
+
+@pytest.mark.usefixtures("quiet")
+def test_what_is_asked_for_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = torch.get_num_threads()
+    with threads(None, NETWORK, (32, 100)) as chosen:
+        assert chosen == torch.get_num_threads() == 1
+    with threads(3, NETWORK, (32, 100)) as chosen:
+        assert chosen == torch.get_num_threads() == 3
+    assert torch.get_num_threads() == before
+    monkeypatch.setenv("OMP_NUM_THREADS", str(before))
+    with threads(None, NETWORK, (100_000, 100)) as chosen:
+        assert chosen == before
