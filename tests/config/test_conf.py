@@ -61,8 +61,9 @@ class ShapedReals(Shaped):
 def check_sections(config: dict[str, Any]) -> None:
     for section in (*SECTIONS, *SCHEDULES):
         provided = frozenset(PROVIDED.get(section, set()) - config[section].keys())
-        # Directions are the program's, not a model's: build_model wraps the model that they are of.
-        node = {key: value for key, value in config[section].items() if key != "monotone"}
+        # The program's own: build_model wraps a model, and torch compiles steps, not a trainer.
+        own = ("monotone", "compile")
+        node = {key: value for key, value in config[section].items() if key not in own}
         check(node, section, COMMAND_LINE_TARGETS, provided)
     for section in GROUPED:
         for name, node in config.get(section, {}).items():
