@@ -100,6 +100,11 @@ def folder_of(out: Path, typed: str, seed: int) -> Path:
     return out / name / str(seed)
 
 
+def _settings(config: dict[str, Any]) -> dict[str, Any]:
+    # Without what a run chooses itself, or is told of another run.
+    return {key: value for key, value in config.items() if key not in ("resume", "threads")}
+
+
 def run(folder: Path, overrides: Sequence[str]) -> dict[str, Any]:
     """The row of a run, trained if it is not there.
 
@@ -108,7 +113,7 @@ def run(folder: Path, overrides: Sequence[str]) -> dict[str, Any]:
     """
     config = compose(*overrides)
     row = read_row(folder)
-    if row is not None and row["config"] != {k: v for k, v in config.items() if k != "resume"}:
+    if row is not None and _settings(row["config"]) != _settings(config):
         raise ValueError(f"{folder} holds a run of other settings: choose another --out")
     if row is None or row["status"] != "complete":
         train(config, folder, multirun=True)

@@ -27,7 +27,9 @@ def around_clipped(network: PlainNetwork, x: Tensor) -> tuple[Callable[[Tensor],
     if not clips_columns(network):
         return network.around(x)
     point, centre = network.balls(x)
-    ranges = torch.tensor(network.space.ranges).to(x).view(-1, 2, *(1,) * (x.dim() - 2))
+    ranges = torch.tensor(network.space.ranges, dtype=x.dtype, device=x.device).view(
+        -1, 2, *(1,) * (x.dim() - 2)
+    )
     low, high = ranges.unbind(1)
     return lambda u: network(torch.minimum(torch.maximum(point(u), low), high)), centre
 

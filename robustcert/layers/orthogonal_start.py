@@ -30,7 +30,7 @@ def orthogonal_(weight: Tensor) -> Tensor:
     vectors = weight.new_empty(small, large).normal_().triu_().mT
     first, norms = vectors.diagonal(), torch.linalg.vector_norm(vectors, dim=0)
     # The sign that does not cancel; the leading entry of a reflection's vector is 1, not stored.
-    signs = torch.where(first < 0, -1.0, 1.0)
+    signs = torch.ones_like(first).copysign(first)
     scales = 1 + first.abs() / norms
     q = torch.linalg.householder_product(vectors / (signs * norms * scales), scales)
     q = q.mul_(-signs)

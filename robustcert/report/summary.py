@@ -17,7 +17,7 @@ from robustcert.report.runs import FINISHED, Run
 
 # What makes no other experiment of a run.
 _NOT_THE_EXPERIMENT = re.compile(
-    r"seed|resume|certify|allow_targets|(logger|attack)(\..*)?|dataset\.(root|download|checksum)"
+    r"seed|resume|threads|certify(_device)?|allow_targets|(logger|attack)(\..*)?|dataset\.(root|download|checksum)"
     r"|loader\.(num_workers|eval_batch_size)|trainer\.(enable_.*|default_root_dir|callbacks.*)"
     r"|callbacks\.gradients\..*"
 )
