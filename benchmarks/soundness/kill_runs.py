@@ -49,7 +49,15 @@ RUN = (
     "attack.steps=5",
 )
 # Times, and what a resumed run is told apart by: of Lightning's callbacks, the folder.
-PASSING = ("seconds", "took", "log", "dirpath", "best_model_path", "best_k_models")
+PASSING = (
+    "seconds",
+    "processor_seconds",
+    "took",
+    "log",
+    "dirpath",
+    "best_model_path",
+    "best_k_models",
+)
 PASSING += ("kth_best_model_path", "last_model_path", "hash")
 CHANGES = ("os.rename", "os.remove", "os.rmdir", "shutil.rmtree")
 

@@ -151,7 +151,7 @@ class _Attack:
                     seed=self.seed,
                 )
                 self._require(part, f, delta)
-                found = self._confirmed(part, f, delta, torch.isfinite(distance))
+                found = self._confirmed(part, delta, torch.isfinite(distance))
             except OutOfTime:
                 break
             quotients.append((found / size).cpu())
@@ -192,20 +192,19 @@ class _Attack:
                 "changes its prediction inside the certified radius"
             )
 
-    def _confirmed(
-        self, rows: Tensor, exact: tuple[Function, Tensor], delta: Tensor, tried: Tensor
-    ) -> Tensor:
+    def _confirmed(self, rows: Tensor, delta: Tensor, tried: Tensor) -> Tensor:
         """Lengths at which perturbations change the prediction in float64, else infinite."""
-        f, centre = exact
         label, _ = self._certified(rows)
         found = torch.full(label.shape, torch.inf, dtype=torch.float64, device=self.device)
         for stretch in STRETCHES:
             left = (tried & found.isinf()).nonzero()[:, 0]
             if not len(left):
                 break
+            # A function around inputs is that of these inputs alone.
+            (f, centre), _, _ = self._functions(rows[left.cpu()])
             longer = delta[left].double() * stretch
             with torch.no_grad():
-                margin = smallest_margin(f(centre[left] + longer), label[left])
+                margin = smallest_margin(f(centre + longer), label[left])
             length = torch.where(changed(margin), lengths(longer).flatten(), torch.inf)
             found = found.index_copy(0, left, length)
         return found

@@ -121,7 +121,9 @@ def _composes(config_name: str, overrides: list[str]) -> str | None:
     """Why the overrides do not compose, or None."""
     try:
         config = hydra.compose(config_name, overrides=overrides)
-        # As a job does: what values refer to has to be there.
+        # As a job does: what values refer to has to be there. Loggers refer to the job itself.
+        with open_dict(config):
+            config.pop("logger", None)
         OmegaConf.to_container(config, resolve=True)
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         return str(error) or type(error).__name__

@@ -86,7 +86,7 @@ def test_every_activation_is_exported(activation: str, dtype: Any, tmp_path: Pat
     network = plain_network(build_model("mlp", "unconstrained", activation), 2, 8, 8)
     function = build("activation", activation)(8).fold().function.__name__
     if function not in ACTIVATIONS:
-        with pytest.raises(UnsoundNetworkError, match=f"{function} cannot be exported: add its"):
+        with pytest.raises(UnsoundNetworkError, match=f"{function} cannot be exported: "):
             assert_equivalent(network, dtype, tmp_path / "m.onnx")
         return
     assert_equivalent(network, dtype, tmp_path / "m.onnx")

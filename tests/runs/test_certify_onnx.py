@@ -93,5 +93,5 @@ def test_the_command_line_takes_a_model_and_a_dataset(tmp_path: Path) -> None:
     for arguments in (["bad.onnx", "dataset=digits"], ["model.onnx"], ["model.onnx", "dataset=x"]):
         done = run(*arguments)
         assert done.returncode == 1
-        assert len(done.stderr.strip().splitlines()) == 1
+        assert len(done.stderr.strip().splitlines()) == 2  # the first says what is read
     assert sorted(p.name for p in tmp_path.iterdir()) == before
