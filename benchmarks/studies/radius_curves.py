@@ -24,6 +24,9 @@ from robustcert.report.runs import FINISHED, Run, find_runs
 # Number of radii at which lines are drawn.
 POINTS = 200
 
+# The seeds of every command, with the radii that they prove.
+Commands = dict[str, list[tuple[Run, NDArray[np.float64]]]]
+
 
 def read(run: Run) -> NDArray[np.float64]:
     """Radii of all samples that are proved to be classified rightly; -1 for the others.
@@ -45,11 +48,11 @@ def verified(radii: NDArray[np.float64], at: NDArray[np.float64]) -> NDArray[np.
     return (radii[:, None] > np.where(at > 0, at, -0.5)).mean(axis=0)
 
 
-def draw(axes: Axes, commands: dict[str, list[Run]], largest: float) -> None:
+def draw(axes: Axes, commands: Commands, largest: float) -> None:
     """One dataset's lines."""
     at = np.linspace(0, largest, POINTS)
     for place, (command, runs) in enumerate(commands.items()):
-        curves = np.stack([verified(read(run), at) for run in runs])
+        curves = np.stack([verified(radii, at) for _, radii in runs])
         style = {"color": COLOURS[place % len(COLOURS)], "linestyle": LINES[place % len(LINES)]}
         label = f"{_short(command)}, {len(runs)} seed{'s' * (len(runs) > 1)}"
         axes.plot(at, curves.mean(axis=0), **style, linewidth=1.2, label=label)
@@ -65,18 +68,19 @@ def _short(command: str) -> str:
     return textwrap.shorten(command.removeprefix("python train.py "), 40, placeholder=" …")
 
 
-def say(commands: dict[str, list[Run]]) -> None:
+def say(commands: Commands) -> None:
     """One dataset's table."""
     for command, runs in commands.items():
-        at = np.array([0.0, *sorted(runs[0].config["radii"])])
-        found = np.stack([verified(read(run), at) for run in runs])
-        spent = [run.seconds.get("train_processor", float("nan")) for run in runs]
+        first, _ = runs[0]
+        at = np.array([0.0, *sorted(first.config["radii"])])
+        found = np.stack([verified(radii, at) for _, radii in runs])
+        spent = [run.seconds.get("train_processor", float("nan")) for run, _ in runs]
         cells = [
             f"{radius:.4g}: {mean:.4f} (least {least:.4f})"
             for radius, mean, least in zip(at, found.mean(0), found.min(0), strict=True)
         ]
-        acr = fmean(read(run).clip(0).mean() for run in runs)
-        size = f"{runs[0].results['parameters']:,} parameters, {fmean(spent):.3g} processor s"
+        acr = fmean(radii.clip(0).mean() for _, radii in runs)
+        size = f"{first.results['parameters']:,} parameters, {fmean(spent):.3g} processor s"
         print(f"{command}\n    {size}, ACR {acr:.4f}\n    {'; '.join(cells)}")
 
 
@@ -87,15 +91,15 @@ def main() -> None:
     parser.add_argument("runs", type=Path, nargs="+", help="runs, or folders of runs")
     parser.add_argument("--largest", type=float, default=1.5, help="largest radius, input units")
     options = parser.parse_args()
-    panels: dict[str, dict[str, list[Run]]] = {}
+    panels: dict[str, Commands] = {}
     for run in find_runs(options.runs):
         try:
-            read(run)
+            radii = read(run)
         except Refused as error:
             print(f"{run.name}: {error}")
             continue
         dataset = run.config["dataset"]["_target_"].rpartition(".")[2]
-        panels.setdefault(dataset, {}).setdefault(command_of(run), []).append(run)
+        panels.setdefault(dataset, {}).setdefault(command_of(run), []).append((run, radii))
     if not panels:
         parser.error("no run with a certificate of the test split")
     with drawing((1.0 + 4.6 * len(panels), 3.6)) as figure:

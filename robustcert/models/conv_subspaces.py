@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 from torch import nn
 
+from robustcert.models.classifier import check_sizes
 from robustcert.models.feature_subspaces import FeatureSubspaces
 from robustcert.models.layer_family import LayerFamily
 from robustcert.models.liresnet import convolve
@@ -59,6 +60,7 @@ class ConvSubspaces(FeatureSubspaces):
         mean: Sequence[float] = (0.0,),
         std: Sequence[float] = (1.0,),
     ) -> None:
+        check_sizes(width, depth, least_depth=0)
         stack = Stack(input_shape, activation, mean=mean, std=std, images="ConvSubspaces")
         convolve(
             stack,

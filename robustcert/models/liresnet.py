@@ -104,7 +104,6 @@ def convolve(
     neck_channels: int,
 ) -> None:
     """Append stem, trunk and neck, each with an activation, and a flattening."""
-    check_sizes(width, depth, least_depth=0)
     _check_stem(stem_kernel, stem_stride)
     padding = (stem_kernel - stem_stride + 1) // 2
     stack.convolve(stem, width, stem_kernel, stride=stem_stride, padding=padding)
