@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from robustcert.errors import UnknownLipschitz, UnsoundNetworkError
 from robustcert.margins import row_distances
+from robustcert.network.bounds import sequence_bound
 from robustcert.network.fold import (
     child_modules,
     fold,
@@ -19,7 +20,6 @@ from robustcert.network.fold import (
     unknown,
 )
 from robustcert.network.frozen import freeze
-from robustcert.network.network import sequence_bound
 from robustcert.network.operation import Shape, join_path
 from robustcert.network.overrides import class_of, own_method
 

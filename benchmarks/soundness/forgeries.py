@@ -36,11 +36,12 @@ from robustcert.check import FLOAT64, UnreadableError, check, evaluate, read_net
 from robustcert.data import as_numbers
 from robustcert.models import MLP, ConvNet, DeepSubspaces, LayerFamily, Subspaces
 from robustcert.models.normalize import Normalize
+from robustcert.network.branches import Sum
 from robustcert.network.fold import fold_network
 from robustcert.network.input_space import InputSpace, scaling
 from robustcert.network.input_space import factor as factor_of
 from robustcert.network.linear import Convolution, Dense, Flatten
-from robustcert.network.network import PlainNetwork, Sum
+from robustcert.network.network import PlainNetwork
 
 FLOAT_FILES = ("network.safetensors", "samples.safetensors", "radii.csv")
 METRIC_FILE = "metric.safetensors"

@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robustcert.certifiers import certify
+from robustcert.network.bounds import sequence_bound
 from robustcert.network.fold import fold_network
-from robustcert.network.network import PlainNetwork, sequence_bound
+from robustcert.network.network import PlainNetwork
 
 Shape = tuple[int, ...]
 # Largest difference of module and captured network, in units of the largest value.

@@ -22,9 +22,11 @@ from robustcert.certificate.samples import CertifiedSplit
 from robustcert.certifiers import LipschitzCertifier
 from robustcert.check import check
 from robustcert.data import to_unit
+from robustcert.network.bounds import operation_bound, sequence_bound, shapes
+from robustcert.network.branches import Sum
 from robustcert.network.fold import fold_network
 from robustcert.network.linear import Convolution, Dense
-from robustcert.network.network import PlainNetwork, Sum, operation_bound, sequence_bound, shapes
+from robustcert.network.network import PlainNetwork
 from robustcert.network.operation import Operation, Shape
 
 

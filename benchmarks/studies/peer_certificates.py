@@ -34,8 +34,9 @@ from robustcert.certifiers import LipschitzCertifier, strict_arithmetic
 from robustcert.data import Digits
 from robustcert.errors import UnsoundNetworkError
 from robustcert.network.agreement import require_agreement
+from robustcert.network.bounds import sequence_bound
 from robustcert.network.fold import fold_network
-from robustcert.network.network import PlainNetwork, sequence_bound
+from robustcert.network.network import PlainNetwork
 
 RADII = (0.25, 0.5, 1.0)
 WIDTH, BATCH = 128, 128

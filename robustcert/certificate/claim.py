@@ -23,7 +23,9 @@ from robustcert.certificate.space import metric_tensors, space_record
 from robustcert.certifiers.base import FUNCTIONS as FUNCTIONS
 from robustcert.certifiers.base import Claim, Proof, Task
 from robustcert.check import METRIC, STATEMENTS
-from robustcert.network.network import Branched, PlainNetwork, operation_bound, shapes
+from robustcert.network.bounds import operation_bound, shapes
+from robustcert.network.branches import Branched
+from robustcert.network.network import PlainNetwork
 from robustcert.network.operation import Operation
 from robustcert.network.quadratics import split_quadratics
 

@@ -27,6 +27,7 @@ from robustcert.errors import UnsoundNetworkError
 from robustcert.network import torch_activations
 from robustcert.network.activation import Activation, Slopes
 from robustcert.network.blocks import ResidualBlock, Sandwich
+from robustcert.network.branches import Concatenation, Sum
 from robustcert.network.input_space import IMAGES, InputSpace
 from robustcert.network.linear import (
     Affine,
@@ -37,7 +38,7 @@ from robustcert.network.linear import (
     Gather,
     Reshape,
 )
-from robustcert.network.network import Concatenation, PlainNetwork, Sum
+from robustcert.network.network import PlainNetwork
 from robustcert.network.operation import Operation as FoldedOperation
 from robustcert.network.quadratics import Quadratics
 from robustcert.network.reflection import Reflection

@@ -14,8 +14,10 @@ from collections.abc import Sequence
 
 import torch
 
+from robustcert.network.bounds import sequence_bound
+from robustcert.network.branches import Sum
 from robustcert.network.linear import Affine, Dense
-from robustcert.network.network import PlainNetwork, Sum, sequence_bound
+from robustcert.network.network import PlainNetwork
 from robustcert.network.operation import Operation
 
 

@@ -21,6 +21,8 @@ from robustcert.export.activations import ACTIVATIONS
 from robustcert.export.graph import Array, Graph
 from robustcert.network.activation import Activation
 from robustcert.network.blocks import ResidualBlock, Sandwich
+from robustcert.network.bounds import shapes
+from robustcert.network.branches import Concatenation, Sum
 from robustcert.network.linear import (
     Affine,
     CircularConvolution,
@@ -30,7 +32,6 @@ from robustcert.network.linear import (
     Gather,
     Reshape,
 )
-from robustcert.network.network import Concatenation, Sum, shapes
 from robustcert.network.operation import Operation, Shape
 
 

@@ -29,9 +29,10 @@ from robustcert.lipschitz import lipschitz_estimate
 from robustcert.models.classifier import Classifier
 from robustcert.models.normalize import Normalize
 from robustcert.models.scores import TrainingScores, lipschitz_scores
+from robustcert.network.bounds import sequence_bound
+from robustcert.network.branches import Sum
 from robustcert.network.fold import fold_children
 from robustcert.network.linear import Dense
-from robustcert.network.network import Sum, sequence_bound
 from robustcert.network.operation import Operation
 
 

@@ -11,9 +11,9 @@ from robustcert.models.classifier import Classifier, check_sizes
 from robustcert.models.head import Head
 from robustcert.models.layer_family import LayerFamily
 from robustcert.models.stack import Stack
+from robustcert.network.branches import Sum
 from robustcert.network.fold import fold_children
 from robustcert.network.linear import Affine
-from robustcert.network.network import Sum
 from robustcert.network.operation import constant
 
 

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from robustcert.arithmetic.products import untested_products
 from robustcert.errors import UnsoundNetworkError
+from robustcert.network.bounds import run
 from robustcert.network.fold import fold_for, fold_network
-from robustcert.network.network import PlainNetwork, run
+from robustcert.network.network import PlainNetwork
 from robustcert.network.overrides import class_of
 from robustcert.network.stated import own_modules, require_stated_bounds
 from robustcert.network.units import in_units

@@ -10,15 +10,10 @@ from torch import Tensor
 
 from robustcert.errors import UnsoundNetworkError
 from robustcert.network.activation import Activation
+from robustcert.network.bounds import operation_bound, operation_rounding
+from robustcert.network.branches import Concatenation, Sum
 from robustcert.network.local_error import gamma
-from robustcert.network.network import (
-    Concatenation,
-    PlainNetwork,
-    Sum,
-    operation_bound,
-    operation_rounding,
-    prefix_bounds,
-)
+from robustcert.network.network import PlainNetwork, prefix_bounds
 from robustcert.network.operation import Operation
 
 # Unit roundoff of the arithmetic: the relative error of one operation is at most this.

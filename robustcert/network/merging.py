@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from robustcert.network.branches import Branched, Sum
 from robustcert.network.linear import (
     Affine,
     CircularConvolution,
@@ -21,7 +22,6 @@ from robustcert.network.linear import (
     Gather,
     Reshape,
 )
-from robustcert.network.network import Branched, Sum
 from robustcert.network.operation import Operation, Shape, constant, same
 
 # Maximum number of entries of a kernel that is as large as the map.

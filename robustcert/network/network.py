@@ -5,19 +5,19 @@ float64 if the module was) and evaluates them in the dtype of its input, so that
 defines the real-valued function and its float32 and float64 deployments.
 """
 
-import hashlib
-import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Self, cast
-from weakref import WeakKeyDictionary, WeakSet
+from typing import cast
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from robustcert import norms
 from robustcert.errors import UnsoundNetworkError
+from robustcert.network.bounds import operation_bound, owned, run, sequence_bound, shapes
+from robustcert.network.branches import digest, walk
 from robustcert.network.input_space import (
     IMAGES,
     Composed,
@@ -27,151 +27,13 @@ from robustcert.network.input_space import (
     directions,
 )
 from robustcert.network.linear import Dense
-from robustcert.network.operation import Operation, Shape, copied, same, zeros
+from robustcert.network.operation import Operation, Shape, zeros
 from robustcert.norms.scalars import round_up
-
-
-@dataclass(frozen=True, eq=False)
-class Branched(Operation):
-    """Branches on the same input, each a sequence of operations; an empty one is the input."""
-
-    branches: tuple[tuple[Operation, ...], ...]
-
-    def rounding(self, input_shape: Shape, unit: float) -> tuple[float, float]:
-        raise NotImplementedError("the error is composed from the branches'")
-
-    def to(self, device: torch.device, dtype: torch.dtype | None = None) -> Self:
-        branches = tuple(tuple(op.to(device, dtype) for op in branch) for branch in self.branches)
-        return replace(self, branches=branches)
-
-
-@dataclass(frozen=True, eq=False)
-class Sum(Branched):
-    r"""Sum of branches on the same input, :math:`x \mapsto \sum_k g_k(x)`; an empty one is x."""
-
-    kind = "sum"
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return torch.stack([run(branch, x) for branch in self.branches]).sum(0)
-
-    def lipschitz_bound(self, input_shape: Shape) -> float:
-        return norms.sum_up([sequence_bound(b, input_shape) for b in self.branches])
-
-
-@dataclass(frozen=True, eq=False)
-class Concatenation(Branched):
-    r"""Outputs of branches side by side along one dimension of a sample.
-
-    With constants :math:`K_k` of the branches, its own is :math:`(\sum_k K_k^2)^{1/2}`.
-    """
-
-    kind = "concatenate"
-    axis: int = 0
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return torch.cat([run(branch, x) for branch in self.branches], self.axis + 1)
-
-    def lipschitz_bound(self, input_shape: Shape) -> float:
-        return norms.hypot_up([sequence_bound(b, input_shape) for b in self.branches])
-
-    def options(self) -> dict[str, Any]:
-        return {"axis": self.axis}
 
 
 def _above(values: Tensor) -> Tensor:
     # The next float of each entry.
     return torch.nextafter(values, torch.full_like(values, math.inf))
-
-
-def run(operations: Sequence[Operation], x: Tensor) -> Tensor:
-    """Apply the operations in turn."""
-    for operation in operations:
-        x = operation(x)
-    return x
-
-
-def shapes(
-    operations: Sequence[Operation], input_shape: Shape
-) -> Iterator[tuple[Operation, Shape]]:
-    """Each operation with the shape of its input."""
-    for operation in operations:
-        yield operation, input_shape
-        input_shape = operation.output_shape(input_shape)
-
-
-# Note [owned copies] (bounds that are remembered)
-# ~~~~~~~~~~~~~~~~~~~
-# The tensors of an operation can be changed in place, also where torch does not count it: through
-# `.data`, or an array that shares their memory. So bounds are computed from a copy that nobody else
-# holds, and are remembered for that copy. Whoever is given an operation compares it with its copy,
-# bit by bit, which costs as much as reading both; what has changed gets a new copy. A certifier
-# does so once for a batch and then works with the copies, which are their own: the network that it
-# evaluates is the one that its bounds speak of, even if another thread changes it meanwhile.
-
-
-def owned(operation: Operation) -> Operation:
-    """A copy that nobody else holds, the same one as long as the operation has the same values.
-
-    Raises:
-        UnsoundNetworkError: bounds were stated of other constants, see
-            :meth:`Operation.check_claims`.
-    """
-    if operation in _OWNED:
-        return operation
-    known = _COPIES.get(operation)
-    if known is None or not same(operation, known):
-        known = cast(Operation, copied(operation))
-        known.check_claims()
-        _OWNED.add(known)
-        _COPIES[operation] = known
-    return known
-
-
-# Private copies of operations, and the copy of each operation that was copied.
-_OWNED: WeakSet[Operation] = WeakSet()
-_COPIES: WeakKeyDictionary[Operation, Operation] = WeakKeyDictionary()
-
-
-def operation_bound(operation: Operation, input_shape: Shape) -> float:
-    """The operation's Lipschitz bound, or an error that names it."""
-    operation = owned(operation)
-    known = _BOUNDS.setdefault(operation, {})
-    if input_shape not in known:
-        try:
-            bound = operation.lipschitz_bound(input_shape)
-        except ValueError as error:
-            raise UnsoundNetworkError(str(error), operation.label) from error
-        if not 0 <= bound < math.inf:
-            raise UnsoundNetworkError(
-                f"its Lipschitz bound is {bound}, not finite", operation.label
-            )
-        known[input_shape] = bound
-    return known[input_shape]
-
-
-def operation_rounding(
-    operation: Operation, input_shape: Shape, unit: float
-) -> tuple[float, float]:
-    """The operation's local error, :meth:`Operation.rounding`, computed once."""
-    operation = owned(operation)
-    known = _ROUNDINGS.setdefault(operation, {})
-    if (input_shape, unit) not in known:
-        known[input_shape, unit] = operation.rounding(input_shape, unit)
-    return known[input_shape, unit]
-
-
-# Of operations from `owned`, which nobody changes; a bound may cost a factorisation.
-_BOUNDS: WeakKeyDictionary[Operation, dict[Shape, float]] = WeakKeyDictionary()
-_ROUNDINGS: WeakKeyDictionary[Operation, dict[tuple[Shape, float], tuple[float, float]]] = (
-    WeakKeyDictionary()
-)
-
-
-def sequence_bound(operations: Sequence[Operation], input_shape: Shape) -> float:
-    """Product of the operations' bounds, rounded up."""
-    return norms.product_up(
-        [operation_bound(operation, shape) for operation, shape in shapes(operations, input_shape)]
-    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -270,7 +132,7 @@ class PlainNetwork:
     @property
     def dtype(self) -> torch.dtype:
         """Float64 if any of the constants is, else float32."""
-        constants = [t for _, tensors in _walk(self.operations) for t in tensors.values()]
+        constants = [t for _, tensors in walk(self.operations) for t in tensors.values()]
         wide = any(t.dtype == torch.float64 for t in constants)
         return torch.float64 if wide else torch.float32
 
@@ -287,36 +149,11 @@ class PlainNetwork:
 
     def digest(self) -> str:
         """SHA-256 over every operation's definition and little-endian constants."""
-        digest = hashlib.sha256()
-        digest.update(json.dumps(list(self.input_shape)).encode())
-        for line, tensors in _walk(self.operations):
-            digest.update(json.dumps(line, sort_keys=True).encode())
-            for key in sorted(tensors):
-                array = tensors[key].cpu().numpy()
-                digest.update(key.encode() + array.astype(array.dtype.newbyteorder("<")).tobytes())
-        return digest.hexdigest()
+        return digest(self.operations, self.input_shape)
 
 
 # The private copy of each network that was copied.
 _NETWORKS: WeakKeyDictionary[PlainNetwork, PlainNetwork] = WeakKeyDictionary()
-
-
-def _shapes(tensors: dict[str, Tensor]) -> dict[str, list[Any]]:
-    return {key: [str(t.dtype).removeprefix("torch."), *t.shape] for key, t in tensors.items()}
-
-
-def _walk(operations: Sequence[Operation]) -> Iterator[tuple[dict[str, Any], dict[str, Tensor]]]:
-    for operation in operations:
-        tensors = operation.tensors()
-        line = {"kind": operation.kind, **operation.options(), "shapes": _shapes(tensors)}
-        if isinstance(operation, Branched):
-            # Without their number, what follows could be one branch more.
-            line["branches"] = len(operation.branches)
-        yield line, tensors
-        if isinstance(operation, Branched):
-            for branch in operation.branches:
-                yield {"branch": len(branch)}, {}
-                yield from _walk(branch)
 
 
 def composed_bounds(network: PlainNetwork) -> list[float]:

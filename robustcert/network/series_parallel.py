@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from robustcert.errors import UnknownLipschitz, UnsoundNetworkError
-from robustcert.network.network import Branched, Concatenation, Sum
+from robustcert.network.branches import Branched, Concatenation, Sum
 from robustcert.network.operation import Operation
 
 # Maximum number of copies that a graph may need of its values and operations.

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from robustcert.errors import UnsoundNetworkError
 from robustcert.network.activation import Activation
+from robustcert.network.bounds import shapes
 from robustcert.network.linear import Affine, Dense, Flatten
 from robustcert.network.local_error import gamma
-from robustcert.network.network import PlainNetwork, shapes
+from robustcert.network.network import PlainNetwork
 from robustcert.network.operation import Operation, Shape
 from robustcert.norms.scalars import UNIT_ROUNDOFF
 from robustcert.relaxations.curves import Curve, Lines, curve_of

@@ -5,7 +5,8 @@
 ==================  ==========================================  ================================
 ``certifier=``      radii of validation                         cost of an epoch
 ==================  ==========================================  ================================
-lipschitz           its own: margins over pairwise constants    one product of norms
+lipschitz           its own: margins over pairwise constants    one product of norms, shared by
+                                                                the processes of a training
 lipsdp,             its own: margins over pairwise constants    one semidefinite bound, as long
 eclipse_fast                                                    as it takes ``certify.py``
 quadratic           its own, of every sample: lipschitz's for   exact distances of the split
@@ -29,11 +30,12 @@ every sample.
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from inspect import signature
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 
 from robustcert.certifiers import (
     Certifier,
@@ -55,6 +57,7 @@ from robustcert.models.scores import TrainingScores
 from robustcert.network.network import PlainNetwork
 from robustcert.network.operation import zeros
 from robustcert.network.quadratics import split_quadratics
+from robustcert.network.shared_bounds import Proved, share_bounds
 
 # What is said at the start of training of certifiers whose claim is not validated.
 REMARKS: dict[type, str] = {
@@ -185,6 +188,8 @@ class ValidationCertifier:
         self.pairwise = None
         if constants is not None:
             with strict_arithmetic():
+                if type(constants) is LipschitzCertifier and distributed.is_initialized():
+                    share_bounds(network, rank, world_size, partial(_gather, world_size))
                 self.pairwise = constants.pairwise_bound(network).to(device)
         self._network = network.to(device)
         # The first samples of the split, of which this rank has every world_size-th.
@@ -245,6 +250,13 @@ def constants_of(certifier: Certifier, network: PlainNetwork) -> BoundsPairs | N
     if kind is CombinedCertifier and not is_covered(network):
         return lipschitz
     return None
+
+
+def _gather(world_size: int, own: Proved) -> list[Proved]:
+    # What every process has proved, by rank.
+    found: list[Proved] = [own] * world_size
+    distributed.all_gather_object(found, own)
+    return found
 
 
 def _call(certifier: object) -> str:

@@ -30,8 +30,9 @@ from robustcert.check.activations.table import KINDS
 from robustcert.errors import UnsoundNetworkError
 from robustcert.layers import NormPool2d
 from robustcert.network.activation import Activation
+from robustcert.network.branches import Sum
 from robustcert.network.linear import Dense
-from robustcert.network.network import PlainNetwork, Sum, pairwise_bound
+from robustcert.network.network import PlainNetwork, pairwise_bound
 
 
 @pytest.fixture(autouse=True)

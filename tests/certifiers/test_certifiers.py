@@ -22,10 +22,11 @@ from robustcert.errors import UnsoundNetworkError
 from robustcert.lipschitz import pairwise_lipschitz_estimate
 from robustcert.models import Normalize
 from robustcert.network.activation import Activation
+from robustcert.network.branches import Sum
 from robustcert.network.fold import fold_network
 from robustcert.network.forward_error import ForwardError, forward_error
 from robustcert.network.linear import Affine, Dense, Flatten
-from robustcert.network.network import PlainNetwork, Sum
+from robustcert.network.network import PlainNetwork
 from robustcert.objectives import EMMA
 
 # One layer family for each kind of dense layer.

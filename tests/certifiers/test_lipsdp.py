@@ -31,8 +31,9 @@ from robustcert.config.build import build
 from robustcert.errors import NormBoundError, UnsoundNetworkError
 from robustcert.metrics.gradient_ratio import gradient_ratio
 from robustcert.network.activation import Activation, Slopes
+from robustcert.network.branches import Sum
 from robustcert.network.linear import Affine, Convolution, Dense, Flatten
-from robustcert.network.network import PlainNetwork, Sum, pairwise_bound
+from robustcert.network.network import PlainNetwork, pairwise_bound
 from robustcert.network.operation import Operation
 
 CONF = Path(__file__).parents[2] / "conf"

@@ -53,19 +53,12 @@ from robustcert.network import network as network_module
 from robustcert.network import overrides
 from robustcert.network.activation import Activation, Slopes
 from robustcert.network.blocks import ResidualBlock
+from robustcert.network.bounds import operation_bound, run, sequence_bound
+from robustcert.network.branches import Sum
 from robustcert.network.fold import _TORCH_FOLDS, fold, fold_network
 from robustcert.network.input_space import InputSpace, Metric, factor, scaling
 from robustcert.network.linear import Affine, Convolution, Dense, Flatten
-from robustcert.network.network import (
-    PlainNetwork,
-    Sum,
-    operation_bound,
-    output_bound,
-    pairwise_bound,
-    prefix_bounds,
-    run,
-    sequence_bound,
-)
+from robustcert.network.network import PlainNetwork, output_bound, pairwise_bound, prefix_bounds
 from robustcert.network.operation import Operation
 from robustcert.norms import convolution, proof, scalars
 from robustcert.norms.proof import Gram, residual_bound

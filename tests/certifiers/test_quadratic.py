@@ -17,10 +17,11 @@ from robustcert.certifiers.quadratic import _Pairs
 from robustcert.errors import UnsoundNetworkError
 from robustcert.layers import CholeskyResidualLinear
 from robustcert.models import DeepSubspaces, LayerFamily, Subspaces
+from robustcert.network.bounds import sequence_bound
 from robustcert.network.fold import fold_network
 from robustcert.network.forward_error import ForwardError, forward_error
 from robustcert.network.linear import Dense
-from robustcert.network.network import PlainNetwork, sequence_bound
+from robustcert.network.network import PlainNetwork
 from robustcert.network.quadratics import Quadratics, quadratic_distance, split_quadratics
 
 

@@ -27,8 +27,9 @@ from robustcert.certifiers.second_order.curvature import (
     say_once,
     second_order_distance,
 )
+from robustcert.network.branches import Sum
 from robustcert.network.fold import fold_network
-from robustcert.network.network import PlainNetwork, Sum
+from robustcert.network.network import PlainNetwork
 
 
 def direction(count: int) -> Tensor:

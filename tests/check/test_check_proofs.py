@@ -31,16 +31,11 @@ from robustcert.layers.pool import NormPool2d
 from robustcert.models import CircularShift
 from robustcert.network import operation as operation_module
 from robustcert.network.blocks import ResidualBlock, Sandwich
+from robustcert.network.bounds import operation_bound, run, shapes
+from robustcert.network.branches import Sum
 from robustcert.network.forward_error import forward_error
 from robustcert.network.linear import Affine, CircularConvolution, Convolution, Dense, Flatten
-from robustcert.network.network import (
-    PlainNetwork,
-    Sum,
-    operation_bound,
-    pairwise_bound,
-    run,
-    shapes,
-)
+from robustcert.network.network import PlainNetwork, pairwise_bound
 from robustcert.norms.estimates import conv_norm_lower
 
 ACTIVATIONS = (

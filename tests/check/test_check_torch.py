@@ -33,8 +33,9 @@ from robustcert.check.activations.torch_functions import (
 )
 from robustcert.errors import UnsoundNetworkError
 from robustcert.network.activation import Activation
+from robustcert.network.bounds import sequence_bound
 from robustcert.network.fold import fold_for, fold_network
-from robustcert.network.network import PlainNetwork, sequence_bound
+from robustcert.network.network import PlainNetwork
 
 
 @pytest.fixture(autouse=True)

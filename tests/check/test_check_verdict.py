@@ -25,8 +25,9 @@ from robustcert.check.network.digest import digest
 from robustcert.check.network.reading import read_network
 from robustcert.data import to_unit
 from robustcert.errors import ReportError
+from robustcert.network.branches import Sum
 from robustcert.network.linear import Dense, Flatten
-from robustcert.network.network import PlainNetwork, Sum
+from robustcert.network.network import PlainNetwork
 from robustcert.report.claim import read_claim
 
 
@@ -322,7 +323,7 @@ def test_structures_can_be_read_back_from_what_the_digest_is_of(
                 return ""
 
         with monkeypatch.context() as patch:
-            patch.setattr("robustcert.network.network.hashlib.sha256", Recorder)
+            patch.setattr("robustcert.network.branches.hashlib.sha256", Recorder)
             net.digest()
         assert parse(b"".join(streams).decode()) == shape
     different = {json.dumps(shape) for shape in shapes}

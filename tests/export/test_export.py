@@ -26,9 +26,10 @@ from robustcert.export.activations import ACTIVATIONS
 from robustcert.layers import NormPool2d
 from robustcert.network.activation import Activation
 from robustcert.network.blocks import ResidualBlock
+from robustcert.network.branches import Sum
 from robustcert.network.input_space import InputSpace, scaling
 from robustcert.network.linear import Convolution, Dense, Flatten
-from robustcert.network.network import PlainNetwork, Sum, pairwise_bound
+from robustcert.network.network import PlainNetwork, pairwise_bound
 from robustcert.runs.regression import largest_changes
 
 onnx = pytest.importorskip("onnx")

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from helpers.references import REFERENCES, balls
 from robustcert.network.activation import Activation
+from robustcert.network.branches import Sum
 from robustcert.network.linear import Affine, Dense, Flatten
-from robustcert.network.network import PlainNetwork, Sum
+from robustcert.network.network import PlainNetwork
 from robustcert.network.operation import Operation
 
 Shape = tuple[int, ...]

@@ -40,9 +40,10 @@ from robustcert.layers import (
 from robustcert.lipschitz import lipschitz_bound, lipschitz_estimate
 from robustcert.network.activation import Activation, Slopes
 from robustcert.network.blocks import ResidualBlock, Sandwich
+from robustcert.network.bounds import operation_bound
 from robustcert.network.fold import fold
 from robustcert.network.linear import CircularConvolution
-from robustcert.network.network import PlainNetwork, operation_bound
+from robustcert.network.network import PlainNetwork
 from robustcert.network.operation import Operation
 
 Module = Any

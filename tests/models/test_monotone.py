@@ -13,10 +13,11 @@ from robustcert.certifiers.monotone import monotone_directions
 from robustcert.lipschitz import lipschitz_bound, lipschitz_estimate
 from robustcert.models import Monotone
 from robustcert.network.agreement import require_agreement
+from robustcert.network.branches import Sum
 from robustcert.network.fold import fold_network
 from robustcert.network.input_space import InputSpace, scaling
 from robustcert.network.linear import Dense
-from robustcert.network.network import PlainNetwork, Sum, output_bound
+from robustcert.network.network import PlainNetwork, output_bound
 
 DIRECTIONS = (1, 0, -1, 1)
 

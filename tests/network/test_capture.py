@@ -25,8 +25,10 @@ from robustcert.layers import CholeskyLinear
 from robustcert.lipschitz import lipschitz_bound
 from robustcert.network import torch_functions
 from robustcert.network.agreement import DisagreementError
+from robustcert.network.bounds import sequence_bound
+from robustcert.network.branches import Sum
 from robustcert.network.fold import fold_for, fold_network
-from robustcert.network.network import PlainNetwork, Sum, sequence_bound
+from robustcert.network.network import PlainNetwork
 from robustcert.network.torch_activations import (
     GELU,
     GELU_TANH,

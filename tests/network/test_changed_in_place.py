@@ -16,10 +16,12 @@ from robustcert.certifiers import Certificates, LipschitzCertifier
 from robustcert.errors import UnsoundNetworkError
 from robustcert.network.activation import Activation, Slopes
 from robustcert.network.blocks import ResidualBlock
+from robustcert.network.bounds import operation_bound
+from robustcert.network.branches import Sum
 from robustcert.network.fold import fold, fold_network
 from robustcert.network.forward_error import forward_error
 from robustcert.network.linear import Dense
-from robustcert.network.network import PlainNetwork, Sum, operation_bound, pairwise_bound
+from robustcert.network.network import PlainNetwork, pairwise_bound
 
 SMALL: dict[str, dict[str, Any]] = {
     "smoothing": {"n": 50, "n0": 10},

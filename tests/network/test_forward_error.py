@@ -18,10 +18,11 @@ from robustcert.activations import ReLU
 from robustcert.errors import UnsoundNetworkError
 from robustcert.layers import NormPool2d
 from robustcert.models import Normalize
+from robustcert.network.branches import Sum
 from robustcert.network.fold import fold, fold_network
 from robustcert.network.forward_error import UNIT_ROUNDOFFS, forward_error
 from robustcert.network.linear import Affine, Dense, Flatten
-from robustcert.network.network import PlainNetwork, Sum
+from robustcert.network.network import PlainNetwork
 from robustcert.network.operation import Operation
 
 FEATURES = 8

@@ -8,10 +8,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robustcert.errors import UnknownLipschitz
+from robustcert.network.bounds import run, sequence_bound
+from robustcert.network.branches import Concatenation, Sum
 from robustcert.network.fold import fold_for
 from robustcert.network.linear import Affine, CircularConvolution, Convolution, Dense, Gather
 from robustcert.network.merging import merged
-from robustcert.network.network import Concatenation, Sum, run, sequence_bound
 from robustcert.network.operation import Operation
 
 

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from robustcert.models.normalize import Normalize
+from robustcert.network.bounds import run
 from robustcert.network.fold import fold_network
 from robustcert.network.input_space import IMAGES, InputSpace, Metric, factor, scaling
-from robustcert.network.network import PlainNetwork, pairwise_bound, prefix_bounds, run
+from robustcert.network.network import PlainNetwork, pairwise_bound, prefix_bounds
 
 SCALE = torch.tensor([2.0, 0.0, 0.25, 1.0, 8.0], dtype=torch.float64)
 

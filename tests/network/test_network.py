@@ -14,17 +14,12 @@ from torch import Tensor
 from robustcert import norms
 from robustcert.errors import UnsoundNetworkError
 from robustcert.network.activation import Activation
+from robustcert.network.bounds import _BOUNDS, run, sequence_bound
+from robustcert.network.branches import Sum
 from robustcert.network.forward_error import UNIT_ROUNDOFFS
 from robustcert.network.linear import Affine, Convolution, Dense, Flatten
 from robustcert.network.local_error import absolute_norm, gamma
-from robustcert.network.network import (
-    _BOUNDS,
-    PlainNetwork,
-    Sum,
-    pairwise_bound,
-    run,
-    sequence_bound,
-)
+from robustcert.network.network import PlainNetwork, pairwise_bound
 from robustcert.network.operation import Operation, constant
 
 RELU = Activation(torch.relu, {}, lipschitz=1.0)

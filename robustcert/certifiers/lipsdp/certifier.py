@@ -18,9 +18,10 @@ from robustcert.certifiers.lipsdp import search, semidefinite
 from robustcert.certifiers.lipsdp.layers import NOTHING, Layer, compose
 from robustcert.errors import NormBoundError, UnsoundNetworkError
 from robustcert.network.activation import Activation
+from robustcert.network.bounds import shapes
 from robustcert.network.input_space import directions
 from robustcert.network.linear import Affine, Dense, Flatten
-from robustcert.network.network import PlainNetwork, shapes
+from robustcert.network.network import PlainNetwork
 from robustcert.network.network import pairwise_bound as product_bound
 from robustcert.network.operation import Operation
 from robustcert.norms.proof import Scaled, scaled

@@ -22,9 +22,11 @@ from torch.nn.grad import conv2d_input
 from robustcert import norms
 from robustcert.network import forward_error
 from robustcert.network.activation import Activation
+from robustcert.network.bounds import operation_bound, shapes
+from robustcert.network.branches import Sum
 from robustcert.network.linear import Affine, Convolution, Dense, Flatten
 from robustcert.network.local_error import absolute_norm, gamma
-from robustcert.network.network import PlainNetwork, Sum, operation_bound, shapes
+from robustcert.network.network import PlainNetwork
 from robustcert.network.operation import Operation, Shape
 from robustcert.norms.scalars import UNIT_ROUNDOFF
 
