@@ -184,7 +184,10 @@ def blocks(weight: Array, axes: tuple[Axis, Axis]) -> list[tuple[NDArray[np.int6
 def symbols(
     taps: list[tuple[NDArray[np.int64], Array]], axes: tuple[Axis, Axis]
 ) -> Iterator[tuple[Array, Array | None]]:
-    """Real and imaginary parts (b, rows, columns), rows >= columns, of all symbols, in chunks."""
+    """Real and imaginary parts (b, rows, columns), rows >= columns, of all symbols, in chunks.
+
+    Those of most energy come first: their norms are bounds that the others may not exceed.
+    """
     height, width = axes[0].points, axes[1].points
     _, groups, out, inner = taps[0][1].shape
     if out < inner * len(taps):  # A matrix and its transpose have the same norm.
@@ -193,9 +196,11 @@ def symbols(
     small, large = sorted((out, inner * len(taps)))
     per_frequency = 8 * groups * (12 * small * small + 6 * small * large)
     chunk = max(1, CHUNK_BYTES // per_frequency)
-    grid_points = frequencies(axes)
+    grid_points = frequencies(axes) * np.array([width, height])
+    if len(grid_points) > chunk:
+        grid_points = grid_points[np.argsort(-energies(taps, grid_points, height * width))]
     for first in range(0, len(grid_points), chunk):
-        points = grid_points[first : first + chunk] * np.array([width, height])
+        points = grid_points[first : first + chunk]
         real, imag = [], []
         for shifts, values in taps:
             shape = (len(points) * groups, *values.shape[2:])
@@ -205,6 +210,21 @@ def symbols(
             imag.append((sine @ flat).reshape(shape))
         whole = np.concatenate(real, axis=stack)
         yield whole, None if height * width == 1 else np.concatenate(imag, axis=stack)
+
+
+def energies(
+    taps: list[tuple[NDArray[np.int64], Array]], points: NDArray[np.int64], period: int
+) -> Array:
+    """Squared Frobenius norms (F,) of the symbols at given points, without forming them.
+
+    They say where norms are likely to be large; no proof rests on them.
+    """
+    total = np.zeros(len(points))
+    for shifts, values in taps:
+        flat = values.reshape(len(values), -1)
+        cosine, sine = roots_of_unity(points @ shifts.T, period)
+        total += sum(((part @ (flat @ flat.T)) * part).sum(1) for part in (cosine, sine))
+    return total
 
 
 def symbol_error(taps: list[tuple[NDArray[np.int64], Array]]) -> Fraction:

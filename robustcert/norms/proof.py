@@ -376,9 +376,18 @@ def squared_norm_bound(real: Array, imag: Array | None = None, floor: float = 0.
         NormBoundError: if the matrices are not finite or no factorisation succeeds.
     """
     gram = Gram.of(real, imag)
+    bound = Fraction(0)
+    if floor > 0:
+        # What is below it needs no estimate.
+        residual = factorise(gram, floor)
+        done = residual.found
+        if done.any():
+            bound = charge(gram, floor, residual[done])
+        if done.all():
+            return bound
+        gram = gram[~done]
     # The largest squared norm is at least energy / n: this only keeps t from being zero.
     floor = max(floor, float(gram.energy) * 2.0**-60)
-    bound = Fraction(0)
     # A direct eigenvalue is good to rounding, a Lanczos estimate is not.
     ladder = RAISES if gram.real.shape[-1] <= DIRECT_SIZE else RAISES[1:]
     for failures, slack in enumerate(ladder):

@@ -154,6 +154,37 @@ def test_bounds_do_not_depend_on_blocks(imaginary: bool, monkeypatch: pytest.Mon
             assert truth * (1 - 1e-13) <= bound <= truth * (1 + 1e-5)
 
 
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.999, 1.001, 10.0])
+def test_a_bound_that_is_known_already_costs_no_other_bound(share: float) -> None:
+    # Some of the matrices are below it, or all, or none.
+    rng = np.random.default_rng(1)
+    real, imag = (
+        rng.standard_normal((2, 5, 9, 6)) * np.array([0.1, 0.5, 1.0, 2.0, 3.0])[:, None, None]
+    )
+    truth = max(np.linalg.norm(real + 1j * imag, 2, axis=(1, 2))) ** 2
+    bound = float(squared_norm_bound(real, imag, floor=share * truth))
+    largest = max(1.0, share) * truth
+    assert truth * (1 - 1e-13) <= bound <= largest * (1 + 1e-8)
+
+
+def test_symbols_come_by_their_energy(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = randn(4, 3, 3, 3, seed=5).numpy().astype(np.float64)[None]
+    axes = (convolution.Axis.of(3, 9, 1, 1, 1, circular=False),) * 2
+    taps = convolution.blocks(weight, axes)
+    whole = next(convolution.symbols(taps, axes))
+    monkeypatch.setattr(convolution, "CHUNK_BYTES", 1)
+    parts = list(convolution.symbols(taps, axes))
+    energies = [float((r**2).sum() + (i**2).sum()) for r, i in parts]
+    assert len(parts) == len(whole[0]) > 40
+    assert energies == pytest.approx(sorted(energies, reverse=True))
+    assert sum(energies) == pytest.approx((whole[0] ** 2).sum() + (whole[1] ** 2).sum())
+    known = convolution.symbol_norm_bound(weight, axes)
+    monkeypatch.undo()
+    assert float(known) == pytest.approx(
+        float(convolution.symbol_norm_bound(weight, axes)), rel=1e-8
+    )
+
+
 def test_a_bad_factor_of_a_true_bound_is_charged_its_residual() -> None:
     gram = Gram.of(np.eye(3)[None])
     factor = torch.linalg.cholesky(torch.eye(3, dtype=torch.float64)[None])
