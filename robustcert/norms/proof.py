@@ -339,7 +339,10 @@ def lanczos(
 
 
 def largest_eigenvalue(matrices: Tensor, steps: int) -> float:
-    """Largest eigenvalue in a batch (b, n, n) of Hermitian matrices, an estimate from below."""
+    """Largest eigenvalue in a batch (b, n, n) of Hermitian matrices, an estimate from below.
+
+    It is that of one matrix, which a rough estimate of all picks.
+    """
     size = matrices.shape[-1]
     generator = torch.Generator().manual_seed(0)
     start = torch.randn(size, generator=generator, dtype=torch.float64, device="cpu")
@@ -357,8 +360,8 @@ def largest_eigenvalue(matrices: Tensor, steps: int) -> float:
         quotient = (vector.conj() * image).sum(-1).real / vector.abs().square().sum(-1)
         return quotient.nan_to_num(0.0).clamp(min=0)
 
-    if len(matrices) > 4:
-        matrices = matrices[estimate(matrices, 8).topk(4).indices]
+    if len(matrices) > 1:
+        matrices = matrices[estimate(matrices, 8).argmax()][None]
     if size <= DIRECT_SIZE:
         return float(torch.linalg.eigvalsh(matrices).max())
     return float(estimate(matrices, steps).max())
@@ -390,14 +393,19 @@ def squared_norm_bound(real: Array, imag: Array | None = None, floor: float = 0.
     floor = max(floor, float(gram.energy) * 2.0**-60)
     # A direct eigenvalue is good to rounding, a Lanczos estimate is not.
     ladder = RAISES if gram.real.shape[-1] <= DIRECT_SIZE else RAISES[1:]
-    for failures, slack in enumerate(ladder):
+    failures = 0
+    while failures < len(ladder):
         steps = min(LANCZOS_STEPS << failures, 8 * LANCZOS_STEPS)
-        t = max(floor, largest_eigenvalue(gram.tensor(), steps) * (1 + slack))
+        estimate = largest_eigenvalue(gram.tensor(), steps)
+        t = max(floor, estimate * (1 + ladder[failures]))
         residual = factorise(gram, t)
         done = residual.found
         if done.all():
             return max(bound, charge(gram, t, residual))
         if done.any():
+            # Another matrix is larger than the one that was estimated.
             bound = max(bound, charge(gram, t, residual[done]))
-        gram = gram[~done]
+            gram = gram[~done]
+        else:
+            failures += 1
     raise NormBoundError(f"No Cholesky factor found for a matrix of shape {real.shape[1:]}")
