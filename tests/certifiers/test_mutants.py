@@ -46,6 +46,7 @@ from robustcert.layers import ConstrainedLinear, NormPool2d, UnconstrainedLinear
 from robustcert.margins import row_distances
 from robustcert.metrics import AverageCertifiedRadius, RejectionRate, VerifiedRobustAccuracy
 from robustcert.models import Classifier, Head, Normalize, Subspaces
+from robustcert.network import bounds as bounds_module
 from robustcert.network import fold as fold_module
 from robustcert.network import forward_error as forward_error_module
 from robustcert.network import input_space as space_module
@@ -858,7 +859,7 @@ FAULTS: dict[str, Fault] = {
     "residual block taken for 1-Lipschitz": put(
         ResidualBlock, "lipschitz_bound", lambda self, shape: 1.0
     ),
-    "bound of another network": wrap(network_module, "operation_bound", by_shape),
+    "bound of another network": wrap(bounds_module, "operation_bound", by_shape),
     "orthogonal by construction": fold_claims(ConstrainedLinear, lambda layer: 1.0),
     "norm from a stale buffer": fold_claims(
         UnconstrainedLinear, lambda layer: float(layer.lipschitz_estimate())
