@@ -228,6 +228,9 @@ def test_neighbours_in_many_dimensions_are_those_of_brute_force() -> None:
     ratio = ratio[label[:, None] != label]
     assert largest_overlap(other, label, radius) == pytest.approx(float(ratio.max()), rel=1e-12)
     assert largest_overlap(other, label, 0 * radius) == 0
+    # A network that never changes its mind has no radius, and no pair of two predictions.
+    assert largest_overlap(other[:70], 0 * label[:70], radius[:70] / 0) == 0
+    assert largest_overlap(other[:70], label[:70], radius[:70] / 0) == np.inf
 
 
 def search(folder: Path, count: int) -> None:
