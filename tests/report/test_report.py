@@ -26,7 +26,7 @@ from robustcert.report.__main__ import main
 from robustcert.report.calibration import calibrate
 from robustcert.report.claim import read_claim
 from robustcert.report.measures import acceptance, at_radius, curve, wilson
-from robustcert.report.run_figures import draw_tradeoff
+from robustcert.report.run_figures import draw_bracket, draw_tradeoff
 from robustcert.report.runs import find_runs
 from robustcert.report.separation import half_distances, largest_overlap
 from robustcert.report.summary import Estimate, estimate, group_runs, searched
@@ -339,6 +339,13 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     split = CertifiedSplit(x, label, torch.arange(6) + 10, certifier.certify(network, x))
     write_certificate(folder, network, certifier.claim(network), split, [0.1])
     return folder
+
+
+@pytest.mark.slow
+def test_without_a_finished_attack_no_band_is_spoken_of(certificate: Path) -> None:
+    drawn = draw_bracket(read_claim(certificate), np.arange(0), None)
+    assert drawn.alt == "Verified accuracy against radius"
+    assert drawn.caption.startswith("The truth lies above the curve")
 
 
 def test_a_claim_is_read_as_it_was_written(certificate: Path) -> None:
