@@ -26,6 +26,7 @@ from robustcert.report.__main__ import main
 from robustcert.report.calibration import calibrate
 from robustcert.report.claim import read_claim
 from robustcert.report.measures import acceptance, at_radius, curve, wilson
+from robustcert.report.page import number
 from robustcert.report.run_figures import draw_bracket, draw_tradeoff
 from robustcert.report.runs import find_runs
 from robustcert.report.separation import half_distances, largest_overlap
@@ -339,6 +340,10 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     split = CertifiedSplit(x, label, torch.arange(6) + 10, certifier.certify(network, x))
     write_certificate(folder, network, certifier.claim(network), split, [0.1])
     return folder
+
+
+def test_numbers_on_pages_have_no_exponent_where_they_are_whole() -> None:
+    assert [number(v, 2) for v in (130.4, 99.7, 99.0, 0.084)] == ["130", "100", "99", "0.084"]
 
 
 @pytest.mark.slow
