@@ -51,6 +51,15 @@ def test_a_visitor_reads_it_at_a_sitting() -> None:
     assert len(re.findall(r"^!\[", text, re.MULTILINE)) == 1
 
 
+def test_what_a_newcomer_types_first_is_in_the_readme() -> None:
+    text = README.read_text()
+    for command in ("python train.py resume=outputs/<run> ", "robustcert report multirun "):
+        assert f"    {command}" in text
+    # The tasks that were typed with the README alone, and where it sends whoever types them.
+    for place in ("docs/own_network.md", "docs/extending.md", "docs/first_run.md"):
+        assert f"({place})" in text
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_every_option_that_is_named_exists(page: Path) -> None:
     conf = ROOT / "conf"

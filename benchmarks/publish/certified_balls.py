@@ -10,9 +10,7 @@ point, its colour that of the prediction.
 import sys
 from pathlib import Path
 
-import matplotlib as mpl
 import torch
-from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.collections import PatchCollection
 from matplotlib.patches import Circle
@@ -20,6 +18,7 @@ from torch import Tensor, nn
 
 import robustcert
 from robustcert.activations import GroupSort
+from robustcert.certificate.style import BLUE, RED, drawing, save
 from robustcert.data import Moons
 from robustcert.layers import AOLConv2d, CholeskyLinear
 from robustcert.lipschitz import pairwise_lipschitz_estimate
@@ -27,7 +26,7 @@ from robustcert.models import MLP, LayerFamily
 from robustcert.objectives import EMMA
 
 WIDTH, STEPS, EPSILON, SHOWN = 64, 600, 0.05, 60
-COLOURS = ("#1f6f8b", "#d1603d")
+CLASSES = (BLUE, RED)
 
 
 def plain(x: Tensor, y: Tensor) -> nn.Module:
@@ -65,8 +64,8 @@ def draw(axes: Axes, network: nn.Module, x: Tensor, y: Tensor, title: str) -> No
     grid = torch.cartesian_prod(torch.linspace(0, 1, 300), torch.linspace(0, 1, 300))
     with torch.no_grad():
         regions = network(grid).argmax(1).reshape(300, 300).T
-    axes.contourf(regions, levels=[-0.5, 0.5, 1.5], colors=COLOURS, alpha=0.13, extent=(0, 1, 0, 1))
-    for label, colour in enumerate(COLOURS):
+    axes.contourf(regions, levels=[-0.5, 0.5, 1.5], colors=CLASSES, alpha=0.13, extent=(0, 1, 0, 1))
+    for label, colour in enumerate(CLASSES):
         mine = [i for i in range(SHOWN) if int(result.prediction[i]) == label]
         balls = [Circle(x[i].tolist(), float(result.radius[i])) for i in mine]
         axes.add_collection(PatchCollection(balls, facecolor=colour, alpha=0.12))
@@ -83,14 +82,12 @@ def main(path: Path) -> None:
     """Train both, certify both, and write the picture."""
     torch.manual_seed(0)
     train, test = Moons().read("train"), Moons().read("test")
-    mpl.use("Agg")
-    figure, axes = plt.subplots(1, 2, figsize=(8, 4.9), layout="constrained")
-    draw(
-        axes[0], plain(train.inputs, train.labels), test.inputs, test.labels, "trained for accuracy"
-    )
-    proved = certified(train.inputs, train.labels)
-    draw(axes[1], proved, test.inputs, test.labels, "trained for the certificate")
-    figure.savefig(path, dpi=130)
+    accurate, proved = plain(train.inputs, train.labels), certified(train.inputs, train.labels)
+    with drawing((8, 4.8)) as figure:
+        left, right = figure.subplots(1, 2)
+        draw(left, accurate, test.inputs, test.labels, "trained for accuracy")
+        draw(right, proved, test.inputs, test.labels, "trained for the certificate")
+        save(figure, path)
 
 
 if __name__ == "__main__":

@@ -72,6 +72,7 @@ def draw(tables: list[tuple[str, str]]) -> None:
             axis.xaxis.set_minor_locator(NullLocator())
             axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
             axis.axvline(1, color=NEUTRAL, linewidth=0.8)
+            axis.grid(visible=False, axis="y")
             axis.set_title(title)
             axis.set_xlabel(f"time over {base[0]} (grey: other libraries)")
         save(figure, FIGURE)

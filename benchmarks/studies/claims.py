@@ -5,12 +5,13 @@ python -m benchmarks.studies.claims --dataset digits --out outputs/claims-digits
 (a) tightness by activation at equal capacity, (b) verified accuracy against capacity, (c) the gap
 between training and test tightness as capacity grows. Every run is that of ``train.py`` in a folder
 of its own; runs that are there already are not repeated, so the command can be stopped and given
-again.
+again. ``--redraw docs/limits.md`` trains nothing: it draws that page's pictures from its tables.
 """
 
 import argparse
 import csv
 import math
+import re
 from collections import defaultdict
 from pathlib import Path
 from statistics import mean, stdev
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor
 
 from robustcert.attacks import ddn
-from robustcert.certificate.style import drawing, look, save
+from robustcert.certificate.style import NEUTRAL, drawing, in_percent, look, save, share_axis
 from robustcert.certifiers import CombinedCertifier, LipschitzCertifier
 from robustcert.config.build import COMMAND_LINE_TARGETS, build_data, build_dataset, build_model
 from robustcert.config.command_line import CONFIG_DIR, HYDRA_VERSION
@@ -61,6 +62,11 @@ VARIANTS: dict[str, tuple[str, ...]] = {
 }
 # Two-sided 95 % quantiles of Student's t by degrees of freedom.
 STUDENT = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306}
+# What is drawn, and how its axis is named: tightness is the certified share of the distance.
+PANELS = {"t test": "tight, test", "vra": "verified", "gap": ""}
+# Mean and half the width of its interval by column, and such of every activation and width.
+Estimates = dict[str, tuple[float, float]]
+Rows = list[tuple[str, Estimates]]
 KEYS = ("accuracy", "vra", "second-order gain", "t train", "t test", "gap", "t_K", "t_shape")
 
 
@@ -131,35 +137,111 @@ def interval(values: list[float]) -> tuple[float, float]:
     return mean(values), STUDENT[len(values) - 1] * stdev(values) / math.sqrt(len(values))
 
 
-def draw(path: Path, rows: dict[tuple[str, int], list[dict[str, float]]], title: str) -> None:
-    """The three claims beside one another."""
-    panels = [("t test", "tightness, test"), ("vra", "verified accuracy")]
-    panels.append(("gap", "tightness, training minus test"))
-    with drawing((12, 4.2)) as figure:
-        for k, (key, label) in enumerate(panels):
-            axes = figure.add_subplot(1, 3, k + 1)
-            for name in dict.fromkeys(name for name, _ in rows):
-                chosen = [r for (other, _), r in rows.items() if other == name]
-                x = [r[0]["parameters"] for r in chosen]
-                y, error = zip(*[interval([s[key] for s in r]) for r in chosen], strict=True)
-                axes.errorbar(x, y, error, capsize=3, label=name, **look(name))
-            axes.set(xlabel="parameters", ylabel=label, xscale="log")
+def estimates(rows: list[dict[str, float]]) -> Estimates:
+    """What the seeds of one configuration measured."""
+    return {key: interval([row[key] for row in rows]) for key in ("parameters", *KEYS)}
+
+
+def row_of(activation: str, width: int, found: Estimates) -> str:
+    """A row of the table, which :func:`read_tables` reads."""
+    cells = [activation, f"{width}", f"{found['parameters'][0]:.0f}"]
+    cells += [f"{found[key][0]:.3f} ± {found[key][1]:.3f}" for key in KEYS]
+    return f"| {' | '.join(cells)} |"
+
+
+def read_tables(page: str) -> dict[str, Rows]:
+    """For every data set whose picture a page of markdown shows, the rows of the table above it."""
+    tables: dict[str, Rows] = {}
+    names: list[str] = []
+    rows: Rows = []
+    for line in page.splitlines():
+        cells = [cell.strip() for cell in line.strip("| ").split("|")]
+        if line.startswith("| activation "):
+            names, rows = cells, []
+        elif "gap" in names and len(cells) == len(names) and "±" in line:
+            parts = [cell.partition("±") for cell in cells[1:]]
+            values = [(float(middle), float(half or math.nan)) for middle, _, half in parts]
+            rows.append((cells[0], dict(zip(names[1:], values, strict=True))))
+        elif picture := re.search(r"\(figures/claims_(\w+)\.png\)", line):
+            tables[picture[1]] = rows
+    return tables
+
+
+def draw(path: Path, rows: Rows, title: str) -> None:
+    """The three claims beside one another; of few or no seeds without intervals."""
+    names = list(dict.fromkeys(name for name, _ in rows))
+    with drawing((11.5, 4.0)) as figure:
+        panels = figure.subplots(1, len(PANELS))
+        for axes, (key, label) in zip(panels, PANELS.items(), strict=True):
+            missing = False
+            if key == "gap":
+                axes.set_ylabel("tightness, training minus test (points)")
+                axes.axhline(0, color=NEUTRAL, lw=0.8)
+            else:
+                missing = share_axis(axes, [found[key][0] for _, found in rows], label, "y")
+            for k, name in enumerate(names):
+                chosen = [found for other, found in rows if other == name]
+                # Set apart a little, so that no interval hides another one.
+                apart = 1.04 ** (k - (len(names) - 1) / 2)
+                x = [apart * found["parameters"][0] for found in chosen]
+                ends = [(m - half, m, m + half) for m, half in (found[key] for found in chosen)]
+                drawn = [[in_percent(value, missing) for value in three] for three in ends]
+                bars = [[abs(three[1] - three[i]) for three in drawn] for i in (0, 2)]
+                bars = bars[::-1] if missing else bars
+                y = [three[1] for three in drawn]
+                axes.errorbar(x, y, bars, capsize=3, elinewidth=1, label=name, **look(name))
+            axes.set(xlabel="parameters", xscale="log")
             # The labels between decades would overlap.
-            axes.set_xticks([r[0]["parameters"] for (n, _), r in rows.items() if n == name])
+            sizes = [found["parameters"][0] for name, found in rows if name == names[0]]
+            axes.set_xticks(
+                sizes, [f"{s / 1e6:.2g}M" if s >= 1e6 else f"{s / 1e3:.3g}k" for s in sizes]
+            )
             axes.set_xticks([], minor=True)
-            axes.xaxis.set_major_formatter("{x:.0f}")
-            axes.tick_params(axis="x", labelrotation=30, labelsize=7)
+            axes.margins(x=0.1)
         handles, labels = axes.get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=4)
-        figure.suptitle(f"{title}: 95 % intervals over seeds", fontsize=10)
+        figure.suptitle(f"{title}, 95 % intervals over seeds", fontsize=10)
         save(figure, path)
+
+
+def redraw(page: Path) -> None:
+    """Draw a page's pictures anew from its own tables."""
+    for dataset, rows in read_tables(page.read_text()).items():
+        path = page.parent / "figures" / f"claims_{dataset}.png"
+        draw(path, rows, f"{dataset}, {SETTINGS[dataset][0]} epochs, 3 seeds")
+        print(path)
+
+
+def one_run(folder: Path, overrides: tuple[str, ...], samples: int) -> dict[str, float]:
+    """A run of ``train.py``, unless it is there already, and what it is worth."""
+    if not (folder / "results.json").exists():
+        train(compose(*overrides, "trainer.enable_progress_bar=false", "certify=false"), folder)
+    return measure(folder, samples)
+
+
+def write(path: Path, measured: dict[tuple[str, int], list[dict[str, float]]]) -> Rows:
+    """Every run as CSV, and the table on standard output."""
+    names = ("activation", "width", "parameters", *KEYS)
+    print("\n| " + " | ".join(names) + " |\n" + "|---" * len(names) + "|")
+    rows = []
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("activation", "width", "seed", "parameters", *KEYS))
+        for (activation, width), runs in measured.items():
+            rows.append((activation, estimates(runs)))
+            print(row_of(activation, width, rows[-1][1]))
+            for seed, run in enumerate(runs):
+                writer.writerow((activation, width, seed, run["parameters"], *map(run.get, KEYS)))
+    return rows
 
 
 def main() -> None:
     """Train what is missing, measure, print the table, draw the figure."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--dataset", choices=SETTINGS, default="digits")
-    parser.add_argument("--out", type=Path, required=True)
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("--out", type=Path, help="folder of the runs, the table and the figure")
+    where.add_argument("--redraw", type=Path, help="page whose figures are drawn from its tables")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--widths", type=int, nargs="+")
@@ -171,42 +253,27 @@ def main() -> None:
         help=f"of conf/activation, or {', '.join(VARIANTS)}",
     )
     arguments = parser.parse_args()
+    if arguments.redraw:
+        return redraw(arguments.redraw)
     epochs, widths, options = SETTINGS[arguments.dataset]
     epochs, widths = arguments.epochs or epochs, tuple(arguments.widths or widths)
+    fixed = (*options, "model.depth=3", f"trainer.max_epochs={epochs}")
     measured: dict[tuple[str, int], list[dict[str, float]]] = defaultdict(list)
     for seed in range(arguments.seeds):
         for width in widths:
             for activation in arguments.activations:
-                folder = arguments.out / f"{activation}-{width}-{seed}"
-                if not (folder / "results.json").exists():
-                    config = compose(
-                        *options,
-                        *VARIANTS.get(activation, (f"activation={activation}",)),
-                        f"model.width={width}",
-                        "model.depth=3",
-                        f"seed={seed}",
-                        f"trainer.max_epochs={epochs}",
-                        "trainer.enable_progress_bar=false",
-                        "certify=false",
-                    )
-                    train(config, folder)
-                measured[activation, width].append(measure(folder, arguments.samples))
-                print(activation, width, seed, measured[activation, width][-1], flush=True)
-    names = ("activation", "width", "parameters", *KEYS)
-    print("\n| " + " | ".join(names) + " |\n" + "|---" * len(names) + "|")
-    with (arguments.out / "claims.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(("activation", "width", "seed", "parameters", *KEYS))
-        for (activation, width), rows in measured.items():
-            cells = [f"{rows[0]['parameters']:.0f}"]
-            for key in KEYS:
-                centre, half = interval([row[key] for row in rows])
-                cells.append(f"{centre:.3f} ± {half:.3f}")
-            print(f"| {activation} | {width} | {' | '.join(cells)} |")
-            for seed, row in enumerate(rows):
-                writer.writerow((activation, width, seed, row["parameters"], *map(row.get, KEYS)))
+                chosen = VARIANTS.get(activation, (f"activation={activation}",))
+                found = one_run(
+                    arguments.out / f"{activation}-{width}-{seed}",
+                    (*fixed, *chosen, f"model.width={width}", f"seed={seed}"),
+                    arguments.samples,
+                )
+                measured[activation, width].append(found)
+                print(activation, width, seed, found, flush=True)
+    rows = write(arguments.out / "claims.csv", measured)
     title = f"{arguments.dataset}, {epochs} epochs, {arguments.seeds} seeds"
-    draw(arguments.out / "claims.png", measured, title)
+    draw(arguments.out / "claims.png", rows, title)
+    return None
 
 
 if __name__ == "__main__":

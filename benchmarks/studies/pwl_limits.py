@@ -26,6 +26,8 @@ from robustcert.certificate.style import (
     ATTACKED,
     BLUE,
     COLOURS,
+    LINES,
+    MARKERS,
     NEUTRAL,
     VERIFIED,
     drawing,
@@ -396,35 +398,50 @@ def toy_table(workers: ProcessPoolExecutor, seeds: int, width: int) -> None:
         print(f"| {toy} | {name} | {' | '.join(cells)} |", flush=True)
 
 
+def legend_below(axes: Any, columns: int) -> None:
+    """The legend where it hides nothing."""
+    axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=columns)
+
+
 def draw_corner(path: Path, rows: list, points: list[tuple[str, dict[str, Any]]]) -> None:
     """Worst tightness against extra pieces, and trained networks against what theory allows."""
     with drawing((9.6, 4.2)) as figure:
         left, right = figure.subplots(1, 2)
-        for angle, color in zip(ANGLES, COLOURS, strict=False):
+        # Grey: the colours are the activations', on the right.
+        for angle, line, marker in zip(ANGLES, LINES, MARKERS, strict=False):
             extra, measured, theory = zip(*[r[1:] for r in rows if r[0] == angle], strict=True)
-            left.plot(extra, theory, color=color, label=f"cos(θ / 2(m+1)), θ = {angle}°")
-            left.plot(extra, measured, "o", color=color)
+            left.plot(extra, theory, line, color=NEUTRAL)
+            style = {"marker": marker, "linestyle": line, "markeredgecolor": "k"}
+            left.plot([], [], color=NEUTRAL, markerfacecolor="k", label=f"θ = {angle}°", **style)
+            left.plot(extra, measured, marker, color="k")
         left.set(
             xlabel="extra linear pieces m in the cone",
             ylabel="worst tightness",
-            title="constructed networks (dots) and theory",
+            title="constructed networks (marks), cos(θ / 2(m + 1)) (lines)",
         )
-        right.plot([0.7, 1], [0.7, 1], color=NEUTRAL, label="theory: nothing above")
+        # Nearly all are near 1: what is missing to it tells them apart.
+        found = [1 - row["at most"] for _, row in points if "at most" in row] or [0.1]
+        ends = math.log10(min(found) / 1.5), math.log10(1.5 * max(found))
+        missing = torch.logspace(*ends, 50).tolist()
+        theory = [1 - value for value in missing]
+        right.plot(missing, theory, color=NEUTRAL, label="theory: nothing above")
         for name, option in LINEAR.items():
             chosen = [row for other, row in points if other == name]
             if chosen:
-                x, y = [r["at most"] for r in chosen], [r["worst"] for r in chosen]
+                x, y = [1 - r["at most"] for r in chosen], [r["worst"] for r in chosen]
                 style = {**look(option), "linestyle": "", "label": f"{name}, {len(x)} networks"}
                 right.plot(x, y, **style)
         right.set(
-            xlabel="best possible with as many pieces",
+            xlabel="1 - best possible with as many pieces",
             ylabel="worst tightness measured",
-            xlim=(0.7, 1.01),
+            xscale="log",
             ylim=(0, 1.01),
             title="trained networks, right angle",
         )
-        left.legend(fontsize=8, loc="lower right")
-        right.legend(fontsize=8, loc="upper left")
+        right.xaxis.set_inverted(True)
+        right.xaxis.set_major_formatter("{x:g}")
+        for axes, columns in ((left, 3), (right, 2)):
+            legend_below(axes, columns)
         save(figure, path)
 
 
@@ -440,16 +457,17 @@ def draw_dimension(path: Path, tables: dict[str, Any]) -> None:
             xlabel="dimension", ylabel="linear pieces for tightness 0.95", title="orthant corner"
         )
         for color, (d, values) in zip(COLOURS, tables["gap"].items(), strict=False):
-            label = f"test, dimension {d}"
+            label = f"test, d = {d}"
             right.semilogx(tables["rays"], values, "o-", ms=3, color=color, label=label)
-        right.axhline(1, color=NEUTRAL, ls=":", label="training points")
+        right.axhline(1, color="k", ls=":", label="training, each")
         right.set(
             xlabel="pieces, one ray through each training point",
             ylabel="mean tightness",
-            title="rays that memorise",
+            title="rays that memorise, in dimension d",
         )
+        right.xaxis.set_major_formatter("{x:g}")
         for axes in (left, right):
-            axes.legend(fontsize=8)
+            legend_below(axes, 3)
         save(figure, path)
 
 

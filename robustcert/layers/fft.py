@@ -15,6 +15,7 @@ from robustcert.layers.orthogonal_start import orthogonal_
 from robustcert.layers.residues import from_residues, to_residues
 from robustcert.network.linear import CircularConvolution
 from robustcert.network.operation import Operation, constant
+from robustcert.network.overrides import constant_in_graphs
 from robustcert.norms.convolution import Pair, pair
 
 # Height and width of an input and of its output.
@@ -171,7 +172,7 @@ def _synthesise(
 
 
 # A compiled step has them for constants.
-@torch.compiler.assume_constant_result
+@constant_in_graphs
 def _waves(
     period: tuple[int, int],
     size: tuple[int, int],

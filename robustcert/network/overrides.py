@@ -2,14 +2,16 @@
 
 import sys
 from abc import ABCMeta
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 from torch.nn.modules import module as registry
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 # How torch gets from `module(x)` to `module.forward(x)`.
 _CALLING = ("__call__", "_wrapped_call_impl", "_call_impl", "_slow_forward")
@@ -21,6 +23,16 @@ _HARMLESS = {"reset_parameters", "extra_repr"}
 _ABSTRACT = {"_abc_impl", "__abstractmethods__"}
 # Methods that decide what a container holds.
 _COUNTING = {"__iter__", "__len__", "__getitem__", *_OF_EVERY_MODULE}
+
+
+def constant_in_graphs(function: F) -> F:
+    """Mark a function whose result is a constant of whatever graph torch compiles around it.
+
+    What ``torch.compiler.assume_constant_result`` does, without its import of ``torch._dynamo``,
+    which takes as long as that of torch itself.
+    """
+    vars(function)["_dynamo_marked_constant"] = True
+    return function
 
 
 def class_of(module: nn.Module) -> type[nn.Module]:
@@ -90,7 +102,7 @@ def own_method(module: nn.Module, method: str) -> Any:
     return getattr(module, method)
 
 
-@torch.compiler.assume_constant_result
+@constant_in_graphs
 def _speaks_for_forward(cls: type[nn.Module], method: str) -> bool:
     """Whether a class has a method that was written where its ``forward`` was."""
     mro = cls.__mro__

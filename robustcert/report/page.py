@@ -65,6 +65,9 @@ def number(value: float | None, digits: int = 3) -> str:
     """A number with a few significant digits and thousands apart; a dash where there is none."""
     if value is None:
         return DASH
+    if 10**digits - 0.5 <= abs(value) < 1e15:
+        # As 1.3e+02 nobody reads it.
+        value = round(value)
     if float(value).is_integer() and abs(value) < 1e15:
         return f"{int(value):,}".replace(",", "\N{NARROW NO-BREAK SPACE}")
     return f"{value:.{digits}g}"

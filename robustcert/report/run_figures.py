@@ -44,16 +44,20 @@ def draw_bracket(claim: Claim, rows: NDArray[np.int64], separation: "Separation 
         right = max([float(radius[-1]), *(r for r, _ in tried)], default=1.0) * 1.05
         axes.set(xlabel=f"radius ({claim.units})", ylabel="share of samples (%)", ylim=(0, 102))
         axes.set_xlim(0, right or 1.0)
-        axes.legend(fontsize=9)
+        # The curves and the line of the radius take the room within.
+        figure.legend(loc="outside lower center", ncols=2)
 
     return render(
         "bracket",
         draw,
-        alt="Verified accuracy and accuracy under attack against radius",
-        caption="The truth about the attacked samples lies in the grey band: above what is proved "
-        "of them, below what was broken. Bars are 95 % Wilson intervals for the attacked samples. "
-        "The vertical line is the radius "
-        "trained for"
+        alt="Verified accuracy" + " and accuracy under attack" * bool(tried) + " against radius",
+        caption=(
+            "The truth about the attacked samples lies in the grey band: above what is proved of "
+            "them, below what was broken. Bars are 95 % Wilson intervals for the attacked samples. "
+            if tried
+            else "The truth lies above the curve; how far nobody knows, as no attack was finished. "
+        )
+        + "The vertical line is the radius trained for"
         + (
             "; dotted, the share of samples whose nearest one of another class is more than twice "
             "the radius away."

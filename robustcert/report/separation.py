@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
 from robustcert.data import as_numbers
 
@@ -24,9 +25,11 @@ from robustcert.data import as_numbers
 BUDGET = 4e12
 # Number of columns of V, and of samples from whose principal directions they are taken.
 DIRECTIONS = 160
-MAX_SAMPLE = 1024
+MAX_SAMPLE = 512
 # Maximum number of entries of a table of distances, and of the inputs of measured pairs.
 MAX_ENTRIES = 2**23
+# Entries of a row of which only the best is looked at first.
+PART = 64
 
 
 @dataclass(frozen=True)
@@ -61,18 +64,21 @@ def half_distances(
     Returns:
         Shape ``(N,)``, float64; infinite where no label differs.
     """
-    table, found = _Table(inputs, others), []
-    for rows in table.blocks():
+    table = _Table(inputs, labels, others, other_labels)
+    found = torch.empty(len(inputs), dtype=torch.float64)
+    for rows, same in table.blocks():
         square = table.square(rows)
-        square.masked_fill_(labels[rows, None] == other_labels, torch.inf)
-        least, nearest = square.min(dim=1)
-        best = torch.where(torch.isinf(least), torch.inf, table.distance(rows, nearest))
+        square[:, same] = torch.inf
+        parts = square.view(len(rows), -1, PART)
+        least = parts.amin(dim=2)
+        nearest = _nearest(parts, least)
+        best = torch.where(least.amin(dim=1).isinf(), torch.inf, table.distance(rows, nearest))
         # Where none differs, none is nearer: infinity is not below infinity.
-        i, j = (square < table.reach(best)[:, None]).nonzero().unbind(1)
+        i, j = _below(parts, least, (best.square() + table.slack).to(table.dtype))
         best.scatter_reduce_(0, i, table.distance(rows[i], j), "amin")
-        found.append(best / 2)
+        found[rows] = best / 2
         advance(len(rows))
-    return torch.cat(found).numpy()
+    return found.numpy()
 
 
 def largest_overlap(
@@ -91,22 +97,28 @@ def largest_overlap(
         radius: Certified radii, shape ``(N,)``.
         advance: Called with the number of inputs that are done.
     """
-    table, largest = _Table(inputs, inputs), 0.0
+    table, largest = _Table(inputs, prediction, inputs, prediction), 0.0
+    reach = radius.to(table.dtype)
+    far = reach[table.order]
 
     def together(i: Tensor, j: Tensor) -> float:
         # Zero over zero: two equal inputs that nothing is certified of.
-        ratio = ((radius[i] + radius[j]) / table.distance(i, j)).nan_to_num(0.0, torch.inf)
+        sums = radius[i] + radius[table.order[j]]
+        ratio = (sums / table.distance(i, j)).nan_to_num(0.0, torch.inf)
         return float(ratio.max()) if len(ratio) else 0.0
 
-    for rows in table.blocks():
-        reached = (radius[rows, None] + radius).square_()
-        reached.masked_fill_(prediction[rows, None] == prediction, 0.0)
-        lower = (table.square(rows).double() - table.slack).clamp_min_(0.0)
+    for rows, same in table.blocks():
+        # Lower bounds of one over the squared quotient, but for rounding.
+        lower = table.square(rows).sub_(table.slack).clamp_min_(torch.finfo(table.dtype).tiny)
+        lower.div_((reach[rows, None] + far).square_())
+        lower[:, same] = lower[:, table.padding] = torch.inf
+        parts = lower.view(len(rows), -1, PART)
+        least = parts.amin(dim=2)
         # The most promising pair of every input first, so that few others are left.
-        nearest = (reached / lower).nan_to_num_(0.0, torch.inf).argmax(dim=1)
-        apart = prediction[rows] != prediction[nearest]
-        largest = max(largest, together(rows[apart], nearest[apart]))
-        i, j = (reached > lower.mul_(largest**2)).nonzero().unbind(1)
+        apart = least.amin(dim=1).isfinite()
+        largest = max(largest, together(rows[apart], _nearest(parts, least)[apart]))
+        most = (1 + 16 * torch.finfo(table.dtype).eps) / largest**2 if largest else torch.inf
+        i, j = _below(parts, least, lower.new_full((len(rows),), most))
         largest = max(largest, together(rows[i], j))
         advance(len(rows))
     return largest
@@ -120,42 +132,69 @@ def affordable(count: int, others: int, dimension: int) -> int:
 class _Table:
     """Distances between inputs and others: lower bounds of many, and exact ones of few.
 
+    The others stand in the order of their classes, and are padded to a multiple of :data:`PART` by
+    some that are infinitely far away.
+
     Attributes:
+        order: Which of the others is where, shape ``(M,)``; padding has the number 0.
+        padding: Where the padding is.
         slack: More than rounding adds to a squared lower bound.
     """
 
-    def __init__(self, inputs: Tensor, others: Tensor) -> None:
-        self._inputs, self._others = inputs, others
+    def __init__(
+        self, inputs: Tensor, classes: Tensor, others: Tensor, other_classes: Tensor
+    ) -> None:
+        self._inputs, self._others, self._classes = inputs, others, classes
         directions = _principal(others)
         # In few dimensions nothing is left out, and points may be close together.
-        dtype = torch.float64 if directions is None else torch.float32
-        self._near = _sketch(inputs, directions).to(dtype)
-        self._far = self._near if inputs is others else _sketch(others, directions).to(dtype)
-        self._near_square, self._far_square = (t.square().sum(1) for t in (self._near, self._far))
-        largest = float(self._near_square.max()) + float(self._far_square.max())
-        self.slack = 4 * self._near.shape[1] * torch.finfo(dtype).eps * largest
+        self.dtype = torch.float64 if directions is None else torch.float32
+        self._near = _sketch(inputs, directions).to(self.dtype)
+        far = self._near if inputs is others else _sketch(others, directions).to(self.dtype)
+        self._sorted, order = other_classes.sort(stable=True)
+        missing = -len(others) % PART
+        self.padding = slice(len(others), len(others) + missing)
+        self.order = F.pad(order, (0, missing))
+        self._far = F.pad(far[order], (0, 0, 0, missing))
+        self._near_square, far_square = self._near.square().sum(1), far[order].square().sum(1)
+        self._far_square = F.pad(far_square, (0, missing), value=torch.inf)
+        largest = float(self._near_square.max()) + float(far_square.max())
+        self.slack = 4 * far.shape[1] * torch.finfo(self.dtype).eps * largest
 
-    def blocks(self) -> Iterator[Tensor]:
-        """Rows of inputs whose table of distances is of bounded size."""
-        yield from torch.arange(len(self._inputs)).split(max(1, MAX_ENTRIES // len(self._far)))
+    def blocks(self) -> Iterator[tuple[Tensor, slice]]:
+        """Inputs of one class whose table is of bounded size, and the others of that class."""
+        size = max(1, MAX_ENTRIES // len(self._far))
+        for value in self._classes.unique():
+            ends = [int(torch.searchsorted(self._sorted, value, right=r)) for r in (False, True)]
+            for rows in (self._classes == value).nonzero()[:, 0].split(size):
+                yield rows, slice(*ends)
 
     def square(self, rows: Tensor) -> Tensor:
         """Squared lower bounds less than ``slack`` too large, shape ``(R, M)``."""
         square = torch.addmm(self._far_square, self._near[rows], self._far.mT, alpha=-2)
         return square.add_(self._near_square[rows, None])
 
-    def reach(self, distance: Tensor) -> Tensor:
-        """Squared lower bound from which on no pair is nearer than a distance."""
-        return distance.square() + self.slack
-
     def distance(self, i: Tensor, j: Tensor) -> Tensor:
-        """Distances of pairs, computed directly, shape ``(P,)``, float64."""
+        """Distances to others in this order, computed directly, shape ``(P,)``, float64."""
         size = max(1, MAX_ENTRIES // max(1, self._inputs[0].numel()))
         found = [
-            (_points(self._inputs[a]) - _points(self._others[b])).norm(dim=1)
+            (_points(self._inputs[a]) - _points(self._others[self.order[b]])).norm(dim=1)
             for a, b in zip(i.split(size), j.split(size), strict=True)
         ]
         return torch.cat(found)
+
+
+def _nearest(parts: Tensor, least: Tensor) -> Tensor:
+    """Column of the least entry of every row, shape ``(R,)``; ``least`` has that of every part."""
+    part = least.argmin(dim=1)
+    rows = torch.arange(len(parts), dtype=torch.int64, device=parts.device)
+    return part * PART + parts[rows, part].argmin(dim=1)
+
+
+def _below(parts: Tensor, least: Tensor, bound: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows and columns of the entries below their row's bound: few parts have any."""
+    i, part = (least < bound[:, None]).nonzero().unbind(1)
+    k, column = (parts[i, part] < bound[i, None]).nonzero().unbind(1)
+    return i[k], part[k] * PART + column
 
 
 def _principal(inputs: Tensor) -> Tensor | None:

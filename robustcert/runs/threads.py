@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from robustcert.training.stage import stage
+
 log = logging.getLogger(__name__)
 
 # Operations of a batch's forward pass below which threads wait for each other more than they help.
@@ -35,7 +37,8 @@ def threads(asked: int | None, model: nn.Module, inputs: Sequence[int]) -> Itera
     before, reason = torch.get_num_threads(), "as set"
     number = asked or before
     if asked is None and not any(name in os.environ for name in VARIABLES):
-        number = suitable(model, inputs)
+        with stage("counting the network's operations"):
+            number = suitable(model, inputs)
         reason = "by the network's size and the free cores; threads=N or OMP_NUM_THREADS=N is kept"
     log.info("threads: %d of %d cores, %s", number, cores(), reason)
     torch.set_num_threads(number)

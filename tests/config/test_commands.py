@@ -1,5 +1,6 @@
 """The commands as a user types them: what they answer, and what they leave behind."""
 
+import csv
 import json
 import os
 import re
@@ -393,6 +394,41 @@ def test_weights_and_biases_gets_one_run_for_each_job(
         (artifact,) = (r["artifact"] for r in records if r["type"] == "artifact")
         files = {entry["path"] for entry in artifact["manifest"]["contents"]}
         assert {"certificate.json", "radii.csv", "network.safetensors"} <= files
+
+
+@pytest.mark.slow
+def test_weights_and_biases_beside_other_loggers_gets_what_they_get(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    folder = tmp_path / "run"
+    # On the plane there are level sets beside the curve.
+    typed = (*TINY, "dataset=moons", "trainer.max_epochs=1", f"hydra.run.dir={folder}")
+    assert command("train", *typed, "logger=[csv,wandb,tensorboard]") == 0
+    (kept,) = (folder / "wandb").glob("offline-run-*")
+    records = read_offline(kept)
+    (begun,) = (r["run"] for r in records if r["type"] == "run")
+    assert (begun["run_group"], begun["job_type"]) == ("maxmin-tiny", "moons")
+    events = EventAccumulator(str(folder / "tensorboard"))
+    events.Reload()
+    with (folder / "metrics" / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    numbers = {key: float(value) for row in rows for key, value in row.items() if value}
+    history = [r["history"]["item"] for r in records if r["type"] == "history"]
+    sent = {key: value for item in history for key, value in item.items()}
+    for key in ("val/vra", "train/loss", "test/accuracy", "test/vra_0.05"):
+        assert float(sent[key]) == pytest.approx(numbers[key], rel=1e-6)
+        assert events.Scalars(key)[-1].value == pytest.approx(numbers[key], rel=1e-6)
+    for name, key in (("vra.png", "vra_curve"), ("levels.png", "level_sets")):
+        assert events.Images(f"certificate/{key}")
+        (image,) = (kept / "files" / "media" / "images" / "certificate").glob(f"{key}_*.png")
+        assert image.read_bytes() == (folder / "certificate" / name).read_bytes()
+    assert events.Tensors("certificate/claim/text_summary")
+    (artifact,) = (r["artifact"] for r in records if r["type"] == "artifact")
+    files = {entry["path"] for entry in artifact["manifest"]["contents"]}
+    assert files == {path.name for path in (folder / "certificate").iterdir()}
 
 
 def run_id(run: Path) -> str:

@@ -26,7 +26,8 @@ from robustcert.report.__main__ import main
 from robustcert.report.calibration import calibrate
 from robustcert.report.claim import read_claim
 from robustcert.report.measures import acceptance, at_radius, curve, wilson
-from robustcert.report.run_figures import draw_tradeoff
+from robustcert.report.page import number
+from robustcert.report.run_figures import draw_bracket, draw_tradeoff
 from robustcert.report.runs import find_runs
 from robustcert.report.separation import half_distances, largest_overlap
 from robustcert.report.summary import Estimate, estimate, group_runs, searched
@@ -228,6 +229,9 @@ def test_neighbours_in_many_dimensions_are_those_of_brute_force() -> None:
     ratio = ratio[label[:, None] != label]
     assert largest_overlap(other, label, radius) == pytest.approx(float(ratio.max()), rel=1e-12)
     assert largest_overlap(other, label, 0 * radius) == 0
+    # A network that never changes its mind has no radius, and no pair of two predictions.
+    assert largest_overlap(other[:70], 0 * label[:70], radius[:70] / 0) == 0
+    assert largest_overlap(other[:70], label[:70], radius[:70] / 0) == np.inf
 
 
 def search(folder: Path, count: int) -> None:
@@ -336,6 +340,17 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     split = CertifiedSplit(x, label, torch.arange(6) + 10, certifier.certify(network, x))
     write_certificate(folder, network, certifier.claim(network), split, [0.1])
     return folder
+
+
+def test_numbers_on_pages_have_no_exponent_where_they_are_whole() -> None:
+    assert [number(v, 2) for v in (130.4, 99.7, 99.0, 0.084)] == ["130", "100", "99", "0.084"]
+
+
+@pytest.mark.slow
+def test_without_a_finished_attack_no_band_is_spoken_of(certificate: Path) -> None:
+    drawn = draw_bracket(read_claim(certificate), np.arange(0), None)
+    assert drawn.alt == "Verified accuracy against radius"
+    assert drawn.caption.startswith("The truth lies above the curve")
 
 
 def test_a_claim_is_read_as_it_was_written(certificate: Path) -> None:

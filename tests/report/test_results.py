@@ -9,9 +9,11 @@ import pytest
 
 from benchmarks.publish import results
 from benchmarks.soundness import verdicts
+from benchmarks.studies.claims import KEYS, read_tables, row_of
 from robustcert.report.runs import read_run
 from robustcert.runs.results import processor, read_row, write_row
 
+LIMITS = Path(__file__).parents[2] / "docs" / "limits.md"
 PAGE = "before\n<!-- digits -->\nold\n<!-- end of digits -->\nafter\n"
 
 
@@ -168,3 +170,18 @@ def test_changed_shapes_have_as_many_weights_as_the_base() -> None:
     assert [depth for depth, _ in found] == [2, 8]
     for depth, width in found:
         assert weights(width, depth) == pytest.approx(weights(256, 4), rel=0.05)
+
+
+def test_the_pictures_of_the_claims_are_those_of_the_tables_above_them() -> None:
+    tables = read_tables(LIMITS.read_text())
+    assert {dataset: len(rows) for dataset, rows in tables.items()} == {
+        "digits": 12,
+        "fashion_mnist": 8,
+        "mnist": 8,
+        "cifar10": 6,
+    }
+    name, found = tables["cifar10"][0]
+    assert (name, found["vra"], found["parameters"][0]) == ("maxmin", (0.437, 0.004), 920842)
+    # What the study prints is read back.
+    printed = row_of(name, 256, {key: found[key] for key in ("parameters", *KEYS)})
+    assert printed in LIMITS.read_text()

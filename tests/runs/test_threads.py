@@ -1,11 +1,15 @@
 """A run's number of threads: what is asked for, the environment's, or one that fits."""
 
+import logging
+import time
+
 import pytest
 import torch
 from torch import nn
 
 from robustcert.runs import threads as room
 from robustcert.runs.threads import VARIABLES, operations, suitable, threads
+from robustcert.training import stage as stages
 
 NETWORK = nn.Sequential(nn.Linear(100, 50), nn.Linear(50, 10))
 
@@ -31,6 +35,17 @@ def test_large_networks_have_the_free_cores(
     monkeypatch.setattr("os.getloadavg", lambda: (busy, 0.0, 0.0))
     assert suitable(NETWORK, (32, 100)) == 1
     assert suitable(NETWORK, (100_000, 100)) == expected
+
+
+@pytest.mark.usefixtures("quiet")
+def test_counting_is_spoken_of_if_it_takes_long(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(stages, "MAX_SILENCE", 0.0)
+    monkeypatch.setattr(room, "suitable", lambda *_: time.sleep(0.05) or 1)
+    with caplog.at_level(logging.INFO), threads(None, NETWORK, (32, 100)):
+        pass
+    assert caplog.messages[0].startswith("counting the network's operations: ")
 
 
 @pytest.mark.usefixtures("quiet")

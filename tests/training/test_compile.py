@@ -13,6 +13,7 @@ from helpers.runs import run
 from torch import Tensor, nn
 
 from robustcert.errors import ConfigError
+from robustcert.network.overrides import constant_in_graphs
 from robustcert.objectives import EMMA
 from robustcert.runs.trainer import compiler_of
 from robustcert.training.checkpoint import read_checkpoint
@@ -75,3 +76,14 @@ def test_an_unknown_backend_is_refused() -> None:
         compiler_of({"compile": "fast"})
     with pytest.raises(ConfigError, match=r"trainer\.compile"):
         compiler_of({"compile": 2})
+
+
+@pytest.mark.slow
+def test_a_function_is_marked_as_torch_marks_it() -> None:
+    def one() -> int:
+        return 1
+
+    def two() -> int:
+        return 2
+
+    assert vars(constant_in_graphs(one)) == vars(torch.compiler.assume_constant_result(two)) != {}
