@@ -18,13 +18,13 @@ import json
 import math
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from benchmarks.soundness.verdicts import data_files, verdict
+from benchmarks.soundness.verdicts import Verdict, data_files, verdict
 from robustcert.check.reader import parse_radii
 from robustcert.report.runs import FINISHED, Run, find_runs
 from robustcert.report.summary import experiment
@@ -58,8 +58,8 @@ def command_of(run: Run) -> str:
     return " ".join(["python train.py", *sorted(kept, key=lambda w: "experiment" not in w)])
 
 
-def read(run: Run) -> tuple[Json, Json]:
-    """What all seeds of a run's row have in common, and what is its own.
+def checked(run: Run) -> tuple[Json, Verdict]:
+    """The certificate of a run and the verdict on it.
 
     Raises:
         Refused: the run does not count.
@@ -69,34 +69,22 @@ def read(run: Run) -> tuple[Json, Json]:
         raise Refused(f"{run.state} {run.detail}".strip())
     if not (folder / "certificate.json").exists():
         raise Refused("no certificate")
-    record = json.loads((folder / "certificate.json").read_text())
-    inside = record["attack"]["inside"] or {"samples": 0, "broken": 0}
+    record: Json = json.loads((folder / "certificate.json").read_text())
     if record["dataset"]["split"] != "test":
         raise Refused(f"certified on the {record['dataset']['split']} split")
-    if inside["broken"]:
-        raise Refused(f"{inside['broken']} certificates were broken by an attack")
+    broken = (record["attack"].get("inside") or {}).get("broken", 0)
+    if broken:
+        raise Refused(f"{broken} certificates were broken by an attack")
     found = verdict(folder, data_files(record))
     if not found.verified:
         raise Refused(f"the checker did not verify it: {found.said}")
-    count = record["summary"]["samples"]
-    radii = sorted(float(row["decimal"]) for row in record["summary"]["certified"])
-    rows = parse_radii((folder / "radii.csv").read_bytes(), count)
-    config = json.dumps(experiment(run), sort_keys=True)
-    common = {
-        "command": command_of(run),
-        "config": hashlib.sha256(config.encode()).hexdigest(),
-        "dataset": record["dataset"]["name"],
-        "epsilon": float(run.config["epsilon"]),
-        "radii": radii,
-        "parameters": run.results["parameters"],
-        "samples": count,
-    }
-    own = {
+    return record, found
+
+
+def where_trained(run: Run) -> Json:
+    """Seed, length and place of a run's training."""
+    return {
         "seed": run.config["seed"],
-        "certificate": found.certificate,
-        "compared": found.compared,
-        "correct": sum(row.correct for row in rows),
-        "verified": [sum(row.correct and row.radius > radius for row in rows) for radius in radii],
         "epochs": run.results["epochs"],
         "best_epoch": run.results["best_epoch"],
         "seconds": run.seconds["train"],
@@ -104,10 +92,46 @@ def read(run: Run) -> tuple[Json, Json]:
         "threads": run.results["threads"],
         "device": run.results["device"],
         "processor": run.results.get("processor", "not recorded"),
+    }
+
+
+def of_all_seeds(run: Run, record: Json, radii: Sequence[float]) -> Json:
+    """What the runs of a row have in common."""
+    config = json.dumps(experiment(run), sort_keys=True)
+    return {
+        "command": command_of(run),
+        "config": hashlib.sha256(config.encode()).hexdigest(),
+        "dataset": record["dataset"]["name"],
+        "epsilon": float(run.config["epsilon"]),
+        "radii": list(radii),
+        "parameters": run.results["parameters"],
+        "samples": record["summary"]["samples"],
+    }
+
+
+def read(run: Run) -> tuple[Json, Json]:
+    """What all seeds of a run's row have in common, and what is its own.
+
+    Raises:
+        Refused: the run does not count, or is a regression.
+    """
+    record, found = checked(run)
+    if record["claim"].get("task", "classification") != "classification":
+        raise Refused("a regression: python -m benchmarks.publish.regressions reads it")
+    inside = record["attack"]["inside"] or {"samples": 0, "broken": 0}
+    count = record["summary"]["samples"]
+    radii = sorted(float(row["decimal"]) for row in record["summary"]["certified"])
+    rows = parse_radii((run.folder / "certificate" / "radii.csv").read_bytes(), count)
+    own = {
+        **where_trained(run),
+        "certificate": found.certificate,
+        "compared": found.compared,
+        "correct": sum(row.correct for row in rows),
+        "verified": [sum(row.correct and row.radius > radius for row in rows) for radius in radii],
         "attacked": inside["samples"],
         "broken": inside["broken"],
     }
-    return common, own
+    return of_all_seeds(run, record, radii), own
 
 
 def merge(rows: list[Json], common: Json, own: Json) -> list[Json]:
@@ -135,8 +159,8 @@ def table(rows: Sequence[Json]) -> str:
     """The rows of one dataset, and the published figures beside them."""
     radii = sorted({radius for row in rows for radius in row["radii"]})
     head = ["command", "accuracy", *(f"at {_name(r)}" for r in radii), "parameters", "epochs"]
-    lines = [_line([*head, "training", "seeds", "certificates", "attacked, broken"])]
-    lines.append(_line(["---"] * (len(head) + 4)))
+    lines = [line_of([*head, "training", "seeds", "certificates", "attacked, broken"])]
+    lines.append(line_of(["---"] * (len(head) + 4)))
     for row in rows:
         runs, count = row["runs"], row["samples"]
         cells = [f"`{row['command']}`", share([run["correct"] for run in runs], count)]
@@ -147,15 +171,16 @@ def table(rows: Sequence[Json]) -> str:
             at = row["radii"].index(radius)
             text = share([run["verified"][at] for run in runs], count)
             cells.append(f"**{text}**" if math.isclose(radius, row["epsilon"]) else text)
-        cells += [f"{row['parameters']:,}", _range(run["epochs"] for run in runs), _training(runs)]
+        cells += [f"{row['parameters']:,}", _range(run["epochs"] for run in runs), training(runs)]
         cells.append(", ".join(str(run["seed"]) for run in runs))
         cells.append(" ".join(f"`{run['certificate'][:8]}`" for run in runs))
         attacked, broken = (sum(run[key] for run in runs) for key in ("attacked", "broken"))
-        lines.append(_line([*cells, f"{attacked}, {broken}"]))
+        lines.append(line_of([*cells, f"{attacked}, {broken}"]))
     return "\n".join([*lines, *_published(rows[0]["dataset"])])
 
 
-def _training(runs: Sequence[Json]) -> str:
+def training(runs: Sequence[Json]) -> str:
+    """How long the runs of a row trained, and on what."""
     seconds = _range(round(run["seconds"]) for run in runs)
     spent = [run.get("processor_seconds") for run in runs]
     of_processor = f" ({_range(map(round, spent))} s of processor)" if all(spent) else ""
@@ -177,10 +202,10 @@ def _published(dataset: str) -> list[str]:
         name = row["method"] + (f", {row['parameters']}" if row["parameters"] else "")
         key = (name, row["accuracy"], row["source"])
         methods.setdefault(key, {})[row["radius"]] = row["verified"]
-    lines = ["", _line(head), _line(["---"] * len(head))]
+    lines = ["", line_of(head), line_of(["---"] * len(head))]
     for (name, accuracy, source), verified in methods.items():
         cells = [verified.get(radius, "") for radius in radii]
-        lines.append(_line([name, accuracy, *cells, source]))
+        lines.append(line_of([name, accuracy, *cells, source]))
     return lines
 
 
@@ -195,7 +220,8 @@ def _range(values: Iterable[float]) -> str:
     return f"{seen[0]}" if len(seen) == 1 else f"{seen[0]} to {seen[-1]}"
 
 
-def _line(cells: Sequence[str]) -> str:
+def line_of(cells: Sequence[str]) -> str:
+    """A line of a table."""
     return "| " + " | ".join(cells) + " |"
 
 
@@ -213,6 +239,20 @@ def place(page: str, name: str, text: str) -> str:
     return f"{before}{begin}{text}\n{end}{after}"
 
 
+def gather(
+    rows: list[Json], folders: Sequence[Path], read: Callable[[Run], tuple[Json, Json]]
+) -> tuple[list[Json], int]:
+    """The rows with the runs of some folders, and how many were refused, each with its reason."""
+    refused = 0
+    for run in find_runs(folders) if folders else []:
+        try:
+            rows = merge(rows, *read(run))
+        except Refused as error:
+            refused += 1
+            sys.stderr.write(f"refused {run.name}: {error}\n")
+    return rows, refused
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Read runs, write numbers and tables; 1 if a run was refused."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -221,13 +261,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     numbers, page = options.docs / "results.json", options.docs / "results.md"
     rows: list[Json] = json.loads(numbers.read_text()) if numbers.exists() else []
-    refused = 0
-    for run in find_runs(options.folders) if options.folders else []:
-        try:
-            rows = merge(rows, *read(run))
-        except Refused as error:
-            refused += 1
-            sys.stderr.write(f"refused {run.name}: {error}\n")
+    rows, refused = gather(rows, options.folders, read)
     numbers.write_text(json.dumps(rows, indent=1) + "\n")
     text = page.read_text()
     for dataset in dict.fromkeys(row["dataset"] for row in rows):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import robustcert.check
+from robustcert.check import INTERVAL_FILES
 from robustcert.check.isolation import command
 from robustcert.check.reader import FILES, METRIC, MULTIPLIERS
 
@@ -71,7 +72,7 @@ def verdict(folder: Path, data: Sequence[Path] = ()) -> Verdict:
 
 def certificate_digest(folder: Path) -> str:
     """SHA-256 over the files of a certificate that the checker reads."""
-    names = (*FILES, MULTIPLIERS, METRIC)
+    names = dict.fromkeys((*FILES, *INTERVAL_FILES, MULTIPLIERS, METRIC))
     return _digest(folder / name for name in names if (folder / name).exists())
 
 

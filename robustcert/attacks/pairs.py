@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -25,6 +26,7 @@ def largest_changes(
     norm: Literal["linf", "l2"],
     rows: Tensor,
     *,
+    metric: Tensor | None = None,
     tries: int = 10_000,
     steps: int = 40,
     seed: int = 0,
@@ -42,6 +44,8 @@ def largest_changes(
         delta: Largest distance of a pair.
         norm: In which it is measured.
         rows: float64.
+        metric: S, as its diagonal ``(d,)`` or as a matrix ``(d, k)``: pairs are x and x + S u, up
+            to the rounding of the sum, with u within ``delta``. None: S is the identity.
         tries: Pairs that are drawn.
         steps: Gradient steps.
         seed: Of the draws.
@@ -49,7 +53,7 @@ def largest_changes(
     Returns:
         Shape ``(R,)``.
     """
-    pairs = _Pairs(low, high, delta * SHARE_OF_DELTA, norm)
+    pairs = _Pairs(low, high, delta * SHARE_OF_DELTA, norm, metric)
     x, other = pairs.draw(tries, seed)
 
     def outputs(x: Tensor) -> Tensor:
@@ -70,12 +74,13 @@ def largest_changes(
 
 @dataclass(frozen=True)
 class _Pairs:
-    """The pairs of inputs of a box at most ``reach`` apart."""
+    """The pairs of inputs of a box at most ``reach`` apart, in a metric by u of x + S u."""
 
     low: Tensor
     high: Tensor
     reach: float
     norm: Literal["linf", "l2"]
+    metric: Tensor | None = None
 
     def draw(self, tries: int, seed: int) -> tuple[Tensor, Tensor]:
         """Random pairs at distance ``reach``, but for the box; half of the first are corners."""
@@ -89,19 +94,54 @@ class _Pairs:
 
     def step(self, direction: Tensor, size: float) -> Tensor:
         """The steepest step of a size along a direction."""
+        pulled = self._pulled(direction)
         if self.norm == "linf":
-            return direction.sign() * size
-        return to_length(direction, self.low.new_tensor(size))
+            return self._change(pulled.sign() * size)
+        return self._change(to_length(pulled, self.low.new_tensor(size)))
 
     def fit(self, x: Tensor, other: Tensor) -> Tensor:
         """The second point, back within reach of the first and into the box."""
-        # The box holds x, so that going back into it does not lead away from x.
-        moved = other - x
+        u = self._least(other - x)
         if self.norm == "linf":
-            moved = moved.clamp(-self.reach, self.reach)
+            u = u.clamp(-self.reach, self.reach)
         else:
-            moved = moved * (self.reach / moved.norm(dim=1, keepdim=True).clamp_min(self.reach))
-        return torch.minimum(torch.maximum(x + moved, self.low), self.high)
+            u = u * (self.reach / u.norm(dim=1, keepdim=True).clamp_min(self.reach))
+        # The box holds x, so that going back into it does not lead away from x.
+        return torch.minimum(
+            torch.maximum(x + self._inside(x, self._change(u)), self.low), self.high
+        )
+
+    def _change(self, u: Tensor) -> Tensor:
+        """S u."""
+        if self.metric is None:
+            return u
+        return u * self.metric if self.metric.dim() == 1 else u @ self.metric.mT
+
+    def _pulled(self, gradient: Tensor) -> Tensor:
+        """The gradient with respect to u."""
+        if self.metric is None:
+            return gradient
+        return gradient * self.metric if self.metric.dim() == 1 else gradient @ self.metric
+
+    def _least(self, moved: Tensor) -> Tensor:
+        """The least u whose S u is nearest to a change of the input."""
+        if self.metric is None:
+            return moved
+        if self.metric.dim() == 1:
+            return torch.where(self.metric == 0, 0.0, moved / self.metric)
+        return moved @ self._inverse.mT
+
+    @cached_property
+    def _inverse(self) -> Tensor:
+        assert self.metric is not None
+        return torch.linalg.pinv(self.metric)
+
+    def _inside(self, x: Tensor, moved: Tensor) -> Tensor:
+        """As much of a change as stays in the box, where single entries cannot stay behind."""
+        if self.metric is None or self.metric.dim() == 1:
+            return moved
+        room = torch.where(moved > 0, self.high - x, x - self.low) / moved.abs()
+        return moved * room.nan_to_num(nan=1.0).amin(1, keepdim=True).clamp(max=1.0)
 
 
 def _climb(

@@ -52,6 +52,12 @@ GLOBAL_CLAIM = (
     "its entry of differences. Not proved again by the checker."
 )
 
+GLOBAL_METRIC_CLAIM = (
+    "For all inputs x and x' = x + S u of the domain with u of at most delta in the norm, every "
+    "output of the network changes by at most its eps_bar, and the difference of two outputs by at "
+    "most its entry of differences. Not proved again by the checker."
+)
+
 
 def describe_bounds(network: PlainNetwork) -> list[dict[str, Any]]:
     """Per operation: what it is and its proved bound."""
@@ -224,7 +230,7 @@ def _write_global(folder: Path, network: PlainNetwork, pairs: Mapping[str, Any])
     said = {
         "format": FORMAT,
         "robustcert": __version__,
-        "statement": GLOBAL_CLAIM,
+        "statement": GLOBAL_CLAIM if network.space.metric is None else GLOBAL_METRIC_CLAIM,
         "network": network.digest(),
         **pairs,
         "functions": {key: FUNCTIONS[key] for key in pairs["functions"]},

@@ -215,17 +215,19 @@ _INTERVALS = f"with the 95 % t-interval where there are {MIN_RUNS} or more"
 Scale = Callable[[float], float]
 
 
-def pareto(groups: Sequence[Group], accuracy: str, vra: str) -> list[Group]:
+def pareto(groups: Sequence[Group], accuracy: str, vra: str, *, larger: bool = True) -> list[Group]:
     """The configurations that no other one beats in mean accuracy, VRA and training time at once.
 
-    One beats another if it is at least as good in all three and better in one.
+    One beats another if it is at least as good in all three and better in one. Of errors, for which
+    ``larger`` is false, less is better.
     """
+    sign = 1 if larger else -1
     scores: list[tuple[Group, tuple[float, float, float]]] = []
     for group in groups:
         found = [group.estimate(metric) for metric in (accuracy, vra, "seconds.train")]
         if all(found):
             a, v, s = (e.mean for e in found if e is not None)
-            scores.append((group, (a, v, -s)))
+            scores.append((group, (sign * a, sign * v, -s)))
     return [
         group
         for group, mine in scores

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,9 +11,10 @@ from typing import Any
 from urllib.parse import quote
 
 from robustcert.atomic import complete_file
-from robustcert.report.page import write_page, write_pictures
+from robustcert.report.page import number, percent, write_page, write_pictures
 from robustcert.report.pictures import Picture
 from robustcert.report.runs import FINISHED, STATES, Run, find_runs
+from robustcert.report.scores import Scores, scores_of, split_of
 from robustcert.report.summary import Group, group_runs, searched, value_of
 from robustcert.report.sweep_figures import (
     draw_capacity,
@@ -39,6 +39,8 @@ class Task:
         groups: The configurations.
         columns: What tells them apart.
         radii: Metric by radius, in increasing order.
+        scores: What configurations are compared by.
+        measured: Heads, metrics, and whether they are shares, as the table shows them.
     """
 
     dataset: str
@@ -47,15 +49,17 @@ class Task:
     groups: list[Group]
     columns: list[str]
     radii: dict[float, str]
+    scores: Scores
+    measured: list[tuple[str, str, bool]]
 
     @property
     def accuracy(self) -> str:
-        """Metric of clean accuracy."""
-        return f"{self.split}/accuracy"
+        """Metric of clean accuracy, of a regression that of its error."""
+        return f"{self.split}/{self.scores.clean}"
 
     @property
     def vra(self) -> str | None:
-        """Metric of verified accuracy at the trained radius, or at the nearest reported one."""
+        """Certified metric at the trained radius, or at the nearest reported one."""
         if not self.radii:
             return None
         return self.radii[min(self.radii, key=lambda r: abs(r - self.epsilon))]
@@ -69,7 +73,9 @@ class Task:
     @cached_property
     def front(self) -> list[Group]:
         """The configurations that no other one beats."""
-        return pareto(self.groups, self.accuracy, self.vra) if self.vra else []
+        if self.vra is None:
+            return []
+        return pareto(self.groups, self.accuracy, self.vra, larger=self.scores.larger)
 
 
 def write_sweep_page(roots: Sequence[Path], out: Path, formats: Sequence[str] = ()) -> list[Path]:
@@ -121,19 +127,16 @@ def compare(groups: Sequence[Group]) -> list[Task]:
 
 def _task(dataset: str, epsilon: float, groups: list[Group]) -> Task:
     runs = [run for group in groups for run in group.runs]
-    split = "test" if any("test/accuracy" in run.metrics for run in runs) else "val"
-    radii = {
-        float(match[1]): match[0]
-        for run in runs
-        for key in run.metrics
-        if (match := re.fullmatch(rf"{split}/vra_([0-9.e+-]+)", key))
-    }
+    scores = scores_of(runs)
+    split = split_of(runs, scores)
     columns = [c for c in groups[0].values if len({group.values[c] for group in groups}) > 1]
-    return Task(dataset, epsilon, split, groups, columns, dict(sorted(radii.items())))
+    radii, measured = scores.radii(runs, split), scores.columns(runs, split)
+    return Task(dataset, epsilon, split, groups, columns, radii, scores, measured)
 
 
 def _pictures(i: int, task: Task) -> list[Picture]:
-    if task.vra is None:
+    # Pictures are of shares; a table says what there is of regressions.
+    if task.vra is None or not task.scores.share:
         return []
     suffix = f"_{i}" if i else ""
     groups, vra = task.groups, task.vra
@@ -177,11 +180,14 @@ def _link(path: Path, out: Path) -> str | None:
     return "../" * up + quote(target.relative_to([base, *base.parents][up]).as_posix())
 
 
-def _run_cells(run: Run) -> dict[str, float | None]:
-    split = "test" if "test/accuracy" in run.metrics else "val"
-    epsilon = run.config.get("epsilon")
-    vra = f"{split}/vra_{epsilon:.4g}" if isinstance(epsilon, int | float) else ""
-    return {"accuracy": value_of(run, f"{split}/accuracy"), "vra": value_of(run, vra)}
+def _run_cells(run: Run) -> tuple[str, str]:
+    """What a run reached without a perturbation and at its trained radius, in words."""
+    scores = scores_of([run])
+    split, epsilon = split_of([run], scores), run.config.get("epsilon")
+    certified = f"_{epsilon:.4g}" if isinstance(epsilon, int | float) else ""
+    keys = (f"{split}/{scores.clean}", f"{split}/{scores.certified}{certified}")
+    told = percent if scores.share else number
+    return told(value_of(run, keys[0])), told(value_of(run, keys[1]))
 
 
 def _groups_csv(tasks: Sequence[Task]) -> bytes:
@@ -190,7 +196,7 @@ def _groups_csv(tasks: Sequence[Task]) -> bytes:
         dict.fromkeys(
             metric
             for task in tasks
-            for metric in ("parameters", task.accuracy, *task.radii.values(), task.tightness)
+            for metric in ("parameters", *(key for _, key, _ in task.measured), task.tightness)
             if metric
         )
     )

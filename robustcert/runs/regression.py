@@ -188,6 +188,8 @@ def tell(written: Mapping[str, Any], claim: Claim, folder: Path) -> tuple[None, 
         radius = f"{row['decimal']:.4g}"
         metrics[f"{split}/certified_mae_{radius}"] = float(row["mean_absolute_error"])
         metrics[f"{split}/width_{radius}"] = float(row["width"])
+    for row in (written.get("conformal") or {}).get("radii", []):
+        metrics[f"{split}/coverage_{row['radius']:.4g}"] = float(row["coverage"])
     return None, metrics
 
 

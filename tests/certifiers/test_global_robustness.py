@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
@@ -37,11 +38,13 @@ from robustcert.certifiers.global_robustness.mip import (
 from robustcert.certifiers.global_robustness.twin import Domain, Twin
 from robustcert.check import check
 from robustcert.check.command import main
+from robustcert.check.reader import UnreadableError
 from robustcert.errors import UnsoundNetworkError
 from robustcert.network.fold import fold_network
+from robustcert.network.input_space import InputSpace, factor, scaling
 from robustcert.network.network import PlainNetwork, output_bound, pairwise_bound
 from robustcert.objectives import GlobalRobustness
-from robustcert.relaxations.backward import Linear, steps_of
+from robustcert.relaxations.backward import Diagonal, Linear, Matrix, steps_of
 from robustcert.relaxations.curves import Curve
 from robustcert.runs.certify import certify
 
@@ -325,6 +328,88 @@ def test_pairs_of_an_attack_stay_in_the_box_and_within_delta() -> None:
             assert (torch.linalg.vector_norm(two - one, order, dim=1) <= 0.3).all()
 
 
+# In a metric
+
+
+SCALES = torch.tensor([3.0, 0.0, 0.5], dtype=torch.float64)
+MATRIX = torch.tensor([[1.0, -2.0], [0.0, 0.0], [0.5, 0.25]], dtype=torch.float64)
+
+
+def in_metric(network: PlainNetwork, metric: Tensor) -> PlainNetwork:
+    """Inputs measured by scales or by a matrix."""
+    measure = scaling(metric) if metric.dim() == 1 else factor(metric)
+    return replace(network, space=InputSpace("images", None, measure))
+
+
+@pytest.mark.parametrize("metric", [SCALES, MATRIX], ids=["scales", "matrix"])
+def test_one_linear_layer_is_exact_in_a_metric(metric: Tensor) -> None:
+    network = dense((3, 3))
+    matrix = metric.diag() if metric.dim() == 1 else metric
+    moved = network.operations[0].weight.double() @ matrix  # type: ignore[attr-defined]
+    for norm, length in (("linf", moved.abs().sum(1)), ("l2", moved.norm(dim=1))):
+        certifier = GlobalCertifier([0, 1], 0.01, norm, "symbolic", tries=100)  # type: ignore[arg-type]
+        found = bounds(certifier, in_metric(network, metric))
+        torch.testing.assert_close(found.proved["symbolic"][:3], 0.01 * length)
+        assert (found.proved["lipschitz"] >= found.proved["symbolic"] * (1 - 1e-6)).all()
+        torch.testing.assert_close(found.attacked[:3], 0.01 * length, rtol=0.05, atol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("metric", [SCALES, MATRIX], ids=["scales", "matrix"])
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_no_pair_of_a_metric_is_further_apart_than_proved(norm: Any, metric: Tensor) -> None:
+    for activation in ("relu", "maxmin", "smooth"):
+        network = in_metric(random_network(activation, inputs=3, width=6), metric)
+        exact = norm == "linf" and activation in FOLDED
+        certifier = GlobalCertifier([0, 1], 0.1, norm, "exact" if exact else "symbolic", tries=2000)
+        found = bounds(certifier, network)
+        for bound in found.proved.values():
+            assert (found.attacked <= bound + found.rounding).all()
+        assert (found.attacked > 0.1 * found.best).all()
+        if exact:
+            # Of a programme without S the bounds are others.
+            torch.testing.assert_close(found.solver, found.proved["exact"], rtol=1e-5, atol=1e-9)
+
+
+def test_a_box_bounds_u_where_a_column_is_narrow() -> None:
+    low, high = torch.zeros(3).double(), torch.tensor([1.0, 1.0, 1e-3]).double()
+    scales = Diagonal(1, SCALES, torch.zeros_like(SCALES))
+    spread = Domain(low, high, 0.1, "linf", scales).spread
+    torch.testing.assert_close(spread, torch.tensor([0.1, 0.0, 2e-3]).double())
+    shift = Domain(low, high, 0.1, "linf", scales).shift
+    torch.testing.assert_close(shift, torch.tensor([0.3, 0.0, 1e-3]).double())
+    # A matrix bounds no u by the box.
+    matrix = Domain(low, high, 0.1, "linf", Matrix(2, MATRIX, torch.zeros(3).double()))
+    assert (matrix.spread == 0.1).all()
+    torch.testing.assert_close(matrix.shift, torch.tensor([0.3, 0.0, 1e-3]).double())
+
+
+@pytest.mark.parametrize("metric", [SCALES, MATRIX], ids=["scales", "matrix"])
+def test_pairs_of_an_attack_in_a_metric_stay_in_the_box_and_move_nothing_frozen(
+    metric: Tensor,
+) -> None:
+    visited: list[Tensor] = []
+
+    class Watched:
+        input_shape = (3,)
+
+        def __call__(self, x: Tensor) -> Tensor:
+            visited.append(x.detach())
+            return x.square() + x.roll(1, 1)
+
+    low, high = torch.full((3,), -1.0).double(), torch.tensor([0.0, 1, 2]).double()
+    back = torch.linalg.pinv(metric.diag() if metric.dim() == 1 else metric)
+    eye = torch.eye(3).double()
+    for norm, order in (("linf", math.inf), ("l2", 2)):
+        visited.clear()
+        largest_changes(Watched(), low, high, 0.3, norm, eye, metric=metric, tries=50)  # type: ignore[arg-type]
+        for one, two in zip(visited[::2], visited[1::2], strict=True):
+            assert ((one >= low) & (one <= high) & (two >= low) & (two <= high)).all()
+            assert (one[:, 1] == two[:, 1]).all()
+            u = (two - one) @ back.mT
+            assert (torch.linalg.vector_norm(u, order, dim=1) <= 0.3 * (1 + 1e-9)).all()
+
+
 # Training
 
 
@@ -437,6 +522,21 @@ def test_the_checker_never_verifies_what_it_did_not_prove(
     assert "global.json" in report.uncovered[0]
     (folder / "global.json").unlink()
     assert check(folder).verified
+
+
+def test_a_folder_in_a_metric_says_so_and_another_metric_is_refused(tmp_path: Path) -> None:
+    network = in_metric(dense((3, 4, 3)), SCALES)
+    certifier = GlobalCertifier([0, 1], method="symbolic", tries=50)
+    path = write_folder(tmp_path / "global", network, certifier)
+    said = json.loads((path / "global.json").read_text())
+    assert "x' = x + S u of the domain" in said["statement"]
+    assert said["norm"] == "linf norm of u"
+    assert [line.partition(":")[0] for line in check(path).uncovered] == ["global.json"]
+    forged = Folder(path)
+    forged.metric["scale"] *= 10
+    forged.save()
+    with pytest.raises(UnreadableError, match="claim metric change"):
+        check(path)
 
 
 @pytest.mark.slow

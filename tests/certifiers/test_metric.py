@@ -18,6 +18,7 @@ from robustcert.certificate.space import in_short
 from robustcert.certifiers import (
     Certifier,
     CombinedCertifier,
+    GlobalCertifier,
     LipschitzCertifier,
     LipSDPCertifier,
     QuadricCertifier,
@@ -31,7 +32,13 @@ from robustcert.network.fold import fold_network
 from robustcert.network.input_space import InputSpace, factor, scaling
 from robustcert.network.network import PlainNetwork
 
-COVERING = (LipschitzCertifier, LipSDPCertifier, CombinedCertifier, QuadricCertifier)
+COVERING = (
+    LipschitzCertifier,
+    LipSDPCertifier,
+    CombinedCertifier,
+    QuadricCertifier,
+    GlobalCertifier,
+)
 CONF = Path(__file__).parents[2] / "conf" / "certifier"
 SCALE = torch.tensor([3.0, 0.0, 0.5, 1.0], dtype=torch.float64)
 

@@ -34,6 +34,7 @@ from robustcert.certificate.samples import CertifiedSplit
 from robustcert.certifiers import (
     Certificates,
     Claim,
+    GlobalCertifier,
     LipschitzCertifier,
     Proof,
     arithmetic,
@@ -41,6 +42,7 @@ from robustcert.certifiers import (
     certify,
 )
 from robustcert.certifiers import lipschitz as lipschitz_module
+from robustcert.certifiers.global_robustness import certifier as global_module
 from robustcert.errors import NormBoundError, UnsoundNetworkError
 from robustcert.layers import ConstrainedLinear, NormPool2d, UnconstrainedLinear
 from robustcert.margins import row_distances
@@ -375,6 +377,22 @@ def norms_in_a_metric() -> None:
         network = measured(PlainNetwork(operations, (2, 5, 5)), scaling(scale))
         norm = matrix_norm(lambda u, net=network: run(net.operations, u * SCALE), (2, 5, 5))
         assert covers(prefix_bounds(network)[-1], norm**2)
+
+
+def pairs_in_a_metric() -> None:
+    """Changes of a linear map over all pairs, which are known, and what float64 adds to them."""
+    weight, identity = randn(2, 3, seed=4), torch.eye(2, dtype=torch.float64)
+    plain = PlainNetwork((Dense(weight),), (3,))
+    for norm, order in (("linf", 1), ("l2", 2)):
+        certifier = GlobalCertifier([-1e3, 1e3], 0.5, norm, "symbolic", tries=1)  # type: ignore[arg-type]
+        without = certifier.bounds(plain, identity, output_bound(plain), compared=0)
+        for metric in METRICS[::2]:
+            moved = weight.double() @ as_matrix(metric)
+            network = measured(plain, metric)
+            found = certifier.bounds(network, identity, output_bound(network), compared=0)
+            for bound in found.proved.values():
+                assert (bound >= 0.5 * torch.linalg.vector_norm(moved, order, dim=1)).all()
+            assert found.rounding >= without.rounding
 
 
 SCALE = torch.tensor([5.0, 0.2], dtype=torch.float64).view(2, 1, 1)
@@ -975,7 +993,7 @@ FAULTS: dict[str, Fault] = {
 }
 
 # Mistakes of metrics alone, which no other check could notice.
-METRIC_CHECKS = [norms_in_a_metric, radii_in_a_metric]
+METRIC_CHECKS = [norms_in_a_metric, radii_in_a_metric, pairs_in_a_metric]
 METRIC_FAULTS: dict[str, Fault] = {
     "metric left out": both(
         put(network_module, "_affine_head", lambda network: None),
@@ -1025,6 +1043,12 @@ METRIC_FAULTS: dict[str, Fault] = {
         network_module,
         "_affine_head",
         lambda f: lambda network: (found := f(network)) and replace(found, loss=Fraction(0)),
+    ),
+    "metric left out of all pairs": put(global_module, "_metric_step", lambda network: None),
+    "rounding of a box in units of u": put(
+        global_module,
+        "replace",
+        lambda old, **new: old if new.keys() & {"space", "metric"} else replace(old, **new),
     ),
     "rounded inputs in a metric": put(
         lipschitz_module, "moved", lambda x, inputs: torch.zeros(len(x), dtype=torch.float64)

@@ -81,6 +81,30 @@ def test_runs_that_differ_by_their_seed_are_one_row_and_none_counts_twice(tmp_pa
     assert task.tightness == "val/tightness"
 
 
+def test_regressions_are_compared_by_their_certified_errors(tmp_path: Path) -> None:
+    for name, error in (("relu", 50.0), ("smooth", 40.0)):
+        folder = write_run(tmp_path / name, activation=name)
+        results = json.loads((folder / "results.json").read_text())
+        results["metrics"] = {
+            "test/mae": error,
+            "test/certified_mae_0.5": error + 5,
+            "test/width_0.5": 10.0,
+            "test/coverage_0.5": 0.875,
+        }
+        (folder / "results.json").write_text(json.dumps(results))
+    (task,) = compare(group_runs(find_runs([tmp_path])))
+    assert [group.values["activation"] for group in task.front] == ["smooth"]
+    heads = ["mean absolute error", "certified error at 0.5", "width at 0.5", "coverage at 0.5 (%)"]
+    assert [head for head, _, _ in task.measured] == heads
+    assert main([str(tmp_path), "--out", str(tmp_path / "out")]) == 0
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert all(f">{head}</th>" in page for head in heads)
+    assert "<td>45.0</td>" in page
+    assert "<td>87.5</td>" in page
+    assert "\N{EN DASH}" not in page.partition("</table>")[0].partition("<table")[2]
+    assert "test/certified_mae_0.5" in (tmp_path / "out" / "groups.csv").read_text()
+
+
 def test_a_half_finished_sweep_tells_what_is_missing(tmp_path: Path) -> None:
     write_run(tmp_path / "0")
     (tmp_path / "1" / "checkpoints").mkdir(parents=True)

@@ -15,6 +15,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 import robustcert
 import robustcert.data
+from benchmarks.publish import regressions
 from robustcert.check import check
 from robustcert.config.build import build_dataset, build_module, build_parts
 from robustcert.errors import ConfigError, ReportError, UnsoundNetworkError
@@ -22,6 +23,7 @@ from robustcert.models.head import Head
 from robustcert.report.__main__ import main as report
 from robustcert.report.regression import read_intervals, rows_of
 from robustcert.runs.certify import certify
+from robustcert.runs.results import read_row, write_row
 from robustcert.training.checkpoint import read_checkpoint
 from robustcert.training.regression import start_at_mean
 
@@ -78,8 +80,38 @@ def test_best_is_the_least_certified_error(folder: Path) -> None:
     last = read_checkpoint(folder / "checkpoints" / "last.ckpt")
     assert best.metrics["val/certified_mae"] <= last.metrics["val/certified_mae"]
     results = json.loads((folder / "results.json").read_text())
-    assert {"test/mae", "test/certified_mae_0.05", "test/width_0.2"} <= {*results["metrics"]}
+    known = {"test/mae", "test/certified_mae_0.05", "test/width_0.2", "test/coverage_0.2"}
+    assert known <= {*results["metrics"]}
     assert results["metrics"]["test/mae"] < results["metrics"]["test/certified_mae_0.05"]
+
+
+@pytest.mark.slow
+def test_a_table_counts_errors_anew_and_leaves_classes_to_the_other(
+    folder: Path, tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "regression.md"
+    page.write_text("<!-- columns -->\n<!-- end of columns -->\n")
+    row = read_row(folder)
+    assert row is not None
+    typed = tmp_path / "run"
+    shutil.copytree(folder, typed)
+    write_row(typed, {**row, "command": {"overrides": ["experiment=mine", "seed=0"]}})
+    model = {"words": "a line", "error": [2.0], "within": {"0.05": [2.5]}}
+    beside = tmp_path / "beside" / "regressions.json"
+    beside.parent.mkdir()
+    beside.write_text(json.dumps({"columns": [model]}))
+    options = ["--docs", str(tmp_path), "--beside", str(beside.parent)]
+    assert regressions.main([str(typed), *options]) == 0
+    (found,) = json.loads((tmp_path / "regressions.json").read_text())["runs"]
+    (own,) = found["runs"]
+    summary = json.loads((folder / "certificate" / "certificate.json").read_text())["summary"]
+    assert own["certified"] == [row["mean_absolute_error"] for row in summary["certified"]]
+    assert all(0 < share <= 1 for share in own["coverage"])
+    text = page.read_text()
+    assert f"{own['error']:.1f} | 0.05 | {own['certified'][0]:.1f}" in text
+    assert "| a line | 1 | 2.0 | 0.05 | 2.5 |" in text
+    assert regressions.main([str(tiny_run), "--docs", str(tmp_path)]) == 1
+    assert "benchmarks.publish.results reads it" in capsys.readouterr().err
 
 
 def test_a_regressor_answers_with_intervals(folder: Path) -> None:

@@ -11,15 +11,16 @@ from torch import Tensor
 
 from robustcert.attacks import largest_changes
 from robustcert.certifiers.arithmetic import strict_arithmetic
-from robustcert.certifiers.base import Certificates, Certifier, Claim, require_covered_metric
+from robustcert.certifiers.base import Certificates, Certifier, Claim
 from robustcert.certifiers.global_robustness.twin import Domain, Twin
 from robustcert.certifiers.lipschitz import LipschitzCertifier
 from robustcert.errors import UnsoundNetworkError
 from robustcert.margins import margins
 from robustcert.network.forward_error import forward_error
+from robustcert.network.linear import Dense
 from robustcert.network.network import PlainNetwork, output_bound
 from robustcert.network.units import network_inputs
-from robustcert.relaxations.backward import SLACK, Step, steps_of
+from robustcert.relaxations.backward import SLACK, Diagonal, Matrix, Step, steps_of
 
 METHODS = ("lipschitz", "symbolic", "lp", "exact")
 RESTS_ON = {
@@ -72,10 +73,14 @@ class GlobalCertifier(Certifier):
 
     .. math:: \lVert x - x' \rVert \le \delta \;\Rightarrow\; |f_j(x) - f_j(x')| \le \bar\epsilon_j,
 
-    by one method and those before it, the least of whose bounds counts:
+    by one method and those before it, the least of whose bounds counts. In a metric S of the
+    network's inputs it is said of the pairs x and x' = x + S u of the domain with
+    :math:`\lVert u \rVert \le \delta`: changes of frozen inputs are not among them, and delta
+    counts in the units of u.
 
     * ``lipschitz``: :math:`K_j \delta` with the Lipschitz bound of the logit, in l2; for linf
-      :math:`K_j \sqrt n\, \delta`, n inputs. Any network.
+      :math:`K_j \sqrt n\, \delta`, n inputs. Any network. In a metric K_j is a constant of
+      :math:`u \mapsto f_j(x + S u)` that holds for every x, and n counts the entries of u.
     * ``symbolic``: linear bounds of the differences of all neurons, see Note [twin] of
       :mod:`robustcert.certifiers.global_robustness.twin`. Dense networks.
     * ``lp``: linear programmes with these differences as variables, see Note [twin programme] of
@@ -97,7 +102,7 @@ class GlobalCertifier(Certifier):
 
     Args:
         domain: Least and greatest value of every input entry, or a pair for each.
-        delta: In input units.
+        delta: In input units; in a metric, in those of u.
         norm: ``linf`` or ``l2``.
         method: See above.
         window: Activations that one programme spans; all if None.
@@ -116,12 +121,7 @@ class GlobalCertifier(Certifier):
         '0.3536 0.2500 0.2500'
     """
 
-    # In a metric S the pairs would be (x, x + S u), whose differences fill an ellipsoid, flat where
-    # a column is frozen; the encodings here bound a difference by delta in every input, or in l2.
-    distances_covered = (
-        "pairs of inputs that are certifier.delta apart in linf or l2 in the units of "
-        "certifier.domain, where changes of every input are possible, and not of u in x + S u"
-    )
+    covers_metric = True
 
     def __init__(
         self,
@@ -169,7 +169,7 @@ class GlobalCertifier(Certifier):
             )
         ranges = torch.tensor(self.domain, dtype=torch.float64, device="cpu").expand(size, 2)
         low, high = (side.contiguous() for side in ranges.unbind(1))
-        return Domain(low, high, self.delta, self.norm)
+        return Domain(low, high, self.delta, self.norm, _metric_step(network))
 
     @torch.no_grad()
     @strict_arithmetic()
@@ -225,8 +225,9 @@ class GlobalCertifier(Certifier):
             )
             clock.stop("highs")
         sides = domain.low, domain.high, domain.delta, domain.norm
+        metric = None if domain.metric is None else _numbers(domain.metric)
         attacked = largest_changes(
-            network, *sides, rows[:compared], tries=self.tries, seed=self.seed
+            network, *sides, rows[:compared], metric=metric, tries=self.tries, seed=self.seed
         )
         clock.stop("attacked")
         error = _rounding(network, domain)
@@ -238,12 +239,10 @@ class GlobalCertifier(Certifier):
 
     def certify(self, network: PlainNetwork, x: Tensor) -> Certificates:
         """As :meth:`LipschitzCertifier.certify`."""
-        require_covered_metric(self, network)
         return self._samples.certify(network, x)
 
     def claim(self, network: PlainNetwork, samples: Iterable[Tensor] = ()) -> Claim:
         """That of :class:`LipschitzCertifier`, and what ``global.json`` says of all pairs."""
-        require_covered_metric(self, network)
         return replace(self._samples.claim(network), pairs=self._claim_pairs(network, samples))
 
     def _claim_pairs(self, network: PlainNetwork, samples: Iterable[Tensor]) -> dict[str, Any]:
@@ -263,7 +262,7 @@ class GlobalCertifier(Certifier):
         )
         beside = [] if found.solver is None else ["highs"]
         return {
-            "norm": self.norm,
+            "norm": self.norm if network.space.metric is None else f"{self.norm} norm of u",
             "delta": self.delta,
             "domain": self.domain,
             "functions": ["R", "F64"] if math.isfinite(found.rounding) else ["R"],
@@ -280,7 +279,10 @@ class GlobalCertifier(Certifier):
     def _stable(
         self, network: PlainNetwork, apart: Tensor, rounding: float, batches: Iterable[Tensor]
     ) -> dict[str, int]:
-        """Samples of the domain whose prediction no other input of it within delta changes."""
+        """Samples of the domain whose prediction no other input of it within delta changes.
+
+        In a metric these inputs are those x + S u with u within delta.
+        """
         domain, count, inside, stable = self.pairs(network), 0, 0, 0
         for x in batches:
             x = network_inputs(x, network.input_shape).cpu().double()
@@ -329,8 +331,27 @@ class _Clock:
         return self.begun + seconds
 
 
+def _metric_step(network: PlainNetwork) -> Diagonal | Matrix | None:
+    """The metric on flat inputs as a step of linear bounds."""
+    metric = network.space.metric
+    if metric is None:
+        return None
+    if isinstance(metric, Dense):
+        weight = metric.weight.double()
+        return Matrix(weight.shape[1], weight, weight.new_zeros(len(weight)))
+    every = math.prod(network.input_shape) // len(metric.scale)
+    scale = metric.scale.double().repeat_interleave(every)
+    return Diagonal(1, scale, torch.zeros_like(scale))
+
+
+def _numbers(step: Diagonal | Matrix) -> Tensor:
+    return step.weight if isinstance(step, Matrix) else step.scale
+
+
 def _rounding(network: PlainNetwork, domain: Domain) -> float:
     """What float64 adds to the change of an output, or of a difference of two, in the box."""
+    # The box is one of inputs, so its radius and the growth are, whatever the metric is.
+    network = replace(network, space=replace(network.space, metric=None))
     result = forward_error(network, domain.centre.view(1, *network.input_shape))
     radius = float(domain.half.norm()) * SLACK + math.sqrt(len(domain.half)) * 2.0**-511
     if not float(result.reach[0]) > radius:

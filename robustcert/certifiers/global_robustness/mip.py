@@ -28,7 +28,7 @@ from robustcert.certifiers.global_robustness.linear_program import (
 )
 from robustcert.certifiers.global_robustness.twin import Domain, Known, Twin
 from robustcert.errors import UnsoundNetworkError
-from robustcert.relaxations.backward import Linear, Step
+from robustcert.relaxations.backward import Linear, Matrix, Step
 from robustcert.relaxations.curves import Curve, Folded
 
 Places = NDArray[np.int64]
@@ -37,7 +37,8 @@ Places = NDArray[np.int64]
 # ~~~~~~~~~~~~~~~~~~
 # Variables are z and d = z' - z before every step, in the boxes that Twin proves. Coefficients are
 # the weights, halves and bounds themselves, so that no row is rounded.
-#  * Input: low <= z, z + d <= high, |d| <= delta.
+#  * Input: low <= z, z + d <= high, |d| <= delta. In a metric diag(s) |d_i| <= s_i delta, rounded
+#    up; in a matrix S, d = S u with variables |u| <= delta of their own.
 #  * Linear step: w = M z + b, e = M d.
 #  * Activation s(y) = max(y, p y) with p = 0 (ReLU) or -1 (absolute value), where l < 0 < u: for
 #    both (y, x) and (y + d, x + e), with a variable t of its own, 0 or 1,
@@ -226,7 +227,18 @@ class Encoding:
             low, high, change = _numbers(self.twin.known[self._curve])
         z, d = self._new(low, high), self._new(-change, change)
         self._inside(z, d, low, high)
+        if start == 0 and isinstance(self.twin.domain.metric, Matrix):
+            most = self.twin.domain.spread.numpy()
+            weight = self.twin.domain.metric.weight.numpy()
+            self._image(d, weight, self._new(-most, most), np.zeros(len(d)))
         return z, d
+
+    def _image(self, new: Places, matrix: Floats, old: Places, value: Floats) -> None:
+        """Rows ``new - matrix old = value``."""
+        start = sum(map(len, self._value))
+        self._equals(value, (new, 1.0))
+        i, j = np.nonzero(matrix)
+        self._equal.append((i + start, old[j], -matrix[i, j]))
 
     def _inside(self, z: Places, d: Places, low: Floats, high: Floats) -> None:
         self._at_most(high, (z, 1.0), (d, 1.0))
@@ -241,10 +253,7 @@ class Encoding:
         low, high, change = self._box(t + 1)
         w, e = self._new(low, high), self._new(-change, change)
         for new, old, value in ((w, z, shift), (e, d, np.zeros(after))):
-            start = sum(map(len, self._value))
-            self._equals(value, (new, 1.0))
-            i, j = np.nonzero(weight)
-            self._equal.append((i + start, old[j], -weight[i, j]))
+            self._image(new, weight, old, value)
         self._sizes.append(np.abs(weight))
         return w, e
 
@@ -254,7 +263,7 @@ class Encoding:
         if t < len(steps) and isinstance(steps[t], Curve):
             curve = sum(isinstance(step, Curve) for step in steps[:t])
             return _numbers(self.twin.known[curve])
-        size, change = (r.sizes[t][0].numpy() for r in (self.twin.values, self.twin.changes))
+        size, change = (part.numpy() for part in self.twin.sizes(t))
         return -size, size, change
 
     def _fold(self, fold: Folded, y: Places, d: Places) -> tuple[Places, Places]:

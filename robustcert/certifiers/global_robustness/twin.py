@@ -16,7 +16,15 @@ import torch
 from torch import Tensor
 
 from robustcert.errors import UnsoundNetworkError
-from robustcert.relaxations.backward import FLOOR, SLACK, Linear, Relaxation, Step
+from robustcert.relaxations.backward import (
+    FLOOR,
+    SLACK,
+    Diagonal,
+    Linear,
+    Matrix,
+    Relaxation,
+    Step,
+)
 from robustcert.relaxations.curves import Curve, Lines
 
 # Note [twin] (why the differences are those of a network)
@@ -33,6 +41,13 @@ from robustcert.relaxations.curves import Curve, Lines
 # curves, on the box or ball of d_0, and the backward bounds of robustcert.relaxations.backward hold
 # of it, rounding included. The pair (x', x) is as good as (x, x'), so that the differences lie
 # symmetrically around 0 and one side says all.
+#
+# In a metric S the pairs are (x, x + S u) with u on a box or ball, so that d_0 = S u is one linear
+# step more, before the others, of the network of differences. Inputs x are those of the box as
+# before: S measures how far apart two of them are, not where they lie. Where S = diag(s), the box
+# bounds u too: |s_i u_i| = |x_i' - x_i| is at most its width w_i, so |u_i| <= w_i / s_i, and where
+# s_i = 0 nothing depends on u_i, which may be 0. A matrix S may be singular, and gives no bound of
+# u by that of S u: there u is on the whole box or ball.
 
 
 @dataclass(frozen=True)
@@ -42,14 +57,17 @@ class Domain:
     Attributes:
         low: Least input, flat, shape ``(d,)``, float64.
         high: Greatest input, shape ``(d,)``.
-        delta: Largest distance, in input units.
+        delta: Largest distance, in input units, or in those of u.
         norm: In which it is measured, ``linf`` or ``l2``.
+        metric: S as a step without bias, where pairs are x and x + S u with u of at most this norm;
+            None where u is the difference itself.
     """
 
     low: Tensor
     high: Tensor
     delta: float
     norm: Literal["linf", "l2"] = "linf"
+    metric: Diagonal | Matrix | None = None
 
     @cached_property
     def centre(self) -> Tensor:
@@ -62,20 +80,41 @@ class Domain:
         wide = torch.maximum(self.high - self.centre, self.centre - self.low)
         return torch.nextafter(wide, torch.full_like(wide, math.inf))
 
-    @property
+    @cached_property
+    def width(self) -> Tensor:
+        """Bounds on the sides of the box, shape ``(d,)``."""
+        width = self.high - self.low
+        return torch.nextafter(width, torch.full_like(width, math.inf))
+
+    @cached_property
+    def spread(self) -> Tensor:
+        """Bounds on the entries of u, shape ``(k,)``: Note [twin]."""
+        if isinstance(self.metric, Matrix):
+            return self.low.new_full((self.metric.weight.shape[1],), self.delta)
+        if self.metric is None:
+            return self.width.clamp(max=self.delta)
+        scale = self.metric.scale.abs()
+        # The floor is for a quotient that underflows.
+        most = (self.width / scale * SLACK + FLOOR).clamp(max=self.delta)
+        return torch.where(scale > 0, most, 0.0)
+
+    @cached_property
     def shift(self) -> Tensor:
         """Bounds on the differences of single entries, shape ``(d,)``."""
-        width = self.high - self.low
-        return torch.nextafter(width, torch.full_like(width, math.inf)).clamp(max=self.delta)
+        if self.metric is None:
+            return self.spread
+        moved = self.metric.size(self.spread[None])[0] * SLACK
+        still = self.metric.size(torch.ones_like(self.spread)[None])[0] == 0
+        return torch.where(still, 0.0, torch.minimum(self.width, moved + FLOOR))
 
     def distance(self, norm: Literal["linf", "l2"]) -> float:
-        r"""Largest distance of a pair in a norm, rounded up.
+        r"""Largest distance of a pair in a norm, in a metric that of u, rounded up.
 
         :math:`\lVert d \rVert_2 \le \sqrt n\, \delta` for linf, and at most the box's diagonal.
         """
         if norm == "linf":
-            return float(self.shift.max())
-        length = float(self.shift.norm()) * SLACK + math.sqrt(len(self.low)) * 2.0**-511
+            return float(self.spread.max())
+        length = float(self.spread.norm()) * SLACK + math.sqrt(len(self.spread)) * 2.0**-511
         return min(self.delta, length) if self.norm == "l2" else length
 
 
@@ -144,16 +183,18 @@ class Twin:
             curve.slopes(*bounds) for curve, bounds in zip(curves, self.values.bounds, strict=True)
         ]
         quotients = iter(slopes)
-        differences: list[Step] = []
+        # The metric's step is the first of the differences alone.
+        differences: list[Step] = [] if domain.metric is None else [domain.metric]
+        self._before = len(differences)
         for step in steps:
             if isinstance(step, Linear):
                 differences.append(step.homogeneous())
             else:
                 least, greatest = next(quotients)
                 differences.append(Quotient(step.fixed, FLOOR, least[0], greatest[0]))
-        start = torch.zeros_like(domain.low)[None]
+        start = torch.zeros_like(domain.spread)[None]
         reach = (
-            domain.shift[None]
+            domain.spread[None]
             if domain.norm == "linf"
             else torch.tensor([domain.delta], dtype=torch.float64, device="cpu")
         )
@@ -170,6 +211,10 @@ class Twin:
             Known(value[0][0], value[1][0], torch.maximum(-change[0][0], change[1][0]))
             for value, change in zip(self.values.bounds, self.changes.bounds, strict=True)
         ]
+
+    def sizes(self, t: int) -> tuple[Tensor, Tensor]:
+        """Magnitudes of the values and of the differences before step t, each ``(n,)``."""
+        return self.values.sizes[t][0], self.changes.sizes[t + self._before][0]
 
     def change(self, rows: Tensor) -> Tensor:
         r"""Bounds on :math:`|a \cdot (f(x') - f(x))|` for rows a of shape ``(R, C)``."""
