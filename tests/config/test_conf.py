@@ -8,6 +8,7 @@ import pytest
 import torch
 from helpers.configs import build
 from helpers.runs import WANDB, compose
+from hydra.utils import get_class
 from omegaconf import OmegaConf
 
 from robustcert.config.build import COMMAND_LINE_TARGETS, build_module, check
@@ -15,6 +16,7 @@ from robustcert.config.command_line import CONFIG_DIR
 from robustcert.data import Dataset, Examples
 from robustcert.data.targets import Reals
 from robustcert.models.scores import training_scores
+from robustcert.training.regression import bounded_loss
 
 GROUPS = sorted(
     p.name for p in CONFIG_DIR.iterdir() if p.is_dir() and p.name not in ("hydra", "experiment")
@@ -117,14 +119,19 @@ def test_every_experiment_builds_a_narrow_network(experiment: str) -> None:
     config["model"] |= {k: v for k, v in narrow.items() if config["model"].get(k)}
     # Scales of the training split are of the dataset's own columns.
     config["norm"] = {}
-    dataset = Shaped()
+    real = hasattr(get_class(config["objective"]["_target_"]), "task")
+    dataset = ShapedReals() if real else Shaped()
     signals = config["model"]["_target_"].endswith("1d")
     size = (256,) if signals else (16, 16)
     dataset.input_shape = (len(config["normalization"]["mean"]), *size)
     module = build_module(config, dataset, COMMAND_LINE_TARGETS)
-    target = torch.tensor([0, 2])
-    scores = training_scores(module.model, torch.rand(2, *dataset.input_shape))
-    loss = module.objective(scores.logits(target), target, scores.pairwise, module.epsilon)
+    x, target = torch.rand(2, *dataset.input_shape), torch.tensor([0, 2])
+    if real:
+        batch = (x, target[:, None].float())
+        loss, *_ = bounded_loss(module.model, module.objective, batch, module.epsilon, 1.0)
+    else:
+        scores = training_scores(module.model, x)
+        loss = module.objective(scores.logits(target), target, scores.pairwise, module.epsilon)
     loss.backward()
     assert loss.isfinite()
 
