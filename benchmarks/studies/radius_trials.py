@@ -28,16 +28,30 @@ SHARED = (
     f"loader.augmentation=[{','.join(AUGMENTATION)}]",
 )
 RADII = {"1.0": 1.0, "108/255": 108 / 255}
-DENSE = "model=mlp model.pool=2 layer=cholesky"
-LIRESNET = (
-    "model=liresnet layer=chord model.width=64 model.stem_kernel=6 model.stem_stride=4 "
-    "model.neck_channels=256"
-)
-SUBSPACES = "model=deep_subspaces model.pool=2 layer=cholesky certifier=quadratic"
-CONVOLUTIONS = (
-    "model=conv_subspaces layer=chord certifier=quadratic model.width=64 model.stem_kernel=6 "
-    "model.stem_stride=4 model.neck_channels=256"
-)
+# What the networks are called in the table, and how they are typed.
+DENSE = "model=mlp layer=cholesky model.pool=2"
+SUBSPACES = "model=deep_subspaces layer=cholesky certifier=quadratic model.pool=2 model.rank=8"
+TRUNK = "layer=chord model.width=64 model.stem_kernel=6 model.stem_stride=4 model.neck_channels=256"
+NETWORKS = {
+    "4 dense of 768": f"{DENSE} model.width=768 model.depth=4",
+    "2 dense of 1024": f"{DENSE} model.width=1024 model.depth=2",
+    "8 dense of 512": f"{DENSE} model.width=512 model.depth=8",
+    "LiResNet": f"model=liresnet {TRUNK} model.depth=4 model.dense_width=512 model.dense_depth=2",
+    "2 dense of 768, 8 subspaces": (f"{SUBSPACES} model.width=768 model.depth=2 model.per_class=8"),
+    "2 dense of 768, smooth, 8 subspaces": (
+        f"{SUBSPACES} model.width=768 model.depth=2 model.per_class=8 activation=smooth"
+    ),
+    "2 dense of 768, 16 subspaces": (
+        f"{SUBSPACES} model.width=768 model.depth=2 model.per_class=16"
+    ),
+    "1 dense of 1024, 8 subspaces": (
+        f"{SUBSPACES} model.width=1024 model.depth=1 model.per_class=8"
+    ),
+    "2 convolutions, 8 subspaces": (
+        f"model=conv_subspaces certifier=quadratic {TRUNK} model.depth=2 model.per_class=8 "
+        "model.rank=8"
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -47,11 +61,11 @@ class Trial:
     Attributes:
         radius: One of :data:`RADII`, trained for and judged by.
         epochs: What fits into the budget.
-        network: Overrides that name the network.
+        network: One of :data:`NETWORKS`.
         temperature: Of the objective.
         end: Radius at the end of training, in multiples of the radius.
         lr: Learning rate.
-        more: Other overrides.
+        batch: Batch size.
     """
 
     radius: str
@@ -60,80 +74,59 @@ class Trial:
     temperature: float
     end: float = 2.0
     lr: float = 0.005
-    more: str = ""
+    batch: int = 256
 
     @property
     def overrides(self) -> list[str]:
         """What is typed after ``python train.py``."""
         return [
             *SHARED,
-            *self.network.split(),
+            *NETWORKS[self.network].split(),
             f"epsilon={RADII[self.radius]!r}",
             f"objective.temperature={self.temperature}",
             f"epsilon_schedule.end={self.end}",
             f"optimizer.lr={self.lr}",
             f"trainer.max_epochs={self.epochs}",
             f"+trainer.check_val_every_n_epoch={self.epochs}",
-            *self.more.split(),
+            f"loader.batch_size={self.batch}",
             *("certify=false", "seed=0"),
         ]
 
 
-FOUR = f"{DENSE} model.width=768 model.depth=4"
-RESIDUAL = f"{LIRESNET} model.depth=4 model.dense_width=512 model.dense_depth=2"
-TWO = f"{SUBSPACES} model.width=768 model.depth=2 model.per_class=8 model.rank=8"
-BEHIND = f"{CONVOLUTIONS} model.depth=2 model.per_class=8 model.rank=8"
+FOUR, TWO = "4 dense of 768", "2 dense of 768, 8 subspaces"
 CORNERS = (
     Trial("1.0", 5, FOUR, 1.6, lr=0.006),
     Trial("1.0", 5, FOUR, 2.4, lr=0.006),
     Trial("1.0", 5, FOUR, 1.6, end=2.5, lr=0.006),
     Trial("1.0", 5, FOUR, 1.6, lr=0.012),
-    Trial("1.0", 5, f"{DENSE} model.width=1024 model.depth=2", 1.6, lr=0.006),
-    Trial("1.0", 5, f"{DENSE} model.width=512 model.depth=8", 1.6, lr=0.006),
-    Trial("1.0", 8, FOUR, 1.6, lr=0.008, more="loader.batch_size=512"),
-    Trial("1.0", 3, RESIDUAL, 1.6),
+    Trial("1.0", 5, "2 dense of 1024", 1.6, lr=0.006),
+    Trial("1.0", 5, "8 dense of 512", 1.6, lr=0.006),
+    Trial("1.0", 8, FOUR, 1.6, lr=0.008, batch=512),
+    Trial("1.0", 3, "LiResNet", 1.6),
     Trial("108/255", 5, FOUR, 0.6, end=2.5, lr=0.006),
-    Trial("108/255", 3, RESIDUAL, 0.6, end=2.5),
+    Trial("108/255", 3, "LiResNet", 0.6, end=2.5),
     Trial("108/255", 5, FOUR, 0.6, lr=0.006),
     Trial("108/255", 5, FOUR, 0.4, end=2.5, lr=0.006),
-    Trial("108/255", 8, FOUR, 0.6, end=2.5, lr=0.008, more="loader.batch_size=512"),
+    Trial("108/255", 8, FOUR, 0.6, end=2.5, lr=0.008, batch=512),
 )
 CURVED = (
     Trial("1.0", 8, TWO, 1.6),
     Trial("1.0", 8, TWO, 2.4),
     Trial("1.0", 8, TWO, 1.6, end=2.5),
     Trial("1.0", 8, TWO, 1.6, lr=0.01),
-    Trial(
-        "1.0",
-        7,
-        f"{SUBSPACES} model.width=1024 model.depth=1 model.per_class=8 model.rank=8",
-        1.6,
-    ),
-    Trial(
-        "1.0",
-        6,
-        f"{SUBSPACES} model.width=768 model.depth=2 model.per_class=16 model.rank=8",
-        1.6,
-    ),
-    Trial("1.0", 8, f"{TWO} activation=smooth", 1.6),
-    Trial("1.0", 4, BEHIND, 1.6),
+    Trial("1.0", 7, "1 dense of 1024, 8 subspaces", 1.6),
+    Trial("1.0", 6, "2 dense of 768, 16 subspaces", 1.6),
+    Trial("1.0", 8, "2 dense of 768, smooth, 8 subspaces", 1.6),
+    Trial("1.0", 4, "2 convolutions, 8 subspaces", 1.6),
     Trial("108/255", 8, TWO, 0.6, end=2.5),
-    Trial("108/255", 4, BEHIND, 0.6, end=2.5),
+    Trial("108/255", 4, "2 convolutions, 8 subspaces", 0.6, end=2.5),
     Trial("108/255", 8, TWO, 0.6),
     Trial("108/255", 8, TWO, 0.4, end=2.5),
-    Trial(
-        "108/255",
-        6,
-        f"{SUBSPACES} model.width=768 model.depth=2 model.per_class=16 model.rank=8",
-        0.6,
-        end=2.5,
-    ),
+    Trial("108/255", 6, "2 dense of 768, 16 subspaces", 0.6, end=2.5),
 )
-
-
 SIDES = {"corners": CORNERS, "subspaces": CURVED}
 COLUMNS = (
-    *("side", "trained for", "network", "T", "end", "rate", "parameters", "epochs (processor)"),
+    *("side", "for", "network", "T", "end", "rate", "batch", "parameters", "epochs"),
     *("accuracy", "36/255", "72/255", "108/255", "1.0"),
 )
 
@@ -155,8 +148,8 @@ def row(side: str, trial: Trial, run: Run) -> str:
     chosen = run.metrics
     radii = [chosen[f"val/vra_{radius:.4g}"] for radius in run.config["radii"]]
     cells = [
-        *(side, trial.radius, f"`{trial.network} {trial.more}`".replace(" `", "`")),
-        *(str(value) for value in (trial.temperature, trial.end, trial.lr)),
+        *(side, trial.radius, trial.network),
+        *(str(value) for value in (trial.temperature, trial.end, trial.lr, trial.batch)),
         f"{run.results['parameters'] / 1e6:.2f}M",
         f"{trial.epochs} ({run.seconds['train_processor']:.0f} s)",
         *(f"{value:.3f}" for value in (chosen["val/accuracy"], *radii)),
@@ -179,6 +172,9 @@ def main() -> None:
     print(f"| {' | '.join(COLUMNS)} |\n{'| --- ' * len(COLUMNS)}|")
     for line in sorted(row(side, t, run) for (side, _, t), run in zip(trials, runs, strict=True)):
         print(line)
+    print()
+    for name, typed in NETWORKS.items():
+        print(f"* {name}: `{typed}`")
 
 
 if __name__ == "__main__":
