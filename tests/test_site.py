@@ -130,8 +130,9 @@ def test_every_command_of_the_site_is_one() -> None:
         if "--config-dir" in arguments:
             continue  # names files that the reader has written
         if name in ("train", "certify"):
-            # What is neither a value nor a flag is a run.
-            typed = [a.replace("<run>", "a") for a in arguments if "=" in a or a.startswith("-")]
+            # What is neither a value nor a flag is a run, and so is what is resumed.
+            values = [a for a in arguments if "=" in a or a.startswith("-")]
+            typed = [a.replace("<run>", "a") for a in values if not a.startswith("resume=")]
             assert find_mistake(name, ordered(typed)) is None, (page, arguments)
         elif name == "pip":
             wanted = re.search(r"robustcert\[([\w,]+)\]", " ".join(arguments))
@@ -180,11 +181,14 @@ def shortened(name: str, arguments: list[str], run: Path) -> tuple[str, ...]:
     if name == "certify":
         kept = [a.replace("checkpoint=...", f"checkpoint={run}") for a in kept]
         kept += ["output=./again"] * (not any(a.startswith("output=") for a in kept))
+    if any(a.startswith("resume=") for a in kept):
+        return (*kept, "trainer.max_epochs=3", "attack.seconds=1", *QUIET)
     if name == "train":
         # Of several values the first; of data that are not at hand the digits.
         kept = [re.sub(r"^([\w./]+=[^\[,]+),.*", r"\1", a) for a in kept]
         kept = [a for a in kept if not a.startswith(("dataset=", "dataset."))]
-        kept += ["dataset=digits", "hydra.run.dir=short"]
+        classes = not any("diabetes" in a for a in kept)
+        kept += ["dataset=digits"] * classes + ["hydra.run.dir=short"]
     # Subspaces have a capacity of their own.
     own = any("subspaces" in a for a in kept)
     return (*kept, *(a for a in SHORT.get(name, ()) if not own or a != "capacity=tiny"))
