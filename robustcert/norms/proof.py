@@ -379,33 +379,31 @@ def squared_norm_bound(real: Array, imag: Array | None = None, floor: float = 0.
         NormBoundError: if the matrices are not finite or no factorisation succeeds.
     """
     gram = Gram.of(real, imag)
-    bound = Fraction(0)
-    if floor > 0:
-        # What is below it needs no estimate.
-        residual = factorise(gram, floor)
-        done = residual.found
-        if done.any():
-            bound = charge(gram, floor, residual[done])
-        if done.all():
-            return bound
-        gram = gram[~done]
-    # The largest squared norm is at least energy / n: this only keeps t from being zero.
-    floor = max(floor, float(gram.energy) * 2.0**-60)
     # A direct eigenvalue is good to rounding, a Lanczos estimate is not.
     ladder = RAISES if gram.real.shape[-1] <= DIRECT_SIZE else RAISES[1:]
+    # The largest squared norm is at least energy / n: this only keeps t from being zero.
+    least = max(floor, float(gram.energy) * 2.0**-60)
+    # What is below the floor needs no estimate.
+    bound, rest = _settled(gram, floor) if floor > 0 else (Fraction(0), gram)
     failures = 0
-    while failures < len(ladder):
+    while rest is not None and failures < len(ladder):
+        before = rest
         steps = min(LANCZOS_STEPS << failures, 8 * LANCZOS_STEPS)
-        estimate = largest_eigenvalue(gram.tensor(), steps)
-        t = max(floor, estimate * (1 + ladder[failures]))
-        residual = factorise(gram, t)
-        done = residual.found
-        if done.all():
-            return max(bound, charge(gram, t, residual))
-        if done.any():
-            # Another matrix is larger than the one that was estimated.
-            bound = max(bound, charge(gram, t, residual[done]))
-            gram = gram[~done]
-        else:
-            failures += 1
-    raise NormBoundError(f"No Cholesky factor found for a matrix of shape {real.shape[1:]}")
+        estimate = largest_eigenvalue(before.tensor(), steps)
+        found, rest = _settled(before, max(least, estimate * (1 + ladder[failures])))
+        bound = max(bound, found)
+        # Where some are settled, another matrix is larger than the one that was estimated.
+        failures += rest is before
+    if rest is not None:
+        raise NormBoundError(f"No Cholesky factor found for a matrix of shape {real.shape[1:]}")
+    return bound
+
+
+def _settled(gram: Gram, t: float) -> tuple[Fraction, Gram | None]:
+    """Bound of the matrices that have a factor at ``t``, 0 without any, and the others."""
+    residual = factorise(gram, t)
+    done = residual.found
+    if not done.any():
+        return Fraction(0), gram
+    bound = charge(gram, t, residual[done])
+    return bound, None if done.all() else gram[~done]

@@ -129,25 +129,29 @@ def steps_of(network: PlainNetwork, device: torch.device | str = "cpu") -> list[
     """
     steps: list[Step] = []
     for operation, shape in shapes(network.owned().operations, network.input_shape):
-        size = math.prod(shape)
         # By exact class: a subclass may compute something else.
         if type(operation) is Flatten:
             continue
-        if type(operation) is Dense:
-            weight = operation.weight.double()
-            bias = weight.new_zeros(len(weight))
-            if operation.bias is not None:
-                bias = operation.bias.to(weight)
-            steps.append(Matrix(size, weight, bias))
-        elif type(operation) is Affine:
-            every = size // len(operation.scale)
-            both = (c.double().repeat_interleave(every) for c in (operation.scale, operation.shift))
-            steps.append(Diagonal(1, *both))
+        if type(operation) is Dense or type(operation) is Affine:
+            steps.append(linear_step(operation, math.prod(shape)))
         elif type(operation) is Activation:
             steps += _steps_of_activation(operation, shape)
         else:
             raise _not_covered(operation)
     return [_moved(step, torch.device(device)) for step in steps]
+
+
+def linear_step(operation: Dense | Affine, size: int) -> Matrix | Diagonal:
+    """A dense or affine operation as a step on flat inputs of ``size`` entries."""
+    if isinstance(operation, Affine):
+        every = size // len(operation.scale)
+        both = (c.double().repeat_interleave(every) for c in (operation.scale, operation.shift))
+        return Diagonal(1, *both)
+    weight = operation.weight.double()
+    bias = weight.new_zeros(len(weight))
+    if operation.bias is not None:
+        bias = operation.bias.to(weight)
+    return Matrix(size, weight, bias)
 
 
 def _steps_of_activation(operation: Activation, shape: Shape) -> list[Step]:

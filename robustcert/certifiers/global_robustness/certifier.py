@@ -17,10 +17,17 @@ from robustcert.certifiers.lipschitz import LipschitzCertifier
 from robustcert.errors import UnsoundNetworkError
 from robustcert.margins import margins
 from robustcert.network.forward_error import forward_error
-from robustcert.network.linear import Dense
+from robustcert.network.input_space import directions
 from robustcert.network.network import PlainNetwork, output_bound
 from robustcert.network.units import network_inputs
-from robustcert.relaxations.backward import SLACK, Diagonal, Matrix, Step, steps_of
+from robustcert.relaxations.backward import (
+    SLACK,
+    Diagonal,
+    Matrix,
+    Step,
+    linear_step,
+    steps_of,
+)
 
 METHODS = ("lipschitz", "symbolic", "lp", "exact")
 RESTS_ON = {
@@ -336,12 +343,7 @@ def _metric_step(network: PlainNetwork) -> Diagonal | Matrix | None:
     metric = network.space.metric
     if metric is None:
         return None
-    if isinstance(metric, Dense):
-        weight = metric.weight.double()
-        return Matrix(weight.shape[1], weight, weight.new_zeros(len(weight)))
-    every = math.prod(network.input_shape) // len(metric.scale)
-    scale = metric.scale.double().repeat_interleave(every)
-    return Diagonal(1, scale, torch.zeros_like(scale))
+    return linear_step(metric, math.prod(directions(metric, tuple(network.input_shape))))
 
 
 def _numbers(step: Diagonal | Matrix) -> Tensor:
