@@ -238,15 +238,16 @@ def symbol_error(taps: list[tuple[NDArray[np.int64], Array]]) -> Fraction:
 def unrolled(weight: Array, axis: Axis, dimension: int) -> Array:
     """The weight (groups, c_out, c_in, kh, kw) with all positions of a dimension as channels.
 
-    ``axis`` lays out ``dimension``, 3 or 4, which has length 1 afterwards. Exact: Note [symbol].
+    ``axis`` lays out ``dimension``, 3 or 4, which has length 1 afterwards. The channels of a
+    position are neighbours, so that the taps are a band. Exact: Note [symbol].
     """
     kernel = np.moveaxis(weight, dimension, -1)
     groups, out, inner, other = kernel.shape[:-1]
-    taps = np.zeros((groups, out, axis.outputs, inner, axis.inputs, other))
+    taps = np.zeros((groups, axis.outputs, out, axis.inputs, inner, other))
     # With zero padding at most one tap meets an output and an input: nothing is added up.
     for tap, *_, rows, reads in axis.taps:
-        taps[:, :, rows, :, reads] = kernel[..., tap]
-    shape = (groups, out * axis.outputs, inner * axis.inputs, other)
+        taps[:, rows, :, reads] = kernel[..., tap]
+    shape = (groups, axis.outputs * out, axis.inputs * inner, other)
     return np.expand_dims(taps.reshape(shape), dimension)
 
 
@@ -285,7 +286,9 @@ def mixed_norm_bound(weight: Array, axes: tuple[Axis, Axis]) -> Fraction | None:
     bounds = []
     for axis, other, dimension in ((axes[0], axes[1], 3), (axes[1], axes[0], 4)):
         small, large = sorted((out * axis.outputs, inner * axis.inputs * other.residues))
-        work = other.points * groups * small**2 * large
+        # Columns that share a row with another: all of them where a stride interleaves signals.
+        band = small if other.residues > 1 else min(small, (axis.degree + 1) * max(out, inner))
+        work = other.points * groups * large * small * band
         taps = weight.size * axis.outputs * axis.inputs // weight.shape[dimension]
         # On longer axes the symbols are close already.
         short = axis.points <= POINTS_PER_EXCESS * axis.degree

@@ -48,6 +48,9 @@ from robustcert.norms.scalars import TINY, UNIT, exact, gamma, root_up, round_up
 #    gamma_{m+1} (|X|'|Y| + |Y|'|X|), hence by gamma_{m+1} 2 ||X||_F ||Y||_F <= gamma_{m+1} phi in
 #    norm. Together at most 2 gamma_2m phi, likewise 2 gamma_2n ||F||_F^2, where the imaginary part
 #    is one product of 2n terms too.
+#  * Where no row of A has entries more than b columns apart, G and S are exactly zero beyond b.
+#    The columns of a panel are taken to reach b rows below it, F is zero further down, and so is
+#    D, where each entry is a sum of zeros. `low` leaves out what does not reach a panel's rows.
 #  * F is a lower triangle, whose zeros only shorten sums. E is Hermitian: D is computed from its
 #    diagonal blocks down, and the entries above are bounded by their mirror images.
 # G_ii <= (1 + gamma) phi, so u G_ii is absorbed by one more unit in the index of gamma, and
@@ -65,8 +68,9 @@ RAISES = (1e-9, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0)
 DIRECT_SIZE = 256
 # Number of Lanczos steps of a first estimate.
 LANCZOS_STEPS = 64
-# Number of columns that are factorised and compared at once.
+# Number of columns that are factorised and compared at once, and the least of it in a band.
 BLOCK = 256
+LEAST_BLOCK = 32
 
 
 @dataclass(frozen=True)
@@ -126,10 +130,35 @@ def energy_up(*parts: Array) -> Fraction:
     return sum_of_squares_up(float(np.max(total)), len(flat) * flat[0].shape[1])
 
 
-def column_blocks(size: int) -> Iterator[tuple[int, int]]:
-    """First and last column, not included, of every block of a matrix."""
-    for start in range(0, size, BLOCK):
-        yield start, min(start + BLOCK, size)
+@dataclass(frozen=True)
+class Panel:
+    """Columns ``start`` to ``stop`` of a matrix that is zero outside a band.
+
+    Attributes:
+        low: First column whose entries reach down to ``start``.
+        start: First column, and first row on or below the diagonal.
+        stop: Column after the last.
+        end: Row after the last that these columns reach.
+    """
+
+    low: int
+    start: int
+    stop: int
+    end: int
+
+
+def panels(size: int, band: int) -> Iterator[Panel]:
+    """All columns of a matrix whose entries more than ``band`` off the diagonal are zero."""
+    width = BLOCK if 2 * band >= size else min(BLOCK, max(LEAST_BLOCK, (band + 1) // 3))
+    for start in range(0, size, width):
+        stop = min(start + width, size)
+        yield Panel(max(0, (start - band) // width * width), start, stop, min(size, stop + band))
+
+
+def bandwidth(reads: NDArray[np.bool_]) -> int:
+    """Largest distance of two columns that share a row, (m, n) telling which rows read which."""
+    first, last = reads.argmax(1), reads.shape[1] - 1 - reads[:, ::-1].argmax(1)
+    return int((last - first)[reads.any(1)].max(initial=0))
 
 
 def squares(matrices: Tensor) -> Tensor:
@@ -137,20 +166,37 @@ def squares(matrices: Tensor) -> Tensor:
     return torch.linalg.vector_norm(matrices, dim=(-2, -1)).square()
 
 
-def hermitian_product(real: Tensor, imag: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """``A^H A`` of a batch (b, m, n) of matrices ``real + i imag``, in real products only."""
-    both = real if imag is None else torch.cat((real, imag), -2)
+def hermitian_product(
+    real: Tensor, imag: Tensor | None, reads: NDArray[np.bool_]
+) -> tuple[Tensor, Tensor | None]:
+    """``A^H A`` of a batch (b, m, n) of matrices ``real + i imag``, in real products only.
+
+    ``reads``, (m, n), is False where all of them are zero.
+    """
     size = real.shape[-1]
-    symmetric = real.new_empty(len(real), size, size)
-    for start, stop in column_blocks(size):
+    symmetric = real.new_zeros(len(real), size, size)
+    skew = None if imag is None else torch.zeros_like(symmetric)
+    for panel in panels(size, bandwidth(reads)):
+        rows = np.flatnonzero(reads[:, panel.start : panel.stop].any(1))
+        if not len(rows):
+            continue
+        used = slice(int(rows[0]), int(rows[-1]) + 1)
+        parts = [
+            part[:, used, panel.start : panel.end] for part in (real, imag) if part is not None
+        ]
+        own = [part[..., : panel.stop - panel.start] for part in parts]
         # From the diagonal down: half of the product is enough.
-        panel = both[:, :, start:].mT @ both[:, :, start:stop]
-        symmetric[:, start:, start:stop] = panel
-        symmetric[:, start:stop, stop:] = panel[:, stop - start :].mT
-    if imag is None:
-        return symmetric, None
-    cross = real.mT @ imag
-    return symmetric, cross - cross.mT
+        _fill(symmetric, panel, torch.cat(parts, -2).mT @ torch.cat(own, -2), 1)
+        if skew is not None:
+            _fill(skew, panel, parts[0].mT @ own[1] - (own[0].mT @ parts[1]).mT, -1)
+    return symmetric, skew
+
+
+def _fill(matrices: Tensor, panel: Panel, below: Tensor, sign: int) -> None:
+    # What stands in the panel's columns, and its mirror image above the diagonal.
+    start, stop, end = panel.start, panel.stop, panel.end
+    matrices[:, start:stop, start:end] = sign * below.mT
+    matrices[:, start:end, start:stop] = below
 
 
 def adjoint_product(left: list[Tensor], right: list[Tensor]) -> list[Tensor]:
@@ -169,20 +215,22 @@ class Gram:
     real: Tensor
     imag: Tensor | None
     rows: int
+    band: int
     energy: Fraction
 
     @staticmethod
     def of(real: Array, imag: Array | None = None) -> "Gram":
         """Gram matrices of a batch (b, m, n)."""
+        reads = (real != 0).any(0) if imag is None else ((real != 0) | (imag != 0)).any(0)
         other = None if imag is None else torch.from_numpy(imag)
-        product = hermitian_product(torch.from_numpy(real), other)
+        product = hermitian_product(torch.from_numpy(real), other, reads)
         trace = float(product[0].diagonal(dim1=-2, dim2=-1).sum(-1).max())
-        terms = 1 if imag is None else 2
-        return Gram(*product, real.shape[-2], sum_of_squares_up(trace, terms * real[0].size))
+        energy = sum_of_squares_up(trace, (1 if imag is None else 2) * real[0].size)
+        return Gram(*product, real.shape[-2], bandwidth(reads), energy)
 
     def __getitem__(self, index: Any) -> "Gram":
         imag = None if self.imag is None else self.imag[index]
-        return Gram(self.real[index], imag, self.rows, self.energy)
+        return replace(self, real=self.real[index], imag=imag)
 
     @property
     def parts(self) -> list[Tensor]:
@@ -233,28 +281,29 @@ def factorise(gram: Gram, t: float, factor: Tensor | None = None) -> Residual:
         t: A guess of the squared norm.
         factor: Take the lower triangles of these matrices (b, n, n) instead of Cholesky factors.
     """
-    parts = [torch.empty_like(part) for part in gram.parts]
+    parts = [torch.zeros_like(part) for part in gram.parts]
     energy = gram.real.new_zeros(len(gram.real))
     rest, found = energy.clone(), torch.ones_like(energy, dtype=torch.bool)
     size = gram.real.shape[-1]
-    for start, stop in column_blocks(size):
+    for panel in panels(size, gram.band if factor is None else size):
+        low, start, stop, end = panel.low, panel.start, panel.stop, panel.end
         width = stop - start
-        left = [-part[:, start:, start:stop] for part in gram.parts]
+        left = [-part[:, start:end, start:stop] for part in gram.parts]
         left[0].diagonal(dim1=-2, dim2=-1)[:, :width] += t
-        if start:
-            rows = [part[:, start:, :start] for part in parts]
+        if low < start:
+            rows = [part[:, start:end, low:start] for part in parts]
             _subtract(left, adjoint_product(rows, [part[:, :width] for part in rows]))
         if factor is None:
-            panel, failed = _cholesky_panel(whole(left))
+            columns, failed = _cholesky_panel(whole(left))
             found &= failed == 0
             if not found.any():
                 break
         else:
-            panel = factor[:, start:, start:stop].tril()
-        columns = torch.view_as_real(panel).unbind(-1) if panel.is_complex() else [panel]
-        own = [torch.nn.functional.hardshrink(part, TINY) for part in columns]
+            columns = factor[:, start:, start:stop].tril()
+        split = torch.view_as_real(columns).unbind(-1) if columns.is_complex() else [columns]
+        own = [torch.nn.functional.hardshrink(part, TINY) for part in split]
         for part, values in zip(parts, own, strict=True):
-            part[:, start:, start:stop] = values
+            part[:, start:end, start:stop] = values
             energy += squares(values)
         _subtract(left, adjoint_product(own, [values[:, :width] for values in own]))
         for values in left:

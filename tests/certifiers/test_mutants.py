@@ -186,6 +186,7 @@ MATRICES = {
     "1e30": 1e30 * randn(5, 6),
     "rows from 2^-40 to 2^40": randn(8, 8) * 2.0 ** torch.linspace(-40, 40, 8)[:, None],
     "float64": randn(6, 6).double() / 3,
+    "a band": torch.ones(90, 90).tril(1).triu(-1),  # factorised panel by panel
 }
 RIDGE = torch.tensor([[1.0, -1.0, 1.0]])
 STRIPES = torch.tensor([[1.0, 0.0, -1.0], [0.0, 1.0, 0.0], [-1.0, 0.0, 1.0]])
@@ -823,6 +824,9 @@ FAULTS: dict[str, Fault] = {
             put(proof, "gamma", lambda count: Fraction(0)),
         ),
         both(put(scalars, "UNIT", Fraction(0)), put(proof, "UNIT", Fraction(0))),
+    ),
+    "a band that is too narrow": wrap(
+        proof, "bandwidth", lambda f: lambda reads: max(0, f(reads) - 1)
     ),
     "norm 0 where none is proved": wrap(norms, "dense_norm_bound", zero_if_refused),
     # Norms of convolutions

@@ -23,7 +23,13 @@ from robustcert.norms.estimates import (
     norm_lower,
     power_iteration,
 )
-from robustcert.norms.proof import Gram, residual_bound, scaled, squared_norm_bound
+from robustcert.norms.proof import (
+    Gram,
+    factorise,
+    residual_bound,
+    scaled,
+    squared_norm_bound,
+)
 from robustcert.norms.scalars import product_up, sqrt_up, sum_up
 
 
@@ -152,6 +158,40 @@ def test_bounds_do_not_depend_on_blocks(imaginary: bool, monkeypatch: pytest.Mon
             monkeypatch.setattr(proof, "DIRECT_SIZE", direct)
             bound = float(squared_norm_bound(real, imag))
             assert truth * (1 - 1e-13) <= bound <= truth * (1 + 1e-5)
+
+
+@pytest.mark.parametrize("imaginary", [False, True])
+@pytest.mark.parametrize("seed", range(12))
+def test_a_band_is_bounded_like_any_matrix(
+    seed: int, imaginary: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Rows that read few columns, some none, and columns that nobody reads.
+    rng = np.random.default_rng(seed)
+    rows, columns, reach = 40, int(rng.integers(20, 40)), int(rng.integers(1, 8))
+    offset = np.arange(columns) - (np.arange(rows) * columns // rows)[:, None]
+    inside = (offset >= 0) & (offset < reach) & (rng.random((rows, 1)) < 0.9)
+    inside[:, int(rng.integers(columns))] = False
+    real, imag = rng.standard_normal((2, 3, rows, columns)) * inside
+    arguments = (real, imag) if imaginary else (real, None)
+    truth = max(np.linalg.norm(real + 1j * imag * imaginary, 2, axis=(1, 2))) ** 2
+    gram = Gram.of(*arguments)
+    assert gram.band < reach
+    exact_gram = (real + 1j * imag * imaginary).conj().swapaxes(1, 2) @ (
+        real + 1j * imag * imaginary
+    )
+    for block in (1, 3, 8, 256):
+        monkeypatch.setattr(proof, "BLOCK", block)
+        monkeypatch.setattr(proof, "LEAST_BLOCK", block)
+        assert np.allclose(Gram.of(*arguments).tensor().numpy(), exact_gram, atol=1e-12)
+        bound = float(squared_norm_bound(*arguments))
+        assert truth * (1 - 1e-13) <= bound <= truth * (1 + 1e-5)
+        # What is factorised is all of the residual that there is.
+        found = factorise(gram, 1.5 * truth)
+        assert found.found.all()
+        assert float(found.rest.max()) < 1e-24 * truth**2
+        assert found.energy.numpy() == pytest.approx(
+            1.5 * truth * columns - (abs(real) ** 2 + imaginary * imag**2).sum((1, 2))
+        )
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.999, 1.001, 10.0])
@@ -327,10 +367,14 @@ def test_bounds_by_symbols_along_one_dimension(seed: int) -> None:
     rows = convolution.unrolled(values, vertical, 3)
     columns = convolution.unrolled(values, horizontal, 4)
     whole = convolution.unrolled(rows, horizontal, 4)[..., 0, 0]
-    # The rows and columns of the whole are those of the matrix, (channel, y, x) within a group.
-    blocks = matrix.view(groups, len(matrix) // groups, groups, -1)
+    # Those of the matrix are (channel, y, x) within a group, those of the whole (x, y, channel).
+    blocks = matrix.view(
+        *(groups, len(weight) // groups, vertical.outputs, horizontal.outputs),
+        *(groups, weight.shape[1], vertical.inputs, horizontal.inputs),
+    )
     for group in range(groups):
-        assert np.array_equal(whole[group], blocks[group, :, group].numpy())
+        own = blocks[group, :, :, :, group].permute(2, 1, 0, 5, 4, 3)
+        assert np.array_equal(whole[group], own.reshape(whole[group].shape).numpy())
     truth = float(torch.linalg.matrix_norm(matrix, 2))
     both = convolution.symbol_norm_bound(values, (vertical, horizontal))
     along = [
