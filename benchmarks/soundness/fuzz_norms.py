@@ -29,8 +29,9 @@ from robustcert.norms.convolution import (
     symbol_norm_bound,
 )
 from robustcert.norms.dense import dense_norm_bound, gram_bound
+from robustcert.norms.eigenvalues import DIRECT_SIZE
 from robustcert.norms.estimates import norm_lower
-from robustcert.norms.proof import BLOCK, DIRECT_SIZE, Gram, residual_bound, scaled
+from robustcert.norms.proof import BLOCK, Gram, residual_bound, scaled
 
 Array = np.ndarray
 

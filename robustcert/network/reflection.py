@@ -52,13 +52,13 @@ from robustcert.arithmetic import products
 from robustcert.errors import UnsoundNetworkError
 from robustcert.network.local_error import absolute_norm, gamma, smallest_normal
 from robustcert.network.operation import Operation, Shape, same, without_none
-from robustcert.norms.convolution import roots_of_unity
+from robustcert.norms.symbols import roots_of_unity
 
 # Largest error e of Note [reflection]: beyond it, columns of V depend on each other too much.
 MAX_ERROR = 2.0**-20
 # Largest sum of all errors, t there: what is left out of products of errors is small.
 MAX_TOTAL = 2.0**-6
-# Largest error of a computed cosine or sine, as in norms/convolution.py.
+# Largest error of a computed cosine or sine, as in norms/symbols.py.
 TWIDDLE_ERROR = 2.0**-48
 # Products that are summed by one product of matrices: a short sum is rounded less.
 SUMMED_ROWS = 32

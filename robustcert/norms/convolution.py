@@ -1,72 +1,38 @@
-r"""Norm bounds of convolutions, by the singular values of their symbols on a finite grid."""
+r"""Norm bounds of convolutions: by symbols, along both dimensions or one, or as one matrix."""
 
-import math
-from collections.abc import Iterator
-from dataclasses import dataclass
 from fractions import Fraction
-from itertools import product
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from robustcert.norms.proof import Array, energy_up, scaled, squared_norm_bound
-from robustcert.norms.scalars import exact, gamma, root_up
+from robustcert.norms.eigenvalues import ROUGH_STEPS, largest_eigenvalues
+from robustcert.norms.proof import Array, Gram, bound_by_gram, scaled, settled, squared_norm_bound
+from robustcert.norms.scalars import exact, root_up
+from robustcert.norms.symbols import Axis, blocks, norm_of_map, symbol_norm_bound, symbols
 
-# Note [symbol] (why the bound holds)
-# ~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~
-# One dimension, kernel k, input n, stride s, padding p, dilation d; dimensions are independent.
-#     y[i] = sum_t K_t x[s i + d t - p],  0 <= i < n_out,  with x = 0 outside 0..n-1.
-# Write d t - p = s a_t + r_t with 0 <= r_t < s. On the space-to-depth signal X_r[q] = x[s q + r],
-# of length n_q = ceil(n / s), this is a convolution of stride 1: y[i] = sum_t K_t X_{r_t}[i + a_t].
-# Taps that read padding only are dropped; a_min and a_max are taken over the others.
-#
-# Embedding. Extend X by zeros to period M and let C be the M-periodic convolution with the same
-# taps. Output i reads j = i + a with a_min <= j <= n_out - 1 + a_max. A wrapped read must find a
-# zero: for j < 0 this needs j + M >= n_q, and j >= M must not occur. Hence
-#     M = max(n_q - min(0, a_min), n_out + max(0, a_max))        (n + p for stride 1)
-# suffices; M >= n_q and M >= n_out make the embedding an isometry and the restriction to the
-# outputs a projection. The convolution is restriction * C * embedding, so its norm is at most
-# ||C||, and the unitary DFT block-diagonalises C with blocks, for w = 2 pi f / M, f = 0..M-1,
-#     K(w) = sum_t K_t e^{i w a_t}        (c_out times c_in * number of residues r).
-# For real weights K(-w) is the conjugate of K(w): half of the frequencies suffice. A circular
-# convolution with s dividing n is C itself with M = n / s, so that its norm is attained.
-#
-# Coarse grid. For any v, q(w) = ||K(w) v||^2 >= 0 is a trigonometric polynomial of degree at most
-# D = a_max - a_min in each variable. On N > 2 D equispaced points a real trigonometric polynomial
-# g of degree D has max |g| <= max_grid |g| / cos(pi D / N): at a maximum w0 of |g|, M. Riesz's
-# lemma gives |g(w)| >= |g(w0)| cos(D (w - w0)) for |w - w0| <= pi / D, and some grid point is
-# within pi / N. With g = q - max_grid q / 2, one variable after the other,
-#     sup_w ||K(w)||^2 <= max_grid ||K(w)||^2 * (1 + 1 / cos(pi D / N)) / 2   per dimension,
-# and D = 0 needs a single point. The supremum bounds the block of every frequency of period M.
-#
-# One dimension only. A convolution is also one along the width alone, whose channels are all rows
-# of all channels: a tap is the matrix, of weights and zeros, that a column of the kernel makes of
-# the rows, zero padding included. Its blocks T(w) are restrictions of the convolutions along the
-# height with blocks K(v, w), so that their norms are at most those, and nothing is lost at the
-# upper and the lower border. A frequency costs a matrix of c_out n_out by c_in n, so it is used on
-# short axes only, where the border matters. Likewise along the height; both is the whole matrix.
-# Circular axes are never cut open: their wrapped taps read the signal.
-#
-# Rounding. The angle 2 pi f a / M is reduced modulo 2 pi in integers. The computed cosines and
-# sines are taken to be within eta = 2^-48 (32 roundings) of the true ones; a test checks this. A
-# symbol entry is a sum of T products, so its real and its imaginary part are each wrong by at most
-# (eta + gamma_T (1 + eta)) B with B = sum_t |K_t| entrywise, the block by sqrt(2) times that times
-# ||B||_F in norm, and B itself is computed with a relative error of gamma_T.
+# Note [one dimension] (why symbols along one are closer)
+# ~~~~~~~~~~~~~~~~~~~~
+# A convolution with the symbols K(v, w) of Note [symbol] is also one along the width alone, whose
+# channels are all rows of all channels: a tap is the matrix, of weights and zeros, that a column of
+# the kernel makes of the rows, zero padding included. Its blocks T(w) are restrictions of the
+# convolutions along the height with blocks K(v, w). So
+#     ||T(w)|| <= max_v ||K(v, w)||,
+# and nothing is lost at the upper and the lower border. T(w) has c_out n_out rows and c_in n
+# columns, so it is used on short axes only, where the border matters, and only for frequencies w
+# where some K(v, w) has no factor at what is proved of the others: mostly for one. Likewise along
+# the height; both is the whole matrix. Circular axes are never cut open: their wrapped taps read
+# the signal.
 
-# Largest error of a computed cosine or sine of a frequency: eta in Note [symbol].
-TWIDDLE_ERROR = Fraction(1, 2**48)
-# Number of frequencies at which a symbol is evaluated, per degree of its polynomial.
-POINTS_PER_DEGREE = 32
 # A map is short, and worth its own matrices, up to this many points per degree of its kernel.
 POINTS_PER_EXCESS = 6
-# Maximum number of multiplications, and of entries, of matrices along one dimension.
+# Maximum number of multiplications, and of entries, of matrices along one dimension: what the
+# checker, which has no use for the band, can do as well.
 MAX_WORK = 2**31
 MAX_TAPS = 2**25
-# Maximum memory of the frequencies that are evaluated at once.
-CHUNK_BYTES = 2**28
-PI = Fraction(355, 113)  # above pi
+# The axis of a map of one pixel.
+PIXEL = Axis.of(1, 1, 1, 0, 1, circular=False)
 
 Pair = int | tuple[int, int]
 
@@ -77,169 +43,11 @@ def pair(value: Pair) -> tuple[int, int]:
     return int(height), int(width)
 
 
-@dataclass(frozen=True)
-class Axis:
-    """One dimension of a convolution: Note [symbol].
-
-    Every entry of ``taps`` is (kernel index, shift a, residue r, output positions, positions they
-    read); ``points`` frequencies are evaluated and cost ``factor`` in the squared norm.
-    """
-
-    taps: list[tuple[int, int, int, NDArray[np.int64], NDArray[np.int64]]]
-    inputs: int
-    outputs: int
-    points: int
-    factor: Fraction
-
-    @staticmethod
-    def of(
-        kernel: int, size: int, stride: int, padding: int, dilation: int, *, circular: bool
-    ) -> "Axis":
-        """Lay out one dimension of a convolution."""
-        if min(kernel, size, stride, dilation) < 1 or padding < 0:
-            raise ValueError(
-                f"Expected positive kernel, input_size, stride and dilation and padding >= 0 but "
-                f"got {kernel}, {size}, {stride}, {dilation} and {padding}"
-            )
-        outputs = (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
-        if circular:
-            if size % stride:
-                raise ValueError(f"Expected input_size {size} to be a multiple of stride {stride}")
-            outputs = size // stride
-        if outputs < 1:
-            raise ValueError(f"Expected a kernel that fits the padded input of size {size}")
-        taps = []
-        for tap in range(kernel):
-            offset = dilation * tap - padding
-            outs = np.arange(outputs)
-            reads = stride * outs + offset
-            if circular:
-                reads %= size
-            inside = (reads >= 0) & (reads < size)
-            if inside.any():
-                shift, residue = divmod(offset, stride)
-                taps.append((tap, shift, residue, outs[inside], reads[inside]))
-        shifts = [shift for _, shift, *_ in taps] or [0]
-        low, high = min(shifts), max(shifts)
-        period = max(-(-size // stride) - min(0, low), outputs + max(0, high))
-        points, factor = grid(outputs if circular else period, high - low)
-        return Axis(taps, size, outputs, points, factor)
-
-    @property
-    def degree(self) -> int:
-        """Largest difference of two shifts."""
-        shifts = [shift for _, shift, *_ in self.taps] or [0]
-        return max(shifts) - min(shifts)
-
-    @property
-    def residues(self) -> int:
-        """Number of signals that a stride makes of one."""
-        return len({residue for _, _, residue, *_ in self.taps})
-
-
-def grid(period: int, degree: int) -> tuple[int, Fraction]:
-    """Number of grid points for a period and the factor they cost: Note [symbol]."""
-    if degree == 0:
-        return 1, Fraction(1)
-    points = POINTS_PER_DEGREE * degree
-    if period <= points:
-        return period, Fraction(1)
-    x = PI * degree / points
-    cosine = 1 - x**2 / 2 + x**4 / 24 - x**6 / 720
-    return points, (1 + 1 / cosine) / 2
-
-
-# The axis of a map of one pixel.
-PIXEL = Axis.of(1, 1, 1, 0, 1, circular=False)
-
-
-def frequencies(axes: tuple[Axis, Axis]) -> NDArray[np.int64]:
-    """Grid indices (F, 2), one of every conjugate pair."""
-    height, width = axes[0].points, axes[1].points
-    rows, columns = np.divmod(np.arange(height * width), width)
-    conjugate = (-rows % height) * width + (-columns % width)
-    kept = np.arange(height * width) <= conjugate
-    return np.stack((rows[kept], columns[kept]), axis=1)
-
-
-def roots_of_unity(numerators: NDArray[np.int64], denominator: int) -> tuple[Array, Array]:
-    """Cosine and sine of ``2 pi numerators / denominator``, within 2**-48."""
-    turns = numerators % denominator
-    turns = np.where(2 * turns > denominator, turns - denominator, turns)
-    angle = 2 * math.pi * turns / denominator
-    return np.cos(angle), np.sin(angle)
-
-
-def blocks(weight: Array, axes: tuple[Axis, Axis]) -> list[tuple[NDArray[np.int64], Array]]:
-    """Shifts (T, 2) and taps (T, groups, c_out, c_in) for every pair of residues."""
-    found: dict[tuple[int, int], list[tuple[tuple[int, int], Array]]] = {}
-    for (i, a, r, *_), (j, b, s, *_) in product(axes[0].taps, axes[1].taps):
-        found.setdefault((r, s), []).append(((a, b), weight[..., i, j]))
-    return [
-        (np.array([shift for shift, _ in taps]), np.stack([tap for _, tap in taps]))
-        for taps in found.values()
-    ]
-
-
-def symbols(
-    taps: list[tuple[NDArray[np.int64], Array]], axes: tuple[Axis, Axis]
-) -> Iterator[tuple[Array, Array | None]]:
-    """Real and imaginary parts (b, rows, columns), rows >= columns, of all symbols, in chunks.
-
-    Those of most energy come first: their norms are bounds that the others may not exceed.
-    """
-    height, width = axes[0].points, axes[1].points
-    _, groups, out, inner = taps[0][1].shape
-    if out < inner * len(taps):  # A matrix and its transpose have the same norm.
-        taps = [(shifts, values.swapaxes(-1, -2)) for shifts, values in taps]
-    stack = -1 if out >= inner * len(taps) else -2
-    small, large = sorted((out, inner * len(taps)))
-    per_frequency = 8 * groups * (12 * small * small + 6 * small * large)
-    chunk = max(1, CHUNK_BYTES // per_frequency)
-    grid_points = frequencies(axes) * np.array([width, height])
-    if len(grid_points) > chunk:
-        grid_points = grid_points[np.argsort(-energies(taps, grid_points, height * width))]
-    for first in range(0, len(grid_points), chunk):
-        points = grid_points[first : first + chunk]
-        real, imag = [], []
-        for shifts, values in taps:
-            shape = (len(points) * groups, *values.shape[2:])
-            flat = values.reshape(len(values), -1)
-            cosine, sine = roots_of_unity(points @ shifts.T, height * width)
-            real.append((cosine @ flat).reshape(shape))
-            imag.append((sine @ flat).reshape(shape))
-        whole = np.concatenate(real, axis=stack)
-        yield whole, None if height * width == 1 else np.concatenate(imag, axis=stack)
-
-
-def energies(
-    taps: list[tuple[NDArray[np.int64], Array]], points: NDArray[np.int64], period: int
-) -> Array:
-    """Squared Frobenius norms (F,) of the symbols at given points, without forming them.
-
-    They say where norms are likely to be large; no proof rests on them.
-    """
-    total = np.zeros(len(points))
-    for shifts, values in taps:
-        flat = values.reshape(len(values), -1)
-        cosine, sine = roots_of_unity(points @ shifts.T, period)
-        total += sum(((part @ (flat @ flat.T)) * part).sum(1) for part in (cosine, sine))
-    return total
-
-
-def symbol_error(taps: list[tuple[NDArray[np.int64], Array]]) -> Fraction:
-    """Bound of the rounding error of every symbol in norm: Note [symbol]."""
-    sums = np.stack([np.abs(values).sum(axis=0) for _, values in taps], axis=1)
-    count = max(len(values) for _, values in taps)
-    relative = (TWIDDLE_ERROR + gamma(count) * (1 + TWIDDLE_ERROR)) / (1 - gamma(count))
-    return exact(root_up(2 * relative**2 * energy_up(sums)))
-
-
 def unrolled(weight: Array, axis: Axis, dimension: int) -> Array:
     """The weight (groups, c_out, c_in, kh, kw) with all positions of a dimension as channels.
 
     ``axis`` lays out ``dimension``, 3 or 4, which has length 1 afterwards. The channels of a
-    position are neighbours, so that the taps are a band. Exact: Note [symbol].
+    position are neighbours, so that the taps are a band. Exact: Note [one dimension].
     """
     kernel = np.moveaxis(weight, dimension, -1)
     groups, out, inner, other = kernel.shape[:-1]
@@ -249,16 +57,6 @@ def unrolled(weight: Array, axis: Axis, dimension: int) -> Array:
         taps[:, rows, :, reads] = kernel[..., tap]
     shape = (groups, axis.outputs * out, axis.inputs * inner, other)
     return np.expand_dims(taps.reshape(shape), dimension)
-
-
-def symbol_norm_bound(weight: Array, axes: tuple[Axis, Axis]) -> Fraction:
-    """Bound of the norm by all symbols, weight (groups, c_out, c_in, kh, kw)."""
-    taps = blocks(weight, axes)
-    bound = Fraction(0)
-    for real, imag in symbols(taps, axes):
-        bound = max(bound, squared_norm_bound(real, imag, float(bound)))
-    norm = exact(root_up(bound)) + symbol_error(taps)
-    return norm * exact(root_up(axes[0].factor * axes[1].factor))
 
 
 def operator_norm_bound(weight: Array, axes: tuple[Axis, Axis]) -> Fraction | None:
@@ -282,20 +80,70 @@ def operator_norm_bound(weight: Array, axes: tuple[Axis, Axis]) -> Fraction | No
 
 def mixed_norm_bound(weight: Array, axes: tuple[Axis, Axis]) -> Fraction | None:
     """Bound of the norm by symbols in one dimension only, or None where that is dear or idle."""
+    dimensions = [d for d in (3, 4) if _is_worth_unrolling(weight, axes, d)]
+    if not dimensions:
+        return None
+    taps = blocks(weight, axes)
+    both = [(points, Gram.of(real, imag)) for points, real, imag in symbols(taps, axes)]
+    squared = Fraction(0)
+    for _, gram in both:
+        squared = max(squared, bound_by_gram(gram, float(squared)))
+    known = norm_of_map(squared, taps, axes)
+    return min(known, *(_bound_along(weight, axes, d, both) for d in dimensions))
+
+
+def _is_worth_unrolling(weight: Array, axes: tuple[Axis, Axis], dimension: int) -> bool:
     groups, out, inner = weight.shape[:3]
-    bounds = []
-    for axis, other, dimension in ((axes[0], axes[1], 3), (axes[1], axes[0], 4)):
-        small, large = sorted((out * axis.outputs, inner * axis.inputs * other.residues))
-        # Columns that share a row with another: all of them where a stride interleaves signals.
-        band = small if other.residues > 1 else min(small, (axis.degree + 1) * max(out, inner))
-        work = other.points * groups * large * small * band
-        taps = weight.size * axis.outputs * axis.inputs // weight.shape[dimension]
-        # On longer axes the symbols are close already.
-        short = axis.points <= POINTS_PER_EXCESS * axis.degree
-        if short and work <= MAX_WORK and taps <= MAX_TAPS:
-            pair = (PIXEL, other) if dimension == 3 else (other, PIXEL)
-            bounds.append(symbol_norm_bound(unrolled(weight, axis, dimension), pair))
-    return min(bounds, default=None)
+    axis, other = axes[dimension - 3], axes[4 - dimension]
+    small, large = sorted((out * axis.outputs, inner * axis.inputs * other.residues))
+    work = other.points * groups * small**2 * large
+    taps = weight.size * axis.outputs * axis.inputs // weight.shape[dimension]
+    # On longer axes the symbols are close already.
+    short = axis.points <= POINTS_PER_EXCESS * axis.degree
+    return short and work <= MAX_WORK and taps <= MAX_TAPS
+
+
+def _bound_along(
+    weight: Array,
+    axes: tuple[Axis, Axis],
+    dimension: int,
+    both: list[tuple[NDArray[np.int64], Gram]],
+) -> Fraction:
+    """Bound of the norm by symbols along the other dimension, where those along both exceed it.
+
+    Args:
+        weight: Shape (groups, c_out, c_in, kh, kw).
+        axes: Its dimensions.
+        dimension: The one that is unrolled, 3 or 4.
+        both: Gram matrices of the symbols along both, with their grid points.
+    """
+    axis, other = axes[dimension - 3], axes[4 - dimension]
+    pair = (PIXEL, other) if dimension == 3 else (other, PIXEL)
+    taps = blocks(unrolled(weight, axis, dimension), pair)
+
+    def block(frequency: int, floor: Fraction) -> Fraction:
+        point = np.zeros((1, 2), dtype=np.int64)
+        point[0, 4 - dimension] = frequency
+        ((_, real, imag),) = symbols(taps, pair, point)
+        return squared_norm_bound(real, imag, float(floor))
+
+    # Frequencies that share a block, conjugate ones included.
+    lines = [
+        np.minimum(points[:, 4 - dimension], -points[:, 4 - dimension] % other.points)
+        for points, _ in both
+    ]
+    rough = [largest_eigenvalues(gram.tensor(), ROUGH_STEPS).numpy() for _, gram in both]
+    largest = max(range(len(both)), key=lambda k: rough[k].max())
+    first = int(np.repeat(lines[largest], weight.shape[0])[rough[largest].argmax()])
+    bound, left = block(first, Fraction(0)), set[int]()
+    for line, (_, gram) in zip(lines, both, strict=True):
+        found, done = settled(gram, float(bound))
+        bound = max(bound, found)
+        left.update(np.repeat(line, weight.shape[0])[~done.numpy()].tolist())
+    for frequency in left - {first}:
+        bound = max(bound, block(frequency, bound))
+    # Symbols of both kinds have their errors.
+    return max(norm_of_map(bound, kind, axes) for kind in (taps, blocks(weight, axes)))
 
 
 def norm_bound(
@@ -325,13 +173,13 @@ def norm_bound(
     live = values[..., [tap[0] for tap in vertical.taps], :]
     if not live[..., [tap[0] for tap in horizontal.taps]].any():
         return copy.unscale(Fraction(0))
+    whole = None if circular else operator_norm_bound(values, axes)
+    mixed = None if circular or whole is not None else mixed_norm_bound(values, axes)
+    if mixed is not None:
+        return copy.unscale(mixed)
     bound = symbol_norm_bound(values, axes)
-    if not circular:
-        # Neither is ever worse than the symbols, but for rounding.
-        direct = operator_norm_bound(values, axes)
-        closer = mixed_norm_bound(values, axes) if direct is None else direct
-        bound = bound if closer is None else min(bound, closer)
-    return copy.unscale(bound)
+    # The matrix is never worse than the symbols, but for rounding.
+    return copy.unscale(bound if whole is None else min(bound, whole))
 
 
 def conv_norm_bound(

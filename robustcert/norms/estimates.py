@@ -10,7 +10,8 @@ from torch.nn import functional as F
 
 from robustcert.norms.convolution import Pair, pair
 from robustcert.norms.dense import Matrix, tall
-from robustcert.norms.proof import energy_up, lanczos, scaled
+from robustcert.norms.eigenvalues import lanczos
+from robustcert.norms.proof import energy_up, scaled
 from robustcert.norms.scalars import TINY, UNIT, exact, gamma, root_up
 
 

@@ -1,7 +1,7 @@
 r"""The proof behind every norm bound: an untrusted factor, its residual, exact scalars."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from robustcert.errors import NormBoundError
+from robustcert.norms.eigenvalues import DIRECT_SIZE, largest_eigenvalue
 from robustcert.norms.scalars import TINY, UNIT, exact, gamma, root_up, round_up, sum_of_squares_up
 
 # Note [arithmetic] (what is assumed of float64)
@@ -64,8 +65,6 @@ Array = NDArray[np.float64]
 
 # What an estimated eigenvalue is raised by, relative to it, until the factorisation succeeds.
 RAISES = (1e-9, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0)
-# Maximum side of a matrix whose eigenvalues are computed rather than estimated.
-DIRECT_SIZE = 256
 # Number of Lanczos steps of a first estimate.
 LANCZOS_STEPS = 64
 # Number of columns that are factorised and compared at once, and the least of it in a band.
@@ -357,65 +356,6 @@ def residual_bound(gram: Gram, t: float, factor: Tensor) -> Fraction:
     return charge(gram, t, factorise(gram, t, factor))
 
 
-def lanczos(
-    product: Callable[[Tensor], Tensor], start: Tensor, steps: int
-) -> tuple[Tensor, Tensor]:
-    """Largest eigenvalue and its vector of Hermitian operators, an estimate from below.
-
-    Args:
-        product: Applies the operators to a batch (b, n) of vectors.
-        start: Start vectors, (b, n), not zero.
-        steps: Dimension of the Krylov spaces.
-
-    Returns:
-        Ritz values (b,) and unit Ritz vectors (b, n).
-    """
-    steps = min(steps, start.shape[-1])
-    basis = start.new_zeros(start.shape[0], steps, start.shape[1])
-    images = torch.zeros_like(basis)
-    vector, epsilon = start, torch.finfo(start.dtype).eps
-    for step in range(steps):
-        before = torch.linalg.vector_norm(vector, dim=-1, keepdim=True)
-        for _ in range(2):
-            overlap = basis[:, :step].conj() @ vector[..., None]
-            vector = vector - (basis[:, :step].mT @ overlap)[..., 0]
-        length = torch.linalg.vector_norm(vector, dim=-1, keepdim=True)
-        # Nothing but rounding is left of a vector in an invariant space: go on with zero.
-        basis[:, step] = torch.where(length > 50 * epsilon * before, vector / length, 0.0)
-        images[:, step] = vector = product(basis[:, step])
-    values, vectors = torch.linalg.eigh(basis.conj() @ images.mT)
-    return values[:, -1].clamp(min=0), (basis.mT @ vectors[..., -1:])[..., 0]
-
-
-def largest_eigenvalue(matrices: Tensor, steps: int) -> float:
-    """Largest eigenvalue in a batch (b, n, n) of Hermitian matrices, an estimate from below.
-
-    It is that of one matrix, which a rough estimate of all picks.
-    """
-    size = matrices.shape[-1]
-    generator = torch.Generator().manual_seed(0)
-    start = torch.randn(size, generator=generator, dtype=torch.float64, device="cpu")
-
-    def estimate(batch: Tensor, steps: int) -> Tensor:
-        # Vectors in single precision cost half; an error of theirs counts by its square.
-        peak = batch.diagonal(dim1=-2, dim2=-1).real.amax()
-        # Out of its range nothing would be left; a copy that is not needed takes time.
-        narrow = batch if 2.0**-60 < peak < 2.0**60 else batch / torch.where(peak > 0, peak, 1.0)
-        narrow = narrow.to(torch.complex64 if batch.is_complex() else torch.float32)
-        first = start.to(narrow.dtype).expand(len(batch), -1)
-        _, ritz = lanczos(lambda x: (narrow @ x[..., None])[..., 0], first, steps)
-        vector = ritz.to(batch.dtype)
-        image = (batch @ vector[..., None])[..., 0]
-        quotient = (vector.conj() * image).sum(-1).real / vector.abs().square().sum(-1)
-        return quotient.nan_to_num(0.0).clamp(min=0)
-
-    if len(matrices) > 1:
-        matrices = matrices[estimate(matrices, 8).argmax()][None]
-    if size <= DIRECT_SIZE:
-        return float(torch.linalg.eigvalsh(matrices).max())
-    return float(estimate(matrices, steps).max())
-
-
 def squared_norm_bound(real: Array, imag: Array | None = None, floor: float = 0.0) -> Fraction:
     """Bound the largest squared spectral norm in a batch of matrices ``real + i imag``.
 
@@ -427,32 +367,39 @@ def squared_norm_bound(real: Array, imag: Array | None = None, floor: float = 0.
     Raises:
         NormBoundError: if the matrices are not finite or no factorisation succeeds.
     """
-    gram = Gram.of(real, imag)
+    return bound_by_gram(Gram.of(real, imag), floor)
+
+
+def bound_by_gram(gram: Gram, floor: float = 0.0) -> Fraction:
+    """The same from Gram matrices."""
+    size = gram.real.shape[-1]
     # A direct eigenvalue is good to rounding, a Lanczos estimate is not.
-    ladder = RAISES if gram.real.shape[-1] <= DIRECT_SIZE else RAISES[1:]
+    ladder = RAISES if size <= DIRECT_SIZE else RAISES[1:]
     # The largest squared norm is at least energy / n: this only keeps t from being zero.
     least = max(floor, float(gram.energy) * 2.0**-60)
-    # What is below the floor needs no estimate.
-    bound, rest = _settled(gram, floor) if floor > 0 else (Fraction(0), gram)
+    bound = Fraction(0)
+    if floor > 0:
+        # What is below the floor needs no estimate.
+        bound, done = settled(gram, floor)
+        gram = gram[~done]
     failures = 0
-    while rest is not None and failures < len(ladder):
-        before = rest
+    while len(gram.real) and failures < len(ladder):
         steps = min(LANCZOS_STEPS << failures, 8 * LANCZOS_STEPS)
-        estimate = largest_eigenvalue(before.tensor(), steps)
-        found, rest = _settled(before, max(least, estimate * (1 + ladder[failures])))
+        estimate = largest_eigenvalue(gram.tensor(), steps)
+        found, done = settled(gram, max(least, estimate * (1 + ladder[failures])))
         bound = max(bound, found)
         # Where some are settled, another matrix is larger than the one that was estimated.
-        failures += rest is before
-    if rest is not None:
-        raise NormBoundError(f"No Cholesky factor found for a matrix of shape {real.shape[1:]}")
+        failures += not done.any()
+        gram = gram[~done]
+    if len(gram.real):
+        raise NormBoundError(f"No Cholesky factor found for a matrix of {gram.rows} x {size}")
     return bound
 
 
-def _settled(gram: Gram, t: float) -> tuple[Fraction, Gram | None]:
-    """Bound of the matrices that have a factor at ``t``, 0 without any, and the others."""
+def settled(gram: Gram, t: float) -> tuple[Fraction, Tensor]:
+    """Bound of the squared norms of those that have a factor at ``t``, 0 without any, and which."""
     residual = factorise(gram, t)
     done = residual.found
     if not done.any():
-        return Fraction(0), gram
-    bound = charge(gram, t, residual[done])
-    return bound, None if done.all() else gram[~done]
+        return Fraction(0), done
+    return charge(gram, t, residual[done]), done

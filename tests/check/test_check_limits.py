@@ -42,6 +42,8 @@ from robustcert.errors import UnsoundNetworkError
 from robustcert.network.fold import fold_network
 from robustcert.network.linear import Convolution, Dense, Flatten
 from robustcert.network.network import PlainNetwork
+from robustcert.norms import symbols
+from robustcert.norms.convolution import _is_worth_unrolling
 
 # Memory
 
@@ -634,3 +636,32 @@ def test_no_change_of_a_folder_leads_to_another_error_thousands(
 ) -> None:
     for seed in range(100 * block + 1000, 100 * (block + 1) + 1000):
         survives(miniatures, seed, tmp_path / str(seed))
+
+
+@pytest.mark.parametrize(("kernel", "stride"), [(2, 1), (3, 1), (3, 2), (5, 1)])
+def test_what_is_bounded_along_one_dimension_is_proved_so(kernel: int, stride: int) -> None:
+    """The widest convolutions whose bounds are of that kind are within the checker's limits."""
+    tried = 0
+    for size in (4, 6, 8, 10):
+        axis = symbols.Axis.of(kernel, size, stride, 1, 1, circular=False)
+        widths = [
+            width
+            for width in range(8, 300, 8)
+            if _is_worth_unrolling(np.empty((1, width, width, kernel, kernel)), (axis, axis), 3)
+        ]
+        if not widths:
+            continue
+        shape = (widths[-1], widths[-1], kernel, kernel)
+        options = {"stride": [stride] * 2, "padding": [1, 1], "dilation": [1, 1], "groups": 1}
+        operation = Operation(
+            "convolution",
+            "",
+            "0",
+            options,
+            {"weight": np.zeros(shape)},
+            (shape[0], size, size),
+            (shape[0], axis.outputs, axis.outputs),
+        )
+        assert len(list(convolution._mixed(operation))) == 2
+        tried += 1
+    assert tried

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from robustcert.certifiers.lipsdp.layers import Layer
 from robustcert.errors import NormBoundError
-from robustcert.norms.proof import LANCZOS_STEPS, largest_eigenvalue
+from robustcert.norms.eigenvalues import largest_eigenvalue
+from robustcert.norms.proof import LANCZOS_STEPS
 from robustcert.norms.scalars import TINY
 
 # Shares of the radius of slopes by which the stages of a search raise their middle; see `soften`.
