@@ -47,7 +47,7 @@ class RandAugment(ImageAugmentation):
     Args:
         operations: Operations for each image, one after the other.
         magnitude: m, from 0 to 30.
-        probability: Of an operation; otherwise identity takes its place.
+        probability: Of an image to be changed; others stay as they are.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class RandAugment(ImageAugmentation):
         shape = (3, self.operations, len(x))
         choice, sign, use = torch.rand(shape, generator=generator, device=x.device)
         number = (choice * len(OPERATIONS)).long().clamp(max=len(OPERATIONS) - 1)
-        number = torch.where(use < self.probability, number, 0)
+        number = torch.where(use[0] < self.probability, number, 0)
         signs = torch.where(sign < 0.5, -1.0, 1.0)
         for i in range(self.operations):
             x = apply_operations(x, number[i], signs[i], self.magnitude / STEPS)

@@ -130,6 +130,9 @@ def test_each_operation_is_drawn_equally_often_and_not_without_luck() -> None:
         assert 150 < same.sum() < 250, name
     generator = torch.Generator().manual_seed(0)
     assert torch.equal(RandAugment(2, 20.0, probability=0.0)(x, generator), x)
+    # Whole images are spared, not single operations: two of 13 are the identity one time in 169.
+    half = RandAugment(2, 20.0, probability=0.5)(x, generator)
+    assert 1200 < (half == x).flatten(1).all(1).sum() < 1430
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,50 @@
+"""Recipes of published networks: two steps, and a certificate that the checker verifies."""
+
+from pathlib import Path
+
+import pytest
+from helpers.miniatures import write_cifar10, write_image_folder
+from helpers.runs import compose
+
+from robustcert.check import check
+from robustcert.config.command_line import CONFIG_DIR
+from robustcert.runs.train import train
+
+# What makes a network a miniature.
+NARROW = {"width": 16, "depth": 2, "neck_channels": 16, "dense_width": 16, "dense_depth": 2}
+RECIPES = sorted(
+    path.stem
+    for path in (CONFIG_DIR / "experiment").glob("*.yaml")
+    if path.read_text().splitlines()[1].startswith("# Recipe")
+    and path.stem.endswith(("cifar10", "imagenet"))
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("experiment", RECIPES)
+def test_a_recipe_trains_and_is_certified_in_miniature(experiment: str, tmp_path: Path) -> None:
+    typed = [f"experiment={experiment}"]
+    if experiment.endswith("imagenet"):
+        # A thousand classes of its own are another dataset's.
+        root = write_image_folder(tmp_path / "data", side=224)
+        typed += ["dataset=image_folder", "dataset.size=224", "dataset.resize=224"]
+    else:
+        root = write_cifar10(tmp_path / "data", records=8)
+        typed += ["dataset.checksum=warn"]
+    composed = compose(*typed, f"dataset.root={root}")
+    config = {
+        **composed,
+        "model": {
+            **composed["model"],
+            **{k: v for k, v in NARROW.items() if composed["model"].get(k) is not None},
+        },
+        "loader": {**composed["loader"], "batch_size": 8, "validation": 0.25},
+        "trainer": {**composed["trainer"], "max_epochs": 1, "limit_train_batches": 2},
+        "attack": {**composed["attack"], "samples": 4, "steps": 2},
+        "validation": {"samples": 4},
+    }
+    config["trainer"].pop("check_val_every_n_epoch", None)
+    folder = tmp_path / "run"
+    train(config, folder)
+    report = check(folder / "certificate", exact=1, seed=0)
+    assert not report.mismatches
