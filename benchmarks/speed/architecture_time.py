@@ -90,7 +90,7 @@ def network_steps(depth: int, width: int, side: int, batch: int) -> dict[str, St
             model, lambda: objective(model(x), y, pairwise_lipschitz_estimate(model), 36 / 255)
         )
 
-    twin = network(LayerFamily(nn.Linear, _plain_conv))
+    twin = network(LayerFamily(nn.Linear, plain_conv))
     return {
         "nn.Linear, nn.Conv2d": step_of(twin, lambda: F.cross_entropy(twin(x), y)),
         "BRO dense": certified(chord(layers.BROLinear)),
@@ -98,7 +98,8 @@ def network_steps(depth: int, width: int, side: int, batch: int) -> dict[str, St
     }
 
 
-def _plain_conv(*sizes: int, input_size: tuple[int, int], **options: Any) -> nn.Conv2d:
+def plain_conv(*sizes: int, input_size: tuple[int, int], **options: Any) -> nn.Conv2d:
+    """A convolution without a constraint, called like the others."""
     del input_size
     return nn.Conv2d(*sizes, **options)
 
