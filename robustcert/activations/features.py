@@ -1,6 +1,5 @@
 """How activations address features: constants per feature, neighbouring pairs, groups."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -31,17 +30,17 @@ def join_pairs(first: Tensor, second: Tensor) -> Tensor:
     return _JoinPairs.apply(first, second)
 
 
-def reflect_pairs(x: Tensor, normals: Tensor, where: Sequence[Tensor] = ()) -> Tensor:
+def reflect_pairs(x: Tensor, normals: Tensor, where: Tensor | None = None) -> Tensor:
     r"""Pairs z reflected to :math:`z - 2 v v^T z / v^T v`, by one mirror after another.
 
     Args:
         x: Pairs of neighbouring features, shape ``(N, C, *)``.
         normals: Vectors v of any length, for every mirror and pair: shape ``(mirrors, 2, C/2)``.
-        where: For every mirror 1 for the pairs that it reflects and 0 for the others, shape
-            ``(N, C/2, *)``; constants. Mirrors without it reflect what is behind them, that is
+        where: 1 for the pairs that a mirror reflects and 0 for the others, constants of shape
+            ``(mirrors, N, C/2, *)``; by default mirrors reflect what is behind them, that is
             :math:`v^T z \le 0`.
     """
-    return _ReflectPairs.apply(x, normals, *where)[0]
+    return _ReflectPairs.apply(x, normals, where)[0]
 
 
 def ordered(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
@@ -120,57 +119,73 @@ class _ReflectPairs(torch.autograd.Function):
 
     @classmethod
     def vmap(
-        cls, info: Any, in_dims: tuple[int | None, ...], x: Tensor, *rest: Tensor
+        cls,
+        info: Any,
+        in_dims: tuple[int | None, ...],
+        x: Tensor,
+        normals: Tensor,
+        where: Tensor | None,
     ) -> tuple[Any, int]:
-        size, tensors = info.batch_size, (x, *rest)
-        each = [
-            t.expand(size, *t.shape) if d is None else t.movedim(d, 0)
-            for t, d in zip(tensors, in_dims, strict=True)
-        ]
+        size = info.batch_size
+
+        def each(t: Tensor, dim: int | None) -> Tensor:
+            return t.expand(size, *t.shape) if dim is None else t.movedim(dim, 0)
+
+        x, normals = each(x, in_dims[0]), each(normals, in_dims[1])
+        where = None if where is None else each(where, in_dims[2])
         if in_dims[1] is not None:
-            outputs = zip(*(cls.apply(*one) for one in zip(*each, strict=True)), strict=True)
+            given = [None] * size if where is None else where
+            outputs = zip(*map(cls.apply, x, normals, given), strict=True)
             return tuple(map(torch.stack, outputs)), 0
         # With the same mirrors for all, a batch of batches is only a larger batch.
-        x, _, *where = (t.flatten(0, 1) for t in each)
-        return tuple(y.unflatten(0, (size, -1)) for y in cls.apply(x, rest[0], *where)), 0
+        where = None if where is None else where.movedim(0, 1).flatten(1, 2)
+        y, *rest = cls.apply(x.flatten(0, 1), normals[0], where)
+        reflected = [part.unflatten(1, (size, -1)).movedim(1, 0) for part in rest]
+        return (y.unflatten(0, (size, -1)), *reflected), 0
 
     @staticmethod
-    def forward(x: Tensor, normals: Tensor, *where: Tensor) -> tuple[Tensor, ...]:
-        given, joined = len(where), x.clone()
+    def forward(x: Tensor, normals: Tensor, where: Tensor | None) -> tuple[Tensor, ...]:
+        joined, found = x.clone(), []
         a, b = groups(joined, 2)
         # Dividing by the squared length makes it a reflection for a normal of any length.
         steps = -2 * normals / (normals * normals).sum(1, keepdim=True)
         for k, (normal, step) in enumerate(zip(normals.unbind(), steps.unbind(), strict=True)):
             u, v, p, q = (along_features(part, a) for part in (*normal, *step))
             depth = (u * a).addcmul_(v, b)
-            if k >= given:
-                where = (*where, is_positive(depth).neg_().add_(1))
-            depth *= where[k]
+            if where is None:
+                found.append(is_positive(depth).neg_().add_(1))
+            depth *= found[k] if where is None else where[k]
             a.addcmul_(depth, p)
             b.addcmul_(depth, q)
-        return joined, *where[given:]
+        if where is not None:
+            return (joined,)
+        # One that needs no copy.
+        return joined, found[0][None] if len(found) == 1 else torch.stack(found)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
+    def setup_context(
+        ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: tuple[Tensor, ...]
+    ) -> None:
+        _, normals, where = inputs
         ctx.mark_non_differentiable(*output[1:])
-        ctx.save_for_backward(output[0], *inputs[1:], *output[1:])
+        ctx.save_for_backward(output[0], normals, output[1] if where is None else where)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        y, normals, *where = ctx.saved_tensors
+        y, normals, where = ctx.saved_tensors
         # A reflection is its own adjoint.
-        (moved,) = _ReflectPairs.apply(grad, normals.flip(0), *where[::-1])
+        moved = reflect_pairs(grad, normals.flip(0), where.flip(0))
         turned = _normal_gradient(y, grad, normals, where) if ctx.needs_input_grad[1] else None
-        return moved, turned, *(None for _ in ctx.needs_input_grad[2:])
+        return moved, turned, None
 
 
-def _normal_gradient(y: Tensor, grad: Tensor, normals: Tensor, where: list[Tensor]) -> Tensor:
+def _normal_gradient(y: Tensor, grad: Tensor, normals: Tensor, where: Tensor) -> Tensor:
     # A normal that turns by an angle turns what it reflected by twice the angle, and what later
     # mirrors made of that the other way round. Its length does not matter.
     (a, b), (p, q) = groups(y, 2), groups(grad, 2)
     moment = torch.addcmul(q * a, p, b, value=-1)
     own = [moment * where[-1]]
-    for reflected in where[-2::-1]:
+    for reflected in where[:-1].flip(0):
         moment = torch.sub(moment, own[0], alpha=2)
         own.insert(0, moment * reflected)
     angles = torch.stack([2 * each.sum((0, *range(2, y.dim()))) for each in own]).unsqueeze(1)

@@ -34,10 +34,10 @@ def householder2(x: Tensor, rays: Tensor) -> Tensor:
     with torch.no_grad():
         before = [_right_of(split_pairs(x), ray) for ray in (*rays, _fourth(*rays))]
         # Every sector is narrower than a half-plane: left of its first ray, not of its second.
-        sectors = [(before[(k + 1) % 4] - before[k]).relu_() for k in (1, 2, 3)]
-    second, third, fourth = sectors
+        second, third, fourth = ((before[(k + 1) % 4] - before[k]).relu_() for k in (1, 2, 3))
+        where = torch.stack((third, second + third, fourth))
     normals = torch.stack((-rays[:, 1], rays[:, 0]), 1)
-    return reflect_pairs(x, normals.flip(0), [third, second + third, fourth])
+    return reflect_pairs(x, normals.flip(0), where)
 
 
 def _fourth(first: Tensor, second: Tensor, third: Tensor) -> Tensor:

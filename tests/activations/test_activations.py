@@ -603,7 +603,7 @@ def test_reflecting_pairs_is_the_plain_formula(shape: tuple[int, ...]) -> None:
         return x
 
     def ours(x: Tensor, normals: Tensor) -> Tensor:
-        return reflect_pairs(x, normals, list(where))
+        return reflect_pairs(x, normals, where)
 
     x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
     normals = torch.randn(3, 2, 3, dtype=torch.float64, requires_grad=True)

@@ -55,6 +55,12 @@ def test_a_step_with_any_layer_is_one_graph(layer: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("activation", names("activation"))
+def test_a_step_with_any_activation_is_one_graph(activation: str) -> None:
+    agree(build_model("mlp", "unconstrained", activation, width=8), EMMA(0.3), input_shape("mlp"))
+
+
+@pytest.mark.slow
 def test_a_compiled_run_resumes_and_is_the_run_as_written(tmp_path: Path) -> None:
     options = ("trainer.max_epochs=2", "layer=unconstrained")
     straight, broken, plain = (tmp_path / name for name in ("straight", "broken", "plain"))
