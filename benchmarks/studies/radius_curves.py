@@ -1,6 +1,6 @@
 """Verified accuracy against radius: what certificates of runs prove of the test split.
 
-    python train.py -m experiment=cifar10_1.0,cifar10_1.0_deep_subspaces seed=0,1,2
+    python train.py -m experiment=cifar10_1.0,cifar10_1.0_subspaces seed=0,1,2
     python -m benchmarks.studies.radius_curves docs/figures/cifar10_radii.png multirun
 
 Every dataset has a panel, and every command a line: the mean over its seeds, in a band from the
@@ -59,13 +59,13 @@ def draw(axes: Axes, commands: Commands, largest: float) -> None:
         axes.fill_between(at, curves.min(axis=0), curves.max(axis=0), **style, alpha=0.2, lw=0)
     axes.set_xlabel("radius")
     axes.set_xlim(0, largest)
-    axes.set_ylim(0, 1)
     axes.legend(fontsize=7)
 
 
 def _short(command: str) -> str:
     # What fits into a legend.
-    return textwrap.shorten(command.removeprefix("python train.py "), 40, placeholder=" …")
+    typed = command.removeprefix("python train.py ").removeprefix("experiment=")
+    return textwrap.shorten(typed, 40, placeholder=" …")
 
 
 def say(commands: Commands) -> None:
@@ -108,6 +108,9 @@ def main() -> None:
             draw(axes, commands, options.largest)
             axes.set_title(dataset)
             say(commands)
+        # Up to the next tenth above all lines, which share their scale.
+        top = max(line.get_ydata()[0] for axes in grid for line in axes.lines)  # type: ignore[index]
+        grid[0].set_ylim(0, np.ceil(10 * top) / 10)
         grid[0].set_ylabel("verified accuracy, test split")
         save(figure, options.figure)
 

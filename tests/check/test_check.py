@@ -395,6 +395,8 @@ def test_symbols_along_one_dimension(size: tuple[int, int], groups: int, stride:
         patch.setattr(checked_convolution, "_whole_matrices", lambda _: iter(()))
         found = prove(op, claimed).method
         assert "1x" in found or "x1 " in found
+        # The largest block of both dimensions is above this: none may be left out.
+        assert not prove(op, claimed * (1 - 1e-6)).method
         assert not prove(op, true * (1 - 1e-9)).method
         assert true * (1 - 1e-12) <= find(op) <= claimed * (1 + 1e-9)
 

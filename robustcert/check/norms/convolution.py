@@ -3,7 +3,8 @@ r"""Proved upper bounds on norms of zero-padded convolutions: by symbols, or as 
 A convolution has two dimensions, and need not be transformed along both (``symbols.py``). With the
 positions of one dimension as channels, of inputs and of outputs, it is a convolution along the
 other dimension alone, whose taps are matrices of the same weights and zeros. Its blocks are larger,
-and their norms are at most those of the transform along both.
+and their norms are at most those of the transform along both: the block at a frequency is a part of
+a convolution whose blocks are those at the same frequency of that dimension.
 
 The norm of a small map may be well below that of its symbols, which is the norm of a circular
 convolution of which the map is a part. So the matrix of the whole map is tried last.
@@ -23,9 +24,11 @@ from robustcert.check.network.operation import Operation, Window
 from robustcert.check.norms.dense import Proof, estimate, proof_bytes, proved
 from robustcert.check.norms.symbols import (
     SINGLE,
+    Along,
     Axis,
     axes_of,
     estimate_symbols,
+    prove_along,
     prove_symbols,
     require_symbols,
     symbol_bytes,
@@ -57,7 +60,7 @@ def prove_convolution(operation: Operation, bound: Fraction, effort: Effort = UN
     if found.method:
         return found
     for mixed in _mixed(operation):
-        found = prove_symbols(mixed[0], bound, *mixed[1:], effort)
+        found = prove_along(operation, mixed, bound, effort)
         if found.method:
             return found
     wholes = 0
@@ -78,7 +81,7 @@ def estimate_convolution(operation: Operation, effort: Effort = UNLIMITED) -> fl
         NotTriedError: as for :func:`prove_convolution`.
     """
     whole = max(map(estimate, _whole_matrices(operation)), default=math.inf)
-    mixed = [estimate_symbols(*parts, effort) for parts in _mixed(operation)]
+    mixed = [estimate_symbols(parts.operation, *parts.axes, effort) for parts in _mixed(operation)]
     found = min(estimate_symbols(operation, *axes_of(operation), effort), whole, *mixed)
     if math.isinf(found):
         require_symbols(operation, *axes_of(operation))
@@ -101,8 +104,8 @@ def convolution_bytes(operation: Operation) -> int:
     return max(found, proof_bytes(outputs, inputs) if small else 0)
 
 
-def _mixed(operation: Operation) -> Iterator[tuple[Operation, Axis, Axis]]:
-    # The map with the positions of one dimension as channels, and its two axes, within the limits.
+def _mixed(operation: Operation) -> Iterator[Along]:
+    # The map with the positions of one dimension as channels, within the limits.
     axes, weight = axes_of(operation), operation.wide("weight")
     for d in (0, 1):
         axis = axes[d]
@@ -112,9 +115,9 @@ def _mixed(operation: Operation) -> Iterator[tuple[Operation, Axis, Axis]]:
         if math.prod(_mixed_shape(weight.shape, axis, d)) > MAX_MIXED_ENTRIES:
             continue
         mixed = replace(operation, tensors={"weight": _as_channels(operation, weight, axis, d)})
-        rows, columns = (SINGLE, axes[1]) if d == 0 else (axes[0], SINGLE)
-        if symbol_work(mixed, rows, columns) <= MAX_MIXED_WORK:
-            yield mixed, rows, columns
+        along = Along(mixed, (SINGLE, axes[1]) if d == 0 else (axes[0], SINGLE), 1 - d)
+        if symbol_work(mixed, *along.axes) <= MAX_MIXED_WORK:
+            yield along
 
 
 def _mixed_shape(shape: tuple[int, ...], axis: Axis, d: int) -> tuple[int, ...]:

@@ -27,7 +27,7 @@ over the stride for M.
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
 
@@ -149,6 +149,60 @@ def prove_symbols(
     if all(_answers(partial(_obeys, symbols, limit, loss), symbols.batches, work, effort)):
         return Proof(f"symbols on a {rows.points}x{columns.points} grid, exact residual")
     return Proof()
+
+
+@dataclass(frozen=True)
+class Along:
+    """A convolution with the positions of one dimension as channels, transformed along the other.
+
+    Attributes:
+        operation: The convolution, with the larger weight.
+        axes: Its dimensions, one of them :data:`SINGLE`.
+        dimension: The other, 0 or 1.
+    """
+
+    operation: Operation
+    axes: tuple[Axis, Axis]
+    dimension: int
+
+
+def prove_along(
+    operation: Operation, along: Along, bound: Fraction, effort: Effort = UNLIMITED
+) -> Proof:
+    """Prove a bound on the norm of a convolution by larger blocks, of one dimension's transform.
+
+    A block is tried only at frequencies where those of both dimensions' transform, of which it is a
+    part, are not proved to obey the bound.
+
+    Raises:
+        NotTriedError: there is no time to try all frequencies.
+    """
+    axes = axes_of(operation)
+    small, large = Symbols.of(operation, *axes), Symbols.of(along.operation, *along.axes)
+    losses = symbol_error(operation, *axes), symbol_error(along.operation, *along.axes)
+    limit = bound * root_down(axes[0].inverse_loss * axes[1].inverse_loss)
+    function = partial(_obeys_along, small, large, along.dimension, limit, losses)
+    work = symbol_work(along.operation, *along.axes)
+    if all(_answers(function, len(large.points), work, effort)):
+        points = "x".join(str(axis.points) for axis in along.axes)
+        return Proof(f"symbols on a {points} grid, exact residual")
+    return Proof()
+
+
+def _obeys_along(
+    small: "Symbols",
+    large: "Symbols",
+    dimension: int,
+    limit: Fraction,
+    losses: tuple[Fraction, Fraction],
+    number: int,
+) -> bool:
+    frequency, circle = large.points[number, dimension], large.circles[dimension].shape[1]
+    same = np.isin(small.points[:, dimension], (frequency, -frequency % circle))
+    parts = small.at(small.points[same])
+    if all(_obeys(parts, limit, losses[0], batch) for batch in range(parts.batches)):
+        return True
+    return _obeys(large.at(large.points[number : number + 1]), limit, losses[1], 0)
 
 
 def estimate_symbols(
@@ -275,6 +329,10 @@ class Symbols:
             (circle(height), circle(width)),
             max(1, MAX_SYMBOL_VALUES // (most + entries)),
         )
+
+    def at(self, points: NDArray[np.int64]) -> "Symbols":
+        """The symbols at some of the frequencies only."""
+        return replace(self, points=points)
 
     @property
     def batches(self) -> int:
