@@ -97,12 +97,12 @@ _ANSWERED = (
 
 def _named(arguments: list[str]) -> list[str]:
     """The checker's arguments, with the run or the checkpoint replaced by its certificate."""
-    from robustcert.certificate.places import certificate_of
+    from robustcert.certificate.places import only_certificate_of
     from robustcert.errors import NotCertifiedError
 
     try:
         # Whatever else names a file or a folder is the data to compare with.
-        return [a if a.startswith("-") else certificate_of(a) for a in arguments]
+        return [a if a.startswith("-") else only_certificate_of(a) for a in arguments]
     except NotCertifiedError as error:
         _say(f"UNREADABLE, nothing is verified: {error}")
         sys.exit(2)

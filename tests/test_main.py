@@ -144,6 +144,16 @@ def test_a_place_that_is_none_of_these_is_left_to_its_reader(tmp_path: Path) -> 
     assert checkpoint_of(f"{tmp_path}/best.ckpt") == f"{tmp_path}/best.ckpt"
 
 
+def test_a_folder_that_is_no_run_is_answered_with_what_one_holds(
+    command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "sweep" / "a").mkdir(parents=True)
+    for arguments in (("check", "sweep"), ("export", "sweep", "model.onnx")):
+        assert command(*arguments) in (1, 2)
+        said = "".join(capsys.readouterr())
+        assert "sweep: neither a run nor a certificate: expected a folder with certificate" in said
+
+
 def test_an_onnx_model_is_exported_from_whatever_names_the_certificate(
     command: Command, tiny_run: Path, tmp_path: Path
 ) -> None:

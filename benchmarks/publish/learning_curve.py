@@ -1,7 +1,6 @@
 """Learning curves of runs: accuracy and verified accuracy on the validation split over epochs.
 
-python -m benchmarks.publish.learning_curve docs/figures/cifar10_small.png outputs/<run>
-outputs/<run>
+    python -m benchmarks.publish.learning_curve docs/figures/cifar10_small.png outputs/<run> ...
 
 Every command has a panel of its own, in which the seeds are lines of one colour.
 """
@@ -45,6 +44,7 @@ def draw(axes: Axes, command: str, runs: list[Run]) -> None:
     seeds = "" if len(runs) == 1 else f", {len(runs)} seeds"
     axes.set_title(command.removeprefix("python train.py ") + seeds, fontsize=8)
     axes.set_xlabel("epoch")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_ylim(0, 1)
     axes.legend(fontsize=7, loc="lower right")
 

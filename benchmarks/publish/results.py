@@ -1,7 +1,7 @@
 """Tables of verified results: runs in, docs/results.json and docs/results.md out.
 
-    python -m benchmarks.publish.results multirun outputs/mnist      # add these runs, write the
-    tables python -m benchmarks.publish.results                             # write the tables again
+    python -m benchmarks.publish.results multirun outputs/mnist  # add these runs, write the tables
+    python -m benchmarks.publish.results                         # write the tables again
 
 A run counts if it is finished, its certificate is of the whole test split, no attack broke it and
 the independent checker verifies the folder, samples compared with the dataset's files where those

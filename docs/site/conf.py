@@ -15,7 +15,7 @@ from sphinx.errors import ExtensionError
 sys.path.insert(0, str(Path(__file__).parent))
 from check_site import faults
 
-from robustcert import __version__
+from robustcert import _PUBLIC, __version__
 
 ROOT = Path(__file__).parents[2]
 
@@ -57,6 +57,8 @@ nb_execution_mode = "off"
 
 html_theme = "furo"
 html_title = f"robustcert {release}"
+html_css_files = ["site.css"]
+html_static_path = ["static"]
 html_copy_source = html_show_sourcelink = False
 html_math_renderer = "mathml"
 
@@ -115,6 +117,9 @@ def check(app: Sphinx, error: Exception | None) -> None:
     told = {entry[0] for entry in app.env.get_domain("py").get_objects()}
     names = [f"{module.__name__}.{name}" for module in PUBLIC for name in module.__all__]
     found = [f"{name}: not in the reference" for name in names if name not in told]
+    # Those of the package itself stand under the module that defines them.
+    last = {entry.rpartition(".")[2] for entry in told}
+    found += [f"robustcert.{name}: not in the reference" for name in _PUBLIC if name not in last]
     found += faults(Path(app.outdir))
     if found:
         raise ExtensionError("\n".join(found))

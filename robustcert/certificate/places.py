@@ -46,6 +46,20 @@ def certificate_of(path: str) -> str:
     return found
 
 
+def only_certificate_of(path: str) -> str:
+    """The same of a path that can be nothing else.
+
+    Raises:
+        NotCertifiedError: as above, or the path is a folder that is neither.
+    """
+    found = certificate_of(path)
+    if os.path.isdir(found) and not _holds(found, CLAIM):
+        raise NotCertifiedError(
+            f"{path}: neither a run nor a certificate: expected a folder with {CLAIM} or {BEST}"
+        )
+    return found
+
+
 def released_networks() -> dict[str, str]:
     """Certificate folders of the networks that come with the package, by their names."""
     root = next((folder for folder in _RELEASED if os.path.isdir(folder)), "")
@@ -64,7 +78,7 @@ def named_certificate(name: str) -> str:
             names has no certificate.
     """
     if os.path.lexists(name):
-        return certificate_of(name)
+        return only_certificate_of(name)
     released = released_networks()
     if name not in released:
         raise NotCertifiedError(

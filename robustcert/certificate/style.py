@@ -132,6 +132,9 @@ def share_axis(axes: Any, values: Sequence[float], label: str, which: Literal["x
         axis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axis.set_minor_formatter(NullFormatter())
         axis.set_inverted(True)
+    elif len(set(values)) == 1:
+        # Around one number matplotlib draws an axis of noise, below 0 as well.
+        getattr(axes, f"set_{which}lim")(0, 100)
     return missing
 
 

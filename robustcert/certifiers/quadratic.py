@@ -1,5 +1,6 @@
 """Certified radii of quadratic logits, exact up to rounding, by duality."""
 
+import logging
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from robustcert.network.network import PlainNetwork
 from robustcert.network.quadratics import Quadratics, best_multiplier, split_quadratics
 from robustcert.network.units import finite_samples, network_inputs
 from robustcert.norms.dense import dense_norm_bound
+
+log = logging.getLogger(__name__)
 
 # Maximum number of entries of a tensor.
 MAX_ENTRIES = 2**22
@@ -73,6 +76,10 @@ class QuadricCertifier(Certifier):
     def claim(self, network: PlainNetwork, samples: Iterable[Tensor] = ()) -> Claim:
         """``quadric`` for networks that end in quadratics, else that of Lipschitz radii."""
         if split_quadratics(network) is None:
+            log.warning(
+                "certifier=quadratic does not cover the network, which gets its Lipschitz radii: "
+                "it does not end in distances, as those of model=subspaces do"
+            )
             return self._otherwise.claim(network)
         return Claim(Proof.QUADRIC, ("R", "F64"))
 

@@ -82,10 +82,7 @@ def _check_overrides(
 ) -> str | None:
     for override in overrides:
         if override.is_sweep_override() and not sweeping:
-            return (
-                f"{override.input_line}: several values are a sweep: add -m, or write a list as "
-                f"{override.key_or_group}=[...]"
-            )
+            return _explain_sweep(override)
         mistake = (
             _check_resume(override, sweeping) or _check_extra(override) or _check_group(override)
         )
@@ -115,6 +112,23 @@ def _check_overrides(
                 chosen = groups if _composes(config_name, [*extra, *groups]) is None else []
                 return _explain(config_name, [*extra, *chosen], override, candidate, error)
     return None
+
+
+# Keys of a node that are not for the command line.
+_OURS = ("_target_", "_partial_")
+# Groups of which several options may be chosen.
+_SEVERAL = ("callbacks", "certifier", "logger")
+
+
+def _explain_sweep(override: Override) -> str:
+    """Several values without -m: a sweep, a list, or a fraction with a comma."""
+    key, _, value = (override.input_line or "").partition("=")
+    advice = ""
+    if re.fullmatch(r"-?\d+,\d+", value):
+        advice = f", a fraction is written {key}={value.replace(',', '.')}"
+    if key in _SEVERAL or not (CONFIG_DIR / key).is_dir():
+        advice += f", or write a list as {key}=[{value}]"
+    return f"{override.input_line}: several values are a sweep: add -m{advice}"
 
 
 def _composes(config_name: str, overrides: list[str]) -> str | None:
@@ -201,7 +215,7 @@ def near(path: str, prefix: str = "") -> str:
     """A hint at a file or folder whose name is close to that of one that is not there."""
     folder, name = os.path.split(path)
     beside = os.listdir(folder or ".") if os.path.isdir(folder or ".") else []
-    close = difflib.get_close_matches(name, beside, n=1)
+    close = difflib.get_close_matches(name, set(beside) - {name}, n=1)
     return f"did you mean {prefix}{os.path.join(folder, close[0])}? " if close else ""
 
 
@@ -210,9 +224,10 @@ def _explain(
 ) -> str:
     key = override.key_or_group
     options = re.search(r"Available options in [^\n]*:\n((?:\s+[^\n]+\n)+)", error)
-    if options:
-        names = options.group(1).split()
-        chosen = candidate.partition("=")[2]
+    missing = re.search(rf"Could not load '{re.escape(key)}/([^']+)'", error)
+    if options or missing:
+        names = options.group(1).split() if options else _names(key)
+        chosen = missing.group(1) if missing else candidate.partition("=")[2]
         typed = f"{key}={chosen}" if override.is_add() and override.package else candidate
         return f"{typed}: {key} has no {chosen!r}; {_hint(chosen, names)}it has {_list(names)}"
     config = hydra.compose(config_name, overrides=extra, return_hydra_config=True)
@@ -240,28 +255,51 @@ def _explain(
         names = [str(name) for name in (config if node is None else node)]
         names += [] if where else groups
         hint = _hint(leaf, names, parent) if where == parent else ""
+        hint = (_other_options(key, groups) if parent else "") or hint
         if where and not hint and "_target_" in names:
             hint = f"for an option that is not in the configuration, write +{candidate}; "
         if not where:
             paths = list(_paths(config))
             hint = _hint_elsewhere(key, paths, close=False) or hint or _hint_elsewhere(key, paths)
-        return f"{key}: no such key; {hint}{where or 'the top level'} has {_list(names)}"
+        return f"{key}: no such key; {hint}{where or 'the top level'} has {_list(names) or 'none'}"
     return f"{candidate}: {' '.join(error.split())}"
+
+
+def _names(group: str) -> list[str]:
+    """The options of a group of ours."""
+    return sorted(path.stem for path in (CONFIG_DIR / group).glob("*.yaml"))
 
 
 def _option(key: str, config: DictConfig) -> str:
     """Advice on a key that goes on with an option of its group, which is not the one chosen."""
     group, _, rest = key.partition(".")
     option = rest.partition(".")[0]
-    names = sorted(path.stem for path in (CONFIG_DIR / group).glob("*.yaml"))
     node = config.get(group)
-    if option not in names or (isinstance(node, DictConfig) and option in node):
+    if option not in _names(group) or (isinstance(node, DictConfig) and option in node):
         return ""
     written = OmegaConf.load(CONFIG_DIR / group / f"{option}.yaml")
     return (
         f"{option} is an option of {group}: write {group}={option}, which has "
         f"{_list(list(map(str, written)))}"
     )
+
+
+def _other_options(key: str, groups: Sequence[str]) -> str:
+    """Advice on a key that another option of one of the groups has than the one that is chosen."""
+    found: dict[str, list[str]] = {}
+    for path in sorted(CONFIG_DIR.glob("*/*.yaml")):
+        package = path.read_text().partition("# @package ")[2].partition("\n")[0]
+        inside = key if package == "_global_" else key.removeprefix(f"{package}.")
+        within = package == "_global_" or inside != key
+        if path.parent.name not in groups or path.parent.name == "experiment" or not within:
+            continue
+        node, _, leaf = inside.rpartition(".")
+        written = OmegaConf.load(path)
+        parent = OmegaConf.select(written, node) if node else written
+        # A key without a value is listed, and not "in" it.
+        if isinstance(parent, DictConfig) and leaf in list(parent):
+            found.setdefault(path.parent.name, []).append(path.stem)
+    return "".join(f"it is a key of {group}={', '.join(names)}; " for group, names in found.items())
 
 
 def _hint(word: str, names: list[str], parent: str = "") -> str:
@@ -280,7 +318,7 @@ def _hint_elsewhere(key: str, paths: list[str], close: bool = True) -> str:
 
 
 def _list(names: list[str]) -> str:
-    return ", ".join(dict.fromkeys(name for name in names if name != "_target_"))
+    return ", ".join(dict.fromkeys(name for name in names if name not in _OURS))
 
 
 def _paths(config: DictConfig, prefix: str = "") -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 import difflib
 import inspect
+import re
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -72,8 +73,17 @@ def check_value(value: Any, hint: Any, key: str) -> None:
         raise ConfigError(f"{key}: a value is needed: set {key}=...")
     if not matches(value, hint):
         one = isinstance(value, str | int | float) and matches([value], hint)
-        advice = f": write {key}=[{value}]" if one else ""
+        advice = f": write {key}=[{value}]" if one else _as_number(value)
         raise ConfigError(f"{key}: expected {_describe(hint)}, got {value!r}{advice}")
+
+
+def _as_number(value: Any) -> str:
+    """Advice on the first fraction of a text or a list: 36/255 is no number to yaml."""
+    for text in value if isinstance(value, list) else [value]:
+        fraction = re.fullmatch(r"(\d+)/([1-9]\d*)", str(text))
+        if fraction:
+            return f": write {int(fraction[1]) / int(fraction[2]):.6g} for {text}"
+    return ""
 
 
 def matches(value: Any, hint: Any) -> bool:

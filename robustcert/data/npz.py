@@ -169,9 +169,11 @@ def _load(path: Path) -> dict[str, np.ndarray]:
     except DatasetError:
         raise
     except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        # What numpy says of pickled objects advises to execute them.
+        said = "" if "pickle" in str(error) else f", but got: {error}"
         raise DatasetError(
-            f"{path}: expected an .npz archive of plain arrays (no pickled objects, as which texts "
-            f"and missing values among numbers are saved), but got: {error}"
+            f"{path}: expected an .npz archive of plain arrays, as numpy.savez writes it (no "
+            f"pickled objects, as which texts and missing values among numbers are saved){said}"
         ) from error
 
 

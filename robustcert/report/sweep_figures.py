@@ -157,8 +157,7 @@ def draw_slices(
             axes.remove()
         for i, axes in enumerate(grid[: len(shown)]):
             axes.set_ylabel("" if i % wide else axes.get_ylabel())
-        if len(series) > 1:
-            _legend(figure, grid[0])
+        _legend(figure, grid[0])
 
     return render(
         name,
@@ -322,8 +321,10 @@ def _ring(axes: Any, x: float, y: float, colour: str) -> None:
 
 def _legend(figure: Any, axes: Any) -> None:
     handles, labels = axes.get_legend_handles_labels()
+    if len(labels) < 2:
+        return  # one name tells nothing apart
     # As many columns as the longest name leaves room for.
-    longest = max(map(len, labels), default=1) + 6
+    longest = max(map(len, labels)) + 6
     columns = max(1, min(4, len(labels), int(figure.get_figwidth() * 13) // longest))
     figure.legend(handles, labels, loc="outside lower center", ncols=columns)
 

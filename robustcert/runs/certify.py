@@ -209,7 +209,7 @@ def _certify_by(
             with naming_classes({**subject.config, "certifier": subject.named}):
                 attacked = steps.attack(subject, options, prepared, result)
                 prepared = with_sets(subject, options, prepared, result, steps.sets)
-            with strict_arithmetic(), stage("comparing with the fallback, and drawing"):
+            with strict_arithmetic(), stage("writing and drawing"):
                 found = steps.write(subject, options, prepared, result, attacked, seconds, partial)
     return steps.tell(found, prepared.claim, folder)
 

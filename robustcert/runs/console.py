@@ -59,7 +59,7 @@ _OPTIONS = {
 
 
 def table_of(row: Row) -> Table:
-    """What was certified: verified accuracy, and beside the attack that of the attacked samples."""
+    """What was certified: verified accuracy, and beside an attack that of the attacked samples."""
     claim = row.claim
     summary, attack, dataset = claim["summary"], claim["attack"], claim["dataset"]
     count, proof = summary["samples"], claim["claim"]["proof"]
@@ -67,22 +67,19 @@ def table_of(row: Row) -> Table:
     table = Table(title=f"{dataset['name']}, {dataset['split']} split, {count} samples, {by}")
     table.add_column("radius", justify="right")
     table.add_column(verified(claim), justify="right")
+    tried = attack["samples"]
     # Of as many samples as there are, the two would be the same.
-    some = 0 < attack["samples"] < count
+    some = 0 < tried < count
     if some:
-        table.add_column(f"{verified(claim)} of {attack['samples']} attacked", justify="right")
-    table.add_column(f"under PGD ({attack['samples']})", justify="right")
+        table.add_column(f"{verified(claim)} of {tried} attacked", justify="right")
+    if tried:
+        table.add_column(f"under PGD ({tried})", justify="right")
     if summary["undecided"]:
         table.caption = f"{summary['undecided']} right predictions are undecided: rounding"
     for radius, share in row.shares.items():
         beside = [_share(row.attacked.get(radius))] if some else []
-        table.add_row(
-            f"{radius:.4g}",
-            f"{share:.4f}",
-            *beside,
-            _share(row.under_attack.get(radius)),
-            end_section=radius == 0,
-        )
+        beside += [_share(row.under_attack.get(radius))] if tried else []
+        table.add_row(f"{radius:.4g}", f"{share:.4f}", *beside, end_section=radius == 0)
     return table
 
 
@@ -101,12 +98,13 @@ def side_by_side(rows: Mapping[str, Row]) -> Table:
         table.add_column(name if said == "verified" else f"{name}, {said}", justify="right")
     # A smoothed classifier is not attacked.
     attacked = max(rows.values(), key=lambda row: row.claim["attack"]["samples"])
-    number = attacked.claim["attack"]["samples"]
-    table.add_column(f"under PGD ({number})", justify="right")
+    tried = attacked.claim["attack"]["samples"]
+    if tried:
+        table.add_column(f"under PGD ({tried})", justify="right")
     for radius in first.shares:
-        shares = (f"{row.shares[radius]:.4f}" for row in rows.values())
-        attack = _share(attacked.under_attack.get(radius))
-        table.add_row(f"{radius:.4g}", *shares, attack, end_section=radius == 0)
+        shares = [f"{row.shares[radius]:.4f}" for row in rows.values()]
+        shares += [_share(attacked.under_attack.get(radius))] if tried else []
+        table.add_row(f"{radius:.4g}", *shares, end_section=radius == 0)
     return table
 
 
@@ -188,17 +186,13 @@ def print_sets(console: Console, claim: Mapping[str, Any]) -> None:
     count = sets["calibration"]["samples"]
     attacked = sets["radii"][0]["attacked"]["samples"]
     table = Table(title=f"prediction sets of coverage {sets['coverage']}, from {count} samples")
-    names = ("radius", "holds the target", f"under attack ({attacked})", f"size, {sets['unit']}")
-    for name in names:
+    under = [f"under attack ({attacked})"] if attacked else []
+    for name in ("radius", "holds the target", *under, f"size, {sets['unit']}"):
         table.add_column(name, justify="right")
     for row in sets["radii"]:
-        under = row["attacked"]["coverage"]
-        table.add_row(
-            f"{row['radius']:.4g}",
-            f"{row['coverage']:.4f}",
-            _share(under),
-            f"{float(row['size']):.4g}",
-        )
+        beside = [_share(row["attacked"]["coverage"])] if attacked else []
+        size = f"{float(row['size']):.4g}"
+        table.add_row(f"{row['radius']:.4g}", f"{row['coverage']:.4f}", *beside, size)
     console.print(table)
 
 

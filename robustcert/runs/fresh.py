@@ -1,12 +1,11 @@
 """The folder of a run that came to nothing."""
 
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from robustcert.runs.job import is_first_rank
+from robustcert.training.stage import is_first_process
 
 
 def is_new(folder: Path) -> bool:
@@ -31,15 +30,9 @@ def removed_unless(
         yield
     except BaseException:
         trained = any((folder / "checkpoints").glob("*"))
-        if fresh and _is_alone() and not trained and not worth_keeping():
+        if fresh and is_first_process() and not trained and not worth_keeping():
             shutil.rmtree(folder, ignore_errors=True)
         raise
-
-
-def _is_alone() -> bool:
-    """Whether this is the first of a run's processes, or the only one."""
-    local = (int(os.environ.get(key, 0)) for key in ("LOCAL_RANK", "NODE_RANK"))
-    return is_first_rank() and not any(local)
 
 
 def _is_hydras(entry: Path) -> bool:

@@ -200,18 +200,14 @@ def _table(written: Mapping[str, Any]) -> Table:
     table = Table(title=f"{title}, certifier=lipschitz")
     table.add_column("radius", justify="right")
     table.add_column("mean absolute error, certified", justify="right")
-    table.add_column(f"under attack ({attacked['samples']})", justify="right")
+    if found:
+        table.add_column(f"under attack ({attacked['samples']})", justify="right")
     table.add_column("interval width", justify="right")
-    table.add_row("0", f"{float(summary['mean_absolute_error']):.5g}", "", "", end_section=True)
+    table.add_row("0", f"{float(summary['mean_absolute_error']):.5g}", end_section=True)
     for row in summary["certified"]:
-        radius = row["decimal"]
-        seen = found.get(radius)
-        table.add_row(
-            f"{radius:.4g}",
-            f"{float(row['mean_absolute_error']):.5g}",
-            "" if seen is None else f"{seen:.5g}",
-            f"{float(row['width']):.5g}",
-        )
+        radius, error = row["decimal"], float(row["mean_absolute_error"])
+        seen = [f"{found[radius]:.5g}"] if found else []
+        table.add_row(f"{radius:.4g}", f"{error:.5g}", *seen, f"{float(row['width']):.5g}")
     return table
 
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -118,6 +119,7 @@ def _train(
         config = standardised(config, dataset)
         data = build_data(config, dataset, allowed)
         module = build_module(config, dataset, allowed)
+        _check_unit(config["epsilon"], module)
         module.compiler = compiler_of(config["trainer"])
         measure, validated_by = _check_certifier(config, module)
         before = _read_resumed(resume, module) if resume else None
@@ -125,6 +127,11 @@ def _train(
         loggers = build_loggers(config, run_dir, allowed)
         own = _callbacks(config, run_dir, module, recorded, measure)
         trainer = build_trainer(config, run_dir, allowed, loggers, [*own, *callbacks])
+    if before and 0 <= (trainer.max_epochs or -1) < before.epoch:
+        raise ConfigError(
+            f"trainer.max_epochs: {trainer.max_epochs}, but {before.epoch} epochs of this run are "
+            "done: set as many, or more to train further"
+        )
     guard_launch(trainer, multirun)
     _announce(run_dir, module, trainer, before, validated_by)
     batch = (config["loader"].get("batch_size", 1), *module.input_shape)
@@ -184,6 +191,16 @@ def _check_settings(config: Config) -> None:
         raise ConfigError(
             f"trainer.precision: {trainer['precision']} keeps the weights in half precision, in "
             "which no constraint holds: choose 32-true, bf16-mixed or 16-mixed"
+        )
+
+
+def _check_unit(epsilon: float, module: CertifiedModule) -> None:
+    """Refuse a radius of images that no two of them are apart: one of pixels from 0 to 255, say."""
+    widest = math.sqrt(math.prod(module.input_shape))
+    if module.space.kind == "images" and module.space.metric is None and epsilon >= widest:
+        raise ConfigError(
+            f"epsilon: {epsilon:g} is more than any two inputs are apart in l2, {widest:.4g}: "
+            "values are in [0, 1], so that a radius of pixels from 0 to 255 is divided by 255"
         )
 
 

@@ -97,6 +97,8 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             is NaN or infinite.
     """
     path = Path(path)
+    if path.is_dir():
+        raise CheckpointError(f"{path}: no run: there is no checkpoints/best.ckpt in this folder")
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file; expected <run>/checkpoints/best.ckpt")
     data = path.read_bytes()

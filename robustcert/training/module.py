@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy
 
-from robustcert.errors import DivergedError
+from robustcert.errors import ConfigError, DivergedError
 from robustcert.margins import certified_radius
 from robustcert.metrics import AverageCertifiedRadius, RejectionRate, VerifiedRobustAccuracy
 from robustcert.models.scores import training_scores
@@ -182,7 +182,10 @@ class CertifiedModule(LightningModule):
             raise ValueError(
                 "the schedules need to know the end of training: set trainer.max_epochs"
             )
-        optimizer = self.optimizer(self.parameters())
+        try:
+            optimizer = self.optimizer(self.parameters())
+        except ValueError as error:
+            raise ConfigError(f"optimizer: {error}") from error
         _refuse_averages_of_steps(optimizer, self.model)
         if self.lr_schedule is None:
             return optimizer

@@ -5,6 +5,7 @@ a log file the time between two lines grows with the stage, so that hours leave 
 """
 
 import logging
+import os
 import sys
 import threading
 import time
@@ -18,6 +19,12 @@ MAX_SILENCE = 1.0
 MIN_SHARE = 0.05
 
 Advance = Callable[[int], None]
+
+
+def is_first_process() -> bool:
+    """Whether this is a run's only process, or the first of those that were started for it."""
+    ranks = ("RANK", "SLURM_PROCID", "LOCAL_RANK", "NODE_RANK")
+    return not any(int(os.environ.get(key, 0)) for key in ranks)
 
 
 class _Lines:
@@ -78,7 +85,7 @@ def _bar(said: str, total: int | None, unit: str) -> Iterator[Advance]:
 def stage(
     said: str, total: int | None = None, unit: str = "samples", *, bar: bool | None = None
 ) -> Iterator[Advance]:
-    """A piece of work; nothing is shown where nobody listens to log lines.
+    """A piece of work; nothing is shown where nobody listens to log lines, or a rank before does.
 
     Args:
         said: What is done, as in ``attacking 256 samples, at most 60 s``.
@@ -89,7 +96,7 @@ def stage(
     Yields:
         A function that is called with how much more is done.
     """
-    if not log.isEnabledFor(logging.INFO):
+    if not (log.isEnabledFor(logging.INFO) and is_first_process()):
         yield lambda number: None
         return
     drawn = sys.stdout.isatty() if bar is None else bar

@@ -27,7 +27,7 @@ from robustcert.certifiers import (
 from robustcert.certifiers.base import certificates
 from robustcert.check import UnreadableError
 from robustcert.check.activations.table import KINDS
-from robustcert.errors import UnsoundNetworkError
+from robustcert.errors import NotCertifiedError, UnsoundNetworkError
 from robustcert.layers import NormPool2d
 from robustcert.network.activation import Activation
 from robustcert.network.branches import Sum
@@ -328,5 +328,5 @@ def test_a_forged_folder_is_not_loaded(tiny_run: Path, tmp_path: Path, what: str
 
 
 def test_a_folder_without_a_certificate_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UnreadableError, match=r"certificate\.json"):
+    with pytest.raises(NotCertifiedError, match=r"certificate\.json"):
         robustcert.load(tmp_path)

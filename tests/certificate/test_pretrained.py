@@ -15,7 +15,7 @@ import robustcert
 from benchmarks.publish import release
 from benchmarks.publish.release import INDEX, MAX_BYTES, PRETRAINED
 from benchmarks.soundness.verdicts import certificate_digest, data_files
-from robustcert.check import UnreadableError, check, prove_network
+from robustcert.check import check, prove_network
 from robustcert.check.reader import parse_radii
 from robustcert.errors import NotCertifiedError
 from robustcert.runs.results import read_row, write_row
@@ -52,7 +52,7 @@ def test_a_path_hides_a_released_name_and_an_unknown_name_lists_those_that_are(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "digits").mkdir()
-    with pytest.raises(UnreadableError, match=r"certificate\.json"):
+    with pytest.raises(NotCertifiedError, match=r"digits: neither a run nor a certificate"):
         robustcert.load("digits")
     with pytest.raises(NotCertifiedError, match=r"mnist: expected .*, mnist_1\.58\)$"):
         robustcert.load("mnist")

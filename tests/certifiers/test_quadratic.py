@@ -178,10 +178,11 @@ def test_ties_and_overflow_are_not_certified(value: float) -> None:
         assert (radius == 0).all()
 
 
-def test_other_networks_get_their_lipschitz_radii() -> None:
+def test_other_networks_get_their_lipschitz_radii(caplog: pytest.LogCaptureFixture) -> None:
     network, x = PlainNetwork((Dense(torch.eye(3)),), (3,)), torch.rand(4, 3)
     claim = QuadricCertifier().claim(network)
     assert claim.proof == "lipschitz"
+    assert "certifier=quadratic does not cover the network" in caplog.text
     assert torch.equal(claim.pairwise, LipschitzCertifier().pairwise_bound(network))
     found = QuadricCertifier().certify(network, x)
     assert torch.equal(found.radius, LipschitzCertifier().certify(network, x).radius)

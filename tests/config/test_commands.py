@@ -86,7 +86,21 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
             "normalization has mean, std: write normalization='{mean: training, std: training}'",
         ),
         ("callbacks=early_stoping", "callbacks has no 'early_stoping'; did you mean early_stoppi"),
+        ("callbacks=[early_stoping]", "callbacks has no 'early_stoping'; did you mean early_stopp"),
+        (
+            "callbacks=[gradients,earl]",
+            "ks=[gradients,earl]: callbacks has no 'earl'; it has",
+        ),
         ("activation=relu,maxmin", "several values are a sweep: add -m"),
+        ("epsilon=0,5", "add -m, a fraction is written epsilon=0.5, or write a list as epsilon=["),
+        ("radii=0.25,0.5", "add -m, or write a list as radii=[0.25,0.5]"),
+        ("certifier=crown,lipsdp", "add -m, or write a list as certifier=[crown,lipsdp]"),
+        ("dataset.root=mine.npz", "no such key; it is a key of dataset=cifar10, cifar100, fashion"),
+        ("dataset.root=mine.npz", "dataset has none"),
+        (
+            "model.activation.beta=0.3",
+            "it is a key of activation=beta_abs; model.activation has gr",
+        ),
         ("model.width=[1", r"model.width=[1: "),
         ("smooth", "smooth: did you mean activation=smooth?"),
         ("foo", "foo: expected key=value, as in seed=1"),
@@ -137,12 +151,14 @@ def test_a_path_that_is_not_there_is_answered_with_what_is(
     (tmp_path / "first" / "checkpoints").mkdir(parents=True)
     (tmp_path / "first" / "checkpoints" / "last.ckpt").touch()
     (tmp_path / "first" / "certificate").mkdir()
+    (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path)
     for name, word, hint in (
         ("certify", "frist", "frist: no such file or folder; did you mean first? expected a run's"),
         ("certify", "nothere", "nothere: no such file or folder; expected a run's folder, its che"),
         ("train", "resume=first/certificate", "did you mean resume=first? expected <run>/check"),
         ("train", "resume=fisrt", "no such checkpoint; did you mean resume=first? expected"),
+        ("train", f"resume={tmp_path / 'empty'}", "empty: no such checkpoint; expected <run>/"),
     ):
         assert hint in str(find_mistake(name, ordered(several([word]))))
 
@@ -153,6 +169,10 @@ def test_certify_names_its_own_keys() -> None:
     assert answer is not None
     assert answer.startswith("chekpoint: no such key; did you mean checkpoint? ")
     assert "optimizer" not in answer
+    # Of certifying, datasets are no group.
+    answer = find_mistake("certify", ["epsilon=0.3"])
+    assert answer is not None
+    assert answer.startswith("epsilon: no such key; the top level has certifier, checkpoint, ")
 
 
 def test_values_after_a_flag_are_found() -> None:

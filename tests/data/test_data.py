@@ -379,6 +379,14 @@ def test_wrong_npz_is_an_error_that_names_the_file(
     assert str(path) in str(error.value)
 
 
+def test_a_file_that_is_none_is_not_advised_to_be_executed(tmp_path: Path) -> None:
+    path = tmp_path / "wrong.npz"
+    path.write_text("hello")
+    with pytest.raises(DatasetError, match=r"expected an .npz archive of plain arrays") as error:
+        NPZ(path)
+    assert "allow_pickle" not in str(error.value)
+
+
 def test_labels_with_gaps_are_refused_unless_the_classes_are_counted(tmp_path: Path) -> None:
     gaps = {"y_train": 40 * labels(30, 2), "y_test": 40 * labels(12, 2)}
     path = write_npz(tmp_path / "gaps.npz", **gaps)

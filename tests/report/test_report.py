@@ -31,7 +31,7 @@ from robustcert.report.run_figures import draw_bracket, draw_tradeoff
 from robustcert.report.runs import find_runs
 from robustcert.report.separation import half_distances, largest_overlap
 from robustcert.report.summary import Estimate, estimate, group_runs, searched
-from robustcert.report.sweep_figures import MAX_SERIES, _interval, series_of
+from robustcert.report.sweep_figures import MAX_SERIES, _interval, _legend, series_of
 from robustcert.report.sweep_page import compare
 from robustcert.runs.results import new_row, write_row
 
@@ -321,6 +321,26 @@ def test_shares_near_one_are_drawn_by_what_is_missing() -> None:
         assert axes.transData.transform((0, low))[1] < axes.transData.transform((0, high))[1]
         assert not share_axis(axes, [0.5, 0.998], "verified", "y")
         assert not share_axis(axes, [], "verified", "y")
+
+
+def test_shares_that_are_one_number_have_an_axis_of_all_shares() -> None:
+    with drawing((3, 3)) as figure:
+        axes = figure.add_subplot()
+        # Two runs that verify nothing: not from -0.05 to 0.05 %.
+        assert not share_axis(axes, [0.0, 0.0], "verified", "y")
+        axes.plot([0, 1], [0, 0])
+        assert axes.get_ylim() == (0, 100)
+
+
+def test_a_legend_names_what_it_tells_apart() -> None:
+    with drawing((3, 3)) as figure:
+        axes = figure.add_subplot()
+        axes.plot([0, 1], [0, 1], label="all")
+        _legend(figure, axes)
+        assert not figure.legends
+        axes.plot([0, 1], [1, 0], label="relu")
+        _legend(figure, axes)
+        assert [text.get_text() for text in figure.legends[0].texts] == ["all", "relu"]
 
 
 def test_every_activation_has_a_look_of_its_own() -> None:

@@ -1,6 +1,7 @@
 """The table of a certification: who certified, and what is to be held against the attack."""
 
 import csv
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from rich.console import Console
 from robustcert.runs.attack import attacked_rows
 from robustcert.runs.certify import certify
 from robustcert.runs.commands import several
-from robustcert.runs.console import Row, print_metric, table_of
+from robustcert.runs.console import Row, print_metric, print_sets, side_by_side, table_of
 
 
 def shown(claim: dict[str, Any], attacked: dict[float, float]) -> str:
@@ -62,12 +63,28 @@ def test_the_attacked_samples_have_a_verified_accuracy_of_their_own(
     assert any(entries[0] != entries[1] for entries in table.values())
 
 
-def test_where_all_or_none_are_attacked_there_is_one_column(claim: dict[str, Any]) -> None:
+def test_where_all_are_attacked_there_is_one_column_of_them(claim: dict[str, Any]) -> None:
     count = claim["summary"]["samples"]
-    for samples in (0, count):
-        text = shown(claim | {"attack": claim["attack"] | {"samples": samples}}, {})
-        assert "attacked" not in text
-        assert f"under PGD ({samples})" in text
+    text = shown(claim | {"attack": claim["attack"] | {"samples": count}}, {})
+    assert "attacked" not in text
+    assert f"under PGD ({count})" in text
+
+
+def test_what_was_not_attacked_has_no_column_of_attacks(claim: dict[str, Any]) -> None:
+    row = Row(claim | {"attack": claim["attack"] | {"samples": 0, "radii": [], "accuracy": []}}, {})
+    for table in (table_of(row), side_by_side({"lipschitz": row, "crown": row})):
+        names = [str(column.header) for column in table.columns]
+        assert not any("attacked" in name or "PGD" in name for name in names)
+        assert all(entry for column in table.columns for entry in column.cells)
+    untried = {"samples": 0, "coverage": None}
+    sets = {
+        **{"coverage": 0.9, "unit": "classes", "calibration": {"samples": 9}},
+        "radii": [{"radius": 0.0, "coverage": 0.9, "size": 1.0, "attacked": untried}],
+    }
+    console = Console(width=120, record=True, file=io.StringIO())
+    print_sets(console, {"conformal": sets})
+    assert "holds the target" in (text := console.export_text())
+    assert "attack" not in text
 
 
 @pytest.mark.parametrize("option", ["lipsdp", "second_order", "local_lipsdp", "quadratic", "crown"])

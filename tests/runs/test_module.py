@@ -56,7 +56,7 @@ def test_a_checkpoint_names_no_class_that_is_not_allowed(
 
 
 def test_what_is_no_run_is_named(tmp_path: Path, tiny_run: Path) -> None:
-    with pytest.raises(CheckpointError, match="no such file; expected <run>/checkpoints"):
+    with pytest.raises(CheckpointError, match="no run: there is no checkpoints"):
         robustcert.load_module(tmp_path)
     shutil.copy(tiny_run / "results.json", tmp_path / "best.ckpt")
     with pytest.raises(CheckpointError, match="not a readable checkpoint"):

@@ -75,6 +75,16 @@ def test_a_run_is_certified_and_verified(folder: Path) -> None:
         assert row["attacked"]["coverage"] > 0.6
 
 
+def test_the_table_of_what_was_not_attacked_has_no_column_of_attacks(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    certify(str(folder), output=str(tmp_path / "c"), samples=8, attack={"samples": 0})
+    said = capsys.readouterr().out
+    assert "mean absolute error, certified" in said
+    assert "holds the target" in said
+    assert "attack" not in said
+
+
 def test_best_is_the_least_certified_error(folder: Path) -> None:
     best = read_checkpoint(folder / "checkpoints" / "best.ckpt")
     last = read_checkpoint(folder / "checkpoints" / "last.ckpt")

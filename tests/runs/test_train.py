@@ -87,10 +87,10 @@ def test_best_is_the_highest_vra_and_last_the_last_epoch(tmp_path: Path) -> None
 
 
 def test_of_equal_epochs_the_last_one_validated_is_best(tmp_path: Path) -> None:
-    run(tmp_path / "one", "epsilon=9", "trainer.max_epochs=3", "certify=false")
+    run(tmp_path / "one", "epsilon=7", "trainer.max_epochs=3", "certify=false")
     assert read_checkpoint(tmp_path / "one" / "checkpoints" / "best.ckpt").epoch == 3
     seldom = "+trainer.check_val_every_n_epoch=2"
-    run(tmp_path / "two", "epsilon=9", "trainer.max_epochs=3", "certify=false", seldom)
+    run(tmp_path / "two", "epsilon=7", "trainer.max_epochs=3", "certify=false", seldom)
     assert read_checkpoint(tmp_path / "two" / "checkpoints" / "best.ckpt").epoch == 2
 
 
@@ -162,6 +162,9 @@ def test_weights_that_become_nan_stop_the_run_with_a_remedy(tmp_path: Path) -> N
         ("radii=3", r"radii: expected list\[float\], got 3"),
         ("epsilon=-1", "epsilon: expected a radius above 0"),
         ("epsilon=nan", "epsilon: expected a radius above 0"),
+        ("epsilon=128", "more than any two inputs are apart in l2, 8: .* divided by 255"),
+        ("epsilon=36/255", "epsilon: expected float, got '36/255': write 0.141176 for 36/255"),
+        ("radii=[0.5,36/255]", "radii: expected .*: write 0.141176 for 36/255"),
         ("seed=-1", "seed: expected a number from 0"),
         ("trainer.max_epochs=x", "trainer.max_epochs: expected int or null"),
         ("trainer.max_epochs=0", "trainer.max_epochs: expected a number above 0"),
@@ -170,6 +173,7 @@ def test_weights_that_become_nan_stop_the_run_with_a_remedy(tmp_path: Path) -> N
         ("+trainer.check_val_every_n_epoch=3", "trainer.check_val_every_n_epoch: 3 leaves"),
         ("+trainer.logger=true", "trainer.logger: is set by the program"),
         ("+model.foo=1", "MLP takes no 'foo'"),
+        ("optimizer.lr=-1", "optimizer: Invalid learning rate: -1"),
         ("objective.temperature=0", "set objective.temperature"),
         ("loader.batch_size=0", "loader.batch_size"),
         ("certifier.arithmetic=float16", "expected float64 or float32"),

@@ -103,6 +103,8 @@ def test_files_that_are_no_checkpoints_of_ours_are_refused(tmp_path: Path) -> No
     with pytest.raises(CheckpointError, match="not a readable checkpoint"):
         read_checkpoint(path)
     with pytest.raises(CheckpointError, match="no such file"):
+        read_checkpoint(tmp_path / "y.ckpt")
+    with pytest.raises(CheckpointError, match="no run: there is no checkpoints"):
         read_checkpoint(tmp_path)
 
 

@@ -85,6 +85,11 @@ def test_a_finished_run_is_certified_again_and_nothing_else(
     ).read_bytes()
 
 
+def test_fewer_epochs_than_are_done_are_refused(tiny_run: Path) -> None:
+    with pytest.raises(ConfigError, match=r"max_epochs: 1, but 2 epochs of this run are done"):
+        resume(tiny_run, "trainer.max_epochs=1")
+
+
 def test_a_finished_run_can_be_trained_further(tiny_run: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(tiny_run, tmp_path / "run")
     resume(folder, "trainer.max_epochs=3", "certify=false")

@@ -50,3 +50,15 @@ def test_where_a_bar_is_drawn_there_are_no_lines(caplog: pytest.LogCaptureFixtur
     with stage("reading", 3, "files", bar=True) as advance:
         advance(3)
     assert not caplog.messages
+
+
+def test_of_several_processes_the_first_one_speaks(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "MAX_SILENCE", 0.001)
+    caplog.set_level(logging.INFO)
+    for rank, said in (("1", False), ("0", True)):
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        with stage("loading", bar=False):
+            time.sleep(0.02)
+        assert bool(caplog.messages) == said
