@@ -24,6 +24,8 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from scipy.stats import beta
+
 from benchmarks.soundness.verdicts import Verdict, data_files, verdict
 from robustcert.check.reader import parse_radii
 from robustcert.report.runs import FINISHED, Run, find_runs
@@ -36,6 +38,11 @@ ASIDE = re.compile(
     r"(seed|certify|allow_targets|resume)=|(hydra|logger|attack)[./=]|dataset\.(root|download|checks)"
     r"|loader\.(num_workers|eval_batch_size)=|\+?trainer\.enable_"
 )
+
+# Options that came after rows were published, with the value that stands for what was before.
+ADDED = {"model.pool": 1, "trainer.compile": False}
+# Test splits so small that the interval of every seed is shown.
+MAX_SMALL = 1000
 
 Json = dict[str, Any]
 
@@ -97,7 +104,9 @@ def where_trained(run: Run) -> Json:
 
 def of_all_seeds(run: Run, record: Json, radii: Sequence[float]) -> Json:
     """What the runs of a row have in common."""
-    config = json.dumps(experiment(run), sort_keys=True)
+    settings = experiment(run).items()
+    kept = {key: value for key, value in settings if key not in ADDED or value != ADDED[key]}
+    config = json.dumps(kept, sort_keys=True)
     return {
         "command": command_of(run),
         "config": hashlib.sha256(config.encode()).hexdigest(),
@@ -176,7 +185,27 @@ def table(rows: Sequence[Json]) -> str:
         cells.append(" ".join(f"`{run['certificate'][:8]}`" for run in runs))
         attacked, broken = (sum(run[key] for run in runs) for key in ("attacked", "broken"))
         lines.append(line_of([*cells, f"{attacked}, {broken}"]))
-    return "\n".join([*lines, *_published(rows[0]["dataset"])])
+    return "\n".join([*lines, *_intervals(rows), *_published(rows[0]["dataset"])])
+
+
+def _intervals(rows: Sequence[Json]) -> list[str]:
+    """Intervals of the shares at the trained radius, where the test split is small."""
+    lines = []
+    for row in rows:
+        count = row["samples"]
+        if count <= MAX_SMALL and row["epsilon"] in row["radii"]:
+            at = row["radii"].index(row["epsilon"])
+            ends = [binomial_interval(run["verified"][at], count) for run in row["runs"]]
+            text = ", ".join(f"{low:.3f}-{high:.3f}" for low, high in ends)
+            lines += ["", f"Exact 95 % intervals at {_name(row['epsilon'])}, by seed: {text}."]
+    return lines
+
+
+def binomial_interval(count: int, samples: int) -> tuple[float, float]:
+    """The exact binomial interval at 95 %, of Clopper and Pearson."""
+    low = 0.0 if count == 0 else beta.ppf(0.025, count, samples - count + 1)
+    high = 1.0 if count == samples else beta.ppf(0.975, count + 1, samples - count)
+    return float(low), float(high)
 
 
 def training(runs: Sequence[Json]) -> str:

@@ -68,6 +68,8 @@ METRICS = {
     "scaled-convnet": ("convnet", "scale"),
     "mahalanobis-smooth": ("smooth-table", "matrix"),
     "scaled-quadric": ("quadric", "scale"),
+    "columns-quadric": ("quadric-table", "scale"),
+    "mahalanobis-quadric": ("quadric-table", "matrix"),
     "scaled-affine": ("affine", "scale"),
 }
 
@@ -97,6 +99,10 @@ def build_table(kind: str) -> PlainNetwork:
         return fold_network(
             nn.Sequential(Normalize([0.3], [0.5], channels=6), nn.Linear(6, 3)), (6,)
         )
+    if kind == "quadric-table":
+        spread = Normalize([0.3], [0.5, 1.0, 2.0, 4.0, 3.0, 0.7], channels=6)
+        subspaces = Subspaces((6,), 3, per_class=2, rank=2)
+        return fold_network(unsettle(nn.Sequential(spread, subspaces)), (6,))
     activation = activations.ReLU if kind == "table" else activations.SmoothMaxMin
     table = MLP(
         (6,), 3, width=8, depth=2, layer=LAYERS, activation=activation, mean=(0.3,), std=(2.0,)
@@ -108,7 +114,7 @@ def build(kind: str) -> PlainNetwork:
     torch.manual_seed(len(kind))
     if kind in METRICS:
         return measured(kind)
-    if kind in ("affine", "table", "smooth-table"):
+    if kind in ("affine", "table", "smooth-table", "quadric-table"):
         return build_table(kind)
     if kind == "convnet":
         model = ConvNet(

@@ -30,6 +30,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from benchmarks.publish.results import binomial_interval
+
 RADII = (0.25, 0.5, 1.0)
 MIDDLE = 0.5
 # What `train.py` is told for each dataset beside the table itself.
@@ -52,7 +54,7 @@ NETWORKS = {
 }
 QUERIES = 5000
 STARTS = 3  # training rows that the pointwise attack starts from
-ATTACKED = 64  # test samples of the forest that are attacked, drawn once
+ATTACKED = 400  # test samples of the forest that are attacked at most, drawn once
 TREES = 100
 # Standard deviations within which foolbox's attacks stay.
 BOUND = 50.0
@@ -249,15 +251,6 @@ def nearest_found(model: Forest, x: Tensor, y: Tensor, rows: Tensor, seed: int) 
     return least.double().numpy()
 
 
-def interval(count: int, samples: int) -> tuple[float, float]:
-    """The exact binomial interval at 95 %, of Clopper and Pearson."""
-    from scipy.stats import beta
-
-    low = 0.0 if count == 0 else beta.ppf(0.025, count, samples - count + 1)
-    high = 1.0 if count == samples else beta.ppf(0.975, count + 1, samples - count)
-    return float(low), float(high)
-
-
 def measure(names: list[str], seeds: int, forests: int, out: Path) -> None:
     """Every model of every dataset and seed, each kept when it is there."""
     from robustcert.runs.results import processor
@@ -309,7 +302,7 @@ def table(rows: dict[str, Any]) -> str:
             cells = [f"{s.mean():.3f}" + spread(s) for s in share.T]
             lines.append(f"| {name} | {words} | {len(found)} | " + " | ".join(cells) + " |")
             if kind == "certified":
-                each = [interval(v["at"][str(MIDDLE)], v["samples"]) for v in found]
+                each = [binomial_interval(v["at"][str(MIDDLE)], v["samples"]) for v in found]
                 text = ", ".join(f"{low:.3f}-{high:.3f}" for low, high in each)
                 intervals.append(f"| {name} | {text} |")
     return "\n".join([*lines, "", *intervals, "", f"{rows['machine']}."])

@@ -12,6 +12,7 @@ from torch import Tensor
 from robustcert.arithmetic.products import linear
 from robustcert.certifiers.arithmetic import strict_arithmetic
 from robustcert.certifiers.base import Certificates, Certifier, Claim, Proof
+from robustcert.certifiers.feature_moves import FeatureMoves, moves_of
 from robustcert.certifiers.lipschitz import LipschitzCertifier
 from robustcert.errors import UnsoundNetworkError
 from robustcert.margins import smallest_margin
@@ -31,6 +32,9 @@ MAX_ENTRIES = 2**22
 ROUNDING_FACTOR, RADIUS_ALLOWANCE = 2.0, 1e-9
 # Share of the product of constants that is given up likewise, for each operation.
 PER_OPERATION = 2.0**-23
+# Rounding is bounded up to so many times the distance in u at which tangents vanish, but to no more
+# than so many times the one in which features may double their length.
+BEYOND_TANGENT, MAX_REACH = 4.0, 2.0**10
 # Underflow allowance of every sum in this file.
 SUM_UNDERFLOW = 2.0**-500
 
@@ -53,8 +57,13 @@ class QuadricCertifier(Certifier):
     :math:`\lVert x \rVert + 1` of x, to which radii are confined; the rounding of
     :math:`\varphi(z)` and its gradient is bounded a priori. A radius of the features is L times one
     of the input, L being the proved constant of what is before the quadratics: 1 where that only
-    flattens, and the radius is the exact one. In a metric S, L is the constant of u to the features
-    of x + S u.
+    flattens, and the radius is the exact one.
+
+    In a metric S the variable is u, and the features of x + S u are y + M u where they are affine
+    in the input, see :mod:`robustcert.certifiers.feature_moves`: u takes the place of y - x above,
+    W M that of W, and e counts also what rounding moves features by. The multiplier is then kept
+    below :math:`1 / \lVert W M \rVert^2`, where the difference u - v may bend less, so that radii
+    are at most the distances. Where features are not affine, L is the constant of u to them.
 
     Other networks get their Lipschitz radii. The deployed network is the one in float64.
 
@@ -94,24 +103,23 @@ class QuadricCertifier(Certifier):
         """
         network = network.owned()
         x = network_inputs(x, network.input_shape)
-        split = split_quadratics(network)
-        if split is None:
+        if split_quadratics(network) is None:
             return self._otherwise.certify(network, x)
-        before, quadratics = split
-        features = forward_error(before, x.double())
-        known = _prepare(quadratics)
-        rows = max(1, MAX_ENTRIES // quadratics.slope.numel())
+        known = _prepare(network)
+        features = forward_error(known.before, x.double())
+        rows = max(1, MAX_ENTRIES // known.quadratics.slope.numel())
         parts = [
-            known.certify(part, doubt)
+            known.certify(part, doubt, features.growth)
             for part, doubt in zip(
                 features.output.split(rows), features.centre.split(rows), strict=True
             )
         ]
         prediction, radius, margin, error = map(torch.cat, zip(*parts, strict=True))
-        # Features of inputs within r, real or computed, are within L r + 2 D + growth r of the
-        # computed ones of the sample.
-        steep = features.lipschitz + features.growth
-        radius = (radius - 2 * ROUNDING_FACTOR * features.centre) / steep
+        if known.moves is None:
+            # Features of inputs within r, real or computed, are within L r + 2 D + growth r of the
+            # computed ones of the sample.
+            steep = features.lipschitz + features.growth
+            radius = (radius - 2 * ROUNDING_FACTOR * features.centre) / steep
         radius = radius * (1 - RADIUS_ALLOWANCE - PER_OPERATION * len(network.operations))
         radius = torch.minimum(radius, features.reach)
         # NaN compares false here too: features may have overflowed.
@@ -121,17 +129,26 @@ class QuadricCertifier(Certifier):
 
 @dataclass(frozen=True, eq=False)
 class _Pairs:
-    """The quadratics in float64, with sizes for error bounds."""
+    """The quadratics in float64, with sizes for error bounds.
 
+    Distances are between features, or in u with :attr:`moves`, where ``(P, m, k)`` are the frames
+    times M; without it they are the frames, and k is D.
+    """
+
+    before: PlainNetwork  # what computes the features
     quadratics: Quadratics
-    norm: Tensor  # bounds on the norms of the frames, (P,)
-    length: Tensor  # of the frames' rows, (P, m)
+    moves: FeatureMoves | None
+    frames: Tensor  # of the function of u, (P, m, k); no proof rests on it
+    norm: Tensor  # bounds on the norms of the frames of the function of u, (P,)
+    length: Tensor  # of the quadratics' own frames' rows, (P, m)
     linear: Tensor  # lengths of the slopes, (P,)
 
-    def certify(self, x: Tensor, doubt: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Prediction, radius, margin and error of inputs ``(N, D)``, which may be off by doubt.
+    def certify(
+        self, x: Tensor, doubt: Tensor, growth: float
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Prediction, radius, margin and error of features ``(N, D)``, which may be off by doubt.
 
-        The radius is the distance from the inputs as they are.
+        Without :attr:`moves`, the radius is the distance from the features as they are.
         """
         q = self.quadratics
         value = q.pieces(x)
@@ -142,18 +159,22 @@ class _Pairs:
         same = owner == prediction[:, None]
         own = torch.where(same, value, -math.inf).argmax(1)
         size = x.norm(dim=1) * (1 + 1e-9)
-        # Error of the difference of two logits, at any point of the ball.
-        drift = 2 * ROUNDING_FACTOR * self.error(2 * size[:, None] + 1).amax(1)
         within = linear(x, q.frame.flatten(0, 1)).view(len(x), *q.offset.shape) - q.offset
         slope = 2 * torch.bmm(within.transpose(0, 1), q.frame) + q.slope[:, None]
         slope = slope.transpose(0, 1)
         every = torch.arange(len(x), dtype=torch.int64, device=x.device)
-        turn = slope[every, own][:, None] - slope
-        ahead = value[every, own][:, None] - value - 2 * drift[:, None]
+        turn = self.back(slope[every, own][:, None] - slope)
+        ahead = value[every, own][:, None] - value
+        tangent = (ahead / turn.norm(dim=2)).masked_fill(same, math.inf).amin(1)
+        most, far, off = self.confine(size, tangent, doubt, growth)
+        # Error of the difference of two logits, at any point of the ball.
+        drift = 2 * ROUNDING_FACTOR * self.error(far[:, None]).amax(1)
+        drift = drift + 2 * self.steepness(far[:, None]).amax(1) * off
+        ahead = ahead - 2 * drift[:, None]
         distance = self.by_gradients(ahead, turn, own, size).masked_fill(same, math.inf)
 
         def improve(rows: Tensor, others: Tensor) -> None:
-            step = max(1, MAX_ENTRIES // (2 * q.frame[0].numel()))
+            step = max(1, MAX_ENTRIES // (2 * max(q.frame[0].numel(), self.frames[0].numel())))
             for i, j in zip(rows.split(step), others.split(step), strict=True):
                 square = self.by_duality(x[i], own[i], j, ahead[i, j], turn[i, j], drift[i])
                 distance[i, j] = torch.maximum(distance[i, j], square.clamp_min(0).sqrt())
@@ -163,7 +184,7 @@ class _Pairs:
         improve(every, nearest)
         known = distance[every, nearest][:, None]
         improve(*(distance < known).scatter(1, nearest[:, None], False).nonzero(as_tuple=True))
-        radius = torch.minimum(distance.amin(1) * (1 - RADIUS_ALLOWANCE), size * (1 - 1e-8) + 1)
+        radius = torch.minimum(distance.amin(1) * (1 - RADIUS_ALLOWANCE), most)
         # NaN compares false: whatever is not a positive number is not certified.
         finite = torch.isfinite(logits).all(1) & torch.isfinite(distance).logical_or(same).all(1)
         radius = torch.where(finite & (radius > 0), radius, 0.0)
@@ -173,13 +194,34 @@ class _Pairs:
         error = error.amax(1) * math.sqrt(q.classes) * (1 + 1e-9)
         return prediction, radius, margin, error
 
+    def confine(
+        self, size: Tensor, tangent: Tensor, doubt: Tensor, growth: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Radii that are looked at, norms of features within, and how far these are off y + M u.
+
+        Real features of x + S u are off by the error at x and by the loss of M, computed ones by
+        their own error as well. The distance to the tangent's zero is about where radii end.
+        """
+        most = size * (1 - 1e-8) + 1
+        if self.moves is None:
+            return most, 2 * size + 1, torch.zeros_like(size)
+        moves = self.moves
+        most = most / moves.constant
+        most = torch.minimum(most.maximum(BEYOND_TANGENT * tangent), MAX_REACH * most)
+        off = ROUNDING_FACTOR * (2 * doubt + (growth + moves.loss) * most)
+        return most, (size + moves.constant * most) * (1 + 1e-9) + off, off
+
+    def back(self, gradient: Tensor) -> Tensor:
+        """The gradient of a function of u, from that of the features, ``(*, D)``."""
+        return gradient if self.moves is None else self.moves.back(gradient)
+
     def by_gradients(self, ahead: Tensor, turn: Tensor, own: Tensor, size: Tensor) -> Tensor:
         """Proved distances ``(N, P)``: a difference falls by at most ``g s + (norm s)^2`` in s."""
         sizes = self.steepness(size[:, None])
         sizes = sizes + sizes.gather(1, own[:, None])
         steep = (
             turn.norm(dim=2) * (1 + self.terms)
-            + ROUNDING_FACTOR * self.terms * sizes
+            + ROUNDING_FACTOR * self.terms * self.stretch * sizes
             + SUM_UNDERFLOW
         )
         root = (steep.square() + 4 * ahead * self.norm.square()).sqrt()
@@ -189,16 +231,19 @@ class _Pairs:
         self, x: Tensor, own: Tensor, other: Tensor, ahead: Tensor, turn: Tensor, drift: Tensor
     ) -> Tensor:
         """Proved squared distances of K pairs to where a difference is at most ``drift``."""
-        both = self.quadratics.frame[torch.stack([own, other], dim=1)]
-        multiplier, z = self.search(x, other, ahead, turn, both)
-        return self.prove(x, z, multiplier, own, other, drift, both)
+        pairs = torch.stack([own, other], dim=1)
+        both = self.frames[pairs]
+        multiplier, u = self.search(other, ahead, turn, both)
+        if self.moves is not None:
+            both = self.quadratics.frame[pairs]
+        return self.prove(x, u, multiplier, own, other, drift, both)
 
     def search(
-        self, x: Tensor, other: Tensor, ahead: Tensor, turn: Tensor, both: Tensor
+        self, other: Tensor, ahead: Tensor, turn: Tensor, both: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Multipliers ``(K,)`` and points ``(K, D)``, good ones; no proof rests on it.
+        """Multipliers ``(K,)`` and moves u ``(K, k)``, good ones; no proof rests on it.
 
-        ``both`` are the frames of the pairs, shape ``(K, 2, m, D)``.
+        ``both`` are the frames of the pairs, shape ``(K, 2, m, k)``.
         """
         frames = both.flatten(1, 2)
         signs = torch.ones_like(both[..., 0])
@@ -216,21 +261,21 @@ class _Pairs:
         turned = multiplier[:, None] * eigenvalues
         back = torch.einsum("kab,ka->kb", basis, along * turned / (1 + turned))
         gradient = turn - torch.bmm(back[:, None], frames)[:, 0]
-        return multiplier, x - multiplier[:, None] / 2 * gradient
+        return multiplier, -multiplier[:, None] / 2 * gradient
 
     def prove(
         self,
         x: Tensor,
-        z: Tensor,
+        u: Tensor,
         multiplier: Tensor,
         own: Tensor,
         other: Tensor,
         drift: Tensor,
         both: Tensor,
     ) -> Tensor:
-        """The same with given multipliers ``(K,)`` and points ``(K, D)``."""
+        """The same with given multipliers ``(K,)`` and moves ``(K, k)``."""
         q, terms = self.quadratics, self.terms
-        delta, far = z - x, z.norm(dim=1) * (1 + 1e-9)
+        z, delta, far = self.place(x, u)
         values, slopes = [], []
         for piece, frame in zip((own, other), both.unbind(1), strict=True):
             within = torch.bmm(frame, z[..., None])[..., 0] - q.offset[piece]
@@ -238,11 +283,12 @@ class _Pairs:
             values.append(within.square().sum(1) + linear)
             slopes.append(2 * torch.bmm(within[:, None], frame)[:, 0] + q.slope[piece])
         ahead = values[0] - values[1]
-        steepness = (2 * delta + multiplier[:, None] * (slopes[0] - slopes[1])).norm(dim=1)
+        turn = self.back(slopes[0] - slopes[1])
+        steepness = (2 * delta + multiplier[:, None] * turn).norm(dim=1)
         # Now what rounding can have done to these.
         moved = delta.norm(dim=1)
         lost = 2 * (self.error(far, own) + self.error(far, other))
-        sizes = self.steepness(far, own) + self.steepness(far, other)
+        sizes = self.stretch * (self.steepness(far, own) + self.steepness(far, other))
         steepness = steepness * (1 + terms)
         steepness = (
             steepness + ROUNDING_FACTOR * terms * (2 * moved + multiplier * sizes) + SUM_UNDERFLOW
@@ -255,19 +301,38 @@ class _Pairs:
         bound = bound - 2.0**-48 * rounded - SUM_UNDERFLOW
         return torch.where((multiplier >= 0) & (convexity > 1e-9), bound, 0.0)
 
+    def place(self, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Features after moves u, the moves that lead there, and the size of all that is summed."""
+        if self.moves is None:
+            z = x + u
+            return z, z - x, z.norm(dim=1) * (1 + 1e-9)
+        size = x.norm(dim=1) + self.moves.stretch * u.norm(dim=1)
+        return x + self.moves(u), u, size * (1 + 1e-9)
+
+    @property
+    def stretch(self) -> float:
+        """Bound on the norm of the moves of the features in u, all of their entries positive."""
+        return 1.0 if self.moves is None else self.moves.stretch
+
+    @property
+    def more(self) -> int:
+        """Roundings that M u adds to those of a feature, and as many to a gradient."""
+        return 0 if self.moves is None else sum(self.moves.weight.shape) + 4
+
     @property
     def terms(self) -> float:
         """Relative error of gradients, see :meth:`steepness`."""
-        q = self.quadratics
-        return gamma(q.frame.shape[2] + q.frame.shape[1] + 20, UNIT_ROUNDOFFS[torch.float64])
+        _, rank, width = self.quadratics.frame.shape
+        return gamma(width + rank + 20 + self.more, UNIT_ROUNDOFFS[torch.float64])
 
     def error(self, size: Tensor, piece: Tensor | slice = slice(None)) -> Tensor:
         """Bounds on the error of quadratics at inputs of norms up to ``size``.
 
-        Every term of the sums goes through 2 D + m + 4 roundings at most.
+        Every term of the sums goes through 2 D + m + 4 roundings at most, and those of its moves.
         """
         q = self.quadratics
-        terms = gamma(2 * q.frame.shape[2] + q.frame.shape[1] + 10, UNIT_ROUNDOFFS[torch.float64])
+        _, rank, width = q.frame.shape
+        terms = gamma(2 * (width + self.more) + rank + 10, UNIT_ROUNDOFFS[torch.float64])
         rows, offset = self.length[piece], q.offset.abs()[piece]
         linear, shift = self.linear[piece], q.shift.abs()[piece]
         squares = (rows * size[..., None] + offset).square().sum(-1)
@@ -282,13 +347,21 @@ class _Pairs:
 
 
 @lru_cache(maxsize=4)
-def _prepare(quadratics: Quadratics) -> _Pairs:
-    # Of owned quadratics, which never change.
-    wide = quadratics.to(quadratics.frame.device, torch.float64)
-    norms = [dense_norm_bound(frame) for frame in wide.frame.cpu()]
+def _prepare(network: PlainNetwork) -> _Pairs:
+    # Of owned networks that end in quadratics, which never change.
+    split = split_quadratics(network)
+    assert split is not None
+    before, quadratics = split
+    device = quadratics.frame.device
+    wide, moves = quadratics.to(device, torch.float64), moves_of(before, device)
+    frames = wide.frame.cpu()
+    norms = [dense_norm_bound(frame) for frame in frames]
     if not all(0 <= n < 1e30 for n in norms) or not all(
         float(t.abs().max()) < 1e30 for t in wide.tensors().values()
     ):
         raise UnsoundNetworkError("its constants are too large", quadratics.label)
-    norm = torch.tensor(norms, dtype=torch.float64, device=wide.frame.device)
-    return _Pairs(wide, norm, wide.frame.norm(dim=2), wide.slope.norm(dim=1))
+    if moves is not None:
+        norms = [moves.norm_after(frame) for frame in frames]
+    norm = torch.tensor(norms, dtype=torch.float64, device=device)
+    moved = wide.frame if moves is None else moves.back(wide.frame)
+    return _Pairs(before, wide, moves, moved, norm, wide.frame.norm(dim=2), wide.slope.norm(dim=1))

@@ -20,6 +20,7 @@ from robustcert.check.network.operation import Operation, walk
 from robustcert.check.norms.metric import composed
 from robustcert.check.norms.operation import is_shared, workspace
 from robustcert.check.quadratic.dual import MAX_PAIR_VALUES
+from robustcert.check.quadratic.moves import MAX_DIRECTIONS
 
 # Memory for each byte of the files that are read.
 FACTOR = 4
@@ -102,6 +103,9 @@ def _steps(
     inverses = [inverse_bytes(op) for op in every if op.kind == "reflection"]
     weights += min(sum(inverses), KEPT_INVERSES) + 8 * max(inverses, default=0)
     plain = max(FLOAT_BYTES, float_bytes(operations, every=smooth))
+    if proof == "quadric" and metric is not None:
+        # Slopes in u, beside those among features.
+        plain *= 1 + MAX_DIRECTIONS
     yield plain + windows + weights + pairs, "the evaluation in float64"
     exact = max(EXACT_BYTES, exact_bytes(operations, every=smooth))
     yield exact + windows + weights, "the evaluation in integers"

@@ -1,5 +1,6 @@
 """Global robustness: no pair of inputs is further apart than proved, and exact means exact."""
 
+import hashlib
 import json
 import math
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from torch.nn import functional as F
 
 from benchmarks.soundness.forgeries import Folder
 from robustcert.attacks import largest_changes
+from robustcert.certificate.claim import GLOBAL_CLAIM
 from robustcert.certifiers import GlobalBounds, GlobalCertifier
 from robustcert.certifiers.global_robustness.linear_program import (
     LinearProgram,
@@ -537,6 +539,48 @@ def test_a_folder_in_a_metric_says_so_and_another_metric_is_refused(tmp_path: Pa
     forged.save()
     with pytest.raises(UnreadableError, match="claim metric change"):
         check(path)
+
+
+def smaller(said: dict[str, Any]) -> None:
+    for row in said["outputs"]:
+        row |= {key: value / 2 for key, value in row.items() if isinstance(value, float)}
+    said["differences"] = [[value / 2 for value in row] for row in said["differences"]]
+
+
+def all_stable(said: dict[str, Any]) -> None:
+    said["samples"]["stable"] = said["samples"]["samples"]
+
+
+FORGED_PAIRS: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "smaller bounds": smaller,
+    "more stable samples": all_stable,
+    "a larger distance": lambda said: said.update(delta=1.0),
+    "a larger box": lambda said: said.update(domain=[[-9.0, 9.0]]),
+    "another norm": lambda said: said.update(norm="l2 norm of u"),
+    "the statement of plain pairs": lambda said: said.update(statement=GLOBAL_CLAIM),
+    "nothing": lambda said: said.clear(),
+}
+
+
+@pytest.mark.parametrize("name", FORGED_PAIRS)
+def test_forged_pairs_in_a_metric_are_not_verified(
+    tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    network = in_metric(dense((3, 4, 3)), SCALES)
+    certifier = GlobalCertifier([0, 1], method="symbolic", tries=50)
+    path = write_folder(tmp_path / "global", network, certifier)
+    said = json.loads((path / "global.json").read_text())
+    FORGED_PAIRS[name](said)
+    (path / "global.json").write_text(json.dumps(said))
+    listed = Folder(path)
+    listed.claim["files"]["global.json"] = hashlib.sha256(
+        (path / "global.json").read_bytes()
+    ).hexdigest()
+    listed.save()
+    assert main([str(path)]) == 1
+    printed = capsys.readouterr().out
+    assert "not covered: global.json: what it says of all pairs" in printed
+    assert "VERIFIED" not in printed
 
 
 @pytest.mark.slow

@@ -37,11 +37,13 @@ from robustcert.certifiers import (
     GlobalCertifier,
     LipschitzCertifier,
     Proof,
+    QuadricCertifier,
     arithmetic,
     base,
     certify,
 )
 from robustcert.certifiers import lipschitz as lipschitz_module
+from robustcert.certifiers.feature_moves import FeatureMoves
 from robustcert.certifiers.global_robustness import certifier as global_module
 from robustcert.errors import NormBoundError, UnsoundNetworkError
 from robustcert.layers import ConstrainedLinear, NormPool2d, UnconstrainedLinear
@@ -63,7 +65,9 @@ from robustcert.network.input_space import InputSpace, Metric, factor, scaling
 from robustcert.network.linear import Affine, Convolution, Dense, Flatten
 from robustcert.network.network import PlainNetwork, output_bound, pairwise_bound, prefix_bounds
 from robustcert.network.operation import Operation
+from robustcert.network.quadratics import Quadratics
 from robustcert.norms import convolution, proof, scalars, symbols
+from robustcert.norms.dense import dense_norm_bound
 from robustcert.norms.proof import Gram, residual_bound
 from robustcert.norms.scalars import root_up
 
@@ -399,6 +403,37 @@ def pairs_in_a_metric() -> None:
             for bound in found.proved.values():
                 assert (bound >= 0.5 * torch.linalg.vector_norm(moved, order, dim=1)).all()
             assert found.rounding >= without.rounding
+
+
+def quadratics_in_a_metric() -> None:
+    """Logits with known distances in u: where they are linear, and where one is a square."""
+    w, flat = randn(1, 3, seed=7), torch.zeros(3, 1, 3)
+    scales = Affine(torch.tensor([0.5, 20.0, 1.0]), torch.zeros(3))
+    lines = Quadratics(flat, torch.zeros(3, 1), randn(3, 3, seed=6), torch.zeros(3), 3)
+    frame = torch.stack([0 * w, w])
+    bowl = Quadratics(frame, torch.zeros(2, 1), 0 * frame[:, 0], torch.tensor([2.0, 0.0]), 2)
+    for metric in METRICS:
+        for before in ((), (scales,)):
+            matrix = as_matrix(metric).mT
+            after = scales.scale if before else torch.ones(3)
+            rows = [
+                [p * q for p, q in zip(fractions(c), fractions(after), strict=True)] for c in matrix
+            ]
+            network = measured(PlainNetwork((*before, lines), (3,)), metric)
+            x = torch.randn(8, 3, dtype=torch.float64)
+            found = QuadricCertifier().certify(network, x)
+            labels, radii = found.prediction.tolist(), found.radius.tolist()
+            for point, c, r in zip(x, labels, radii, strict=True):
+                y = [p * q for p, q in zip(fractions(point), fractions(after), strict=True)]
+                for j in {0, 1, 2} - {c}:
+                    normal = fractions(lines.slope[c].double() - lines.slope[j].double())
+                    ahead, steep = dot(normal, y), [dot(row, normal) for row in rows]
+                    assert Fraction(r) ** 2 * dot(steep, steep) <= ahead**2
+            network = measured(PlainNetwork((*before, bowl), (3,)), metric)
+            r = float(QuadricCertifier().certify(network, torch.zeros(1, 3)).radius)
+            steep = [dot(row, fractions(w)) for row in rows]
+            assert r > 0
+            assert Fraction(r) ** 2 * dot(steep, steep) <= 2
 
 
 SCALE = torch.tensor([5.0, 0.2], dtype=torch.float64).view(2, 1, 1)
@@ -1006,7 +1041,12 @@ FAULTS: dict[str, Fault] = {
 }
 
 # Mistakes of metrics alone, which no other check could notice.
-METRIC_CHECKS = [norms_in_a_metric, radii_in_a_metric, pairs_in_a_metric]
+METRIC_CHECKS = [
+    norms_in_a_metric,
+    radii_in_a_metric,
+    pairs_in_a_metric,
+    quadratics_in_a_metric,
+]
 METRIC_FAULTS: dict[str, Fault] = {
     "metric left out": both(
         put(network_module, "_affine_head", lambda network: None),
@@ -1058,6 +1098,12 @@ METRIC_FAULTS: dict[str, Fault] = {
         lambda f: lambda network: (found := f(network)) and replace(found, loss=Fraction(0)),
     ),
     "metric left out of all pairs": put(global_module, "_metric_step", lambda network: None),
+    "gradients of quadratics among features": put(
+        FeatureMoves, "back", lambda self, gradient: gradient
+    ),
+    "curvature of quadratics among features": put(
+        FeatureMoves, "norm_after", lambda self, frame: dense_norm_bound(frame)
+    ),
     "rounding of a box in units of u": put(
         global_module,
         "replace",

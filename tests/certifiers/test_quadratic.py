@@ -20,8 +20,9 @@ from robustcert.models import DeepSubspaces, LayerFamily, Subspaces
 from robustcert.network.bounds import sequence_bound
 from robustcert.network.fold import fold_network
 from robustcert.network.forward_error import ForwardError, forward_error
-from robustcert.network.linear import Dense
-from robustcert.network.network import PlainNetwork
+from robustcert.network.input_space import InputSpace, factor, scaling
+from robustcert.network.linear import Affine, Dense
+from robustcert.network.network import PlainNetwork, prefix_bounds
 from robustcert.network.quadratics import Quadratics, quadratic_distance, split_quadratics
 
 
@@ -149,6 +150,43 @@ def test_training_radii_are_below_the_certified_ones() -> None:
     assert (found.radius / closed)[certified].max() > 1.01
 
 
+METRICS = {
+    "scales": scaling(torch.tensor([4.0, 0.25, 1.0, 2.0, 0.5, 3.0, 0.125, 1.0])),
+    "frozen": scaling(torch.tensor([0.0, 0.25, 1.0, 0.0, 0.5, 3.0, 0.0, 1.0])),
+    "matrix": factor(torch.randn(8, 3, generator=torch.Generator().manual_seed(5))),
+}
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_radii_in_a_metric_are_near_the_distances_that_attacks_find(metric: str) -> None:
+    folded, x, _ = network()
+    scales = Affine(torch.linspace(0.5, 2, 8), torch.linspace(-0.2, 0.1, 8))
+    space = InputSpace("columns", None, METRICS[metric])
+    composed = PlainNetwork((scales, *folded.operations), (8,), space)
+    found = QuadricCertifier().certify(composed, x)
+    assert (found.radius > 0).sum() > 80
+    record = cross_check(composed, x, found.prediction, found.radius, samples=90)
+    assert record["broken"] == 0
+    assert 1 <= record["median_distance_over_radius"] < 1.4
+    # The constant of u to the features is that of the steepest direction.
+    constant = prefix_bounds(replace(composed, operations=composed.operations[:-1]))[-1]
+    plain = PlainNetwork(folded.operations, (8,))
+    among = QuadricCertifier().certify(plain, scales(x.double())).radius / constant
+    assert (found.radius >= among * (1 - 1e-6)).all()
+    assert (found.radius / among).median() > 2
+
+
+def test_what_no_change_within_the_metric_moves_is_certified_far() -> None:
+    # Two points that differ in the first column, which is frozen.
+    frame, still = torch.zeros(2, 1, 2), torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
+    quadratics = Quadratics(frame, torch.zeros(2, 1), still, torch.zeros(2), 2)
+    space = InputSpace("columns", None, scaling(torch.tensor([0.0, 2.0])))
+    found = QuadricCertifier().certify(
+        PlainNetwork((quadratics,), (2,), space), torch.tensor([[0.5, 0.0]])
+    )
+    assert found.radius > 100
+
+
 def test_frames_need_not_be_orthonormal() -> None:
     folded, x, _ = network()
     bent = replace(quadratics_of(folded), frame=1.5 * quadratics_of(folded).frame + 0.1)
@@ -194,10 +232,10 @@ def without_curvature(*arguments: Tensor) -> Tensor:
     return ahead.clamp_min(0) / turn.norm(dim=2)
 
 
-def without_charge(self: _Pairs, x: Tensor, own: Tensor, other: Tensor, *rest: Tensor) -> Tensor:
-    both = self.quadratics.frame[torch.stack([own, other], dim=1)]
-    ahead, turn, _ = rest
-    return self.search(x, other, ahead, turn, both)[0] * ahead
+def without_charge(self: _Pairs, *arguments: Tensor) -> Tensor:
+    _, own, other, ahead, turn, _ = arguments
+    both = self.frames[torch.stack([own, other], dim=1)]
+    return self.search(other, ahead, turn, both)[0] * ahead
 
 
 def of_the_tangent(*arguments: Tensor) -> Tensor:
@@ -217,7 +255,7 @@ def test_a_fault_of_the_certifier_is_refused_by_the_checker(
     name: str, fault: Callable[..., Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_Pairs, name, fault)
-    for kind in ("quadric", "deep-quadric"):
+    for kind in ("quadric", "deep-quadric", "columns-quadric"):
         assert refused(certify(tmp_path / kind, build(kind)))
 
 

@@ -106,6 +106,12 @@ def test_seeds_are_one_row_with_mean_spread_and_least_and_a_run_replaces_its_old
     assert len(row["runs"]) == 1
 
 
+def test_an_interval_is_that_of_clopper_and_pearson() -> None:
+    assert results.binomial_interval(0, 10) == pytest.approx((0, 1 - 0.025**0.1))
+    assert results.binomial_interval(10, 10) == pytest.approx((0.025**0.1, 1))
+    assert results.binomial_interval(160, 171) == pytest.approx((0.888, 0.967), abs=1e-3)
+
+
 def test_the_tables_can_be_written_again_without_the_runs(folder: Path, tmp_path: Path) -> None:
     page = tmp_path / "results.md"
     page.write_text(PAGE)

@@ -102,14 +102,24 @@ def prefixes(
     return found
 
 
+def composition(
+    metric: Operation, operations: Sequence[Operation]
+) -> tuple[Operation, Fraction] | None:
+    """S followed by all operations as a single one, with its loss, if they are linear."""
+    parts = list(_compose(metric, operations))
+    if len(parts) != len(operations) + 1:
+        return None
+    return parts[-1].operation, parts[-1].loss
+
+
 def affine_head(
     metric: Operation, operations: Sequence[Operation]
 ) -> tuple[Floats, Fraction] | None:
     """The head's matrix after S with its loss, if nothing but affine maps is before the head."""
-    parts = list(_compose(metric, operations))
-    if operations[-1].kind != "dense" or len(parts) != len(operations) + 1:
+    whole = composition(metric, operations)
+    if operations[-1].kind != "dense" or whole is None:
         return None
-    return parts[-1].operation.wide("weight"), parts[-1].loss
+    return whole[0].wide("weight"), whole[1]
 
 
 def composed(metric: Operation, operations: Sequence[Operation]) -> list[Operation]:

@@ -26,7 +26,9 @@ Before the quadratics there may be a network of features, with constant L and th
 
 .. math:: \rho = (L + \beta) r + D_0 + D .
 
-The features of any input within r, real or deployed, are within that distance of x.
+The features of any input within r, real or deployed, are within that distance of x. In a metric,
+with features that are affine in the input, the variable is u instead, see ``moves.py``: W M takes
+the place of W, radii are as they are, and e counts also what features are off, times the slopes.
 """
 
 import math
@@ -37,7 +39,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robustcert.check.arithmetic import SLACK, TINY, norm
-from robustcert.check.fixed_point import Floats, to_integers
+from robustcert.check.fixed_point import Floats, Integers, to_integers
 from robustcert.check.quadratic.pieces import PIECE_ROUNDING, Pieces, exactly
 
 # Maximum number of entries of the frames of pairs that are treated at once.
@@ -57,7 +59,7 @@ class Pair:
     other: NDArray[np.int64]
     drift: Floats
     multiplier: Floats
-    point: Floats  # (K, D)
+    point: Floats  # z, (K, D), or u in a metric, (K, k)
 
 
 def guess(
@@ -72,7 +74,7 @@ def guess(
     """Pairs with the multiplier that makes the dual largest, by bisection of its slope."""
     pairs, place = np.unique(np.stack([own, other]), axis=1, return_inverse=True)
     vectors, values = (part[place.ravel()] for part in pieces.hessians(*pairs))
-    frames = np.concatenate([pieces.frame[own], pieces.frame[other]], axis=1)
+    frames = np.concatenate([pieces.frames[own], pieces.frames[other]], axis=1)
     along = np.matmul(vectors, np.matmul(frames, turn[..., None]))[..., 0]
     across = np.maximum((turn**2).sum(1) - (along**2).sum(1), 0)
     low, high = np.zeros(len(x)), (1 - 1e-6) / (pieces.bound[other] ** 2 + TINY)
@@ -84,14 +86,20 @@ def guess(
     bent = low[:, None] * values
     back = np.matmul(vectors.swapaxes(1, 2), (along * bent / (1 + bent))[..., None])
     step = turn - np.matmul(back.swapaxes(1, 2), frames)[:, 0]
-    point = np.rint((x - low[:, None] / 2 * step) * POINT_GRID) / POINT_GRID
-    return Pair(x, own, other, drift, low, point)
+    point, grid = -low[:, None] / 2 * step, np.full((len(x), 1), POINT_GRID)
+    if pieces.moves is None:
+        point = x + point
+    else:
+        grid = np.ldexp(grid, -np.frexp(abs(point).max(axis=1, keepdims=True))[1])
+    return Pair(x, own, other, drift, low, np.rint(point * grid) / grid)
 
 
 def dual(pieces: Pieces, pair: Pair) -> Floats:
     """Proved squares of distances ``(K,)``, in float64; minus infinity without a proof."""
     z, multiplier = pair.point, pair.multiplier
-    delta, size = z - pair.x, norm(z)
+    delta, size = z - pair.x if pieces.moves is None else z, norm(z)
+    if pieces.moves is not None:
+        z, size = pieces.moves.place(pair.x, z)
     gamma, values, slopes = pieces.gamma, [], []
     for piece in (pair.own, pair.other):
         frame = pieces.frame[piece]
@@ -101,8 +109,9 @@ def dual(pieces: Pieces, pair: Pair) -> Floats:
         back = np.matmul(within[:, None], frame)[:, 0]
         slopes.append(2 * back + pieces.slope[piece])
     lost = pieces.error(size, pair.own) + pieces.error(size, pair.other) + pair.drift
-    steep = np.sqrt(((2 * delta + multiplier[:, None] * (slopes[0] - slopes[1])) ** 2).sum(1))
-    grown = pieces.slopes(size, pair.own) + pieces.slopes(size, pair.other)
+    turn = pieces.back(slopes[0] - slopes[1])
+    steep = np.sqrt(((2 * delta + multiplier[:, None] * turn) ** 2).sum(1))
+    grown = pieces.stretch * (pieces.slopes(size, pair.own) + pieces.slopes(size, pair.other))
     steep = steep * SLACK + 2 * gamma * (2 * norm(delta) + multiplier * grown) + TINY
     convexity = 1 - multiplier * pieces.bound[pair.other] ** 2 * SLACK
     charge = steep**2 / (4 * convexity) * SLACK
@@ -121,15 +130,26 @@ def exact_dual(pieces: Pieces, pair: Pair, k: int) -> Fraction:
     convexity = 1 - multiplier * Fraction(float(pieces.bound[pair.other[k]])) ** 2
     if multiplier < 0 or convexity <= 0:
         return Fraction(-1)
-    z = pair.point[k]
+    z, delta, places = _place(pieces, pair.x[k], pair.point[k])
     first, mine, fine = exactly(pieces, int(pair.own[k]), z)
     second, theirs, finer = exactly(pieces, int(pair.other[k]), z)
-    both, places = to_integers(np.stack([z, pair.x[k]]))
-    delta, most = both[0] - both[1], max(places, fine, finer)
+    most = max(fine, finer)
     turn = (mine << (most - fine)) - (theirs << (most - finer))
+    if pieces.moves is not None:
+        turn, most = pieces.moves.back_exactly(turn, most)
+    turn, most = turn << max(0, places - most), max(places, most)
     over, under = multiplier.numerator, multiplier.denominator
     steep = (2 * under * delta << (most - places)) + over * turn
     square = Fraction(int(delta @ delta), 1 << 2 * places)
     charge = Fraction(int(steep @ steep), under**2 << 2 * most) / (4 * convexity)
     ahead = first - second - Fraction(float(pair.drift[k]))
     return square + multiplier * ahead - charge
+
+
+def _place(pieces: Pieces, x: Floats, point: Floats) -> tuple[tuple[Integers, int], Integers, int]:
+    # The features at a point of a pair, and the variable there less that of the sample.
+    if pieces.moves is not None:
+        u, places = to_integers(point)
+        return pieces.moves.place_exactly(x, point), u, places
+    both, places = to_integers(np.stack([point, x]))
+    return (both[0], places), both[0] - both[1], places

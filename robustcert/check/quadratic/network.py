@@ -10,12 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robustcert.check.arithmetic import FLOAT64, SLACK, TINY, Arithmetic, norm
-from robustcert.check.fixed_point import Floats, InexactError
+from robustcert.check.fixed_point import Floats, InexactError, to_integers
 from robustcert.check.forward.exact import evaluate_exactly
 from robustcert.check.forward.floating import evaluate
 from robustcert.check.network.operation import Operation, walk
 from robustcert.check.norms.metric import Metric
 from robustcert.check.quadratic.dual import MAX_PAIR_VALUES, Pair, dual, exact_dual, guess
+from robustcert.check.quadratic.moves import moves_of
 from robustcert.check.quadratic.pieces import PIECE_ROUNDING, Pieces, exactly
 from robustcert.check.radii import Comparison, Errors, where_of
 from robustcert.check.reader import Row
@@ -42,7 +43,9 @@ class QuadraticNetwork:
     @cached_property
     def pieces(self) -> Pieces:
         """The quadratics of the last operation."""
-        return Pieces(self.operations[-1], self.deployed)
+        *before, last = self.operations
+        metric = None if self.metric is None else self.metric.operation
+        return Pieces(last, self.deployed, moves_of(metric, before))
 
     def compare(self, rows: list[Row], samples: Floats) -> tuple[Comparison, Errors]:
         """See :class:`robustcert.check.radii.Proving`."""
@@ -54,7 +57,7 @@ class QuadraticNetwork:
         x, errors = found.values, Errors(found.centre, found.growth)
         doubt = found.centre[0] + found.centre[1:].max(axis=0, initial=0.0)
         with np.errstate(all="ignore"):
-            radius = _among_features(rows, found.constant, errors, doubt)
+            balls = self._balls(rows, x, found.constant, errors, doubt)
             value, within = pieces.values(x)
             error = pieces.error(norm(x)[:, None], slice(None))
             logits = value.reshape(len(x), -1, value.shape[1] // (pieces.owner.max() + 1)).max(2)
@@ -69,7 +72,7 @@ class QuadraticNetwork:
             # Error of the difference of two logits with respect to the real network alone.
             off = pieces.slopes((norm(x) + found.centre[0])[:, None], slice(None)).max(1)
             open_ = 4 * (error.max(1) + off * found.centre[0]) * SLACK + abs(least) * PIECE_ROUNDING
-            proved, slack = self._prove(x, value, within, error, prediction, radius)
+            proved, slack = self._prove(x, value, within, error, prediction, balls)
             nothing = np.zeros(len(x), np.bool_)
             known = Comparison(
                 finite=np.isfinite(logits).all(1) & np.isfinite(error).all(1) & np.isfinite(doubt),
@@ -84,6 +87,19 @@ class QuadraticNetwork:
             )
         return known, errors
 
+    def _balls(
+        self, rows: list[Row], x: Floats, constant: float, errors: Errors, doubt: Floats
+    ) -> "_Balls":
+        # See `dual.py` and `moves.py`; the radius is 0 for rows without one.
+        radius = np.array([row.radius for row in rows])
+        growth, moves = errors.growth[1:].max(initial=0.0), self.pieces.moves
+        if moves is None:
+            reach = ((constant + growth) * radius * SLACK + doubt) * SLACK
+            reach = np.where(radius > 0, reach, 0.0)
+            return _Balls(reach, (norm(x) + reach) * SLACK, np.zeros(len(x)))
+        off = ((growth + moves.loss) * radius * SLACK + doubt) * SLACK
+        return _Balls(radius, (norm(x) + constant * radius + off) * SLACK, off)
+
     def _prove(
         self,
         x: Floats,
@@ -91,10 +107,11 @@ class QuadraticNetwork:
         within: Floats,
         error: Floats,
         prediction: NDArray[np.int64],
-        radius: Floats,
+        balls: "_Balls",
     ) -> tuple[NDArray[np.bool_], Floats]:
         # Whether radii are proved, and the relative distance to the radius that is not.
-        excess, pairs, rows = self._open(x, value, within, error, prediction, radius)
+        radius = balls.radius
+        excess, pairs, rows = self._open(x, value, within, error, prediction, balls)
         square = np.concatenate([dual(self.pieces, pair) for pair in pairs] or [np.zeros(0)])
         more = square / radius[rows] ** 2 - 1
         slack = excess.copy()
@@ -108,19 +125,18 @@ class QuadraticNetwork:
         within: Floats,
         error: Floats,
         prediction: NDArray[np.int64],
-        radius: Floats,
+        balls: "_Balls",
     ) -> tuple[Floats, list[Pair], NDArray[np.int64]]:
         # The relative slack of pairs that gradients alone decide; the other pairs, and their rows.
-        pieces, every = self.pieces, np.arange(len(x))
+        pieces, every, radius = self.pieces, np.arange(len(x)), balls.radius
         same = pieces.owner == prediction[:, None]
         own = np.where(same, value, -math.inf).argmax(1)
-        far = (norm(x) + radius) * SLACK
-        drift = pieces.drift(far[:, None], slice(None)) + pieces.drift(far, own)[:, None]
+        drift = self._drift(balls, own)
         gradient = 2 * np.matmul(within.swapaxes(0, 1), pieces.frame) + pieces.slope[:, None]
         gradient = gradient.swapaxes(0, 1)
-        turn = gradient[every, own][:, None] - gradient
+        turn = pieces.back(gradient[every, own][:, None] - gradient)
         sizes = pieces.slopes(norm(x)[:, None], slice(None))
-        doubt = pieces.gamma * (sizes + sizes[every, own][:, None])
+        doubt = pieces.gamma * pieces.stretch * (sizes + sizes[every, own][:, None]) + TINY
         steep = np.sqrt((turn**2).sum(2)) * SLACK + doubt
         ahead = value[every, own][:, None] - value
         ahead = ahead - abs(ahead) * PIECE_ROUNDING - error - error[every, own][:, None] - drift
@@ -128,7 +144,7 @@ class QuadraticNetwork:
         excess = 1 - (steep * reach + (pieces.bound * reach) ** 2) * SLACK / ahead
         decided = same | ((ahead > 0) & (excess > PIECE_ROUNDING))
         rows, others = np.nonzero(~decided & (radius > 0)[:, None])
-        step = max(1, MAX_PAIR_VALUES // pieces.frame[0].size)
+        step = max(1, MAX_PAIR_VALUES // max(pieces.frame[0].size, pieces.frames[0].size))
         chunks = [slice(k, k + step) for k in range(0, len(rows), step)]
         pairs = [
             guess(
@@ -144,6 +160,15 @@ class QuadraticNetwork:
         ]
         least = np.where(decided & ~same, excess, math.inf).min(1)
         return least, pairs, rows
+
+    def _drift(self, balls: "_Balls", own: NDArray[np.int64]) -> Floats:
+        # What two deployed logits may be off the quadratics of u, ``(N, P)``.
+        pieces, far, off = self.pieces, balls.far, balls.off
+        drift = pieces.drift(far[:, None], slice(None)) + pieces.drift(far, own)[:, None]
+        if pieces.moves is None:
+            return drift
+        slopes = pieces.slopes(far[:, None], slice(None)) + pieces.slopes(far, own)[:, None]
+        return (drift + slopes * off[:, None]) * SLACK
 
     def check_exactly(
         self,
@@ -169,11 +194,11 @@ class QuadraticNetwork:
         constant = math.prod(self.norms[op.path] for op in self.operations[:-1]) * SLACK
         if self.metric is not None:
             constant = self.metric.constants[-1] * SLACK
-        radius = _among_features(chosen, constant, errors, doubt)
+        balls = self._balls(chosen, x, constant, errors, doubt)
         for k, position in enumerate(positions.tolist()):
             row, where = rows[position], where_of(position)
             if row.certified:
-                proved = self._proves(row.prediction, float(radius[k]), x[k])
+                proved = self._proves(row.prediction, balls.of(k), x[k])
                 report.expect(proved, f"{where}: radius {row.radius!r} is not proved exactly")
             else:
                 largest = self._is_largest(row, x[k], float(doubt[k]))
@@ -181,17 +206,16 @@ class QuadraticNetwork:
                 proved = not row.correct or self._leads(row, x[k], float(own[k]))
                 report.expect(proved, f"{where}: it is called correct, which is not proved exactly")
 
-    def _proves(self, prediction: int, radius: float, x: Floats) -> bool:
+    def _proves(self, prediction: int, balls: "_Balls", x: Floats) -> bool:
         # Whether the pairs that gradients do not decide are proved in integers.
+        radius = float(balls.radius[0])
         if not math.isfinite(radius):
             return False
         x = x[None]
         with np.errstate(all="ignore"):
             value, within = self.pieces.values(x)
             error = self.pieces.error(norm(x)[:, None], slice(None))
-            excess, pairs, _ = self._open(
-                x, value, within, error, np.array([prediction]), np.array([radius])
-            )
+            excess, pairs, _ = self._open(x, value, within, error, np.array([prediction]), balls)
         square = Fraction(radius) ** 2
         return bool(excess[0] > 0) and all(
             exact_dual(self.pieces, pair, k) >= square
@@ -225,17 +249,28 @@ class QuadraticNetwork:
         own = pieces.owner == row.prediction
         # All other pieces are below the largest piece of the prediction by more than `room`.
         near = np.flatnonzero(~(value + error + room < (value - error)[:, own].max()))
-        values = {p: exactly(pieces, p, x)[0] for p in near.tolist()}
+        values = {p: exactly(pieces, p, to_integers(x))[0] for p in near.tolist()}
         rivals = [v for p, v in values.items() if not own[p]]
         return max(v for p, v in values.items() if own[p]) - max(rivals) if rivals else None
 
 
-def _among_features(rows: list[Row], constant: float, errors: Errors, doubt: Floats) -> Floats:
-    # Distance of the features of any input within a row's radius from those computed here; 0 for
-    # rows without a radius.
-    steep = constant + errors.growth[1:].max(initial=0.0)
-    radius = np.array([row.radius for row in rows])
-    return np.where(radius > 0, (steep * radius * SLACK + doubt) * SLACK, 0.0)
+@dataclass(frozen=True)
+class _Balls:
+    """The balls of rows, among features or in u.
+
+    Attributes:
+        radius: Of the ball in the variable of the quadratics, 0 without a certificate.
+        far: Bounds on the norms of features within.
+        off: Bounds on what features of an input at u are off y + M u; 0 without a metric.
+    """
+
+    radius: Floats
+    far: Floats
+    off: Floats
+
+    def of(self, row: int) -> "_Balls":
+        """The ball of one row."""
+        return _Balls(*(part[row : row + 1] for part in (self.radius, self.far, self.off)))
 
 
 def covers(operations: Sequence[Operation]) -> bool:
