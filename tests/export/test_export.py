@@ -192,7 +192,10 @@ def test_the_command_says_what_the_radius_speaks_of(
         assert torch.equal(label, found.label)
         np.testing.assert_allclose(radius, found.radius, rtol=0, atol=1e-5)
     assert main([str(tmp_path), str(path)]) == 1
-    assert "error: certificate.json" in capsys.readouterr().err
+    assert (
+        "neither a run nor a certificate: expected a folder with certificate.json"
+        in capsys.readouterr().err
+    )
 
 
 def test_what_cannot_be_exported_is_named(tmp_path: Path) -> None:
