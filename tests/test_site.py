@@ -36,7 +36,7 @@ PROGRAM = re.compile(r"(?:python|robustcert[\w-]*|pip|make)\b")
 BLOCK = re.compile(r"(?:^(?: {4}.*)?\n)+|^```(?:sh|bash)?\n.*?^```$", re.MULTILINE | re.DOTALL)
 QUIET = ("hydra/job_logging=none", "hydra/hydra_logging=none")
 SHORT = {
-    "train": (*TINY, "attack.seconds=1", *QUIET),
+    "train": (*TINY, "++trainer.check_val_every_n_epoch=1", "attack.seconds=1", *QUIET),
     "certify": ("samples=4", "attack.samples=4", "attack.steps=3", "attack.seconds=1", *QUIET),
 }
 # What a short form leaves out: sweeps run their first job, here; files that are not there.
