@@ -15,8 +15,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -24,15 +22,8 @@ from statistics import median
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
-from benchmarks.speed.architecture_time import (
-    MAXMIN,
-    Step,
-    network_steps,
-    plain_conv,
-    step_of,
-)
+from benchmarks.speed.architecture_time import MAXMIN, Step, chord, network_steps, steps_of
 from robustcert import layers
 from robustcert.activations import BetaAbs
 from robustcert.certificate.claim import write_certificate
@@ -41,21 +32,14 @@ from robustcert.certifiers import Certificates, LipschitzCertifier
 from robustcert.certifiers.arithmetic import check_device
 from robustcert.check import check
 from robustcert.data import to_unit
-from robustcert.lipschitz import pairwise_lipschitz_estimate
 from robustcert.models import MLP, LayerFamily, LipNeXt, LiResNet, PatchFamily
 from robustcert.network.fold import fold_network
-from robustcert.objectives import EMMA
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "accelerator.md"
 # Largest relative difference of two certificates of one sample, of rounding in another order.
 SAME = 1e-9
 DENSE = LayerFamily(layers.CholeskyLinear, layers.AOLConv2d)
-CHORD = PatchFamily(
-    layers.CholeskyResidualLinear,
-    layers.CholeskyPatchConv2d,
-    partial(layers.LiResConv2d, centering=True),
-)
 MANIFOLD = PatchFamily(layers.ManifoldLinear, layers.ManifoldPatchConv2d, layers.AOLConv2d)
 
 
@@ -66,18 +50,23 @@ def networks() -> dict[str, nn.Module]:
     return {
         "dense": MLP(shape, 10, width=256, depth=2, layer=DENSE, activation=MAXMIN),
         "LiResNet": LiResNet(
-            shape, 10, width=32, depth=2, layer=CHORD, activation=MAXMIN, dense_depth=1
+            shape, 10, width=32, depth=2, layer=chord(), activation=MAXMIN, dense_depth=1
         ),
-        "LipNeXt": LipNeXt(
-            shape,
-            10,
-            width=64,
-            depth=2,
-            layer=MANIFOLD,
-            activation=BetaAbs,
-            pool=layers.NormPool2d,
-        ),
+        "LipNeXt": lipnext(MANIFOLD, width=64, depth=2),
     }
+
+
+def lipnext(family: LayerFamily, *, width: int, depth: int) -> LipNeXt:
+    """LipNeXt of any layers, on images of 32x32 pixels."""
+    return LipNeXt(
+        (3, 32, 32),
+        10,
+        width=width,
+        depth=depth,
+        layer=family,
+        activation=BetaAbs,
+        pool=layers.NormPool2d,
+    )
 
 
 def certificates(device: torch.device, samples: int) -> tuple[list[str], bool]:
@@ -115,49 +104,11 @@ def certificates(device: torch.device, samples: int) -> tuple[list[str], bool]:
     return rows, right
 
 
-def lipnext_steps(depth: int, width: int, side: int, batch: int) -> dict[str, Step]:
-    """Steps of LipNeXt, the first of the same blocks without constraints."""
-    x, y = torch.rand(batch, 3, 2 * side, 2 * side), torch.randint(10, (batch,))
-
-    def network(family: LayerFamily) -> nn.Module:
-        return LipNeXt(
-            x.shape[1:],
-            10,
-            width=width,
-            depth=depth,
-            layer=family,
-            activation=BetaAbs,
-            pool=layers.NormPool2d,
-        )
-
-    twin, model, objective = (
-        network(LayerFamily(nn.Linear, plain_conv)),
-        network(MANIFOLD),
-        EMMA(0.2),
-    )
-
-    def loss() -> torch.Tensor:
-        return objective(model(x), y, pairwise_lipschitz_estimate(model), 36 / 255)
-
-    return {
-        "nn.Linear, nn.Conv2d": step_of(twin, lambda: F.cross_entropy(twin(x), y)),
-        "manifold": step_of(model, loss),
-    }
-
-
-@contextmanager
-def peak(device: torch.device) -> Iterator[Callable[[], str]]:
-    """The most memory of the device that was taken inside, in words."""
-    if device.type == "cuda":
+def timed(step: Step, device: torch.device, repeats: int) -> tuple[float, str]:
+    """Median seconds of a step, after two to warm up, and the most memory taken meanwhile."""
+    on_gpu, taken = device.type == "cuda", []
+    if on_gpu:
         torch.cuda.reset_peak_memory_stats(device)
-        yield lambda: f"{torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB"
-    else:
-        yield lambda: "not known"
-
-
-def timed(step: Step, device: torch.device, repeats: int) -> float:
-    """Median seconds of a step, after two to warm up."""
-    taken = []
     for repeat in range(repeats + 2):
         start = time.perf_counter()
         step()
@@ -165,25 +116,29 @@ def timed(step: Step, device: torch.device, repeats: int) -> float:
             torch.accelerator.synchronize(device)
         if repeat >= 2:
             taken.append(time.perf_counter() - start)
-    return median(taken)
+    most = f"{torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB" if on_gpu else "not known"
+    return median(taken), most
 
 
 def steps(device: torch.device, *, width: int, depth: int, batch: int, repeats: int) -> list[str]:
     """Rows on training steps over those of unconstrained twins."""
     rows = []
-    parts = {"LiResNet++": network_steps, "LipNeXt": lipnext_steps}
+    network = partial(lipnext, width=width, depth=depth)
+    parts = {
+        "LiResNet++": partial(network_steps, depth, width, 16, batch),
+        "LipNeXt": partial(steps_of, network, {"manifold": MANIFOLD}, side=32, batch=batch),
+    }
     for title, make in parts.items():
         with torch.device(device):
-            works = make(depth, width, 16, batch)
+            variants = make()
         first = None
-        for name, step in works.items():
-            with peak(device) as most:
-                seconds = timed(step, device, repeats)
-                first = first or seconds
-                rows.append(
-                    f"| {title}, {width} x {depth}: {name} | {1e3 * seconds:.1f} ms | "
-                    f"{seconds / first:.2f} | {most()} |"
-                )
+        for name, step in variants.items():
+            seconds, most = timed(step, device, repeats)
+            first = first or seconds
+            rows.append(
+                f"| {title}, {width} x {depth}: {name} | {1e3 * seconds:.1f} ms | "
+                f"{seconds / first:.2f} | {most} |"
+            )
     return rows
 
 
@@ -199,7 +154,7 @@ def training(device: torch.device, seconds: float, folder: Path) -> list[str]:
         seconds_of: dict[str, float] = results["seconds"]
         return seconds_of
 
-    # Its second epoch has nothing left to compile or to load.
+    # What two epochs take says how many there is time for.
     trial = train("trial", "trainer.max_epochs=2", "certify=false")
     epochs = max(2, int(2 * seconds / trial["train"]))
     typed.append(f"certify_device={device}")

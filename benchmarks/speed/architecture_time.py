@@ -63,17 +63,42 @@ def trunk_steps(depth: int, width: int, side: int, batch: int) -> dict[str, Step
     }
 
 
+def chord(dense: Callable[..., nn.Module] = layers.CholeskyResidualLinear) -> PatchFamily:
+    """The layers of LiResNet++, with any dense ones."""
+    centred = partial(layers.LiResConv2d, centering=True)
+    return PatchFamily(dense, layers.CholeskyPatchConv2d, centred)
+
+
+def steps_of(
+    network: Callable[[LayerFamily], nn.Module],
+    families: dict[str, LayerFamily],
+    *,
+    side: int,
+    batch: int,
+) -> dict[str, Step]:
+    """Steps of a network of several layers, the first of its unconstrained twin."""
+    x, y = torch.rand(batch, 3, side, side), torch.randint(10, (batch,))
+
+    def certified(family: LayerFamily) -> Step:
+        model, objective = network(family), EMMA(0.2)
+        return step_of(
+            model, lambda: objective(model(x), y, pairwise_lipschitz_estimate(model), 36 / 255)
+        )
+
+    twin = network(LayerFamily(nn.Linear, plain_conv))
+    plain = step_of(twin, lambda: F.cross_entropy(twin(x), y))
+    return {
+        "nn.Linear, nn.Conv2d": plain,
+        **{name: certified(family) for name, family in families.items()},
+    }
+
+
 def network_steps(depth: int, width: int, side: int, batch: int) -> dict[str, Step]:
     """Steps of LiResNet++, the first of its unconstrained twin."""
-    x, y = torch.rand(batch, 3, 2 * side, 2 * side), torch.randint(10, (batch,))
-    centred = partial(layers.LiResConv2d, centering=True)
 
-    def chord(dense: Callable[..., nn.Module]) -> LayerFamily:
-        return PatchFamily(dense, layers.CholeskyPatchConv2d, centred)
-
-    def network(family: LayerFamily) -> Any:
+    def network(family: LayerFamily) -> nn.Module:
         return LiResNet(
-            x.shape[1:],
+            (3, 2 * side, 2 * side),
             10,
             width=width,
             depth=depth,
@@ -84,18 +109,11 @@ def network_steps(depth: int, width: int, side: int, batch: int) -> dict[str, St
             dense_depth=7,
         )
 
-    def certified(family: LayerFamily) -> Step:
-        model, objective = network(family), EMMA(0.2)
-        return step_of(
-            model, lambda: objective(model(x), y, pairwise_lipschitz_estimate(model), 36 / 255)
-        )
-
-    twin = network(LayerFamily(nn.Linear, plain_conv))
-    return {
-        "nn.Linear, nn.Conv2d": step_of(twin, lambda: F.cross_entropy(twin(x), y)),
-        "BRO dense": certified(chord(layers.BROLinear)),
-        "Cholesky residual dense": certified(chord(layers.CholeskyResidualLinear)),
+    families = {
+        "BRO dense": chord(layers.BROLinear),
+        "Cholesky residual dense": chord(),
     }
+    return steps_of(network, families, side=2 * side, batch=batch)
 
 
 def plain_conv(*sizes: int, input_size: tuple[int, int], **options: Any) -> nn.Conv2d:

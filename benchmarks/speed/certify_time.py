@@ -13,7 +13,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -24,18 +23,13 @@ from torch.nn import functional as F
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
+from benchmarks.speed.architecture_time import chord
 from benchmarks.speed.norm_bounds import MLP, VGG
 from robustcert import models, norms
 from robustcert.activations import GroupSort
 from robustcert.certifiers import LipschitzCertifier
 from robustcert.data import MNIST, to_unit
-from robustcert.layers import (
-    AOLConv2d,
-    CholeskyLinear,
-    CholeskyPatchConv2d,
-    CholeskyResidualLinear,
-    LiResConv2d,
-)
+from robustcert.layers import AOLConv2d, CholeskyLinear
 from robustcert.network.fold import fold_network
 from robustcert.network.network import PlainNetwork
 from robustcert.objectives import EMMA
@@ -169,9 +163,7 @@ def epoch(repeats: int) -> None:
         10,
         width=64,
         depth=4,
-        layer=models.PatchFamily(
-            CholeskyResidualLinear, CholeskyPatchConv2d, partial(LiResConv2d, centering=True)
-        ),
+        layer=chord(),
         activation=GroupSort,
         stem_kernel=6,
         stem_stride=4,

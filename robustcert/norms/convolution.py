@@ -10,7 +10,7 @@ from torch import Tensor
 from robustcert.norms.eigenvalues import ROUGH_STEPS, largest_eigenvalues
 from robustcert.norms.proof import Array, Gram, bound_by_gram, scaled, settled, squared_norm_bound
 from robustcert.norms.scalars import exact, root_up
-from robustcert.norms.symbols import Axis, blocks, norm_of_map, symbol_norm_bound, symbols
+from robustcert.norms.symbols import Axis, Taps, blocks, norm_of_map, symbol_norm_bound, symbols
 
 # Note [one dimension] (why symbols along one are closer)
 # ~~~~~~~~~~~~~~~~~~~~
@@ -88,8 +88,15 @@ def mixed_norm_bound(weight: Array, axes: tuple[Axis, Axis]) -> Fraction | None:
     squared = Fraction(0)
     for _, gram in both:
         squared = max(squared, bound_by_gram(gram, float(squared)))
-    known = norm_of_map(squared, taps, axes)
-    return min(known, *(_bound_along(weight, axes, d, both) for d in dimensions))
+    rough = [largest_eigenvalues(gram.tensor(), ROUGH_STEPS).numpy() for _, gram in both]
+    chunk = max(range(len(both)), key=lambda k: rough[k].max())
+    largest = both[chunk][0][rough[chunk].argmax() // weight.shape[0]]
+    bounds = [norm_of_map(squared, taps, axes)]
+    for d in dimensions:
+        along, wide = _squared_bound_along(weight, axes, d, both, largest)
+        # Symbols of both kinds have their errors.
+        bounds.append(max(norm_of_map(along, kind, axes) for kind in (wide, taps)))
+    return min(bounds)
 
 
 def _is_worth_unrolling(weight: Array, axes: tuple[Axis, Axis], dimension: int) -> bool:
@@ -103,47 +110,45 @@ def _is_worth_unrolling(weight: Array, axes: tuple[Axis, Axis], dimension: int) 
     return short and work <= MAX_WORK and taps <= MAX_TAPS
 
 
-def _bound_along(
+def _squared_bound_along(
     weight: Array,
     axes: tuple[Axis, Axis],
     dimension: int,
     both: list[tuple[NDArray[np.int64], Gram]],
-) -> Fraction:
-    """Bound of the norm by symbols along the other dimension, where those along both exceed it.
+    largest: NDArray[np.int64],
+) -> tuple[Fraction, Taps]:
+    """Bound of the squared norms of the blocks along the other dimension, and the taps of these.
 
     Args:
         weight: Shape (groups, c_out, c_in, kh, kw).
         axes: Its dimensions.
         dimension: The one that is unrolled, 3 or 4.
         both: Gram matrices of the symbols along both, with their grid points.
+        largest: The grid point whose symbol seems to have the largest norm.
     """
-    axis, other = axes[dimension - 3], axes[4 - dimension]
+    axis, other, place = axes[dimension - 3], axes[4 - dimension], 4 - dimension
     pair = (PIXEL, other) if dimension == 3 else (other, PIXEL)
     taps = blocks(unrolled(weight, axis, dimension), pair)
 
+    def lines(points: NDArray[np.int64]) -> NDArray[np.int64]:
+        # Frequencies of blocks; opposite ones have conjugate blocks.
+        return np.minimum(points[:, place], -points[:, place] % other.points)
+
     def block(frequency: int, floor: Fraction) -> Fraction:
         point = np.zeros((1, 2), dtype=np.int64)
-        point[0, 4 - dimension] = frequency
+        point[0, place] = frequency
         ((_, real, imag),) = symbols(taps, pair, point)
         return squared_norm_bound(real, imag, float(floor))
 
-    # Frequencies that share a block, conjugate ones included.
-    lines = [
-        np.minimum(points[:, 4 - dimension], -points[:, 4 - dimension] % other.points)
-        for points, _ in both
-    ]
-    rough = [largest_eigenvalues(gram.tensor(), ROUGH_STEPS).numpy() for _, gram in both]
-    largest = max(range(len(both)), key=lambda k: rough[k].max())
-    first = int(np.repeat(lines[largest], weight.shape[0])[rough[largest].argmax()])
+    (first,) = lines(largest[None]).tolist()
     bound, left = block(first, Fraction(0)), set[int]()
-    for line, (_, gram) in zip(lines, both, strict=True):
+    for points, gram in both:
         found, done = settled(gram, float(bound))
         bound = max(bound, found)
-        left.update(np.repeat(line, weight.shape[0])[~done.numpy()].tolist())
+        left.update(np.repeat(lines(points), weight.shape[0])[~done.numpy()].tolist())
     for frequency in left - {first}:
         bound = max(bound, block(frequency, bound))
-    # Symbols of both kinds have their errors.
-    return max(norm_of_map(bound, kind, axes) for kind in (taps, blocks(weight, axes)))
+    return bound, taps
 
 
 def norm_bound(

@@ -166,16 +166,16 @@ def squares(matrices: Tensor) -> Tensor:
 
 
 def hermitian_product(
-    real: Tensor, imag: Tensor | None, reads: NDArray[np.bool_]
+    real: Tensor, imag: Tensor | None, reads: NDArray[np.bool_], band: int
 ) -> tuple[Tensor, Tensor | None]:
     """``A^H A`` of a batch (b, m, n) of matrices ``real + i imag``, in real products only.
 
-    ``reads``, (m, n), is False where all of them are zero.
+    ``reads``, (m, n), is False where all of them are zero, and ``band`` is its bandwidth.
     """
     size = real.shape[-1]
     symmetric = real.new_zeros(len(real), size, size)
     skew = None if imag is None else torch.zeros_like(symmetric)
-    for panel in panels(size, bandwidth(reads)):
+    for panel in panels(size, band):
         rows = np.flatnonzero(reads[:, panel.start : panel.stop].any(1))
         if not len(rows):
             continue
@@ -222,10 +222,11 @@ class Gram:
         """Gram matrices of a batch (b, m, n)."""
         reads = (real != 0).any(0) if imag is None else ((real != 0) | (imag != 0)).any(0)
         other = None if imag is None else torch.from_numpy(imag)
-        product = hermitian_product(torch.from_numpy(real), other, reads)
+        band = bandwidth(reads)
+        product = hermitian_product(torch.from_numpy(real), other, reads, band)
         trace = float(product[0].diagonal(dim1=-2, dim2=-1).sum(-1).max())
         energy = sum_of_squares_up(trace, (1 if imag is None else 2) * real[0].size)
-        return Gram(*product, real.shape[-2], bandwidth(reads), energy)
+        return Gram(*product, real.shape[-2], band, energy)
 
     def __getitem__(self, index: Any) -> "Gram":
         imag = None if self.imag is None else self.imag[index]

@@ -45,6 +45,9 @@ from robustcert.norms.scalars import exact, gamma, root_up
 # (eta + gamma_T (1 + eta)) B with B = sum_t |K_t| entrywise, the block by sqrt(2) times that times
 # ||B||_F in norm, and B itself is computed with a relative error of gamma_T.
 
+# Shifts (T, 2) and taps (T, groups, c_out, c_in) of every pair of residues.
+Taps = list[tuple[NDArray[np.int64], Array]]
+
 # Largest error of a computed cosine or sine of a frequency: eta in Note [symbol].
 TWIDDLE_ERROR = Fraction(1, 2**48)
 # Number of frequencies at which a symbol is evaluated, per degree of its polynomial.
@@ -143,7 +146,7 @@ def roots_of_unity(numerators: NDArray[np.int64], denominator: int) -> tuple[Arr
     return np.cos(angle), np.sin(angle)
 
 
-def blocks(weight: Array, axes: tuple[Axis, Axis]) -> list[tuple[NDArray[np.int64], Array]]:
+def blocks(weight: Array, axes: tuple[Axis, Axis]) -> Taps:
     """Shifts (T, 2) and taps (T, groups, c_out, c_in) for every pair of residues."""
     found: dict[tuple[int, int], list[tuple[tuple[int, int], Array]]] = {}
     for (i, a, r, *_), (j, b, s, *_) in product(axes[0].taps, axes[1].taps):
@@ -155,7 +158,7 @@ def blocks(weight: Array, axes: tuple[Axis, Axis]) -> list[tuple[NDArray[np.int6
 
 
 def symbols(
-    taps: list[tuple[NDArray[np.int64], Array]],
+    taps: Taps,
     axes: tuple[Axis, Axis],
     points: NDArray[np.int64] | None = None,
 ) -> Iterator[tuple[NDArray[np.int64], Array, Array | None]]:
@@ -193,9 +196,7 @@ def symbols(
         yield points[first : first + chunk], whole, other
 
 
-def energies(
-    taps: list[tuple[NDArray[np.int64], Array]], points: NDArray[np.int64], period: int
-) -> Array:
+def energies(taps: Taps, points: NDArray[np.int64], period: int) -> Array:
     """Squared Frobenius norms (F,) of the symbols at given points, without forming them.
 
     They say where norms are likely to be large; no proof rests on them.
@@ -208,7 +209,7 @@ def energies(
     return total
 
 
-def symbol_error(taps: list[tuple[NDArray[np.int64], Array]]) -> Fraction:
+def symbol_error(taps: Taps) -> Fraction:
     """Bound of the rounding error of every symbol in norm: Note [symbol]."""
     sums = np.stack([np.abs(values).sum(axis=0) for _, values in taps], axis=1)
     count = max(len(values) for _, values in taps)
@@ -225,9 +226,7 @@ def symbol_norm_bound(weight: Array, axes: tuple[Axis, Axis]) -> Fraction:
     return norm_of_map(bound, taps, axes)
 
 
-def norm_of_map(
-    squared: Fraction, taps: list[tuple[NDArray[np.int64], Array]], axes: tuple[Axis, Axis]
-) -> Fraction:
+def norm_of_map(squared: Fraction, taps: Taps, axes: tuple[Axis, Axis]) -> Fraction:
     """Bound of the map's norm from one of the squared norms of its computed symbols."""
     norm = exact(root_up(squared)) + symbol_error(taps)
     return norm * exact(root_up(axes[0].factor * axes[1].factor))
