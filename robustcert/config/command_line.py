@@ -37,8 +37,8 @@ _PLUGINS = {
 
 
 def ordered(arguments: list[str]) -> list[str]:
-    """The arguments with ``key=value`` last: Hydra's parser does not find those after a flag."""
-    overrides = [a for a in arguments if "=" in a and not a.startswith("-")]
+    """Flags first, then ``key=value`` and ``~key``: Hydra's parser finds no two groups of these."""
+    overrides = [a for a in arguments if a[:1] == "~" or ("=" in a and a[:1] != "-")]
     return [a for a in arguments if a not in overrides] + overrides
 
 

@@ -133,6 +133,7 @@ def test_a_typing_error_is_answered_with_what_is_allowed(typed: str, answer: str
         "~logger +trainer.fast_dev_run=true model.mean=[0.5]",
         "experiment=mnist_1.58 'hydra.run.dir=a b'",
         "--cfg job --resolve",
+        "~logger --cfg job seed=1",
         "model.activation._target_=robustcert.activations.ReLU",
         "--help widht=3",
     ],
