@@ -1,27 +1,28 @@
 """One line of the board: what the checker proved of a folder, beside what its authors report."""
 
-import math
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from robustcert.board import classes, regression
 from robustcert.board.folders import copy_folder, data_files, name_of, read_reported
-from robustcert.board.regression import Errors, counted, is_regression, said_of
+from robustcert.board.numbers import number
+from robustcert.board.regression import Errors
 from robustcert.check import (
     UnreadableError,
     parse_json,
-    parse_radii,
     parse_safetensors,
     read_bytes,
     supervised,
+    task_of,
 )
 
-# Maximum number of radii of an entry, and of characters of a text of its authors.
-MAX_RADII, MAX_TEXT = 32, 200
+# Maximum number of characters of a text of an entry's authors.
+MAX_TEXT = 200
 # Exit statuses of the checker.
 VERIFIED, UNREADABLE, PARTLY = 0, 2, 3
 # What more a checker gets than its time, to say that it is over.
@@ -40,8 +41,8 @@ class Reported:
         errors: Of a regression; None of classes.
     """
 
-    accuracy: float | None
-    verified: dict[float, float]
+    accuracy: float | None = None
+    verified: dict[float, float] = field(default_factory=dict)
     constant: float | None = None
     source: str = ""
     errors: Errors | None = None
@@ -58,10 +59,10 @@ class Proved:
         proof: Name of the proof.
         data: Name of the dataset and the split, as the folder says.
         samples: Number of samples.
-        accuracy: Share of samples with a right and proved prediction; None of a regression.
-        verified: Share of samples that are right within each radius, in input units.
         constant: Largest constant of a difference of two logits, divided by the root of 2; None of
             logits that have none. Of a regression, that of the output.
+        accuracy: Share of samples with a right and proved prediction; None of a regression.
+        verified: Share of samples that are right within each radius, in input units.
         errors: Of a regression; None of classes.
     """
 
@@ -71,9 +72,9 @@ class Proved:
     proof: str
     data: str
     samples: int
-    accuracy: float | None
-    verified: dict[float, float]
     constant: float | None
+    accuracy: float | None = None
+    verified: dict[float, float] = field(default_factory=dict)
     errors: Errors | None = None
 
 
@@ -163,39 +164,8 @@ def _proved(folder: Path, record: Mapping[str, Any]) -> Proved:
         parameters=sum(int(tensor.size) for tensor in tensors.values()),
         proof=str(record["claim"].get("proof", "lipschitz")),
         data=f"{said.get('name', 'samples')}, {said.get('split', 'given')}"[:MAX_TEXT],
-        **(
-            _errors(folder, record, radii)
-            if is_regression(record)
-            else _shares(folder, record, radii)
-        ),
+        **_reader_of(record).counted(folder, record, radii),
     )
-
-
-def _errors(folder: Path, record: Mapping[str, Any], radii: Sequence[float]) -> dict[str, Any]:
-    """What is proved of a regression."""
-    errors, samples = counted(folder, radii)
-    constant = max(float.fromhex(k) for k in record["lipschitz"])
-    return {
-        **{"samples": samples, "accuracy": None, "verified": {}},
-        **{"constant": constant, "errors": errors},
-    }
-
-
-def _shares(folder: Path, record: Mapping[str, Any], radii: Sequence[float]) -> dict[str, Any]:
-    """What is proved of classes."""
-    content = read_bytes(folder, "radii.csv")
-    rows = parse_radii(content, content.count(b"\n") - 1)
-    right = [row.radius for row in rows if row.correct]
-    pairwise = [float.fromhex(k) for line in record["pairwise"] for k in line]
-    return {
-        "samples": len(rows),
-        "accuracy": len(right) / len(rows),
-        "verified": {
-            r: sum(radius > r for radius in right) / len(rows)
-            for r in sorted(set(radii))[:MAX_RADII]
-        },
-        "constant": max(pairwise) / math.sqrt(2) if pairwise else None,
-    }
 
 
 def _counted(operations: Sequence[Mapping[str, Any]]) -> str:
@@ -220,51 +190,32 @@ def _reported(folder: Path, record: Mapping[str, Any]) -> Reported:
     Raises:
         UnreadableError: it is malformed.
     """
-    content = read_reported(folder)
-    regression = is_regression(record)
+    content, reader = read_reported(folder), _reader_of(record)
     if content is None:
-        summary = record.get("summary")
-        if not regression:
-            return _of_summary(summary)
-        return Reported(None, {}, source="its certificate", errors=said_of(summary, MAX_RADII))
+        return Reported(source="its certificate", **reader.summarised(record.get("summary")))
     said = parse_json(content, "reported.json")
-    if not isinstance(said, dict) or not isinstance(said.get("verified", {}), dict):
+    if not isinstance(said, dict):
         raise UnreadableError("reported.json: expected accuracy, verified by radius and source")
     constant, source = said.get("constant"), said.get("source", "")
     if not isinstance(source, str) or len(source) > MAX_TEXT:
         raise UnreadableError(f"reported.json: expected a source of up to {MAX_TEXT} characters")
-    return Reported(
-        None if regression else _number(said.get("accuracy"), 1.0),
-        {} if regression else _by_radius(list(said.get("verified", {}).items())),
-        None if constant is None else _number(constant, math.inf),
-        source,
-        said_of(said, MAX_RADII) if regression else None,
-    )
+    constant = None if constant is None else number(constant)
+    return Reported(constant=constant, source=source, **reader.said(said))
 
 
-def _of_summary(summary: Any) -> Reported:
-    try:
-        count = _number(summary["samples"], 2.0**53)
-        rows = [(row["decimal"], row["count"] / count) for row in summary["certified"]]
-        return Reported(
-            _number(summary["correct"] / count, 1.0), _by_radius(rows), source="its certificate"
-        )
-    except (KeyError, TypeError, ZeroDivisionError, OverflowError) as error:
-        raise UnreadableError("summary: expected samples, correct and certified") from error
+class _Reader(NamedTuple):
+    """Where the numbers of folders of a task are read: fields of :class:`Proved` or `Reported`."""
+
+    counted: Callable[[Path, Mapping[str, Any], Sequence[float]], dict[str, Any]]
+    summarised: Callable[[Any], dict[str, Any]]
+    said: Callable[[Mapping[str, Any]], dict[str, Any]]
 
 
-def _by_radius(rows: Sequence[tuple[Any, Any]]) -> dict[float, float]:
-    found = {}
-    for radius, share in rows[:MAX_RADII]:
-        try:
-            found[_number(float(radius), math.inf)] = _number(share, 1.0)
-        except (ValueError, TypeError, OverflowError) as error:
-            raise UnreadableError("reported: expected shares by radius") from error
-    return found
+_READERS: Mapping[str, _Reader] = {
+    "classification": _Reader(classes.counted, classes.summarised, classes.said),
+    "regression": _Reader(regression.counted, regression.summarised, regression.said),
+}
 
 
-def _number(value: Any, most: float) -> float:
-    """A finite number from 0 on."""
-    if type(value) not in (int, float) or not 0 <= value <= most or math.isinf(value):
-        raise UnreadableError(f"reported: expected a number from 0 to {most:g}")
-    return float(value)
+def _reader_of(record: Mapping[str, Any]) -> _Reader:
+    return _READERS[task_of(record.get("claim"))]

@@ -19,6 +19,8 @@ from robustcert.errors import ReportError
 CLAIM = FILES[0]
 # Files of a folder that the checker may read.
 CHECKED = tuple(dict.fromkeys((*FILES, *INTERVAL_FILES, METRIC, MULTIPLIERS, "global.json")))
+# Those of a complete one, of classes or of a real output.
+NEEDED = (FILES, INTERVAL_FILES)
 # What authors say of a network beside its certificate.
 REPORTED = "reported.json"
 MAX_FOLDERS = 1000
@@ -74,8 +76,7 @@ def copy_folder(folder: Path, copy: Path) -> None:
     if folder.is_symlink():
         raise UnreadableError("a symbolic link: nothing behind it is read")
     present = {name for name in CHECKED if os.path.lexists(folder / name)}
-    regression = present >= {*INTERVAL_FILES} and not present >= {*FILES}
-    needed = INTERVAL_FILES if regression else FILES
+    needed = next((files for files in NEEDED if present >= {*files}), FILES)
     names = [name for name in CHECKED if name in needed or name in present]
     left = MAX_BYTES
     for name in names:

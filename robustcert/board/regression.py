@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from robustcert.board.numbers import MAX_RADII, number
 from robustcert.check import UnreadableError, means, parse_intervals, read_bytes
 
 TABLE = "intervals.csv"
@@ -26,28 +27,32 @@ class Errors:
     width: dict[float, float]
 
 
-def counted(folder: Path, radii: Sequence[float]) -> tuple[Errors, int]:
-    """The means of the table of a folder that was verified, and its number of rows."""
+def counted(folder: Path, record: Mapping[str, Any], radii: Sequence[float]) -> dict[str, Any]:
+    """The means of the table of a folder that was verified."""
     content = read_bytes(folder, TABLE)
     rows = parse_intervals(content, content.count(b"\n") - 1, radii)
     found = means(rows, len(radii))
     certified, width = (dict(zip(radii, v, strict=True)) for v in (found.worst, found.widths))
-    return Errors(found.error, certified, width), len(rows)
+    return {
+        "samples": len(rows),
+        "constant": max(float.fromhex(k) for k in record["lipschitz"]),
+        "errors": Errors(found.error, certified, width),
+    }
 
 
-def said_of(summary: Any, limit: int) -> Errors:
-    """What a summary says, of up to ``limit`` radii.
+def summarised(summary: Any) -> dict[str, Any]:
+    """What the summary of a folder says.
 
     Raises:
         UnreadableError: it is malformed.
     """
     try:
-        rows = {_finite(entry["decimal"]): entry for entry in summary["certified"][:limit]}
+        rows = {number(entry["decimal"]): entry for entry in summary["certified"][:MAX_RADII]}
         columns = [
             {radius: _mean(entry[key]) for radius, entry in rows.items()}
             for key in ("mean_absolute_error", "width")
         ]
-        return Errors(_mean(summary["mean_absolute_error"]), *columns)
+        return {"errors": Errors(_mean(summary["mean_absolute_error"]), *columns)}
     except (KeyError, TypeError) as error:
         raise UnreadableError(
             "reported: expected mean_absolute_error, and certified with decimal, "
@@ -55,17 +60,9 @@ def said_of(summary: Any, limit: int) -> Errors:
         ) from error
 
 
-def is_regression(record: Mapping[str, Any]) -> bool:
-    """Whether a claim says that it is of a regression."""
-    claim = record.get("claim")
-    return isinstance(claim, dict) and claim.get("task") == "regression"
+# Authors write what they say beside their folder as its summary does.
+said = summarised
 
 
 def _mean(value: Any) -> float:
-    return math.inf if value == "inf" else _finite(value)
-
-
-def _finite(value: Any) -> float:
-    if type(value) not in (int, float) or not 0 <= value < math.inf:
-        raise UnreadableError("reported: expected a number of at least 0")
-    return float(value)
+    return math.inf if value == "inf" else number(value)

@@ -15,8 +15,8 @@ from robustcert.relaxations.backward import Relaxation, Step, chunks, rival_rows
 from robustcert.relaxations.curves import Curve
 
 # Radii are sought between the Lipschitz radius over and times 2^OCTAVES, in so many halvings.
-OCTAVES = 8
-HALVINGS = 18
+OCTAVES = 16
+HALVINGS = 19
 # Maximum number of entries of a tensor of a pass.
 MAX_ENTRIES = 2**23
 

@@ -55,7 +55,15 @@ if TYPE_CHECKING:
         sha256,
     )
     from robustcert.check.report import Report
-    from robustcert.check.statement import INPUTS, METRIC_NORM, STATEMENTS, UNITS, VALUES, Space
+    from robustcert.check.statement import (
+        INPUTS,
+        METRIC_NORM,
+        STATEMENTS,
+        UNITS,
+        VALUES,
+        Space,
+        task_of,
+    )
     from robustcert.check.verdict import ProvedNetwork, check, prove_network
 
 # What the rest of the package takes from here: a test holds that it imports nothing else.
@@ -97,6 +105,7 @@ __all__ = [
     "sha256",
     "slopes_of",
     "supervised",
+    "task_of",
     "walk",
 ]
 
@@ -120,7 +129,7 @@ _NAMES = {
         *("parse_safetensors", "read_bytes", "sha256"),
     ),
     "report": ("Report",),
-    "statement": ("INPUTS", "METRIC_NORM", "STATEMENTS", "UNITS", "VALUES", "Space"),
+    "statement": ("INPUTS", "METRIC_NORM", "STATEMENTS", "UNITS", "VALUES", "Space", "task_of"),
     "verdict": ("ProvedNetwork", "check", "prove_network"),
 }
 _MODULES = {name: module for module, names in _NAMES.items() for name in names}

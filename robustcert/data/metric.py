@@ -101,6 +101,13 @@ def _values(scale: Scale, features: _Features, still: set[int]) -> Tensor:
                 f"norm.scale: no scale for {missing[0]}: set norm.scale.{missing[0]}, or add it to "
                 "norm.frozen"
             )
+        wrong = [
+            f"{n}: expected a finite number above 0, got {v!r}"
+            for n, v in scale.items()
+            if not isinstance(v, int | float)
+        ]
+        if wrong:
+            raise ValueError(f"norm.scale: {wrong[0]}")
         numbers = [float(scale.get(name, 1.0)) for name in features.names]
     elif isinstance(scale, Sequence):
         numbers = [float(value) for value in scale]
@@ -128,7 +135,8 @@ def _read(path: Path, features: _Features, still: set[int]) -> Tensor:
     """The diagonal or the matrix of a ``.npy`` file."""
     if not os.path.isfile(path):
         raise ValueError(
-            f"norm.scale: expected a number, a list, training or a .npy file, got {str(path)!r}"
+            f"norm.scale: expected a number, a list, training or a .npy file, got {str(path)!r}, "
+            "and there is no such file"
         )
     try:
         array = np.load(path, allow_pickle=False)

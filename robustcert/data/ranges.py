@@ -39,7 +39,8 @@ def column_ranges(given: Given, columns: Sequence[str] | None, count: int) -> Ra
             f"{len(pairs)}"
         )
     for place, pair in enumerate(pairs):
-        if len(pair) != 2 or not float(pair[0]) < float(pair[1]):
+        typed = all(isinstance(value, int | float) for value in pair)
+        if not typed or len(pair) != 2 or not pair[0] < pair[1]:
             raise DatasetError(
                 f"dataset.ranges: expected a least and a greatest value of "
                 f"{column_name(columns, place)}, got {list(pair)}"

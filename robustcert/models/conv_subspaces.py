@@ -9,7 +9,6 @@ from robustcert.models.feature_subspaces import FeatureSubspaces
 from robustcert.models.layer_family import LayerFamily
 from robustcert.models.liresnet import convolve
 from robustcert.models.stack import Stack
-from robustcert.models.subspaces import Subspaces
 
 
 class ConvSubspaces(FeatureSubspaces):
@@ -72,7 +71,5 @@ class ConvSubspaces(FeatureSubspaces):
             stem_stride=stem_stride,
             neck_channels=neck_channels or 2 * width,
         )
-        features = (stack.features,)
-        super().__init__(
-            stack.build(), Subspaces(features, num_classes, per_class=per_class, rank=rank)
-        )
+        backbone, features = stack.build(), stack.features
+        super().__init__(backbone, features, num_classes, per_class=per_class, rank=rank)

@@ -8,7 +8,6 @@ from robustcert.models.classifier import check_sizes
 from robustcert.models.feature_subspaces import FeatureSubspaces
 from robustcert.models.layer_family import LayerFamily
 from robustcert.models.stack import Stack
-from robustcert.models.subspaces import Subspaces
 
 
 class DeepSubspaces(FeatureSubspaces):
@@ -62,7 +61,5 @@ class DeepSubspaces(FeatureSubspaces):
         for _ in range(depth):
             stack.connect(layer.dense, width)
             stack.activate()
-        features = (stack.features,)
-        super().__init__(
-            stack.build(), Subspaces(features, num_classes, per_class=per_class, rank=rank)
-        )
+        backbone, features = stack.build(), stack.features
+        super().__init__(backbone, features, num_classes, per_class=per_class, rank=rank)

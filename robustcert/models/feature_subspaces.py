@@ -25,19 +25,30 @@ class FeatureSubspaces(nn.Module):
 
     Args:
         backbone: Maps inputs ``(N, *input_shape)`` to features ``(N, D)``.
-        subspaces: Of the features.
+        features: Their number.
+        num_classes: Number of logits.
+        per_class: Subspaces of each class.
+        rank: Their dimension.
 
     Example:
         >>> backbone = torch.nn.Sequential(CayleyLinear(3, 4), GroupSort(4))
-        >>> model = FeatureSubspaces(backbone, Subspaces((4,), 2, per_class=2, rank=1))
+        >>> model = FeatureSubspaces(backbone, 4, 2, per_class=2, rank=1)
         >>> model(torch.rand(5, 3)).shape
         torch.Size([5, 2])
     """
 
-    def __init__(self, backbone: nn.Sequential, subspaces: Subspaces) -> None:
+    def __init__(
+        self,
+        backbone: nn.Sequential,
+        features: int,
+        num_classes: int,
+        *,
+        per_class: int,
+        rank: int,
+    ) -> None:
         super().__init__()
         self.backbone = backbone
-        self.subspaces = subspaces
+        self.subspaces = Subspaces((features,), num_classes, per_class=per_class, rank=rank)
 
     @torch.no_grad()
     def start_at(self, inputs: Tensor, labels: Tensor) -> None:

@@ -1,6 +1,6 @@
-"""What a model gives to objectives and metrics in training: logits with their pairwise constants.
+"""What a model gives to objectives and metrics in training: outputs with their constants.
 
-Radii in training are margins of these logits over these constants, see
+Radii of classes in training are margins of these logits over these constants, see
 :func:`robustcert.margins.certified_radius`; neither is proved.
 """
 
@@ -10,18 +10,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from robustcert.lipschitz import pairwise_lipschitz_estimate
+from robustcert.lipschitz import lipschitz_estimate, pairwise_lipschitz_estimate
 from robustcert.network.overrides import own_method
 
 
 @dataclass(frozen=True)
 class TrainingScores:
-    """Differentiable logits of a batch, and estimates of the constants of their differences.
+    """Differentiable outputs of a batch, and estimates of their constants.
 
     Attributes:
         logits: From target classes, shape ``(N,)``, to float32 logits, shape ``(N, C)``. Those of a
             model with Lipschitz constants are the same for all targets.
-        pairwise: Estimates of the constants of logit i minus logit j, shape ``(C, C)``, float32.
+        pairwise: Estimates of the constants of logit i minus logit j, shape ``(C, C)``, float32. Of
+            one real output its constant, a scalar.
     """
 
     logits: Callable[[Tensor], Tensor]
@@ -47,6 +48,12 @@ def lipschitz_scores(model: nn.Module, x: Tensor) -> TrainingScores:
     """A model's logits with the estimates of their pairwise constants."""
     logits, pairwise = model(x).float(), pairwise_lipschitz_estimate(model).float()
     return TrainingScores(lambda target: logits, pairwise)
+
+
+def output_scores(model: nn.Module, x: Tensor) -> TrainingScores:
+    """The output of a regression, shape ``(N, 1)``, with the estimate of its constant."""
+    outputs, lipschitz = model(x).float(), lipschitz_estimate(model).float()
+    return TrainingScores(lambda target: outputs, lipschitz)
 
 
 def distance_scores(

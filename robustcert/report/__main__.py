@@ -68,9 +68,9 @@ def _write(
                 from robustcert.report.run_page import write_run_page
                 from robustcert.runs.own_classes import task_of
 
-            if task_of(folder) == "regression":
-                return write_regression_page(folder, out, formats)
-            return write_run_page(folder, out, formats, allow_targets=allowed)
+            pages = {"classification": write_run_page, "regression": write_regression_page}
+            page = pages.get(task_of(folder), write_run_page)
+            return page(folder, out, formats, allow_targets=allowed)
         if is_run(folder):
             raise ReportError(f"{folder}: no epoch of this run has finished: nothing to report")
     from robustcert.report.sweep_page import write_sweep_page

@@ -91,7 +91,11 @@ def read_intervals(folder: Path) -> Intervals:
 
 
 def write_regression_page(
-    folder: Path, out: Path | None = None, formats: Sequence[str] = ()
+    folder: Path,
+    out: Path | None = None,
+    formats: Sequence[str] = (),
+    *,
+    allow_targets: Sequence[str] = (),
 ) -> list[Path]:
     """Write the page of a regression's certificate folder beside it, as ``write_run_page`` does.
 
@@ -99,10 +103,12 @@ def write_regression_page(
         folder: What ``certify.py`` wrote.
         out: Folder to write into; that of the run by default.
         formats: What pictures are written as for papers, beside the page: ``pdf``, ``svg``.
+        allow_targets: Not needed: no class of the network is built to read its outputs.
 
     Raises:
         ReportError: the folder is no certificate, or is damaged.
     """
+    del allow_targets
     with stage(f"reading {folder}"):
         claim = read_intervals(folder)
     run, name = folder.resolve().parent, folder.resolve().name

@@ -65,9 +65,10 @@ REGRESSION = Scores(
 
 
 def scores_of(runs: Sequence[Run]) -> Scores:
-    """Those of a regression, if some run has its error, and those of classes otherwise."""
-    keys = {f"{split}/{REGRESSION.clean}" for split in ("test", "val")}
-    return REGRESSION if any(keys & run.metrics.keys() for run in runs) else CLASSES
+    """The first that some run has, and those of classes of runs that have none."""
+    known = {key for run in runs for key in run.metrics}
+    found = (s for s in (REGRESSION, CLASSES) if {f"test/{s.clean}", f"val/{s.clean}"} & known)
+    return next(found, CLASSES)
 
 
 def split_of(runs: Sequence[Run], scores: Scores) -> str:

@@ -1,6 +1,6 @@
 """A certificate in use, whoever wrote the classes that its network is made of."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -44,7 +44,7 @@ def load(
         UnsoundNetworkError: a constant is not proved, or the folder does not speak of the network.
     """
     folder = named_certificate(str(path))
-    own = own_certified(folder, "classification", allow_targets)
+    own = own_certified(folder, Task.CLASSIFICATION, allow_targets)
     if own is None:
         with naming_packages(folder):
             return predictor.load(folder, least_radius=least_radius, dtype=dtype, device=device)
@@ -74,7 +74,7 @@ def load_regressor(
         UnsoundNetworkError: a constant is not proved, or the folder is of classes.
     """
     folder = named_certificate(str(path))
-    own = own_certified(folder, "regression", allow_targets)
+    own = own_certified(folder, Task.REGRESSION, allow_targets)
     if own is None:
         with naming_packages(folder):
             return regressor.load_regressor(folder, dtype=dtype)
@@ -97,6 +97,12 @@ def load_any(
     Raises:
         ValueError: as :func:`load` and :func:`load_regressor` do.
     """
-    if task_of(named_certificate(str(path))) == Task.REGRESSION:
-        return load_regressor(path, dtype=dtype, allow_targets=allow_targets)
-    return load(path, dtype=dtype, allow_targets=allow_targets)
+    # What is of no known task is for the reader of classes to refuse.
+    loader = _LOADERS.get(task_of(named_certificate(str(path))), load)
+    return loader(path, dtype=dtype, allow_targets=allow_targets)
+
+
+_LOADERS: Mapping[str, Callable[..., Predictor | Regressor]] = {
+    Task.CLASSIFICATION: load,
+    Task.REGRESSION: load_regressor,
+}

@@ -4,10 +4,12 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from robustcert.training.stage import stage
 
@@ -68,14 +70,33 @@ def operations(model: nn.Module, inputs: Sequence[int]) -> float:
 def _counted(model: nn.Module, inputs: Sequence[int]) -> int:
     modes = {module: module.training for module in model.modules()}
     parameter = next(model.parameters(), torch.empty(0, dtype=torch.float32, device="cpu"))
-    counter = FlopCounterMode(display=False)
+    counter = _Counter()
     try:
         with torch.no_grad(), counter:
             model.eval()(torch.zeros(inputs, dtype=parameter.dtype, device=parameter.device))
     finally:
         for module, training in modes.items():
             module.training = training
-    return int(counter.get_total_flops())
+    return counter.total
+
+
+class _Counter(TorchDispatchMode):
+    """Adds up the operations of products and convolutions.
+
+    torch's own counter puts hooks on all modules, with which no network is folded, as one with
+    directions is to be evaluated.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = kwargs or {}
+        found = func(*args, **given)
+        if (count := flop_registry.get(func.overloadpacket)) is not None:
+            self.total += int(count(*args, **given, out_val=found))
+        return found
 
 
 def cores() -> int:

@@ -16,7 +16,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from robustcert.errors import ConfigError, DivergedError
 from robustcert.margins import certified_radius
 from robustcert.metrics import AverageCertifiedRadius, RejectionRate, VerifiedRobustAccuracy
-from robustcert.models.scores import training_scores
+from robustcert.models.scores import TrainingScores, training_scores
 from robustcert.network.fold import fold_network
 from robustcert.network.input_space import IMAGES, InputSpace, composed
 from robustcert.network.linear import Affine
@@ -28,7 +28,7 @@ from robustcert.training.validation import ValidationCertifier
 Batch = tuple[Tensor, Tensor]
 # Of mixed images: inputs, targets, their partners' targets, share of their own.
 TrainBatch = tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor, Tensor]
-# From model, objective, batch, epsilon and stretch to the loss, outputs and their constants.
+# From the arguments of scored_loss to the loss, outputs and their constants.
 Step = Callable[..., tuple[Tensor, Tensor, Tensor]]
 
 # Maximum number of training examples of each class that a model's ``start_at`` is given.
@@ -199,15 +199,19 @@ def _compiled(step: Step, backend: str) -> Step:
 
 
 def scored_loss(
+    scores_of: Callable[[nn.Module, Tensor], TrainingScores],
     model: nn.Module,
     objective: Callable[[Tensor, Tensor, Tensor, float], Tensor],
     batch: TrainBatch,
     epsilon: float,
     stretch: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The loss of a batch, with the logits and the pairwise constants that it is of."""
+    """The loss of a batch, with the outputs and the constants that it is of.
+
+    The loss of mixed images is that of both their targets, by their shares.
+    """
     x, target, *mixed = batch
-    scores = training_scores(model, x)
+    scores = scores_of(model, x)
     logits, pairwise = scores.logits(target), scores.pairwise
     if stretch != 1.0:
         pairwise = pairwise * stretch
@@ -269,15 +273,11 @@ class CertifiedClassifier(CertifiedModule):
         self.ignore_buffers()
 
     def training_step(self, batch: TrainBatch, batch_idx: int) -> Tensor:
-        """Objective on the model's training scores.
-
-        The loss of mixed images is that of both their targets, by their shares; metrics count the
-        first target.
-        """
+        """Objective on the model's training scores; metrics count the first of two targets."""
         x, target = batch[:2]
         epsilon = self.epsilon_schedule(self.epsilon, self.progress)
-        step = self.compiled(scored_loss)
-        loss, logits, pairwise = step(self.model, self.objective, batch, epsilon, self.stretch)
+        step, given = self.compiled(scored_loss), (self.model, self.objective, batch)
+        loss, logits, pairwise = step(training_scores, *given, epsilon, self.stretch)
         with torch.no_grad():
             prediction = logits.argmax(1)
             radius = certified_radius(logits, prediction, pairwise)

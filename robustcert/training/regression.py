@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric
 
 from robustcert.certifiers import Certifier, IntervalCertifier, strict_arithmetic
-from robustcert.lipschitz import lipschitz_estimate
 from robustcert.models.head import Head
+from robustcert.models.scores import output_scores
 from robustcert.network.network import PlainNetwork
-from robustcert.training.module import Batch, CertifiedModule, TrainBatch
+from robustcert.training.module import Batch, CertifiedModule, TrainBatch, scored_loss
 
 
 class ValidationBound:
@@ -103,14 +103,11 @@ class CertifiedRegressor(CertifiedModule):
             start_at_mean(self.model, datamodule.stored("train").labels)
 
     def training_step(self, batch: TrainBatch, batch_idx: int) -> Tensor:
-        """Objective on the model's outputs and the estimate of their constant.
-
-        The loss of mixed images is that of both their targets, by their shares.
-        """
+        """Objective on the model's outputs and the estimate of their constant."""
         x, target = batch[:2]
         epsilon = self.epsilon_schedule(self.epsilon, self.progress)
-        step = self.compiled(bounded_loss)
-        loss, outputs, lipschitz = step(self.model, self.objective, batch, epsilon, self.stretch)
+        step, given = self.compiled(scored_loss), (self.model, self.objective, batch)
+        loss, outputs, lipschitz = step(output_scores, *given, epsilon, self.stretch)
         with torch.no_grad():
             residual = (outputs[:, 0] - target).abs()
             self.train_loss.update(loss.detach().expand(len(x)))
@@ -146,8 +143,8 @@ class CertifiedRegressor(CertifiedModule):
         """Add the residuals of a batch of the validation split."""
         x, target = batch
         if self.only_checking:
-            lipschitz = lipschitz_estimate(self.model)
-            self.objective(self.model(x).float(), target, lipschitz, self.epsilon)
+            estimated = output_scores(self.model, x)
+            self.objective(estimated.logits(target), target, estimated.pairwise, self.epsilon)
             return
         assert self._network is not None
         with torch.autocast(x.device.type, enabled=False):
@@ -174,25 +171,6 @@ class CertifiedRegressor(CertifiedModule):
         for key, metric in metrics.items():
             self.log(key, metric.compute(), prog_bar=key == "val/mae")
             metric.reset()
-
-
-def bounded_loss(
-    model: nn.Module,
-    objective: Callable[[Tensor, Tensor, Tensor, float], Tensor],
-    batch: TrainBatch,
-    epsilon: float,
-    stretch: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The loss of a batch, with the outputs and the constant that it is of."""
-    x, target, *mixed = batch
-    outputs = model(x).float()
-    lipschitz = lipschitz_estimate(model).float() * stretch
-    loss = objective(outputs, target, lipschitz, epsilon)
-    if mixed:
-        partner, share = mixed
-        other = objective(outputs, partner, lipschitz, epsilon)
-        loss = share * loss + (1 - share) * other
-    return loss, outputs, lipschitz
 
 
 @torch.no_grad()

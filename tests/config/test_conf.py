@@ -15,8 +15,7 @@ from robustcert.config.build import COMMAND_LINE_TARGETS, build_module, check
 from robustcert.config.command_line import CONFIG_DIR
 from robustcert.data import Dataset, Examples
 from robustcert.data.targets import Reals
-from robustcert.models.scores import training_scores
-from robustcert.training.regression import bounded_loss
+from robustcert.models.scores import output_scores, training_scores
 
 GROUPS = sorted(
     p.name for p in CONFIG_DIR.iterdir() if p.is_dir() and p.name not in ("hydra", "experiment")
@@ -126,12 +125,9 @@ def test_every_experiment_builds_a_narrow_network(experiment: str) -> None:
     dataset.input_shape = (len(config["normalization"]["mean"]), *size)
     module = build_module(config, dataset, COMMAND_LINE_TARGETS)
     x, target = torch.rand(2, *dataset.input_shape), torch.tensor([0, 2])
-    if real:
-        batch = (x, target[:, None].float())
-        loss, *_ = bounded_loss(module.model, module.objective, batch, module.epsilon, 1.0)
-    else:
-        scores = training_scores(module.model, x)
-        loss = module.objective(scores.logits(target), target, scores.pairwise, module.epsilon)
+    scores = (output_scores if real else training_scores)(module.model, x)
+    target = target.float() if real else target
+    loss = module.objective(scores.logits(target), target, scores.pairwise, module.epsilon)
     loss.backward()
     assert loss.isfinite()
 

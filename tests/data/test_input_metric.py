@@ -69,7 +69,8 @@ def test_scales_are_given_by_number_list_name_or_file(table: Dataset, tmp_path: 
         ({"frozen": ["height"]}, "norm.frozen: no column 'height'; the names are age"),
         ({"frozen": [3]}, "norm.frozen: expected columns 0 to 2, got 3"),
         ({"frozen": [0, 1, 2]}, "all 3 columns are frozen"),
-        ({"scale": "nothing.npy"}, "training or a .npy file, got 'nothing.npy'"),
+        ({"scale": "nothing.npy"}, "or a .npy file, got 'nothing.npy', and there is no such file"),
+        ({"scale": {"age": "x", "pressure": 2, "sex": 1}}, "norm.scale: age: .* got 'x'"),
     ],
 )
 def test_a_wrong_metric_names_the_column(

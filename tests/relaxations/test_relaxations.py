@@ -17,6 +17,7 @@ from robustcert.certifiers import CROWNCertifier, LipschitzCertifier, LocalLipsc
 from robustcert.errors import UnsoundNetworkError
 from robustcert.ground_truth.exact_distance import exact_distance, least_distance
 from robustcert.network.activation import Activation
+from robustcert.network.fold import fold_network
 from robustcert.network.linear import Convolution, Dense, Flatten
 from robustcert.network.network import PlainNetwork
 from robustcert.network.operation import Operation
@@ -213,6 +214,21 @@ def brute_force(network: PlainNetwork, x: Tensor, own: int) -> float:
             if (rows @ found.x - least >= -1e-7).all():
                 best = min(best, float(np.linalg.norm(found.x - centre)))
     return best
+
+
+def test_a_steep_step_costs_nothing_before_it_begins() -> None:
+    """The Lipschitz radius is margin over slope; CROWN reaches nearly to where the logits move."""
+    module = torch.nn.Sequential(torch.nn.Linear(1, 2), torch.nn.ReLU(), torch.nn.Linear(2, 2))
+    slope, begins, margin = 1000.0, 0.5, 0.1
+    values = [[slope], [slope]], [-slope * begins, -slope * begins - 1]
+    head = [[0.0, 0.0], [1.0, -1.0]], [margin, 0.0]
+    for parameter, value in zip(module.parameters(), (*values, *head), strict=True):
+        parameter.data = torch.tensor(value)
+    network = fold_network(module, (1,))
+    distance = begins + margin / slope
+    found = CROWNCertifier().certify(network, torch.zeros(1, 1)).radius.item()
+    assert LipschitzCertifier().certify(network, torch.zeros(1, 1)).radius.item() < 1e-4
+    assert begins * 0.999 < found < distance
 
 
 @pytest.mark.parametrize(("activation", "width"), [("relu", 5), ("abs", 5), ("maxmin", 8)])

@@ -5,8 +5,10 @@ import time
 
 import pytest
 import torch
+from helpers.configs import build_model, input_shape, layered_models
 from torch import nn
 
+from robustcert.models.monotone import Monotone
 from robustcert.runs import threads as room
 from robustcert.runs.threads import VARIABLES, operations, suitable, threads
 from robustcert.training import stage as stages
@@ -25,6 +27,17 @@ def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_operations_are_counted() -> None:
     assert operations(NETWORK, (32, 100)) == 32 * 2 * (100 * 50 + 50 * 10)
     assert NETWORK.training
+
+
+@pytest.mark.parametrize("model", layered_models())
+def test_operations_of_weights_with_gradients_of_their_own_are_counted(model: str) -> None:
+    network = build_model(model, "bcop", "maxmin", width=8)
+    assert operations(network, (1, *input_shape(model))) > 0
+
+
+def test_operations_of_a_network_that_is_folded_to_be_evaluated_are_counted() -> None:
+    network = Monotone(NETWORK, [1] * 100, input_shape=(100,), num_classes=1)
+    assert operations(network, (1, 100)) >= operations(NETWORK, (1, 100))
 
 
 @pytest.mark.usefixtures("quiet")

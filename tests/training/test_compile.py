@@ -13,6 +13,7 @@ from helpers.runs import run
 from torch import Tensor, nn
 
 from robustcert.errors import ConfigError
+from robustcert.models.scores import training_scores
 from robustcert.network.overrides import constant_in_graphs
 from robustcert.objectives import EMMA
 from robustcert.runs.trainer import compiler_of
@@ -36,8 +37,8 @@ def agree(model: nn.Module, objective: Any, shape: tuple[int, ...]) -> None:
     other = copy.deepcopy(model)
     step = torch.compile(scored_loss, backend="aot_eager", fullgraph=True)
     batch = torch.rand(4, *shape), torch.tensor([0, 1, 2, 0])
-    expected = gradients(model, scored_loss(model, objective, batch, 0.3, 1.0))
-    found = gradients(other, step(other, objective, batch, 0.3, 1.0))
+    expected = gradients(model, scored_loss(training_scores, model, objective, batch, 0.3, 1.0))
+    found = gradients(other, step(training_scores, other, objective, batch, 0.3, 1.0))
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * float(b.abs().max() + 1e-3))
 
