@@ -26,8 +26,11 @@ BUDGET = 4e12
 # Number of columns of V, and of samples from whose principal directions they are taken.
 DIRECTIONS = 160
 MAX_SAMPLE = 512
-# Maximum number of entries of a table of distances, and of the inputs of measured pairs.
+# Maximum number of entries of a table of distances, which is allocated once: fresh memory costs
+# the system more time than the arithmetic does.
 MAX_ENTRIES = 2**23
+# Maximum number of float64 inputs at a time, for the same reason: 2 MiB are kept by the allocator.
+MAX_POINTS = 2**18
 # Entries of a row of which only the best is looked at first.
 PART = 64
 
@@ -99,7 +102,7 @@ def largest_overlap(
     """
     table, largest = _Table(inputs, prediction, inputs, prediction), 0.0
     reach = radius.to(table.dtype)
-    far = reach[table.order]
+    far, room = reach[table.order], table.room()
 
     def together(i: Tensor, j: Tensor) -> float:
         # Zero over zero: two equal inputs that nothing is certified of.
@@ -110,7 +113,7 @@ def largest_overlap(
     for rows, same in table.blocks():
         # Lower bounds of one over the squared quotient, but for rounding.
         lower = table.square(rows).sub_(table.slack).clamp_min_(torch.finfo(table.dtype).tiny)
-        lower.div_((reach[rows, None] + far).square_())
+        lower.div_(torch.add(reach[rows, None], far, out=room[: len(rows)]).square_())
         lower[:, same] = lower[:, table.padding] = torch.inf
         parts = lower.view(len(rows), -1, PART)
         least = parts.amin(dim=2)
@@ -148,34 +151,43 @@ class _Table:
         directions = _principal(others)
         # In few dimensions nothing is left out, and points may be close together.
         self.dtype = torch.float64 if directions is None else torch.float32
-        self._near = _sketch(inputs, directions).to(self.dtype)
-        far = self._near if inputs is others else _sketch(others, directions).to(self.dtype)
+        self._near = _sketch(inputs, directions, self.dtype)
+        far = self._near if inputs is others else _sketch(others, directions, self.dtype)
         self._sorted, order = other_classes.sort(stable=True)
         missing = -len(others) % PART
         self.padding = slice(len(others), len(others) + missing)
         self.order = F.pad(order, (0, missing))
-        self._far = F.pad(far[order], (0, 0, 0, missing))
-        self._near_square, far_square = self._near.square().sum(1), far[order].square().sum(1)
-        self._far_square = F.pad(far_square, (0, missing), value=torch.inf)
-        largest = float(self._near_square.max()) + float(far_square.max())
+        self._far = far[self.order]
+        self._near_square, self._far_square = (v.square().sum(1) for v in (self._near, self._far))
+        largest = float(self._near_square.max()) + float(self._far_square.max())
+        self._far_square[self.padding] = torch.inf
         self.slack = 4 * far.shape[1] * torch.finfo(self.dtype).eps * largest
+        self._room = self.room()
 
     def blocks(self) -> Iterator[tuple[Tensor, slice]]:
         """Inputs of one class whose table is of bounded size, and the others of that class."""
-        size = max(1, MAX_ENTRIES // len(self._far))
         for value in self._classes.unique():
             ends = [int(torch.searchsorted(self._sorted, value, right=r)) for r in (False, True)]
-            for rows in (self._classes == value).nonzero()[:, 0].split(size):
+            for rows in (self._classes == value).nonzero()[:, 0].split(len(self._room)):
                 yield rows, slice(*ends)
 
+    def room(self) -> Tensor:
+        """Memory for what is computed of one block, shape ``(R, M)``."""
+        size = max(1, MAX_ENTRIES // len(self._far))
+        return torch.empty(min(size, len(self._near)), len(self._far), dtype=self.dtype)
+
     def square(self, rows: Tensor) -> Tensor:
-        """Squared lower bounds less than ``slack`` too large, shape ``(R, M)``."""
-        square = torch.addmm(self._far_square, self._near[rows], self._far.mT, alpha=-2)
-        return square.add_(self._near_square[rows, None])
+        """Squared lower bounds less than ``slack`` too large, shape ``(R, M)``.
+
+        They are overwritten by those of the next rows.
+        """
+        out = self._room[: len(rows)]
+        torch.addmm(self._far_square, self._near[rows], self._far.mT, alpha=-2, out=out)
+        return out.add_(self._near_square[rows, None])
 
     def distance(self, i: Tensor, j: Tensor) -> Tensor:
         """Distances to others in this order, computed directly, shape ``(P,)``, float64."""
-        size = max(1, MAX_ENTRIES // max(1, self._inputs[0].numel()))
+        size = _at_a_time(self._inputs)
         found = [
             (_points(self._inputs[a]) - _points(self._others[self.order[b]])).norm(dim=1)
             for a, b in zip(i.split(size), j.split(size), strict=True)
@@ -209,17 +221,23 @@ def _principal(inputs: Tensor) -> Tensor | None:
     return torch.linalg.qr(centred.mT @ vectors[:, -DIRECTIONS:]).Q
 
 
-def _sketch(inputs: Tensor, directions: Tensor | None) -> Tensor:
-    size = max(1, MAX_ENTRIES // max(1, inputs[0].numel()))
-    blocks = (_points(block) for block in inputs.split(size))
-    if directions is None:
-        return torch.cat([*blocks])
-    found = []
-    for points in blocks:
+def _sketch(inputs: Tensor, directions: Tensor | None, dtype: torch.dtype) -> Tensor:
+    count = inputs[0].numel() if directions is None else directions.shape[1] + 1
+    found = torch.empty(len(inputs), count, dtype=dtype)
+    size = _at_a_time(inputs)
+    for block, sketch in zip(inputs.split(size), found.split(size), strict=True):
+        points = _points(block)
+        if directions is None:
+            sketch.copy_(points)
+            continue
         along = points @ directions
         rest = points.square().sum(1) - along.square().sum(1)
-        found.append(torch.cat([along, rest.clamp_min(0).sqrt()[:, None]], 1))
-    return torch.cat(found)
+        sketch[:, :-1], sketch[:, -1] = along, rest.clamp_min(0).sqrt()
+    return found
+
+
+def _at_a_time(inputs: Tensor) -> int:
+    return max(1, MAX_POINTS // max(1, inputs[0].numel()))
 
 
 def _points(inputs: Tensor) -> Tensor:
