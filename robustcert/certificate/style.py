@@ -48,6 +48,40 @@ def look(name: str, variant: int = 0) -> dict[str, Any]:
     }
 
 
+def style(scheme: Scheme = "light") -> dict[str, Any]:
+    """Our settings of matplotlib; ``plt.rcParams.update(style())`` is the way into a notebook.
+
+    Args:
+        scheme: Colours of paper and ink.
+    """
+    from matplotlib import cycler
+
+    paper, ink, grid = SCHEMES[scheme]
+    return {
+        **dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), paper),
+        **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), ink),
+        "legend.facecolor": paper,
+        "axes.edgecolor": grid,
+        "axes.prop_cycle": cycler(color=COLOURS),
+        "grid.color": grid,
+        "axes.grid": True,
+        "axes.axisbelow": True,
+        "axes.titlesize": 10,
+        "grid.linewidth": 0.6,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "figure.constrained_layout.use": True,
+        "legend.frameon": False,
+        "legend.fontsize": 9,
+        "lines.markersize": 5,
+        "font.size": 10,
+        # Text stays text where a figure is edited or searched.
+        "pdf.fonttype": 42,
+        "svg.fonttype": "none",
+        "svg.hashsalt": "robustcert",
+    }
+
+
 @contextmanager
 def drawing(size: tuple[float, float], scheme: Scheme = "light") -> Iterator[Any]:
     """An empty matplotlib figure in our style; it is saved inside, by :func:`save`.
@@ -61,30 +95,8 @@ def drawing(size: tuple[float, float], scheme: Scheme = "light") -> Iterator[Any
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    paper, ink, grid = SCHEMES[scheme]
-    style: Any = {
-        **dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), paper),
-        **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), ink),
-        "legend.facecolor": paper,
-        "axes.edgecolor": grid,
-        "grid.color": grid,
-        "axes.grid": True,
-        "axes.axisbelow": True,
-        "axes.titlesize": 10,
-        "grid.linewidth": 0.6,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "legend.frameon": False,
-        "legend.fontsize": 9,
-        "lines.markersize": 5,
-        "font.size": 10,
-        # Text stays text where a figure is edited or searched.
-        "pdf.fonttype": 42,
-        "svg.fonttype": "none",
-        "svg.hashsalt": "robustcert",
-    }
-    with rc_context(style):
-        figure = Figure(figsize=size, layout="constrained")
+    with rc_context(style(scheme)):
+        figure = Figure(figsize=size)
         FigureCanvasAgg(figure)
         yield figure
 
