@@ -11,11 +11,7 @@ from robustcert.export.rounding import add_error, reach_of_squares
 
 def add_radius(graph: Graph, logits: str, predictor: Predictor) -> tuple[str, str]:
     """Label and radius: the lines of ``certificates`` and of ``Predictor.evaluate``, in float64."""
-    double, types = np.float64, graph.onnx.TensorProto
-
-    def number(value: float) -> str:
-        return graph.constant(value, double)
-
+    number, types = graph.number, graph.onnx.TensorProto
     wide = graph.apply("Cast", logits, to=types.DOUBLE)
     top = graph.apply("ArgMax", wide, axis=1, keepdims=1)
     label = graph.apply("Squeeze", top, graph.integers(1))
@@ -27,7 +23,7 @@ def add_radius(graph: Graph, logits: str, predictor: Predictor) -> tuple[str, st
         graph.mul(graph.apply("Abs", margin), number(2.0**-52)),
     )
     fall = np.nextafter(predictor.pairwise.cpu().numpy() + predictor.drift, math.inf)
-    slope = graph.apply("Gather", graph.constant(fall, double), label, axis=0)
+    slope = graph.apply("Gather", graph.constant(fall, np.float64), label, axis=0)
     ratio = graph.div(graph.sub(margin, allowance), slope)
     classes = graph.constant(np.arange(len(fall))[None], np.int64)
     own = graph.apply("Equal", classes, top)

@@ -39,6 +39,10 @@ class Graph:
         self.constants.append(self.onnx.numpy_helper.from_array(array, name))
         return name
 
+    def number(self, value: float) -> str:
+        """A float64 scalar, whatever the network's arithmetic: certificates are computed in it."""
+        return self.constant(value, np.float64)
+
     def integers(self, *values: int) -> str:
         """A list of integers, such as a shape or axes."""
         return self.constant(values, np.int64)

@@ -2,8 +2,6 @@
 
 import math
 
-import numpy as np
-
 from robustcert.certificate.regressor import Regressor
 from robustcert.export.graph import Graph
 from robustcert.export.rounding import add_error, reach_of_squares
@@ -21,11 +19,7 @@ def add_interval(graph: Graph, output: str, regressor: Regressor) -> tuple[str, 
     is added beforehand. Ends are infinite where a value may overflow, and where the radius is no
     number of at least 0.
     """
-    double, types = np.float64, graph.onnx.TensorProto
-
-    def number(value: float) -> str:
-        return graph.constant(value, double)
-
+    number, types = graph.number, graph.onnx.TensorProto
     error = regressor.known_error()
     first = graph.integers(1)
     prediction = graph.apply("Squeeze", graph.apply("Cast", output, to=types.DOUBLE), first)
@@ -52,4 +46,4 @@ def add_interval(graph: Graph, output: str, regressor: Regressor) -> tuple[str, 
 
 
 def _is_number(graph: Graph, value: str) -> str:
-    return graph.apply("Equal", graph.sub(value, value), graph.constant(0.0, np.float64))
+    return graph.apply("Equal", graph.sub(value, value), graph.number(0.0))

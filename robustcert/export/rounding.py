@@ -3,7 +3,6 @@
 import math
 from dataclasses import replace
 
-import numpy as np
 import torch
 
 from robustcert.certificate.known_error import KnownError
@@ -16,11 +15,7 @@ from robustcert.network.operation import Shape
 
 def add_error(graph: Graph, error: KnownError, shape: Shape) -> tuple[str, str]:
     """Norm of the input ``x``, rounded up, and the error of its outputs: float64, ``(N, 1)``."""
-    double, types = np.float64, graph.onnx.TensorProto
-
-    def number(value: float) -> str:
-        return graph.constant(value, double)
-
+    number, types = graph.number, graph.onnx.TensorProto
     flat = graph.reshape(graph.apply("Cast", "x", to=types.DOUBLE), -1)
     squares = graph.apply("ReduceSum", graph.mul(flat, flat), graph.integers(1), keepdims=1)
     distance = graph.mul(graph.apply("Sqrt", squares), number(1 + 2.0**-22))
