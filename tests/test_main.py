@@ -238,10 +238,9 @@ def test_help_names_the_command_and_loads_no_torch(script: Path, tmp_path: Path)
         assert f"\n  robustcert {name}" in done.stdout, done.stderr
         assert ".py" not in done.stdout.partition("== Groups")[0]
         assert "\ncertifier: crown, " in done.stdout
-    for name in ("report", "dashboard"):
-        assert run(script, name, "--help", cwd=tmp_path).stdout.startswith(
-            f"usage: robustcert {name} "
-        )
+    for name in ("report", "export", "convert", "dashboard"):
+        done = run(light, name, "--help", cwd=tmp_path)
+        assert done.stdout.startswith(f"usage: robustcert {name} "), done.stderr
 
 
 @pytest.mark.parametrize("typed", ["--help", "train --help", "certify --help", "train --cfg job"])

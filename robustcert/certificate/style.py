@@ -48,13 +48,13 @@ def look(name: str, variant: int = 0) -> dict[str, Any]:
     }
 
 
-def style(scheme: Scheme = "light") -> dict[str, Any]:
-    """Our settings of matplotlib; ``plt.rcParams.update(style())`` is the way into a notebook.
+def style(scheme: Scheme = "light") -> Any:
+    """Our settings of matplotlib by name: ``plt.rcParams.update(style())`` in a notebook.
 
     Args:
         scheme: Colours of paper and ink.
     """
-    from matplotlib import cycler
+    from cycler import cycler
 
     paper, ink, grid = SCHEMES[scheme]
     return {

@@ -4,8 +4,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from robustcert.convert import DATASETS, SOURCES, convert
+from robustcert.convert import DATASETS, SOURCES
 from robustcert.errors import typed
+from robustcert.training.stage import stage
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -24,6 +25,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="what it was trained on, where the file does not say so (default: cifar10)",
     )
     options = parser.parse_args(arguments)
+    with stage("loading torch"):
+        from robustcert.convert import convert
     try:
         written = convert(options.source, options.checkpoint, options.out, dataset=options.dataset)
     except (ValueError, OSError) as error:

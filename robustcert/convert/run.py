@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from robustcert.config.build import CHECKPOINT_TARGETS, build_dataset, build_model
-from robustcert.convert import aol_mlp, bronet, compared, lipconvnet, liresnet
+from robustcert.convert import DATASETS, SOURCES, aol_mlp, bronet, compared, lipconvnet, liresnet
 from robustcert.convert.network import Converted
 from robustcert.convert.published import ConversionError, read_published
 from robustcert.data import Dataset
@@ -19,37 +19,29 @@ from robustcert.training.checkpoint import write_checkpoint
 
 
 @dataclass(frozen=True)
-class Source:
-    """Where checkpoints come from.
+class Reader:
+    """How checkpoints of a source are read.
 
     Attributes:
-        repository: Of the code that wrote them.
         read: From what a file holds, its path and the dataset to the network.
         dataset: From what a file holds to the name of its dataset; None where no file names one.
     """
 
-    repository: str
     read: Callable[[Any, Path, Dataset], Converted]
     dataset: Callable[[Any, Path], str] | None = None
 
 
-SOURCES = {
-    "liresnet": Source("hukkai/liresnet", liresnet.read, liresnet.dataset),
-    "bronet": Source("ntuaislab/BRONet", bronet.read, liresnet.dataset),
-    "lipconvnet": Source("ntuaislab/BRONet", lipconvnet.read, lipconvnet.dataset),
-    "aol_mlp": Source("berndprach/scaling_up_Lipschitz_networks", aol_mlp.read),
-    "compared": Source("berndprach/1LipschitzLayersCompared", compared.read),
+READERS = {
+    "liresnet": Reader(liresnet.read, liresnet.dataset),
+    "bronet": Reader(bronet.read, liresnet.dataset),
+    "lipconvnet": Reader(lipconvnet.read, lipconvnet.dataset),
+    "aol_mlp": Reader(aol_mlp.read),
+    "compared": Reader(compared.read),
 }
 
 # 36/255, and the other radii of these publications.
 EPSILON = 36 / 255
 RADII = [36 / 255, 72 / 255, 108 / 255, 1.0]
-DATASETS: dict[str, dict[str, Any]] = {
-    "cifar10": {"_target_": "robustcert.data.CIFAR10", "download": True},
-    "cifar100": {"_target_": "robustcert.data.CIFAR100", "download": True},
-    "tiny_imagenet": {"_target_": "robustcert.data.TinyImageNet", "download": True},
-    "imagenet": {"_target_": "robustcert.data.ImageNet"},
-}
 
 
 def convert(
@@ -75,7 +67,7 @@ def convert(
     path, target = Path(checkpoint), Path(out) / "checkpoints" / "best.ckpt"
     if target.exists():
         raise FileExistsError(f"{target} exists and is not replaced: name another folder")
-    known = SOURCES[source]
+    known = READERS[source]
     content = read_published(path)
     named = known.dataset(content, path) if known.dataset else dataset or "cifar10"
     if named != (dataset or named):
@@ -91,7 +83,7 @@ def convert(
         "loader": {"validation": 0.1, "num_workers": 0},
         "converted": {
             "source": source,
-            "repository": known.repository,
+            "repository": SOURCES[source],
             "file": path.name,
             "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
         },
@@ -120,7 +112,7 @@ def network_of(
     Raises:
         ConversionError: it is no checkpoint of this source.
     """
-    network: Converted = SOURCES[source].read(content, path, data)
+    network: Converted = READERS[source].read(content, path, data)
     node = network.model()
     # What estimates start from is the module's own, the same for the same file.
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):

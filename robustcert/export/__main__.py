@@ -4,19 +4,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from robustcert.arithmetic.settings import UnsoundArithmeticError
-from robustcert.certificate.predictor import DTYPES, Predictor
-from robustcert.certificate.regressor import Regressor
 from robustcert.errors import typed
-from robustcert.export import check_runtime, to_onnx
-from robustcert.runs.loading import load_any
 from robustcert.runs.permission import admit_working_folder, as_flags, packages
-
-# Inputs and outputs of a model, by what it is made of.
-_VALUES = {
-    Predictor: "input x; outputs logits, label, radius",
-    Regressor: "inputs x, radius; outputs prediction, lower, upper",
-}
+from robustcert.training.stage import stage
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -30,7 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("file", help="the .onnx file to write")
     parser.add_argument(
         "--dtype",
-        choices=list(DTYPES),
+        choices=("float64", "float32"),
         default="float64",
         help="arithmetic of the model, and so what its radius or interval speaks of (default: "
         "float64)",
@@ -49,7 +39,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="[PACKAGE,...]",
         help="packages of yours whose classes the network may have",
     )
-    options = parser.parse_args(as_flags(sys.argv[1:] if arguments is None else arguments))
+    return _export(parser.parse_args(as_flags(sys.argv[1:] if arguments is None else arguments)))
+
+
+def _export(options: argparse.Namespace) -> int:
+    with stage("loading torch"):
+        from robustcert.arithmetic.settings import UnsoundArithmeticError
+        from robustcert.certificate.predictor import Predictor
+        from robustcert.export import check_runtime, to_onnx
+        from robustcert.runs.loading import load_any
+
     admit_working_folder(options.allow_targets)
     tested = 0
     try:
@@ -61,7 +60,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, UnsoundArithmeticError) as error:
         sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
         return 1
-    lines = [options.file, _VALUES[type(certified)]]
+    classes = "input x; outputs logits, label, radius"
+    interval = "inputs x, radius; outputs prediction, lower, upper"
+    lines = [options.file, classes if isinstance(certified, Predictor) else interval]
     if options.test_runtime is not None:
         lines += [
             f"onnxruntime on this machine's CPU: {tested} shapes of products tested for "

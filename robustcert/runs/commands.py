@@ -24,7 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from robustcert.certificate.places import checkpoint_of
 from robustcert.config.command_line import CONFIG_DIR, HYDRA_VERSION, find_mistake, ordered
 from robustcert.config.renamed_options import register_renamed_options
-from robustcert.errors import BrokenCertificate, typed
+from robustcert.errors import BrokenCertificate, ConfigError, typed
 from robustcert.runs.fresh import is_new, removed_unless
 from robustcert.runs.job import job_key, run_job
 from robustcert.runs.permission import admit_working_folder
@@ -194,10 +194,16 @@ def _answering(job: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
 def _train(config: DictConfig) -> float:
     settings = HydraConfig.get()
     several = settings.mode == RunMode.MULTIRUN
-    folder, given = Path(settings.runtime.output_dir), list(settings.overrides.task)
+    folder = Path(settings.runtime.output_dir)
+    # As typed: ${key} is of the job's configuration, not of Hydra's.
+    given = cast(list[str], OmegaConf.to_container(settings.overrides.task, resolve=False))
     new = is_new(folder)
     with removed_unless(lambda: several, folder):
         values = plain(config)
+        # Of a run that is resumed, everything stands in its checkpoint.
+        if not values["resume"]:
+            for key in sorted(OmegaConf.missing_keys(config)):
+                raise ConfigError(f"{key}: a value is needed: set {key}=...")
         admit_working_folder(values["allow_targets"])
         with stage("loading torch and Lightning"):
             from robustcert.runs.train import train as run

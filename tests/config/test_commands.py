@@ -246,6 +246,11 @@ def test_a_sweep_runs_every_job_and_reports_the_one_that_fails(
         ),
         ("train", "optimizer._target_=os.system", "'os.system' is not allowed"),
         ("train", "dataset=npz", "error: dataset.root: a value is needed: set dataset.root=..."),
+        (
+            "train",
+            "logger=wandb logger.project=${oops}",
+            "full_key: logger.project",
+        ),
         ("certify", "", "error: certify needs a network: python certify.py outputs/<run>, or "),
         ("certify", "checkpoint=/nonexistent", "error: /nonexistent: no such file"),
         (
