@@ -82,19 +82,25 @@ def table(rows: Sequence[Json], beside: Sequence[Json]) -> str:
     lines = [line_of(head), line_of(["---"] * len(head))]
     for row in rows:
         runs = row["runs"]
+        whole = [f"`{row['command']}`, proved", str(len(runs))]
+        whole.append(spread([run["error"] for run in runs]))
+        end = [f"{row['parameters']:,}", training(runs)]
+        end.append(" ".join(f"`{run['certificate'][:8]}`" for run in runs))
         for k, radius in enumerate(row["radii"]):
-            cells = [f"`{row['command']}`, proved", str(len(runs))]
-            cells += [spread([run["error"] for run in runs]), f"{radius:g}"]
-            cells += [spread([run[key][k] for run in runs]) for key in ("certified", "widths")]
-            cells.append(spread([run["coverage"][k] for run in runs], 3))
-            cells += [f"{row['parameters']:,}", training(runs)]
-            cells.append(" ".join(f"`{run['certificate'][:8]}`" for run in runs))
-            lines.append(line_of(cells))
+            at = [spread([run[key][k] for run in runs]) for key in ("certified", "widths")]
+            at.append(spread([run["coverage"][k] for run in runs], 3))
+            lines.append(line_of([*_once(whole, k), f"{radius:g}", *at, *_once(end, k)]))
     for model in beside:
-        for radius, found in model["within"].items():
-            cells = [model["words"], str(len(found)), spread(model["error"]), radius, spread(found)]
+        for k, (radius, found) in enumerate(model["within"].items()):
+            whole = [model["words"], str(len(found)), spread(model["error"])]
+            cells = [*_once(whole, k), radius, spread(found)]
             lines.append(line_of([*cells, *[""] * (len(head) - len(cells))]))
     return "\n".join(lines)
+
+
+def _once(cells: list[str], k: int) -> list[str]:
+    """What all radii have in common, which stands on the first of their lines."""
+    return cells if k == 0 else [""] * len(cells)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
