@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from robustcert.errors import typed
 from robustcert.runs.permission import admit_working_folder, as_flags, packages
-from robustcert.training.stage import stage
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -43,11 +42,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
-    with stage("loading torch"):
-        from robustcert.arithmetic.settings import UnsoundArithmeticError
-        from robustcert.certificate.predictor import Predictor
-        from robustcert.export import check_runtime, to_onnx
-        from robustcert.runs.loading import load_any
+    # Not before the arguments are read: --help answers without torch.
+    from robustcert.arithmetic.settings import UnsoundArithmeticError
+    from robustcert.certificate.predictor import Predictor
+    from robustcert.export import check_runtime, to_onnx
+    from robustcert.runs.loading import load_any
 
     admit_working_folder(options.allow_targets)
     tested = 0
