@@ -70,7 +70,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     register_resolvers()
-    print("base, share: folds before, after; val/vra before, after; test accuracy, test vra")
+    print("base, share: kinks before, after; val/vra before, after; test accuracy, test vra")
     for base in options.bases:
         for share in (0.0, options.share):
             found = []
