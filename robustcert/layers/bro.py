@@ -1,6 +1,5 @@
 """Block reflector orthogonal layers (Lai et al., arXiv 2505.15174)."""
 
-import math
 from typing import Any
 
 import torch
@@ -15,9 +14,6 @@ from robustcert.network.linear import Dense
 from robustcert.network.operation import Operation, constant
 from robustcert.network.reflection import Reflection
 from robustcert.norms.convolution import Pair
-
-# Maximum number of entries of a kernel as large as the map that a layer is folded to.
-MAX_KERNEL = 2**22
 
 
 def block_reflector(v: Tensor, ridge: float = 0.0) -> Tensor:
@@ -222,16 +218,16 @@ class ReflectorFrequencies(FrequencyConstraint):
         return size, self.columns or rank(size), *kernel_size
 
     @property
-    def _is_large(self) -> bool:
-        entries = self.in_channels * self.out_channels * math.prod(self.period)
+    def is_large(self) -> bool:
+        """Whether V is applied and kept rather than the kernel that it stands for."""
         # A subclass may constrain blocks in another way.
-        return entries > MAX_KERNEL and type(self) is ReflectorFrequencies
+        return super().is_large and type(self) is ReflectorFrequencies
 
     def map_spectrum(
         self, weight: Tensor, real: Tensor, imaginary: Tensor
     ) -> tuple[Tensor, Tensor]:
         """On large maps the factors one after the other: no square and no QR decomposition."""
-        if not self._is_large:
+        if not self.is_large:
             return super().map_spectrum(weight, real, imaginary)
         v = self.spectrum(weight).conj().resolve_conj()
         x = torch.complex(real, imaginary).mT
@@ -245,7 +241,7 @@ class ReflectorFrequencies(FrequencyConstraint):
         self, weight: Tensor, bias: Tensor | None, sizes: Sizes
     ) -> Operation | None:
         """The map with V for its constant, where a kernel as large as the map would be large."""
-        if not self._is_large:
+        if not self.is_large:
             return None
         return Reflection(
             weight,
