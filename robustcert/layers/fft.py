@@ -145,7 +145,7 @@ class FrequencyConstraint(nn.Module):
     def spectrum(self, weight: Tensor) -> Tensor:
         """The transform of a free kernel, shape ``(F, *free_shape[:2])``."""
         origin = weight.shape[2] // 2, weight.shape[3] // 2
-        return torch.complex(*_analyse(weight, self.map, origin))
+        return torch.complex(*analyse(weight, self.map, origin))
 
     def forward(self, weight: Tensor) -> Tensor:
         """The kernel ``(out_channels, in_channels, *period)`` from the free one."""
@@ -161,7 +161,7 @@ class FrequencyConstraint(nn.Module):
 # read and write what is not padding only. A fast transform would want its result copied.
 
 
-def _analyse(
+def analyse(
     x: Tensor, period: tuple[int, int], origin: tuple[int, int] = (0, 0)
 ) -> tuple[Tensor, Tensor]:
     """Real and imaginary part ``(F, N, C)`` of the transform of ``(N, C, h, w)``, 0 elsewhere."""
@@ -336,7 +336,7 @@ class FrequencyConv2d(nn.Module):
             )
             if below or beside:
                 signal = F.pad(signal, (0, beside, 0, below))
-            real, imaginary = _analyse(to_residues(signal, self.stride), rule.map)
+            real, imaginary = analyse(to_residues(signal, self.stride), rule.map)
             real, imaginary = rule.map_spectrum(weight, real, imaginary)
             y = _synthesise(real, imaginary, rule.map, self.output_size)
             if self.bias is not None:
