@@ -13,7 +13,6 @@ from robustcert.layers.fft import FrequencyConstraint, FrequencyConv2d, Sizes, a
 from robustcert.layers.orthogonal_start import orthogonal_
 from robustcert.network.linear import Dense
 from robustcert.network.operation import Operation, constant
-from robustcert.network.overrides import constant_in_graphs
 from robustcert.network.reflection import Reflection
 from robustcert.norms.convolution import Pair
 
@@ -165,14 +164,13 @@ class _GramTaps(torch.autograd.Function):
         return at_taps.view(len(v), *sides, columns).permute(0, 3, 1, 2)
 
 
-@constant_in_graphs
 def _differences(height: int, width: int, device: torch.device) -> Tensor:
     """For all pairs of taps a and b, the place of b - a among all differences."""
-    rows, columns = (torch.arange(n, dtype=torch.int64, device="cpu") for n in (height, width))
+    rows, columns = (torch.arange(n, dtype=torch.int64, device=device) for n in (height, width))
     down = rows[None, :] - rows[:, None] + height - 1
     right = columns[None, :] - columns[:, None] + width - 1
     places = down[:, None, :, None] * (2 * width - 1) + right[None, :, None, :]
-    return places.flatten().to(device)
+    return places.flatten()
 
 
 class _SolveBlocks(torch.autograd.Function):
