@@ -40,6 +40,7 @@ from robustcert.network.linear import (
 )
 from robustcert.network.network import PlainNetwork
 from robustcert.network.operation import Operation as FoldedOperation
+from robustcert.network.orthogonal import OrthogonalConvolution
 from robustcert.network.quadratics import Quadratics
 from robustcert.network.reflection import Reflection
 from robustcert.network.window_norm import norm_pool
@@ -195,6 +196,7 @@ _KINDS: Mapping[str, Callable[..., FoldedOperation]] = {
     "convolution": Convolution,
     "circular_convolution": CircularConvolution,
     "reflection": _reflection,
+    "orthogonal_convolution": OrthogonalConvolution,
     "affine": Affine,
     "flatten": Flatten,
     "reshape": Reshape,

@@ -199,7 +199,7 @@ def _by_definition(operation: Operation) -> Fraction:
     if operation.kind == "activation":
         kind, tensors, options = activation_of(operation)
         return Fraction(kind.lipschitz(**tensors, **options))
-    # Maps of entries, and reflections: check/forward/reflection.py.
+    # Maps of entries; and those on a torus: check/forward/reflection.py, orthogonal.py.
     return Fraction(1)
 
 

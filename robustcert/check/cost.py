@@ -12,7 +12,7 @@ import numpy as np
 from robustcert.check.exact_products import digit_bits
 from robustcert.check.fixed_point import binary_places
 from robustcert.check.forward.exact import KEPT_PLACES, MAX_PLACES
-from robustcert.check.forward.reflection import inverse_count
+from robustcert.check.forward.torus import ON_TORUS, frequency_count
 from robustcert.check.network.operation import Operation, walk
 from robustcert.check.reader import Array
 
@@ -41,9 +41,14 @@ def _products(operation: Operation) -> int:
     # Of one sample.
     if operation.kind == "reflection":
         rows, columns, *kernel = operation.tensors["weight"].shape
-        points = inverse_count(operation)
+        points = frequency_count(operation)
         # V' and V at all positions, the change of basis, and complex inverses.
         return 2 * points * (2 * rows * math.prod(kernel) + 2 * points + columns) * columns
+    if operation.kind == "orthogonal_convolution":
+        rows, columns = operation.tensors["weight"].shape[:2]
+        points = frequency_count(operation)
+        # The change of basis, and complex blocks.
+        return 4 * points * (points * (rows + columns) + rows * columns)
     if operation.kind not in ("dense", "convolution"):
         return 0
     weight = operation.tensors["weight"]
@@ -68,7 +73,7 @@ def _exactly(operations: Sequence[Operation], places: int) -> tuple[float, int]:
             seconds += products / EXACT_SPEED + weight.size * of_weight * WEIGHT_SECONDS
             seconds += values * of_value * VALUE_SECONDS
             places += finer
-        elif operation.kind == "reflection":
+        elif operation.kind in ON_TORUS:
             # Its values are float64.
             seconds += 2 * _products(operation) / FLOAT_SPEED
             places = KEPT_PLACES

@@ -9,15 +9,12 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from robustcert.layers.cholesky import regularised_factor
-from robustcert.layers.fft import FrequencyConstraint, FrequencyConv2d, Sizes
+from robustcert.layers.fft import FrequencyConstraint, FrequencyConv2d, Sizes, analyse
 from robustcert.layers.orthogonal_start import orthogonal_
 from robustcert.network.linear import Dense
 from robustcert.network.operation import Operation, constant
 from robustcert.network.reflection import Reflection
 from robustcert.norms.convolution import Pair
-
-# Maximum number of entries of a kernel as large as the map that a layer is folded to.
-MAX_KERNEL = 2**22
 
 
 def block_reflector(v: Tensor, ridge: float = 0.0) -> Tensor:
@@ -134,41 +131,86 @@ class _SolveGram(torch.autograd.Function):
         return -at_v, at_right
 
 
+class _GramTaps(torch.autograd.Function):
+    r"""Taps of :math:`V^\top V`, shape ``(n, n, 2 h - 1, 2 w - 1)``, of taps ``(m, n, h, w)``.
+
+    :math:`G_k = \sum_a V_a^\top V_{a + k}`, read off one product of all taps with all: V's blocks
+    at all frequencies, of which there are many more, are not multiplied.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, v: Tensor) -> Tensor:
+        columns, *sides = v.shape[1:]
+        taps = v.permute(0, 2, 3, 1).flatten(1)
+        ctx.save_for_backward(v, taps)
+        every = (taps.mT @ taps).unflatten(1, (-1, columns)).unflatten(0, (-1, columns))
+        shape = (2 * sides[0] - 1, 2 * sides[1] - 1)
+        gram = v.new_zeros(math.prod(shape), columns, columns)
+        pairs = every.transpose(1, 2).flatten(0, 1)
+        gram.index_add_(0, _differences(sides[0], sides[1], v.device), pairs)
+        return gram.permute(1, 2, 0).unflatten(2, shape)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        v, taps = ctx.saved_tensors
+        columns, *sides = v.shape[1:]
+        count = math.prod(sides)
+        # A difference and its opposite have transposed taps.
+        grad = grad + grad.transpose(0, 1).flip(2, 3)
+        pairs = grad.flatten(2).permute(2, 0, 1)[_differences(sides[0], sides[1], v.device)]
+        every = pairs.view(count, count, columns, columns).transpose(1, 2)
+        at_taps = taps @ every.reshape(count * columns, count * columns)
+        return at_taps.view(len(v), *sides, columns).permute(0, 3, 1, 2)
+
+
+def _differences(height: int, width: int, device: torch.device) -> Tensor:
+    """For all pairs of taps a and b, the place of b - a among all differences."""
+    rows, columns = (torch.arange(n, dtype=torch.int64, device=device) for n in (height, width))
+    down = rows[None, :] - rows[:, None] + height - 1
+    right = columns[None, :] - columns[:, None] + width - 1
+    places = down[:, None, :, None] * (2 * width - 1) + right[None, :, None, :]
+    return places.flatten()
+
+
 class _SolveBlocks(torch.autograd.Function):
-    r"""``(V^* V + rho I)^-1 B`` of complex blocks, rho the multiple ``ridge`` of the mean diagonal.
+    r"""``(G + rho I)^-1 B`` of Hermitian blocks G, rho the multiple ``ridge`` of the mean diagonal.
 
     Solved by a factor of a matrix that is larger by rounding, with one step of refinement.
     """
 
     @staticmethod
-    def forward(ctx: Any, v: Tensor, right: Tensor, ridge: float) -> Tensor:
-        gram = v.mH @ v
-        mean = gram.diagonal(dim1=1, dim2=2).real.mean(1)[:, None, None]
-        identity = torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device)
-        gram = gram + ridge * mean * identity
-        rounding = 4 * torch.finfo(v.dtype).eps * gram.shape[1] * mean
-        factor = torch.linalg.cholesky(gram + rounding * identity)
+    def forward(ctx: Any, gram: Tensor, right: Tensor, ridge: float) -> Tensor:
+        mean = gram.diagonal(dim1=1, dim2=2).real.mean(1)[:, None]
+        if ridge:
+            gram = gram.clone()
+            gram.diagonal(dim1=1, dim2=2).add_(ridge * mean)
+        larger = gram.clone()
+        rounding = 4 * torch.finfo(gram.dtype).eps * gram.shape[1]
+        larger.diagonal(dim1=1, dim2=2).add_(rounding * mean)
+        factor = torch.linalg.cholesky(larger)
         solution = torch.cholesky_solve(right, factor)
         solution = solution + torch.cholesky_solve(right - gram @ solution, factor)
-        ctx.save_for_backward(v, gram, factor, solution)
+        ctx.save_for_backward(gram, factor, solution)
         ctx.ridge = ridge
         return solution
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        v, gram, factor, solution = ctx.saved_tensors
+        gram, factor, solution = ctx.saved_tensors
         at_right = torch.cholesky_solve(grad, factor)
         at_right = at_right + torch.cholesky_solve(grad - gram @ at_right, factor)
-        if 4 * solution.shape[2] < v.shape[2]:
-            # A small batch: the gradient at the Gram matrix has a low rank and is not formed.
-            at_v = (v @ at_right) @ solution.mH + (v @ solution) @ at_right.mH
-        else:
-            at_gram = at_right @ solution.mH
-            at_v = v @ (at_gram + at_gram.mH)
-        at_rho = (at_right.conj() * solution).real.sum((1, 2))[:, None, None]
-        at_v = at_v + (2 * ctx.ridge / v.shape[2]) * at_rho * v
-        return -at_v, at_right, None
+        at_gram = -at_right @ solution.mH
+        if ctx.ridge:
+            at_rho = (at_right.conj() * solution).real.sum((1, 2))[:, None]
+            at_gram.diagonal(dim1=1, dim2=2).sub_(ctx.ridge / gram.shape[1] * at_rho)
+        return at_gram, at_right, None
+
+
+def _rows(blocks: Tensor, count: int) -> Tensor:
+    # A part's gradient is as large as the whole, and zero but there: not where all is taken.
+    return blocks if blocks.shape[1] == count else blocks[:, :count]
 
 
 def rank(size: int) -> int:
@@ -222,30 +264,50 @@ class ReflectorFrequencies(FrequencyConstraint):
         return size, self.columns or rank(size), *kernel_size
 
     @property
-    def _is_large(self) -> bool:
-        entries = self.in_channels * self.out_channels * math.prod(self.period)
+    def is_large(self) -> bool:
+        """Whether V is applied and kept rather than the kernel that it stands for."""
         # A subclass may constrain blocks in another way.
-        return entries > MAX_KERNEL and type(self) is ReflectorFrequencies
+        return super().is_large and type(self) is ReflectorFrequencies
 
     def map_spectrum(
         self, weight: Tensor, real: Tensor, imaginary: Tensor
     ) -> tuple[Tensor, Tensor]:
         """On large maps the factors one after the other: no square and no QR decomposition."""
-        if not self._is_large:
+        if not self.is_large:
             return super().map_spectrum(weight, real, imaginary)
-        v = self.spectrum(weight).conj().resolve_conj()
-        x = torch.complex(real, imaginary).mT
-        solved = _SolveBlocks.apply(v, v[:, : x.shape[1]].mH @ x, self.ridge)
-        change = self.out_channels - x.shape[1]
-        kept = F.pad(x, (0, 0, 0, change)) if change > 0 else x[:, : self.out_channels]
-        y = (kept - 2 * (v[:, : self.out_channels] @ solved)).mT
-        return y.real, y.imag
+        # Both parts of the conjugates of V's blocks, which stay apart: V* x, a solve, and V.
+        cosine, sine = analyse(weight, self.map, (weight.shape[2] // 2, weight.shape[3] // 2))
+        count, channels = real.shape[1:]
+        x = torch.cat([real, imaginary], 1)
+        first, second = x @ _rows(cosine, channels), x @ _rows(sine, channels)
+        right = torch.complex(
+            first[:, :count] - second[:, count:], first[:, count:] + second[:, :count]
+        )
+        solved = _SolveBlocks.apply(self._gram(weight, cosine, sine), right.mT, self.ridge).mT
+        parts = torch.cat([solved.real, solved.imag], 1)
+        first = parts @ _rows(cosine, self.out_channels).mT
+        second = parts @ _rows(sine, self.out_channels).mT
+        change = self.out_channels - channels
+        kept = F.pad(x, (0, change)) if change > 0 else x[:, :, : self.out_channels]
+        return (
+            kept[:, :count] - 2 * (first[:, :count] + second[:, count:]),
+            kept[:, count:] - 2 * (first[:, count:] - second[:, :count]),
+        )
+
+    def _gram(self, weight: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+        """``V* V`` at every frequency, from its taps where these take fewer products."""
+        if math.prod(weight.shape[2:]) ** 2 < 4 * len(cosine):
+            taps = _GramTaps.apply(weight)
+            real, imaginary = analyse(taps, self.map, (taps.shape[2] // 2, taps.shape[3] // 2))
+            return torch.complex(real, -imaginary)
+        blocks = torch.complex(cosine, -sine)
+        return blocks.mH @ blocks
 
     def small_operation(
         self, weight: Tensor, bias: Tensor | None, sizes: Sizes
     ) -> Operation | None:
         """The map with V for its constant, where a kernel as large as the map would be large."""
-        if not self._is_large:
+        if not self.is_large:
             return None
         return Reflection(
             weight,

@@ -23,6 +23,8 @@ class CayleyFrequencies(FrequencyConstraint):
         '2.0000'
     """
 
+    rule = "cayley"
+
     def constrain(self, blocks: Tensor) -> Tensor:
         """Orthogonalise complex blocks ``(F, m, n)``."""
         if blocks.shape[1] < blocks.shape[2]:

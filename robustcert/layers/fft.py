@@ -15,6 +15,7 @@ from robustcert.layers.orthogonal_start import orthogonal_
 from robustcert.layers.residues import from_residues, to_residues
 from robustcert.network.linear import CircularConvolution
 from robustcert.network.operation import Operation, constant
+from robustcert.network.orthogonal import OrthogonalConvolution
 from robustcert.network.overrides import constant_in_graphs
 from robustcert.norms.convolution import Pair, pair
 
@@ -22,6 +23,8 @@ from robustcert.norms.convolution import Pair, pair
 Sizes = tuple[tuple[int, int], tuple[int, int]]
 # Positions of the largest map that is transformed by a product.
 LARGE = 1024
+# Maximum number of entries of a kernel as large as the map that a layer is folded to.
+MAX_KERNEL = 2**22
 
 
 class FrequencyConstraint(nn.Module):
@@ -49,6 +52,9 @@ class FrequencyConstraint(nn.Module):
         '1.0000'
     """
 
+    # Of network/orthogonal.py, where what a class constrains blocks to is one of these.
+    rule: ClassVar[str | None] = None
+
     def __init__(
         self,
         in_channels: int,
@@ -70,6 +76,11 @@ class FrequencyConstraint(nn.Module):
         """Shape of the free kernel."""
         return self.out_channels, self.in_channels * self.residues, *kernel_size
 
+    @property
+    def is_large(self) -> bool:
+        """Whether a kernel as large as the map would be too large to be folded to."""
+        return self.in_channels * self.out_channels * math.prod(self.period) > MAX_KERNEL
+
     def small_operation(
         self, weight: Tensor, bias: Tensor | None, sizes: Sizes
     ) -> Operation | None:
@@ -80,8 +91,21 @@ class FrequencyConstraint(nn.Module):
             bias: Likewise.
             sizes: Of input and output.
         """
-        del weight, bias, sizes
-        return None
+        # A subclass that inherits the rule may constrain blocks in another way.
+        rule = vars(type(self)).get("rule")
+        wraps = any(k > n for k, n in zip(weight.shape[2:], self.map, strict=True))
+        if rule is None or not self.is_large or wraps:
+            return None
+        return OrthogonalConvolution(
+            weight,
+            bias,
+            rule=rule,
+            outputs=self.out_channels,
+            input_size=sizes[0],
+            output_size=sizes[1],
+            period=self.period,
+            stride=self.stride,
+        )
 
     @abstractmethod
     def constrain(self, blocks: Tensor) -> Tensor:
@@ -121,7 +145,7 @@ class FrequencyConstraint(nn.Module):
     def spectrum(self, weight: Tensor) -> Tensor:
         """The transform of a free kernel, shape ``(F, *free_shape[:2])``."""
         origin = weight.shape[2] // 2, weight.shape[3] // 2
-        return torch.complex(*_analyse(weight, self.map, origin))
+        return torch.complex(*analyse(weight, self.map, origin))
 
     def forward(self, weight: Tensor) -> Tensor:
         """The kernel ``(out_channels, in_channels, *period)`` from the free one."""
@@ -137,7 +161,7 @@ class FrequencyConstraint(nn.Module):
 # read and write what is not padding only. A fast transform would want its result copied.
 
 
-def _analyse(
+def analyse(
     x: Tensor, period: tuple[int, int], origin: tuple[int, int] = (0, 0)
 ) -> tuple[Tensor, Tensor]:
     """Real and imaginary part ``(F, N, C)`` of the transform of ``(N, C, h, w)``, 0 elsewhere."""
@@ -312,7 +336,7 @@ class FrequencyConv2d(nn.Module):
             )
             if below or beside:
                 signal = F.pad(signal, (0, beside, 0, below))
-            real, imaginary = _analyse(to_residues(signal, self.stride), rule.map)
+            real, imaginary = analyse(to_residues(signal, self.stride), rule.map)
             real, imaginary = rule.map_spectrum(weight, real, imaginary)
             y = _synthesise(real, imaginary, rule.map, self.output_size)
             if self.bias is not None:

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from robustcert.layers.bjorck import bjorck
 from robustcert.layers.fft import FrequencyConstraint, FrequencyConv2d
+from robustcert.network.orthogonal import POLAR_STEPS
 
 
 class LOTFrequencies(FrequencyConstraint):
@@ -23,7 +24,8 @@ class LOTFrequencies(FrequencyConstraint):
         '1.0000'
     """
 
-    iterations = 10
+    rule = "polar"
+    iterations = POLAR_STEPS
 
     def constrain(self, blocks: Tensor) -> Tensor:
         """Orthogonalise complex blocks ``(F, m, n)``."""

@@ -24,6 +24,8 @@ class SkewFrequencies(FrequencyConstraint):
         tensor([0.8660, 0.8660])
     """
 
+    rule = "exponential"
+
     def free_shape(self, kernel_size: tuple[int, int]) -> tuple[int, ...]:
         """A square one, of the larger number of channels."""
         size = max(self.out_channels, self.in_channels * self.residues)

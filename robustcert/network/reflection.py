@@ -38,7 +38,6 @@ as 1 / v is at most k, so that each error is relative to what is computed, and t
 """
 
 import math
-from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -51,27 +50,31 @@ from torch.nn import functional as F
 from robustcert.arithmetic import products
 from robustcert.errors import UnsoundNetworkError
 from robustcert.network.local_error import absolute_norm, gamma, smallest_normal
-from robustcert.network.operation import Operation, Shape, same, without_none
+from robustcert.network.operation import Operation, Shape, without_none
+from robustcert.network.torus import (
+    TWIDDLE_ERROR,
+    Matrices,
+    Pair,
+    basis_error,
+    by_frequency,
+    numerators,
+    remembered,
+    residues,
+)
 from robustcert.norms.symbols import roots_of_unity
 
 # Largest error e of Note [reflection]: beyond it, columns of V depend on each other too much.
 MAX_ERROR = 2.0**-20
 # Largest sum of all errors, t there: what is left out of products of errors is small.
 MAX_TOTAL = 2.0**-6
-# Largest error of a computed cosine or sine, as in norms/symbols.py.
-TWIDDLE_ERROR = 2.0**-48
 # Products that are summed by one product of matrices: a short sum is rounded less.
 SUMMED_ROWS = 32
 # Largest norm of a kernel or an inverse: what is computed on the way stays in range.
 MAX_SIZE = 2.0**30
 # Factor on the error, for evaluations with other inverses than these, which are as close.
 MARGIN = 1.05
-# Bytes of inverses that are remembered.
-MAX_BYTES = 3 * 2**30
 # Bytes of the blocks that are inverted at once.
 CHUNK_BYTES = 2**25
-
-Pair = tuple[int, int]
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,32 +140,15 @@ class Reflection(Operation):
     def __call__(self, x: Tensor) -> Tensor:
         self.output_shape(tuple(x.shape[1:]))
         height, width = (p - n for p, n in zip(self.period, x.shape[2:], strict=True))
-        x = _blocks(F.pad(x, (0, width, 0, height)), self.stride)
-        weight = self.weight.to(x)
+        x = residues(F.pad(x, (0, width, 0, height)), self.stride)
+        weight, matrices = self.weight.to(x), inverses_of(self).matrices.on(x)
         inner = _wrapped(x, weight[: x.shape[1]].transpose(0, 1).flip(2, 3), backwards=True)
-        turned = _wrapped(self._solved(inner), weight[: self.outputs], backwards=False)
+        turned = _wrapped(by_frequency(inner, *matrices), weight[: self.outputs], backwards=False)
         if self.outputs > x.shape[1]:
             x = F.pad(x, (0, 0, 0, 0, 0, self.outputs - x.shape[1]))
         y = x[:, : self.outputs] - 2 * turned
         y = y[:, :, : self.output_size[0], : self.output_size[1]]
         return y if self.bias is None else y + self.bias.to(x)[:, None, None]
-
-    def _solved(self, c: Tensor) -> Tensor:
-        """H at every frequency of maps ``(N, n, *map)``."""
-        real, imaginary = inverses_of(self).on(c)
-        basis = _basis(self.map).to(c)
-        count, channels = c.shape[:2]
-        spectrum = products.linear(c.flatten(2).flatten(0, 1), basis)
-        # Frequencies first; of each, the real parts of all samples before the imaginary ones.
-        parts = spectrum.view(count, channels, 2, -1).permute(3, 2, 0, 1).flatten(1, 2)
-        found = []
-        for part, re, im in zip(parts.unbind(), real, imaginary, strict=True):
-            by_real, by_imaginary = products.linear(part, re), products.linear(part, im)
-            first, second = by_imaginary.split(count)
-            found.append(by_real + torch.cat([-second, first]))
-        back = torch.stack(found).view(-1, 2, count, channels).permute(2, 3, 1, 0)
-        maps = products.linear(back.reshape(count * channels, -1), basis.mT.contiguous())
-        return maps.view(count, channels, *self.map)
 
     def lipschitz_bound(self, input_shape: Shape) -> float:
         return 1.0
@@ -172,8 +158,8 @@ class Reflection(Operation):
         rows, columns, *sides = weight.shape
         count, places = math.prod(self.map), math.prod(self.output_size)
         kernel = gamma(math.prod(sides) * rows + 2, unit) * absolute_norm(weight)
-        terms = 2 * len(inverses.real) + 4
-        basis = gamma(terms, unit) * math.sqrt(terms) + TWIDDLE_ERROR * math.sqrt(2 * count)
+        terms = 2 * len(inverses.matrices.real) + 4
+        basis = basis_error(self.map, terms, unit)
         inverse = gamma(2 * columns + 4, unit) * inverses.size
         v = math.sqrt(inverses.gram) * (1 + 1e-12)
         k = math.sqrt(inverses.size * (1 + inverses.error)) * (1 + 1e-12)
@@ -213,14 +199,6 @@ class Reflection(Operation):
         return without_none(weight=self.weight, bias=self.bias)
 
 
-def _blocks(x: Tensor, stride: Pair) -> Tensor:
-    """Positions modulo the stride as channels, those of a channel after each other."""
-    if stride == (1, 1):
-        return x
-    split = x.unflatten(3, (-1, stride[1])).unflatten(2, (-1, stride[0]))
-    return split.permute(0, 1, 3, 5, 2, 4).flatten(1, 3)
-
-
 def _wrapped(x: Tensor, kernel: Tensor, *, backwards: bool) -> Tensor:
     """The circular correlation with a kernel, whose last tap is at the output if ``backwards``."""
     for axis in (2, 3):
@@ -230,59 +208,21 @@ def _wrapped(x: Tensor, kernel: Tensor, *, backwards: bool) -> Tensor:
     return products.conv2d(x, kernel)
 
 
-def _numerators(size: Pair, positions: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """``w p`` in units of a turn over all positions, of one frequency of every conjugate pair."""
-    height, width = size
-    rows, columns = np.divmod(np.arange(height * width), width)
-    kept = np.arange(height * width) <= (-rows % height) * width + (-columns % width)
-    points = np.stack([rows[kept] * width, columns[kept] * height], axis=1)
-    return points @ positions.T
-
-
-def _basis(size: Pair) -> Tensor:
-    """Cosines, then minus sines, of length 1 or 0, shape ``(2 F, M)``, float64."""
-    if size not in _BASES:
-        total = math.prod(size)
-        positions = np.stack(np.divmod(np.arange(total), size[1]), axis=1)
-        turns = _numerators(size, positions)
-        cosine, sine = roots_of_unity(turns, total)
-        alone = ((2 * turns) % total == 0).all(1)
-        length = np.where(alone, 1 / math.sqrt(total), math.sqrt(2 / total))[:, None]
-        sine[alone] = 0.0
-        _BASES[size] = torch.from_numpy(np.concatenate([length * cosine, -length * sine]))
-    return _BASES[size]
-
-
-_BASES: dict[Pair, Tensor] = {}
-
-
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class Inverses:
     """H of Note [reflection] at every frequency, with what its errors are relative to.
 
     Attributes:
-        real: Shape ``(F, n, n)``, float64.
-        imaginary: The same.
+        matrices: H, shape ``(F, n, n)``.
         error: e.
         size: The largest ||H||_inf.
         gram: The largest ||G||_inf.
     """
 
-    real: Tensor
-    imaginary: Tensor
+    matrices: Matrices
     error: float
     size: float
     gram: float
-    _placed: tuple[Tensor, Tensor] | None = None
-
-    def on(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Both parts in the arithmetic and on the device of a tensor; the last ones are kept."""
-        if (self.real.dtype, self.real.device) == (like.dtype, like.device):
-            return self.real, self.imaginary
-        placed = self._placed
-        if placed is None or (placed[0].dtype, placed[0].device) != (like.dtype, like.device):
-            self._placed = placed = self.real.to(like), self.imaginary.to(like)
-        return placed
 
 
 def inverses_of(operation: Reflection) -> Inverses:
@@ -291,19 +231,9 @@ def inverses_of(operation: Reflection) -> Inverses:
     Raises:
         UnsoundNetworkError: no inverse is close enough.
     """
-    weight = operation.weight.detach().to("cpu", torch.float64, copy=True)
-    key = (*weight.shape, *operation.map, operation.ridge, float(weight.sum()))
-    known = _KNOWN.get(key)
-    if known is None or not same(known[0], weight):
-        known = weight, _inverted(weight, operation.map, operation.ridge)
-        _KNOWN[key] = known
-    _KNOWN.move_to_end(key)
-    while len(_KNOWN) > 1 and sum(16 * i.real.numel() for _, i in _KNOWN.values()) > MAX_BYTES:
-        _KNOWN.popitem(last=False)
-    return known[1]
-
-
-_KNOWN: OrderedDict[tuple[Any, ...], tuple[Tensor, Inverses]] = OrderedDict()
+    size, ridge = operation.map, operation.ridge
+    rule = ("reflection", *size, ridge)
+    return remembered(rule, operation.weight, lambda weight: _inverted(weight, size, ridge))
 
 
 # What is kept may be met again in training, which refuses tensors of the inference mode.
@@ -350,8 +280,8 @@ def _inverted(weight: Tensor, size: Pair, ridge: float) -> Inverses:
             f"{error:.3g}, and {MAX_ERROR:.3g} is needed: train with a ridge"
         )
     more = 1 + 1e-9
-    parts = torch.cat(real), torch.cat(imaginary)
-    return Inverses(*parts, error * more, largest * more, gram * more)
+    matrices = Matrices(torch.cat(real), torch.cat(imaginary))
+    return Inverses(matrices, error * more, largest * more, gram * more)
 
 
 def _rows(real: Tensor, imaginary: Tensor) -> float:
@@ -398,7 +328,7 @@ def _grams(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Real and imaginary parts of G, shape ``(f, n, n)``, for some frequencies after the others."""
     columns, flat = taps.shape[1], taps.flatten(1)
-    cosine, sine = map(torch.from_numpy, roots_of_unity(_numerators(size, shifts), math.prod(size)))
+    cosine, sine = map(torch.from_numpy, roots_of_unity(numerators(size, shifts), math.prod(size)))
     chunk = max(1, CHUNK_BYTES // (16 * columns * columns))
     for re, im in zip(cosine.split(chunk), sine.split(chunk), strict=True):
         yield (re @ flat).view(-1, columns, columns), (im @ flat).view(-1, columns, columns)

@@ -15,7 +15,7 @@ from robustcert.check import UnreadableError, check
 from robustcert.errors import UnsoundNetworkError
 from robustcert.export.graph import Graph
 from robustcert.export.operations import add_operations
-from robustcert.layers import BROConv2d, bro
+from robustcert.layers import BROConv2d, fft
 from robustcert.network import reflection
 from robustcert.network.activation import Activation
 from robustcert.network.linear import CircularConvolution, Dense, Flatten
@@ -38,7 +38,7 @@ def slow(value: Any) -> Any:
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bro, "MAX_KERNEL", 0)
+    monkeypatch.setattr(fft, "MAX_KERNEL", 0)
 
 
 def layer_of(case: Any) -> BROConv2d:
@@ -66,7 +66,7 @@ def test_factors_train_as_the_square_does(
     x = torch.randn(samples, case[0], *case[5], dtype=torch.float64, requires_grad=True)
     seen, found = torch.randn_like(layer(x)), []
     for largest in (0, 2**22):
-        monkeypatch.setattr(bro, "MAX_KERNEL", largest)
+        monkeypatch.setattr(fft, "MAX_KERNEL", largest)
         y = layer(x)
         found.append([y, *torch.autograd.grad(y, [x, *layer.parameters()], seen)])
     for by_factors, by_square in zip(*found, strict=True):
@@ -137,12 +137,12 @@ def test_the_error_of_inverses_holds_exactly() -> None:
             for row in v
         ]
         gram = [[sum(row[a] * row[b] for row in u) for b in range(2)] for a in range(2)]
-        h = [[Fraction(float(z)) for z in row] for row in found.real[f]]
+        h = [[Fraction(float(z)) for z in row] for row in found.matrices.real[f]]
         for a in range(2):
             product = [sum(h[a][c] * gram[c][b] for c in range(2)) for b in range(2)]
             product[a] -= 1
             assert sum(map(abs, product)) <= Fraction(found.error)
-    assert found.imaginary.abs().max() < 1e-30
+    assert found.matrices.imaginary.abs().max() < 1e-30
 
 
 @pytest.mark.parametrize("fault", ["rounding left out", "residual left out", "another rule"])

@@ -2,7 +2,7 @@ r"""Logits in integers, for samples that float64 does not decide.
 
 A value is an integer times a power of two. Linear maps are exact, and so are the activations that
 only select and reflect along axes. The values of others are rounded to 256 binary places, those of
-reflections at ranges of convolutions are float64; bounds on these errors are carried on like those
+maps that are evaluated by frequencies are float64; bounds on these errors are carried on like those
 of ``floating.py``.
 """
 
@@ -26,9 +26,8 @@ from robustcert.check.fixed_point import (
     shift,
     to_integers,
 )
-from robustcert.check.forward.floating import activation_of
+from robustcert.check.forward.floating import ON_TORUS, activation_of
 from robustcert.check.forward.linear import adjoint, gather, linear, spread, spread_bias, wrap
-from robustcert.check.forward.reflection import reflect, reflection_error
 from robustcert.check.network.operation import Operation
 
 # Maximum number of binary places of a value, and the number that is kept where there are more.
@@ -125,8 +124,8 @@ def _step_exactly(operation: Operation, state: Exact, norms: Mapping[str, float]
         return Exact(found.values, found.places, (error + found.error) * SLACK)
     if operation.branches:
         return _joined(operation, [_run_exactly(b, state, norms) for b in operation.branches])
-    if operation.kind == "reflection":
-        return _reflected(operation, state)
+    if operation.kind in ON_TORUS:
+        return _on_torus(operation, state)
     if operation.kind == "quadratics":
         raise InexactError("quadratics have no Lipschitz constant")
     kind, tensors, options = activation_of(operation)
@@ -135,16 +134,17 @@ def _step_exactly(operation: Operation, state: Exact, norms: Mapping[str, float]
     return Exact(values, finer, error + local * math.sqrt(entries) * SLACK)
 
 
-def _reflected(operation: Operation, state: Exact) -> Exact:
+def _on_torus(operation: Operation, state: Exact) -> Exact:
     # In float64, with the error of that: inverses are no integers. Its norm is at most 1.
+    evaluate, wrong = ON_TORUS[operation.kind]
     one = 1 << state.places
     values = np.frompyfunc(lambda z: z / one, 1, 1)(state.values).astype(np.float64)
     size = norm(values)
-    relative, absolute = reflection_error(operation, FLOAT64)
+    relative, absolute = wrong(operation, FLOAT64)
     lost = (relative + 2.0**-52) * size + absolute + 2.0**-1000
     if not np.isfinite(lost).all():
         raise InexactError(f"{operation.label} is too large for float64")
-    found, places = to_integers(reflect(operation, values))
+    found, places = to_integers(evaluate(operation, values))
     return Exact(found, places, (state.error + lost) * SLACK)
 
 

@@ -14,7 +14,7 @@ distance within which nothing overflows.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 
@@ -24,6 +24,7 @@ from robustcert.check.activations.table import KINDS
 from robustcert.check.arithmetic import SLACK, Arithmetic, norm, product
 from robustcert.check.fixed_point import Floats
 from robustcert.check.forward.linear import absolute_norm, gather, linear, spread, spread_bias, wrap
+from robustcert.check.forward.orthogonal import rotate, rotation_error
 from robustcert.check.forward.reflection import reflect, reflection_error
 from robustcert.check.network.operation import Operation
 
@@ -210,28 +211,36 @@ def _concatenate(
     )
 
 
-def _reflection(
+# Values and errors of the kinds that are evaluated by frequencies, of norm at most 1.
+ON_TORUS: Mapping[str, tuple[Callable[..., Floats], Callable[..., tuple[float, float]]]] = {
+    "reflection": (reflect, reflection_error),
+    "orthogonal_convolution": (rotate, rotation_error),
+}
+
+
+def _on_torus(
     operation: Operation,
     state: Evaluation,
     _norms: Mapping[str, float],
     arithmetics: Sequence[Arithmetic],
 ) -> Evaluation:
     # Its norm is at most 1, whatever is claimed.
+    evaluate, wrong = ON_TORUS[operation.kind]
     centre, growth, reach = state.centre.copy(), state.growth.copy(), state.reach.copy()
     peak = norm(state.values) + state.centre + state.centre[0]
     slope = product(1.0, state.constant + state.growth)
     for k, arithmetic in enumerate(arithmetics):
-        relative, absolute = reflection_error(operation, arithmetic)
+        relative, absolute = wrong(operation, arithmetic)
         centre[k] += relative * peak[k] + absolute
         growth[k] += product(relative, slope[k])
         # Nothing on the way is 2^40 times larger.
         reach[k] = np.minimum(reach[k], _reach(arithmetic.safe * 2.0**-40, peak[k], slope[k]))
-    values, constant = reflect(operation, state.values), state.constant * SLACK
+    values, constant = evaluate(operation, state.values), state.constant * SLACK
     return Evaluation(values, centre * SLACK, growth * SLACK, reach, constant)
 
 
-# What evaluates the kinds that have branches, or inverses.
-_JOINED = {"sum": _sum, "concatenate": _concatenate, "reflection": _reflection}
+# What evaluates the kinds that have branches, or matrices at frequencies.
+_JOINED = {"sum": _sum, "concatenate": _concatenate, **dict.fromkeys(ON_TORUS, _on_torus)}
 
 
 def _apply(operation: Operation, x: Floats) -> tuple[Floats, Floats | float, float, int]:

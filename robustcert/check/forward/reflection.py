@@ -30,7 +30,6 @@ t = e + 2 q e_V + 2 q e_F v + v^2 e_H, relative to x, but for products of errors
 """
 
 import math
-from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -41,22 +40,27 @@ from numpy.typing import NDArray
 from robustcert.check.arithmetic import FLOAT64, SLACK, UNIT, Arithmetic
 from robustcert.check.fixed_point import Floats
 from robustcert.check.forward.linear import absolute_norm, linear
+from robustcert.check.forward.torus import (
+    DEPLOYED_PHASES,
+    OWN_PHASES,
+    Complexes,
+    by_frequency,
+    circle_of,
+    kept,
+    on_circle,
+    phases_at,
+)
 from robustcert.check.network.operation import Operation
-from robustcert.check.norms.symbols import circle
 from robustcert.check.reader import UnreadableError
 
 # Largest error of inverses that is taken, and largest sum of all errors.
 MAX_ERROR, MAX_TOTAL = 2.0**-20, 2.0**-6
 # Largest norm of a kernel or an inverse: what is computed on the way stays in range.
 MAX_NORM = 2.0**30
-# Error of cosines and sines of a deployed network.
-DEPLOYED_PHASES = 2.0**-48
-# Rows of V in a single product of matrices, and bytes of the inverses that are kept.
-ROWS, KEPT_INVERSES = 32, 3 * 2**30
+# Rows of V in a single product of matrices.
+ROWS = 32
 # Values of the blocks that are inverted at once.
 MAX_BLOCK_VALUES = 2**22
-
-Complexes = NDArray[np.complex128]
 
 
 @dataclass(frozen=True)
@@ -71,21 +75,16 @@ class Inverses:
 
 def reflect(operation: Operation, x: Floats) -> Floats:
     """Values at inputs ``(N, *input_shape)``, in float64."""
-    (height, width), options = _circle(operation), operation.options
-    weight = operation.wide("weight")
-    stride, count = options["stride"], len(x)
-    padded = np.zeros((*x.shape[:2], height * stride[0], width * stride[1]))
-    padded[:, :, : x.shape[2], : x.shape[3]] = x
-    signal = padded.reshape(*x.shape[:2], height, stride[0], width, stride[1])
-    signal = signal.transpose(0, 1, 3, 5, 2, 4).reshape(count, -1, height, width)
+    options, weight = operation.options, operation.wide("weight")
+    signal = on_circle(operation, x)
     channels = signal.shape[1]
     back = np.flip(weight[:channels].swapaxes(0, 1), (2, 3))
     inner = _around(operation, signal, np.ascontiguousarray(back), before=True)
-    solved = _solve(operation, inner)
+    solved = by_frequency(inner, inverses_of(operation).values)
     outer = _around(operation, solved, weight[: options["outputs"]], before=False)
-    kept = min(channels, options["outputs"])
+    same = min(channels, options["outputs"])
     found = -2 * outer
-    found[:, :kept] += signal[:, :kept]
+    found[:, :same] += signal[:, :same]
     found = found[:, :, : options["output_size"][0], : options["output_size"][1]]
     return found + operation.wide("bias")[:, None, None] if "bias" in operation.tensors else found
 
@@ -104,7 +103,7 @@ def reflection_error(operation: Operation, arithmetic: Arithmetic) -> tuple[floa
     size = _absolute(operation)
     kernel = arithmetic.gamma(rows * math.prod(weight.shape[2:]) + 2) * size
     phases = arithmetic.gamma(points) * math.sqrt(points)
-    phases += DEPLOYED_PHASES * math.sqrt(2 * math.prod(_circle(operation)))
+    phases += DEPLOYED_PHASES * math.sqrt(2 * math.prod(circle_of(operation)))
     inverse = arithmetic.gamma(2 * columns + 4) * inverses.size
     v, q = math.sqrt(inverses.gram), math.sqrt(inverses.size * (1 + inverses.error))
     parts = inverses.error, 2 * q * kernel, 2 * q * phases * v, v * v * inverse
@@ -123,53 +122,9 @@ def reflection_error(operation: Operation, arithmetic: Arithmetic) -> tuple[floa
     return (relative + lost) * SLACK, (absolute + lost) * SLACK
 
 
-def inverse_count(operation: Operation) -> int:
-    """Number of frequencies with an inverse, known from shapes."""
-    return len(_points(_circle(operation)))
-
-
-def inverse_bytes(operation: Operation) -> int:
-    """Bytes of the inverses of all frequencies, known from shapes."""
-    columns = operation.tensors["weight"].shape[1]
-    return 16 * inverse_count(operation) * columns**2
-
-
 def inverses_of(operation: Operation) -> Inverses:
-    """The inverses of an operation; those that were used last are kept."""
-    if operation not in _KEPT:
-        _KEPT[operation] = _invert(operation)
-    _KEPT.move_to_end(operation)
-    while len(_KEPT) > 1 and sum(i.values.nbytes for i in _KEPT.values()) > KEPT_INVERSES:
-        _KEPT.popitem(last=False)
-    return _KEPT[operation]
-
-
-# Operations that were read do not change.
-_KEPT: OrderedDict[Operation, Inverses] = OrderedDict()
-
-
-def _circle(operation: Operation) -> tuple[int, int]:
-    (high, wide), stride = operation.options["period"], operation.options["stride"]
-    return high // stride[0], wide // stride[1]
-
-
-def _points(size: tuple[int, int]) -> NDArray[np.int64]:
-    """Frequencies, one of every conjugate pair, shape ``(F, 2)``."""
-    height, width = size
-    every = [
-        (f, g) for f in range(height) for g in range(width) if (f, g) <= (-f % height, -g % width)
-    ]
-    return np.array(every, dtype=np.int64)
-
-
-def _phases(size: tuple[int, int], shifts: NDArray[np.int64]) -> Complexes:
-    """``e^{i w k}`` of all frequencies and some shifts ``(K, 2)``, within 10 units."""
-    points, found = _points(size), np.ones((1, 1), dtype=np.complex128)
-    for d in (0, 1):
-        cosine, sine = circle(size[d])
-        turns = np.outer(points[:, d], shifts[:, d]) % size[d]
-        found = found * (cosine[turns] + 1j * sine[turns])
-    return found
+    """The inverses of an operation."""
+    return kept(operation, _invert)
 
 
 def _around(operation: Operation, x: Floats, weight: Floats, *, before: bool) -> Floats:
@@ -179,7 +134,7 @@ def _around(operation: Operation, x: Floats, weight: Floats, *, before: bool) ->
         reads = np.arange(x.shape[d] + more) - (more if before else 0)
         x = np.take(x, reads % x.shape[d], axis=d)
     ones = {"stride": [1, 1], "padding": [0, 0], "dilation": [1, 1], "groups": 1}
-    shape = (len(weight), *_circle(operation))
+    shape = (len(weight), *circle_of(operation))
     tensors = {"weight": weight}
     window = Operation("convolution", "", operation.path, ones, tensors, x.shape[1:], shape)
     return linear(window, x, weight)
@@ -191,28 +146,6 @@ def _absolute(operation: Operation) -> float:
     return absolute_norm(Operation("convolution", "", "", ones, tensors, (), ()))
 
 
-def _solve(operation: Operation, c: Floats) -> Floats:
-    size, inverses = _circle(operation), inverses_of(operation)
-    places = np.stack(np.divmod(np.arange(math.prod(size)), size[1]), axis=1)
-    waves = _phases(size, places)
-    points = _points(size)
-    alone = ((2 * points) % np.array(size) == 0).all(axis=1)
-    length = np.where(alone, 1.0, math.sqrt(2.0)) / math.sqrt(math.prod(size))
-    cosine, sine = length[:, None] * waves.real, length[:, None] * waves.imag
-    sine[alone] = 0.0
-    flat = c.reshape(-1, math.prod(size))
-    shape = (*c.shape[:2], -1)
-    # Real and imaginary parts of frequencies first, then channels and samples.
-    x = (flat @ cosine.T).reshape(shape).transpose(2, 1, 0)
-    y = (flat @ -sine.T).reshape(shape).transpose(2, 1, 0)
-    a, b = np.empty_like(x), np.empty_like(y)
-    for k, h in enumerate(inverses.values):
-        re, im = np.ascontiguousarray(h.real), np.ascontiguousarray(h.imag)
-        a[k], b[k] = re @ x[k] - im @ y[k], re @ y[k] + im @ x[k]
-    a, b = (part.transpose(2, 1, 0).reshape(len(flat), -1) for part in (a, b))
-    return (a @ cosine - b @ sine).reshape(c.shape)
-
-
 def _invert(operation: Operation) -> Inverses:
     weight, ridge = operation.wide("weight"), float.fromhex(operation.options["ridge"])
     rows, columns, *sides = weight.shape
@@ -222,11 +155,11 @@ def _invert(operation: Operation) -> Inverses:
     added = float(abs(taps).sum(axis=(0, 2)).max()) * SLACK
     gamma = FLOAT64.gamma
     wrong = gamma(ROWS + 1 + math.ceil(math.log2(rows * math.prod(sides)))) * total
-    phased = (gamma(len(taps) + 4) + 10 * UNIT) * (added + wrong)
+    phased = (gamma(len(taps) + 4) + OWN_PHASES * UNIT) * (added + wrong)
     lost = 2 * (wrong + phased) * (1 + ridge) + gamma(columns + 4) * ridge * total
     found, error, size, gram = [], 0.0, 0.0, 0.0
     identity = np.eye(columns)
-    for block in _blocks(shifts, taps, _circle(operation)):
+    for block in _blocks(shifts, taps, circle_of(operation)):
         block = (block + block.conj().swapaxes(1, 2)) / 2
         mean = np.trace(block, axis1=1, axis2=2).real / columns
         block = block + ridge * mean[:, None, None] * identity
@@ -280,7 +213,7 @@ def _summed(left: Floats, right: Floats) -> Floats:
 
 def _blocks(shifts: NDArray[np.int64], taps: Floats, size: tuple[int, int]) -> Iterator[Complexes]:
     """Blocks of V'V, some frequencies after the others."""
-    columns, phases = taps.shape[1], _phases(size, shifts)
+    columns, phases = taps.shape[1], phases_at(size, shifts)
     flat = taps.reshape(len(taps), -1)
     step = max(1, MAX_BLOCK_VALUES // columns**2)
     for start in range(0, len(phases), step):

@@ -24,8 +24,10 @@ from robustcert.check.reader import (
 MAX_PIECES = 2**14
 # Maximum number of values that the windows of a convolution read of one sample.
 MAX_READS = 2**27
-# Maximum number of values of the inverses of a reflection, and its largest ridge.
-MAX_INVERSES, MAX_RIDGE = 2**27, 2.0**20
+# Maximum number of values of the matrices of a map on a torus, and largest ridge of a reflection.
+MAX_MATRICES, MAX_RIDGE = 2**27, 2.0**20
+# What makes the blocks of an orthogonal convolution of a kernel.
+RULES_OF_BLOCKS = ("exponential", "cayley", "polar")
 # Maximum number of dimensions of one sample.
 MAX_DIMENSIONS = 8
 
@@ -246,22 +248,46 @@ def _circular(
 def _reflection(
     options: dict[str, Any], tensors: dict[str, Array], shape: Shape, where: str
 ) -> Shape:
+    output = _on_torus(options, tensors, shape, where, "ridge")
+    weight = tensors["weight"]
+    # The norm of a reflection rests on its ridge not being negative.
+    if not 0 <= hex_float(options["ridge"], f"{where} ridge") <= MAX_RIDGE:
+        raise fail(f"{where} ridge", f"a number from 0 to {MAX_RIDGE}", options["ridge"])
+    if weight.shape[0] < weight.shape[1]:
+        raise UnreadableError(f"{where}: a weight {weight.shape} is no kernel of a reflection")
+    return output
+
+
+def _orthogonal(
+    options: dict[str, Any], tensors: dict[str, Array], shape: Shape, where: str
+) -> Shape:
+    output = _on_torus(options, tensors, shape, where, "rule")
+    weight = tensors["weight"]
+    if options["rule"] not in RULES_OF_BLOCKS:
+        raise fail(f"{where} rule", f"one of {', '.join(RULES_OF_BLOCKS)}", options["rule"])
+    if options["rule"] == "exponential" and weight.shape[0] != weight.shape[1]:
+        raise UnreadableError(f"{where}: a weight {weight.shape} has no exponential")
+    return output
+
+
+def _on_torus(
+    options: dict[str, Any], tensors: dict[str, Array], shape: Shape, where: str, own: str
+) -> Shape:
     sizes = ("input_size", "output_size", "period", "stride")
-    _names(options, tensors, where, ({"outputs", "ridge", *sizes}, {"weight"}))
+    _names(options, tensors, where, ({"outputs", own, *sizes}, {"weight"}))
     for key in sizes:
         if len(items(options[key], f"{where} {key}")) != 2:
             raise fail(f"{where} {key}", "two integers", options[key])
         for value in options[key]:
             whole(value, f"{where} {key}", 1, MAX_SIDE)
     weight, stride = tensors["weight"], options["stride"]
-    # The norm of a reflection rests on its ridge not being negative.
-    if not 0 <= hex_float(options["ridge"], f"{where} ridge") <= MAX_RIDGE:
-        raise fail(f"{where} ridge", f"a number from 0 to {MAX_RIDGE}", options["ridge"])
-    if weight.ndim != 4 or 0 in weight.shape or weight.shape[0] < weight.shape[1]:
-        raise UnreadableError(f"{where}: a weight {weight.shape} is no kernel of a reflection")
-    outputs = whole(options["outputs"], f"{where} outputs", 1, weight.shape[0])
-    used = shape[0] * math.prod(stride)
-    if len(shape) != 3 or shape[1:] != tuple(options["input_size"]) or used > weight.shape[0]:
+    if weight.ndim != 4 or 0 in weight.shape:
+        raise UnreadableError(f"{where}: a weight {weight.shape} is no kernel")
+    rows, columns = weight.shape[:2]
+    # A reflection is a square of its rows.
+    used, most = shape[0] * math.prod(stride), rows if own == "ridge" else columns
+    outputs = whole(options["outputs"], f"{where} outputs", 1, rows)
+    if len(shape) != 3 or shape[1:] != tuple(options["input_size"]) or used > most:
         raise UnreadableError(f"{where}: a weight {weight.shape} does not fit inputs {shape}")
     circle = []
     for d in (0, 1):
@@ -270,9 +296,10 @@ def _reflection(
         if not fits or options["output_size"][d] > side or weight.shape[2 + d] > side:
             raise UnreadableError(f"{where}: period {period}, stride {stride} and sizes do not fit")
         circle.append(side)
-    if math.prod(circle) * max(weight.shape[1] ** 2, math.prod(circle)) > MAX_INVERSES:
+    size = columns if own == "ridge" else rows
+    if math.prod(circle) * max(size * columns, math.prod(circle)) > MAX_MATRICES:
         raise UnreadableError(f"{where}: its torus has too many frequencies")
-    if math.prod(circle) * math.prod(weight.shape[2:]) * weight.shape[0] > MAX_READS:
+    if math.prod(circle) * math.prod(weight.shape[2:]) * rows > MAX_READS:
         raise UnreadableError(f"{where}: its windows read too many values")
     _check_bias(tensors, outputs, where)
     return (outputs, *options["output_size"])
@@ -311,6 +338,7 @@ RULES = {
     "residual_block": _residual_block,
     "circular_convolution": _circular,
     "reflection": _reflection,
+    "orthogonal_convolution": _orthogonal,
     "quadratics": _quadratics,
 }
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from robustcert.check.arithmetic import UNIT
 from robustcert.check.effort import UNLIMITED, Effort
-from robustcert.check.forward.reflection import inverse_count
+from robustcert.check.forward.torus import ON_TORUS, frequency_count
 from robustcert.check.network.operation import Operation
 from robustcert.check.norms.convolution import (
     convolution_bytes,
@@ -41,8 +41,9 @@ from robustcert.check.norms.symbols import (
     symbol_work,
 )
 
-# Products that take the time of the inverse of a block of a reflection, over the cube of its side.
-INVERSE_WORK = 128.0
+# Products that take the time of the matrix of a map on a torus at a frequency, over the cube of its
+# side.
+MATRIX_WORK = 128.0
 
 
 def prove(operation: Operation, bound: float, effort: Effort = UNLIMITED) -> Proof:
@@ -153,10 +154,11 @@ def work(operation: Operation) -> float:
         return symbol_work(operation, *circles_of(operation))
     if operation.kind == "convolution":
         return symbol_work(operation, *axes_of(operation))
-    if operation.kind == "reflection":
+    if operation.kind in ON_TORUS:
         # Its norm is known; what takes time is what proves it defined.
-        columns = operation.tensors["weight"].shape[1]
-        return INVERSE_WORK * inverse_count(operation) * columns**3
+        rows, columns = operation.tensors["weight"].shape[:2]
+        rows = columns if operation.kind == "reflection" else rows
+        return MATRIX_WORK * frequency_count(operation) * rows * columns * min(rows, columns)
     return 0.0
 
 
