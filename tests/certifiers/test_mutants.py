@@ -882,8 +882,10 @@ FAULTS: dict[str, Fault] = {
         wrap(lines, "blocks", lambda f: lambda w, axes: f(w, axes)[:1]),
         wrap(symbols, "blocks", lambda f: lambda w, axes: f(w, axes)[:1]),
     ),
-    "blocks that are not needed, guessed": put(
-        lines, "settled", lambda gram, t: (Fraction(t), torch.ones(len(gram.real)) > 0)
+    # Estimates alone leave none out here: they are to tell nothing.
+    "blocks that are not needed, guessed": both(
+        put(lines, "settled", lambda gram, t: (Fraction(0), torch.ones(len(gram.real)) > 0)),
+        put(lines, "largest_eigenvalues", lambda matrices, steps: torch.zeros(len(matrices))),
     ),
     "norm of the reshaped kernel": conv_bound(
         lambda bound, w, *rest: norms.dense_norm_bound(w.flatten(1))
