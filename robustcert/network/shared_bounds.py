@@ -33,9 +33,9 @@ def share_bounds(
         UnsoundNetworkError: a process could not prove a bound; all of them raise it.
     """
     network = network.owned()
-    leaves = _leaves(network.backbone, network.input_shape)
+    own_leaves = sorted(leaves(network.backbone, network.input_shape), key=_cost)
     # The dearest first, dealt out in turn.
-    parts = {digest([part], shape): (part, shape) for part, shape in sorted(leaves, key=_cost)}
+    parts = {digest([part], shape): (part, shape) for part, shape in own_leaves}
     dealt = list(parts)[::-1][rank::world_size]
     own: dict[str, float] = {}
     failure = None
@@ -51,14 +51,14 @@ def share_bounds(
             adopt_bound(*parts[key], found[key])
 
 
-def _leaves(
+def leaves(
     operations: Sequence[Operation], input_shape: Shape
 ) -> Iterator[tuple[Operation, Shape]]:
     """Operations with a bound of their own, those of branches included."""
     for operation, shape in shapes(operations, input_shape):
         if isinstance(operation, Branched):
             for branch in operation.branches:
-                yield from _leaves(branch, shape)
+                yield from leaves(branch, shape)
         else:
             yield operation, shape
 

@@ -7,32 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from robustcert.norms.eigenvalues import ROUGH_STEPS, largest_eigenvalues
-from robustcert.norms.proof import Array, Gram, bound_by_gram, scaled, settled, squared_norm_bound
+from robustcert.norms.lines import mixed_norm_bound
+from robustcert.norms.proof import Array, scaled, squared_norm_bound
 from robustcert.norms.scalars import exact, root_up
-from robustcert.norms.symbols import Axis, Taps, blocks, norm_of_map, symbol_norm_bound, symbols
-
-# Note [one dimension] (why symbols along one are closer)
-# ~~~~~~~~~~~~~~~~~~~~
-# A convolution with the symbols K(v, w) of Note [symbol] is also one along the width alone, whose
-# channels are all rows of all channels: a tap is the matrix, of weights and zeros, that a column of
-# the kernel makes of the rows, zero padding included. Its blocks T(w) are restrictions of the
-# convolutions along the height with blocks K(v, w). So
-#     ||T(w)|| <= max_v ||K(v, w)||,
-# and nothing is lost at the upper and the lower border. T(w) has c_out n_out rows and c_in n
-# columns, so it is used on short axes only, where the border matters, and only for frequencies w
-# where some K(v, w) has no factor at what is proved of the others: mostly for one. Likewise along
-# the height; both is the whole matrix. Circular axes are never cut open: their wrapped taps read
-# the signal.
-
-# A map is short, and worth its own matrices, up to this many points per degree of its kernel.
-POINTS_PER_EXCESS = 6
-# Maximum number of multiplications, and of entries, of matrices along one dimension: what the
-# checker, which has no use for the band, can do as well.
-MAX_WORK = 2**31
-MAX_TAPS = 2**25
-# The axis of a map of one pixel.
-PIXEL = Axis.of(1, 1, 1, 0, 1, circular=False)
+from robustcert.norms.symbols import Axis, symbol_norm_bound
 
 Pair = int | tuple[int, int]
 
@@ -60,8 +38,10 @@ def unrolled(weight: Array, axis: Axis, dimension: int) -> Array:
 
 
 def operator_norm_bound(weight: Array, axes: tuple[Axis, Axis]) -> Fraction | None:
-    """Bound of the norm by the matrix of every group, or None where that is dear."""
+    """Bound of the norm by the matrix of every group, or None where that is dear or idle."""
     groups, out, inner = weight.shape[:3]
+    if all(axis.is_attained for axis in axes):
+        return None
     rows, columns = (
         out * axes[0].outputs * axes[1].outputs,
         inner * axes[0].inputs * axes[1].inputs,
@@ -76,79 +56,6 @@ def operator_norm_bound(weight: Array, axes: tuple[Axis, Axis]) -> Fraction | No
             matrix = matrix if rows >= columns else np.ascontiguousarray(matrix.T)
             bound = max(bound, squared_norm_bound(matrix[None], floor=float(bound)))
     return exact(root_up(bound))
-
-
-def mixed_norm_bound(weight: Array, axes: tuple[Axis, Axis]) -> Fraction | None:
-    """Bound of the norm by symbols in one dimension only, or None where that is dear or idle."""
-    dimensions = [d for d in (3, 4) if _is_worth_unrolling(weight, axes, d)]
-    if not dimensions:
-        return None
-    taps = blocks(weight, axes)
-    both = [(points, Gram.of(real, imag)) for points, real, imag in symbols(taps, axes)]
-    squared = Fraction(0)
-    for _, gram in both:
-        squared = max(squared, bound_by_gram(gram, float(squared)))
-    rough = [largest_eigenvalues(gram.tensor(), ROUGH_STEPS).numpy() for _, gram in both]
-    chunk = max(range(len(both)), key=lambda k: rough[k].max())
-    largest = both[chunk][0][rough[chunk].argmax() // weight.shape[0]]
-    bounds = [norm_of_map(squared, taps, axes)]
-    for d in dimensions:
-        along, wide = _squared_bound_along(weight, axes, d, both, largest)
-        # Symbols of both kinds have their errors.
-        bounds.append(max(norm_of_map(along, kind, axes) for kind in (wide, taps)))
-    return min(bounds)
-
-
-def _is_worth_unrolling(weight: Array, axes: tuple[Axis, Axis], dimension: int) -> bool:
-    groups, out, inner = weight.shape[:3]
-    axis, other = axes[dimension - 3], axes[4 - dimension]
-    small, large = sorted((out * axis.outputs, inner * axis.inputs * other.residues))
-    work = other.points * groups * small**2 * large
-    taps = weight.size * axis.outputs * axis.inputs // weight.shape[dimension]
-    # On longer axes the symbols are close already.
-    short = axis.points <= POINTS_PER_EXCESS * axis.degree
-    return short and work <= MAX_WORK and taps <= MAX_TAPS
-
-
-def _squared_bound_along(
-    weight: Array,
-    axes: tuple[Axis, Axis],
-    dimension: int,
-    both: list[tuple[NDArray[np.int64], Gram]],
-    largest: NDArray[np.int64],
-) -> tuple[Fraction, Taps]:
-    """Bound of the squared norms of the blocks along the other dimension, and the taps of these.
-
-    Args:
-        weight: Shape (groups, c_out, c_in, kh, kw).
-        axes: Its dimensions.
-        dimension: The one that is unrolled, 3 or 4.
-        both: Gram matrices of the symbols along both, with their grid points.
-        largest: The grid point whose symbol seems to have the largest norm.
-    """
-    axis, other, place = axes[dimension - 3], axes[4 - dimension], 4 - dimension
-    pair = (PIXEL, other) if dimension == 3 else (other, PIXEL)
-    taps = blocks(unrolled(weight, axis, dimension), pair)
-
-    def lines(points: NDArray[np.int64]) -> NDArray[np.int64]:
-        # Frequencies of blocks; opposite ones have conjugate blocks.
-        return np.minimum(points[:, place], -points[:, place] % other.points)
-
-    def block(frequency: int, floor: Fraction) -> Fraction:
-        point = np.zeros((1, 2), dtype=np.int64)
-        point[0, place] = frequency
-        ((_, real, imag),) = symbols(taps, pair, point)
-        return squared_norm_bound(real, imag, float(floor))
-
-    (first,) = lines(largest[None]).tolist()
-    bound, left = block(first, Fraction(0)), set[int]()
-    for points, gram in both:
-        found, done = settled(gram, float(bound))
-        bound = max(bound, found)
-        left.update(np.repeat(lines(points), weight.shape[0])[~done.numpy()].tolist())
-    for frequency in left - {first}:
-        bound = max(bound, block(frequency, bound))
-    return bound, taps
 
 
 def norm_bound(

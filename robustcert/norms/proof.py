@@ -371,8 +371,8 @@ def squared_norm_bound(real: Array, imag: Array | None = None, floor: float = 0.
     return bound_by_gram(Gram.of(real, imag), floor)
 
 
-def bound_by_gram(gram: Gram, floor: float = 0.0) -> Fraction:
-    """The same from Gram matrices."""
+def bound_by_gram(gram: Gram, floor: float = 0.0, estimate: float | None = None) -> Fraction:
+    """The same from Gram matrices, with an estimate of their largest eigenvalue if one is known."""
     size = gram.real.shape[-1]
     # A direct eigenvalue is good to rounding, a Lanczos estimate is not.
     ladder = RAISES if size <= DIRECT_SIZE else RAISES[1:]
@@ -386,12 +386,13 @@ def bound_by_gram(gram: Gram, floor: float = 0.0) -> Fraction:
     failures = 0
     while len(gram.real) and failures < len(ladder):
         steps = min(LANCZOS_STEPS << failures, 8 * LANCZOS_STEPS)
-        estimate = largest_eigenvalue(gram.tensor(), steps)
+        if estimate is None:
+            estimate = largest_eigenvalue(gram.tensor(), steps)
         found, done = settled(gram, max(least, estimate * (1 + ladder[failures])))
         bound = max(bound, found)
         # Where some are settled, another matrix is larger than the one that was estimated.
         failures += not done.any()
-        gram = gram[~done]
+        gram, estimate = gram[~done], None
     if len(gram.real):
         raise NormBoundError(f"No Cholesky factor found for a matrix of {gram.rows} x {size}")
     return bound

@@ -112,6 +112,14 @@ class Axis:
         return max(shifts) - min(shifts)
 
     @property
+    def is_attained(self) -> bool:
+        """Whether windows do not overlap and one of them is full: it has the symbol's norm."""
+        met = np.zeros(self.outputs, dtype=np.int64)
+        for *_, outs, _ in self.taps:
+            met[outs] += 1
+        return self.degree == 0 and int(met.max()) == len(self.taps)
+
+    @property
     def residues(self) -> int:
         """Number of signals that a stride makes of one."""
         return len({residue for _, _, residue, *_ in self.taps})
@@ -143,7 +151,8 @@ def roots_of_unity(numerators: NDArray[np.int64], denominator: int) -> tuple[Arr
     turns = numerators % denominator
     turns = np.where(2 * turns > denominator, turns - denominator, turns)
     angle = 2 * math.pi * turns / denominator
-    return np.cos(angle), np.sin(angle)
+    # That of half a turn is exactly zero, so that symbols there are real.
+    return np.cos(angle), np.where(2 * turns == denominator, 0.0, np.sin(angle))
 
 
 def blocks(weight: Array, axes: tuple[Axis, Axis]) -> Taps:
@@ -223,10 +232,10 @@ def symbol_norm_bound(weight: Array, axes: tuple[Axis, Axis]) -> Fraction:
     bound = Fraction(0)
     for _, real, imag in symbols(taps, axes):
         bound = max(bound, squared_norm_bound(real, imag, float(bound)))
-    return norm_of_map(bound, taps, axes)
+    return norm_of_map(bound, symbol_error(taps), axes)
 
 
-def norm_of_map(squared: Fraction, taps: Taps, axes: tuple[Axis, Axis]) -> Fraction:
-    """Bound of the map's norm from one of the squared norms of its computed symbols."""
-    norm = exact(root_up(squared)) + symbol_error(taps)
+def norm_of_map(squared: Fraction, error: Fraction, axes: tuple[Axis, Axis]) -> Fraction:
+    """Bound of the map's norm from one of the squared norms of its symbols, and of their errors."""
+    norm = exact(root_up(squared)) + error
     return norm * exact(root_up(axes[0].factor * axes[1].factor))

@@ -22,6 +22,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from robustcert.config.build import Config, build
 from robustcert.config.schema import check_value
 from robustcert.errors import ConfigError
+from robustcert.training.cadence import Cadence
 from robustcert.training.callbacks import AtomicCheckpointIO, EpochLog, OutlastSigterm, ProgressBar
 
 
@@ -39,6 +40,9 @@ def build_trainer(
         callbacks.append(_build(own, f"trainer.callbacks[{i}]", allowed, expected=Callback))
     for name, own in (config.get("callbacks") or {}).items():
         callbacks.append(_build(own, f"callbacks.{name}", allowed, expected=Callback))
+    if node.get("check_val_every_n_epoch") is None and "val_check_interval" not in node:
+        node.pop("check_val_every_n_epoch", None)
+        callbacks.append(Cadence(config["loader"].get("batch_size", 1)))
     bar = node.get("enable_progress_bar", True) and sys.stdout.isatty()
     callbacks.append(ProgressBar() if bar else EpochLog())
     if "SLURM_NTASKS" in os.environ and SLURMEnvironment.detect() and "plugins" not in node:

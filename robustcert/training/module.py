@@ -1,6 +1,7 @@
 """The LightningModule: trains with estimates, validates with bounds."""
 
 import math
+import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from typing import Any, ClassVar
@@ -89,6 +90,8 @@ class CertifiedModule(LightningModule):
         self.optimizer = optimizer
         self.epsilon_schedule = epsilon_schedule or EpsilonSchedule(1.0, 1.0, 0.0)
         self.lr_schedule = lr_schedule
+        # Seconds that the bounds of the last validation took, before its first sample.
+        self.bound_seconds: float | None = None
 
     def ignore_buffers(self) -> None:
         """Keep buffers out of DDP's broadcasts; called once all metrics are there."""
@@ -316,9 +319,11 @@ class CertifiedClassifier(CertifiedModule):
         """
         if self.only_checking:
             return
+        begun = time.perf_counter()
         network = self.folded()
         ranks = (self.trainer.global_rank, self.trainer.world_size) if self._trainer else (0, 1)
         self.validation.prepare(network, self.device, *ranks)
+        self.bound_seconds = time.perf_counter() - begun
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Count certified samples of the validation split."""

@@ -1,5 +1,6 @@
 """Training of a network with one real output: its metrics, and how validation certifies it."""
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -135,9 +136,11 @@ class CertifiedRegressor(CertifiedModule):
         """
         if self.only_checking:
             return
+        begun = time.perf_counter()
         network = self.folded()
         self._lipschitz = self.validation.lipschitz(network)
         self._network = network.to(self.device)
+        self.bound_seconds = time.perf_counter() - begun
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Add the residuals of a batch of the validation split."""

@@ -17,6 +17,7 @@ from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from helpers.configs import build, build_model, input_shape, layered_models, names, slow_but
@@ -66,7 +67,7 @@ from robustcert.network.linear import Affine, Convolution, Dense, Flatten
 from robustcert.network.network import PlainNetwork, output_bound, pairwise_bound, prefix_bounds
 from robustcert.network.operation import Operation
 from robustcert.network.quadratics import Quadratics
-from robustcert.norms import convolution, proof, scalars, symbols
+from robustcert.norms import convolution, lines, proof, scalars, symbols
 from robustcert.norms.dense import dense_norm_bound
 from robustcert.norms.proof import Gram, residual_bound
 from robustcert.norms.scalars import root_up
@@ -878,11 +879,13 @@ FAULTS: dict[str, Fault] = {
         lambda bound, w, n, s, p, d, g: bound(w, n, 1, p, d, g) / s[0]
     ),
     "one phase of the stride": both(
-        wrap(convolution, "blocks", lambda f: lambda w, axes: f(w, axes)[:1]),
+        wrap(lines, "blocks", lambda f: lambda w, axes: f(w, axes)[:1]),
         wrap(symbols, "blocks", lambda f: lambda w, axes: f(w, axes)[:1]),
     ),
-    "blocks that are not needed, guessed": put(
-        convolution, "settled", lambda gram, t: (Fraction(t), torch.ones(len(gram.real)) > 0)
+    # Estimates alone leave none out here: they are to tell nothing.
+    "blocks that are not needed, guessed": both(
+        put(lines, "settled", lambda gram, t: (Fraction(0), torch.ones(len(gram.real)) > 0)),
+        put(lines, "largest_eigenvalues", lambda matrices, steps: torch.zeros(len(matrices))),
     ),
     "norm of the reshaped kernel": conv_bound(
         lambda bound, w, *rest: norms.dense_norm_bound(w.flatten(1))
@@ -901,6 +904,16 @@ FAULTS: dict[str, Fault] = {
         convolution,
         "unrolled",
         lambda f: lambda w, axis, d: f(w, replace(axis, taps=axis.taps[:-1]), d),
+    ),
+    "last row of a kernel left out of products": wrap(
+        lines.Lines,
+        "_placed",
+        lambda f: (
+            lambda self, products: f(
+                replace(self, reads=np.where(np.arange(self.reads.shape[1]) > 0, self.reads, -1)),
+                products,
+            )
+        ),
     ),
     "symbols along one dimension, root left out": wrap(
         convolution,

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from robustcert import norms
 from robustcert.errors import NormBoundError
-from robustcert.norms import convolution, proof, symbols
+from robustcert.norms import convolution, lines, proof, symbols
 from robustcert.norms.convolution import circular_conv_norm_bound, conv_norm_bound
 from robustcert.norms.dense import dense_norm_bound, gram_bound, row_distance_bounds
 from robustcert.norms.estimates import (
@@ -376,8 +376,8 @@ def test_bounds_by_symbols_along_one_dimension(seed: int) -> None:
     truth = float(torch.linalg.matrix_norm(matrix, 2))
     both = symbols.symbol_norm_bound(values, (vertical, horizontal))
     along = [
-        symbols.symbol_norm_bound(rows, (convolution.PIXEL, horizontal)),
-        symbols.symbol_norm_bound(columns, (vertical, convolution.PIXEL)),
+        symbols.symbol_norm_bound(rows, (lines.PIXEL, horizontal)),
+        symbols.symbol_norm_bound(columns, (vertical, lines.PIXEL)),
     ]
     for bound in along:
         assert truth * (1 - 1e-13) <= bound <= both * (1 + Fraction(1, 10**8))
@@ -385,6 +385,31 @@ def test_bounds_by_symbols_along_one_dimension(seed: int) -> None:
     if mixed is not None:
         assert truth * (1 - 1e-13) <= mixed
         assert any(float(mixed) == pytest.approx(float(bound), rel=1e-8) for bound in along)
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_products_of_kernel_rows_are_those_of_the_whole_matrix(seed: int) -> None:
+    """Eigenvalues of T(w)^H T(w) from products of K_t(w), and its error: Note [one dimension]."""
+    rng = np.random.default_rng(seed)
+    groups, kernel, stride = int(rng.integers(1, 3)), *rng.integers(2, 5, 1), *rng.integers(1, 3, 1)
+    channels = rng.integers(1, 5, 2)
+    weight = rng.standard_normal((groups, *channels, kernel, kernel))
+    axis = symbols.Axis.of(int(kernel), 7, int(stride), int(rng.integers(0, 3)), 1, circular=False)
+    for kept, pair in enumerate(((lines.PIXEL, axis), (axis, lines.PIXEL))):
+        own = lines.Lines.of(weight, (axis, axis), kept)
+        taps = symbols.blocks(convolution.unrolled(weight, axis, 3 + kept), pair)
+        assert own.error >= symbols.symbol_error(taps)
+        for frequency in range(axis.points // 2 + 1):
+            point = np.zeros((1, 2), dtype=np.int64)
+            point[0, 1 - kept] = frequency
+            ((_, real, imag),) = symbols.symbols(taps, pair, point)
+            imag = np.zeros_like(real) if imag is None else imag
+            whole, gram = Gram.of(real, imag), own.gram([frequency])
+            assert gram.rows == whole.rows
+            assert gram.band >= whole.band - channels.max()
+            assert float(gram.energy) == pytest.approx(float(whole.energy))
+            found, expected = (np.linalg.eigvalsh(g.tensor().numpy()) for g in (gram, whole))
+            assert found == pytest.approx(expected, abs=1e-11 * float(whole.energy))
 
 
 def test_short_maps_are_bounded_closely() -> None:

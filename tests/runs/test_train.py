@@ -89,7 +89,7 @@ def test_best_is_the_highest_vra_and_last_the_last_epoch(tmp_path: Path) -> None
 def test_of_equal_epochs_the_last_one_validated_is_best(tmp_path: Path) -> None:
     run(tmp_path / "one", "epsilon=7", "trainer.max_epochs=3", "certify=false")
     assert read_checkpoint(tmp_path / "one" / "checkpoints" / "best.ckpt").epoch == 3
-    seldom = "+trainer.check_val_every_n_epoch=2"
+    seldom = "trainer.check_val_every_n_epoch=2"
     run(tmp_path / "two", "epsilon=7", "trainer.max_epochs=3", "certify=false", seldom)
     assert read_checkpoint(tmp_path / "two" / "checkpoints" / "best.ckpt").epoch == 2
 
@@ -170,7 +170,7 @@ def test_weights_that_become_nan_stop_the_run_with_a_remedy(tmp_path: Path) -> N
         ("trainer.max_epochs=0", "trainer.max_epochs: expected a number above 0"),
         ("trainer.precision=bf16-true", "choose 32-true"),
         ("+trainer.limit_val_batches=0", "trainer.limit_val_batches"),
-        ("+trainer.check_val_every_n_epoch=3", "trainer.check_val_every_n_epoch: 3 leaves"),
+        ("trainer.check_val_every_n_epoch=3", "trainer.check_val_every_n_epoch: 3 leaves"),
         ("+trainer.logger=true", "trainer.logger: is set by the program"),
         ("+model.foo=1", "MLP takes no 'foo'"),
         ("optimizer.lr=-1", "optimizer: Invalid learning rate: -1"),

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from robustcert import __version__
 from robustcert.atomic import complete_file
+from robustcert.training.cadence import is_validated
 from robustcert.training.checkpoint import CHECKPOINT_FORMAT, RECORD_KEY, SCORES
 
 log = logging.getLogger(__name__)
@@ -62,9 +63,11 @@ class RecordRun(Callback):
     ) -> None:
         """Add the record, the metrics of this epoch and the seconds of training so far."""
         logged = {k: float(v) for k, v in trainer.callback_metrics.items()}
+        # Lightning keeps those of the last validation, which may be of an earlier epoch.
+        fresh = is_validated(trainer, trainer.current_epoch + 1)
         checkpoint[RECORD_KEY] = {
             **self.record,
-            "metrics": {k: v for k, v in logged.items() if k.startswith("val/")},
+            "metrics": {k: v for k, v in logged.items() if fresh and k.startswith("val/")},
             "training": {k: v for k, v in logged.items() if k.startswith("train/")},
             **{name: self._before[name] + t - self._started[name] for name, t in _clocks().items()},
         }
@@ -105,12 +108,15 @@ class BestCheckpoint(ModelCheckpoint):
         """Lightning's state and the name of the radii behind the score."""
         return {**super().state_dict(), "measure": self.measure}
 
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compare an epoch that was validated; others have no score."""
+        if is_validated(trainer, trainer.current_epoch + 1):
+            super().on_train_epoch_end(trainer, pl_module)
+
     def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
-        """Whether the score is at least the best, and of this epoch."""
-        every = trainer.check_val_every_n_epoch or 1
-        fresh = (trainer.current_epoch + 1) % every == 0
+        """Whether the score is at least the best."""
         equal = current is not None and current == self.best_model_score
-        return (fresh and bool(equal)) or super().check_monitor_top_k(trainer, current)
+        return bool(equal) or super().check_monitor_top_k(trainer, current)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Remember the best score of a resumed run, also if its folder has moved."""

@@ -5,6 +5,8 @@ import logging
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping as LightningEarlyStopping
 
+from robustcert.training.cadence import is_validated
+
 log = logging.getLogger(__name__)
 
 
@@ -25,6 +27,11 @@ class EarlyStopping(LightningEarlyStopping):
                 "callbacks.early_stopping.patience"
             )
         super().__init__("val/vra", mode="max", patience=patience, min_delta=min_delta)
+
+    def _should_skip_check(self, trainer: Trainer) -> bool:
+        # Of an epoch without a validation there is nothing but the score of an earlier one.
+        validated = is_validated(trainer, trainer.current_epoch + 1)
+        return not validated or super()._should_skip_check(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say why training ended before its last epoch."""

@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.callbacks.progress.rich_progress import ProcessingSpeedColumn
 from rich.progress import BarColumn, ProgressColumn
 
+from robustcert.training.cadence import is_validated
 from robustcert.training.stage import Advance, stage
 
 log = logging.getLogger(__name__)
@@ -72,7 +73,7 @@ class EpochLog(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the epoch before, whose metrics are complete only now."""
-        self._log(trainer)
+        self._log(trainer, pl_module)
         self._begin(trainer, "training", trainer.num_training_batches)
 
     def on_train_batch_end(self, trainer: Trainer, *arguments: Any) -> None:
@@ -91,7 +92,7 @@ class EpochLog(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the last epoch."""
         self._open.close()
-        self._log(trainer)
+        self._log(trainer, pl_module)
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
@@ -106,10 +107,15 @@ class EpochLog(Callback):
             said = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}: {doing}"
             self._advance = self._open.enter_context(stage(said, total, "batches", bar=False))
 
-    def _log(self, trainer: Trainer) -> None:
+    def _log(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Read on every rank: some of these values are only reduced now.
         metrics = trainer.callback_metrics
-        values = [f"{key} {float(metrics[key]):.4f}" for key in _KEYS if key in metrics]
+        validated = is_validated(trainer, trainer.current_epoch)
+        keys = [key for key in _KEYS if key in metrics and (validated or key.startswith("train/"))]
+        values = [f"{key} {float(metrics[key]):.4f}" for key in keys]
+        seconds = getattr(pl_module, "bound_seconds", None)
+        if validated and seconds is not None:
+            values.append(f"bounds {seconds:.3g} s")
         if values and trainer.is_global_zero:
             log.info(
                 "epoch %d/%s: %s", trainer.current_epoch, trainer.max_epochs, "  ".join(values)

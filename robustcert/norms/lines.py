@@ -1,0 +1,267 @@
+r"""Norm bounds of convolutions on short maps: symbols along one dimension, the other one kept."""
+
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import product
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from robustcert.norms.eigenvalues import ROUGH_STEPS, largest_eigenvalue, largest_eigenvalues
+from robustcert.norms.proof import (
+    LANCZOS_STEPS,
+    Array,
+    Gram,
+    bound_by_gram,
+    hermitian_product,
+    settled,
+)
+from robustcert.norms.scalars import exact, root_up, sum_of_squares_up
+from robustcert.norms.symbols import Axis, Taps, blocks, norm_of_map, symbol_error, symbols
+
+# Note [one dimension] (why symbols along one are closer)
+# ~~~~~~~~~~~~~~~~~~~~
+# A convolution with the symbols K(v, w) of Note [symbol] is also one along the width alone, whose
+# channels are all rows of all channels: a tap is the matrix, of weights and zeros, that a column of
+# the kernel makes of the rows, zero padding included. Its blocks T(w) are restrictions of the
+# convolutions along the height with blocks K(v, w). So
+#     ||T(w)|| <= max_v ||K(v, w)||,
+# and nothing is lost at the upper and the lower border. T(w) has c_out n_out rows and c_in n
+# columns, so it is used on short axes only, where the border matters, and only for frequencies w
+# where some K(v, w) has no factor at what is proved of the others: mostly for one. Likewise along
+# the height; both is the whole matrix. Circular axes are never cut open: their wrapped taps read
+# the signal.
+#
+# Products. T(w) consists of the blocks K_t(w) of the rows t of the kernel, one wherever an output q
+# reads an input p by t, and zeros. So
+#     (T(w)^H T(w))_{p p'} = sum of K_t^H K_t' over all q that read p by t and p' by t',
+# which takes one product for every pair of rows of the kernel. In float64 an entry is the same sum
+# of products as that of the matrices, in one of the orders that Note [arithmetic] leaves open: with
+# K_t of R rows and Q outputs, a sum of 2 R Q products in the real part. In the imaginary part, the
+# R products of each of two sums, their difference and less than Q additions are at most R Q + 1
+# roundings, as Note [residual] counts for m = R Q. Likewise T T^H, inputs and outputs swapped.
+#
+# Errors. Entries of T(w) are those of K_t(w), whose error in the Frobenius norm Note [symbol]
+# bounds. With N blocks, that of T(w) is at most root N times the largest of these.
+
+# A map is short, and worth its own matrices, up to this many points per degree of its kernel.
+POINTS_PER_EXCESS = 6
+# Maximum number of multiplications, and of entries, of matrices along one dimension: what the
+# checker, which has no use for the band, can do as well.
+MAX_WORK = 2**31
+MAX_TAPS = 2**25
+# The axis of a map of one pixel.
+PIXEL = Axis.of(1, 1, 1, 0, 1, circular=False)
+
+
+@dataclass(frozen=True)
+class Lines:
+    """A convolution along one dimension, whose channels are the positions of the other.
+
+    Attributes:
+        taps: Shifts (T, 2) along the dimension and taps (T, groups rows, c_out, c_in) of all rows
+            of the kernel, for every residue.
+        axes: Both dimensions, with a pixel in place of the one that is kept.
+        groups: Number of groups.
+        reads: Which column of blocks, or -1 for none, the block of a kernel's row is in for every
+            row of blocks, shape (rows of blocks, rows of the kernel).
+        columns: Number of columns of blocks.
+        wide: Whether it is transposed: columns of blocks are then outputs, else inputs.
+    """
+
+    taps: Taps
+    axes: tuple[Axis, Axis]
+    groups: int
+    reads: NDArray[np.int64]
+    columns: int
+    wide: bool
+
+    @staticmethod
+    def of(weight: Array, axes: tuple[Axis, Axis], kept: int) -> "Lines":
+        """Keep one dimension, 0 or 1, of a map with the weight (groups, c_out, c_in, kh, kw)."""
+        groups, out, inner = weight.shape[:3]
+        axis, other = axes[kept], axes[1 - kept]
+        # The rows of a kernel that read the signal are groups of their own.
+        kernel = np.moveaxis(weight, 3 + kept, 1)[:, [tap for tap, *_ in axis.taps]]
+        kernel = np.expand_dims(kernel.reshape(-1, *kernel.shape[2:]), 3 + kept)
+        pair = (PIXEL, other) if kept == 0 else (other, PIXEL)
+        wide = out * axis.outputs < inner * other.residues * axis.inputs
+        size, columns = (axis.inputs, axis.outputs) if wide else (axis.outputs, axis.inputs)
+        reads = np.full((size, len(axis.taps)), -1)
+        for row, (*_, outs, ins) in enumerate(axis.taps):
+            reads[ins if wide else outs, row] = outs if wide else ins
+        return Lines(blocks(kernel, pair), pair, groups, reads, columns, wide)
+
+    def names(self, points: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Frequencies of the symbols of all groups at grid points (F, 2) of both dimensions."""
+        points = points[:, self.place]
+        # Opposite ones have conjugate blocks.
+        return np.repeat(np.minimum(points, -points % self.period), self.groups)
+
+    @property
+    def place(self) -> int:
+        """Dimension that is transformed."""
+        return 0 if self.axes[1] is PIXEL else 1
+
+    @property
+    def period(self) -> int:
+        """Number of its grid points."""
+        return self.axes[self.place].points
+
+    def grams(self, frequencies: list[int]) -> list[Gram]:
+        """Gram matrices of the blocks of all groups, those of real blocks apart: they cost less."""
+        real = [f for f in frequencies if 2 * f % self.period == 0]
+        rest = [f for f in frequencies if 2 * f % self.period]
+        return [self.gram(some) for some in (real, rest) if some]
+
+    def gram(self, frequencies: list[int]) -> Gram:
+        """Gram matrices of the blocks of all groups at some frequencies."""
+        points = np.zeros((len(frequencies), 2), dtype=np.int64)
+        points[:, self.place] = frequencies
+        chunks = [(real, imag) for _, real, imag in symbols(self.taps, self.axes, points)]
+        real = self._beside([real for real, _ in chunks])
+        parts = [imag for _, imag in chunks if imag is not None]
+        imag = self._beside(parts) if any(part.any() for part in parts) else None
+        products = hermitian_product(real, imag, np.ones(real.shape[1:], np.bool_), real.shape[-1])
+        whole, other = (None if part is None else self._placed(part) for part in products)
+        assert whole is not None
+        rows, size = real.shape[-2] * len(self.reads), whole.shape[-1]
+        trace = float(whole.diagonal(dim1=-2, dim2=-1).sum(-1).max())
+        energy = sum_of_squares_up(trace, (1 if imag is None else 2) * rows * size)
+        width = size // self.columns
+        return Gram(whole, other, rows, self._reach * width + width - 1, energy)
+
+    def _beside(self, chunks: list[Array]) -> torch.Tensor:
+        """Blocks of all rows of the kernel side by side, of chunks (f groups rows, r, c)."""
+        out, inner = self.taps[0][1].shape[2:]
+        blocks = torch.from_numpy(np.concatenate(chunks))
+        # What comes has r >= c.
+        if (out < inner * len(self.taps)) != self.wide:
+            blocks = blocks.mT
+        return blocks.unflatten(0, (-1, self.reads.shape[1])).transpose(1, 2).flatten(2)
+
+    def _placed(self, products: torch.Tensor) -> torch.Tensor:
+        """Sums over all rows of blocks of what every two of their blocks make."""
+        kernel_rows, columns = self.reads.shape[1], self.columns
+        width = products.shape[-1] // kernel_rows
+        whole = products.new_zeros(len(products), columns, width, columns, width)
+        own = products.unflatten(2, (kernel_rows, width)).unflatten(1, (kernel_rows, width))
+        for first, second in product(range(kernel_rows), repeat=2):
+            pairs = self.reads[:, [first, second]]
+            left, right = pairs[(pairs >= 0).all(1)].T
+            # A block is in another column for every row: nothing is written to one place twice.
+            whole[:, left, :, right] += own[:, first, :, second]
+        return whole.flatten(3).flatten(1, 2)
+
+    @property
+    def _reach(self) -> int:
+        """Largest distance of two columns that share a row, of blocks."""
+        last = self.reads.max(1)
+        first = np.where(self.reads >= 0, self.reads, last[:, None]).min(1)
+        return int((last - first).max(initial=0))
+
+    @property
+    def error(self) -> Fraction:
+        """Bound of the rounding error of every block in norm."""
+        return exact(root_up(Fraction(int((self.reads >= 0).sum())))) * symbol_error(self.taps)
+
+
+@dataclass(frozen=True)
+class Estimated:
+    """Gram matrices of symbols along both dimensions, with estimates of their eigenvalues.
+
+    Attributes:
+        points: Grid points (F, 2).
+        gram: Gram matrices of all groups, (F groups, n, n).
+        largest: Estimates from below of their largest eigenvalues.
+    """
+
+    points: NDArray[np.int64]
+    gram: Gram
+    largest: NDArray[np.float64]
+
+    @staticmethod
+    def of(points: NDArray[np.int64], gram: Gram) -> "Estimated":
+        """Estimate roughly."""
+        return Estimated(points, gram, largest_eigenvalues(gram.tensor(), ROUGH_STEPS).numpy())
+
+
+@dataclass(frozen=True)
+class Begun:
+    """What is known of the largest blocks along one dimension before anything is proved.
+
+    Attributes:
+        lines: The blocks.
+        frequencies: Those whose blocks seem to be the largest.
+        grams: Their Gram matrices.
+        estimate: Estimate from below of the largest eigenvalue of all of them.
+    """
+
+    lines: Lines
+    frequencies: list[int]
+    grams: list[Gram]
+    estimate: float
+
+    @staticmethod
+    def of(lines: Lines, both: list[Estimated]) -> "Begun":
+        """Begin with the largest symbol, and take others whose symbols are above its block."""
+        peaks = dict[int, float]()
+        for some in both:
+            names = lines.names(some.points)
+            for frequency, value in zip(names.tolist(), some.largest.tolist(), strict=True):
+                peaks[frequency] = max(value, peaks.get(frequency, 0.0))
+        first = max(peaks, key=lambda frequency: peaks[frequency])
+        grams = lines.grams([first])
+        estimate = _largest(grams)
+        others = [f for f, peak in peaks.items() if peak > estimate and f != first]
+        more = lines.grams(others)
+        estimate = max(estimate, _largest(more))
+        return Begun(lines, [first, *others], grams + more, estimate)
+
+    def bound(self, both: list[Estimated]) -> Fraction:
+        """Bound of the squared norms of the blocks at all frequencies."""
+        bound = max(bound_by_gram(gram, estimate=self.estimate) for gram in self.grams)
+        for some in both:
+            names = self.lines.names(some.points)
+            rest = ~np.isin(names, self.frequencies)
+            found, done = settled(some.gram[torch.from_numpy(rest)], float(bound))
+            bound = max(bound, found)
+            for gram in self.lines.grams(sorted(set(names[rest][~done.numpy()].tolist()))):
+                bound = max(bound, bound_by_gram(gram, float(bound)))
+        return bound
+
+
+def _largest(grams: list[Gram]) -> float:
+    return max((largest_eigenvalue(gram.tensor(), LANCZOS_STEPS) for gram in grams), default=0.0)
+
+
+def mixed_norm_bound(weight: Array, axes: tuple[Axis, Axis]) -> Fraction | None:
+    """Bound of the norm by symbols in one dimension only, or None where that is dear or idle."""
+    kept = [k for k in (0, 1) if _is_worth_unrolling(weight, axes, k)]
+    if not kept:
+        return None
+    taps = blocks(weight, axes)
+    both = [Estimated.of(points, Gram.of(real, imag)) for points, real, imag in symbols(taps, axes)]
+    begun = [Begun.of(Lines.of(weight, axes, k), both) for k in kept]
+    least: Fraction | None = None
+    for one in sorted(begun, key=lambda one: one.estimate):
+        # An estimate from below tells that nothing is to be won along the other dimension.
+        if least is None or one.estimate < least:
+            along = one.bound(both)
+            least = along if least is None else min(least, along)
+    assert least is not None
+    # Symbols of both kinds have their errors.
+    error = max(symbol_error(taps), *(one.lines.error for one in begun))
+    return norm_of_map(least, error, axes)
+
+
+def _is_worth_unrolling(weight: Array, axes: tuple[Axis, Axis], kept: int) -> bool:
+    groups, out, inner = weight.shape[:3]
+    axis, other = axes[kept], axes[1 - kept]
+    small, large = sorted((out * axis.outputs, inner * axis.inputs * other.residues))
+    work = other.points * groups * small**2 * large
+    taps = weight.size * axis.outputs * axis.inputs // weight.shape[3 + kept]
+    # On longer axes the symbols are close already.
+    short = axis.points <= POINTS_PER_EXCESS * axis.degree
+    return short and work <= MAX_WORK and taps <= MAX_TAPS
