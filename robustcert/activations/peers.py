@@ -10,6 +10,12 @@ from torch import Tensor, nn
 from robustcert.activations.householder import Householder
 from robustcert.activations.householder2 import NARROWEST, Householder2
 from robustcert.activations.norm_pair import NormPair
+from robustcert.activations.peer_blocks import (
+    residual_aoc,
+    residual_block,
+    residual_dense,
+    residual_sll_aoc,
+)
 from robustcert.activations.positive import Positive
 from robustcert.activations.smooth_abs import SmoothAbs
 from robustcert.errors import UnsoundNetworkError
@@ -100,3 +106,9 @@ def state_twins() -> None:
     residual: Any = sys.modules.get("orthogonium.layers.residual")
     if residual is not None:
         state_twin(residual.L2NormResidual, lambda m: NormWithBranch(m.fn, m.eps))
+    blocks: Any = sys.modules.get("orthogonium.layers.conv.SLL.sll_layer")
+    if blocks is not None:
+        state_twin(blocks.SDPBasedLipschitzResBlock, residual_block)
+        state_twin(blocks.SDPBasedLipschitzDense, residual_dense)
+        state_twin(blocks.AOCLipschitzResBlock, residual_aoc)
+        state_twin(blocks.SLLxAOCLipschitzResBlock, residual_sll_aoc)

@@ -15,6 +15,7 @@ from robustcert.check.forward.exact import scaled
 from robustcert.check.forward.floating import activation_of
 from robustcert.check.forward.linear import absolute_norm
 from robustcert.check.network.operation import BRANCHED, Operation, walk
+from robustcert.check.norms.centred import centred_norm
 from robustcert.check.norms.metric import Metric, affine_head, prefixes
 from robustcert.check.norms.operation import find, prove
 from robustcert.check.norms.scalars import root_up, round_up
@@ -236,7 +237,10 @@ def _joined(
             proved[inner.path] = _find(inner, proved, effort, left)
             product = round_up(product * proved[inner.path])
         total = round_up(total + product**power)
-    return total if power == 1 else root_up(total)
+    if power == 2:
+        return root_up(total)
+    norm = centred_norm(operation)
+    return total if norm >= total else Fraction(norm)
 
 
 def _find(

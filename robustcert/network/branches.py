@@ -11,6 +11,7 @@ from torch import Tensor
 
 from robustcert import norms
 from robustcert.network.bounds import run, sequence_bound
+from robustcert.network.centred import centred_bound
 from robustcert.network.operation import Operation, Shape
 
 
@@ -38,7 +39,9 @@ class Sum(Branched):
         return torch.stack([run(branch, x) for branch in self.branches]).sum(0)
 
     def lipschitz_bound(self, input_shape: Shape) -> float:
-        return norms.sum_up([sequence_bound(b, input_shape) for b in self.branches])
+        total = norms.sum_up([sequence_bound(b, input_shape) for b in self.branches])
+        centred = centred_bound(self.branches, input_shape)
+        return total if centred is None else min(total, centred)
 
 
 @dataclass(frozen=True, eq=False)

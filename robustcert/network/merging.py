@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from robustcert.network.branches import Branched, Sum
+from robustcert.network.activation import Activation
+from robustcert.network.branches import Branched, Concatenation, Sum
 from robustcert.network.linear import (
     Affine,
     CircularConvolution,
@@ -23,6 +24,7 @@ from robustcert.network.linear import (
     Reshape,
 )
 from robustcert.network.operation import Operation, Shape, constant, same
+from robustcert.network.sorting import sort_activation
 
 # Maximum number of entries of a kernel that is as large as the map.
 MAX_CIRCULAR = 2**22
@@ -42,9 +44,9 @@ def merged(operations: Sequence[Operation], input_shape: Shape) -> list[Operatio
     while left:
         operation = left.pop()
         if isinstance(operation, Branched):
-            shared, operation = _simplified(operation, shape)
-            if shared:
-                left += [operation, *shared[::-1]]
+            first, operation = _simplified(operation, shape)
+            if first:
+                left += [operation, *first[::-1]]
                 continue
         before.append(shape)
         shape = operation.output_shape(shape)
@@ -59,7 +61,7 @@ def merged(operations: Sequence[Operation], input_shape: Shape) -> list[Operatio
 
 
 def _simplified(whole: Branched, shape: Shape) -> tuple[list[Operation], Operation]:
-    """What all branches begin with, and the rest of them."""
+    """What comes before all branches, and what is left of them."""
     branches = [merged(branch, shape) for branch in whole.branches]
     shared: list[Operation] = []
     while all(branches) and all(_alike(branches[0][0], branch[0]) for branch in branches):
@@ -70,6 +72,9 @@ def _simplified(whole: Branched, shape: Shape) -> tuple[list[Operation], Operati
         return shared, whole
     if isinstance(whole, Sum):
         return [], _of_linear_branches(whole) or whole
+    signs = _of_both_signs(whole, shape)
+    if signs:
+        return signs[:-1], signs[-1]
     return [], _of_maps_of_indices(whole, shape) or whole
 
 
@@ -84,6 +89,43 @@ def _of_maps_of_indices(whole: Branched, shape: Shape) -> Operation | None:
     # Counted from 1, for 0 is no entry.
     places = torch.arange(1, 1 + math.prod(shape), dtype=torch.int64, device="cpu")
     return Gather(whole(places.view(1, *shape))[0] - 1, name=whole.name)
+
+
+def _of_both_signs(whole: Branched, shape: Shape) -> list[Operation]:
+    """ReLU of a value beside ReLU of its negative, by sorting each entry beside a zero.
+
+    The lesser of x and 0 is -relu(-x), the greater relu(x): what is 1-Lipschitz, and would have
+    root 2 as two branches.
+    """
+    found = [_signed_relu(branch) for branch in whole.branches]
+    if not isinstance(whole, Concatenation) or whole.axis or {*found} != {1.0, -1.0}:
+        return []
+    if len(found) != 2:
+        return []
+    count = math.prod(shape)
+    places = torch.arange(count, dtype=torch.int64, device="cpu").view(shape)
+    beside = torch.stack([torch.full_like(places, -1), places], 1).flatten(0, 1)
+    # Where the lesser and the greater of every pair are.
+    sorted_places = torch.arange(2 * count, dtype=torch.int64, device="cpu").view(beside.shape)
+    lesser, greater = sorted_places.unflatten(0, (-1, 2)).unbind(1)
+    order = torch.cat([greater if sign > 0 else lesser for sign in found])
+    (dtype,) = {op.scale.dtype for b in whole.branches for op in b if isinstance(op, Affine)}
+    sign = torch.tensor(found, dtype=dtype, device="cpu").repeat_interleave(shape[0])
+    signed = Affine(sign, torch.zeros_like(sign), name=whole.name)
+    return [Gather(beside), sort_activation(2), Gather(order), signed]
+
+
+def _signed_relu(branch: Sequence[Operation]) -> float | None:
+    """1 of ReLU, -1 of ReLU of the negative of its input."""
+    *before, last = branch or [None]
+    if not isinstance(last, Activation) or last.function is not torch.relu:
+        return None
+    if not before:
+        return 1.0
+    negated = before[0] if len(before) == 1 else None
+    if not isinstance(negated, Affine) or negated.shift.any() or (negated.scale != -1).any():
+        return None
+    return -1.0
 
 
 def _changes_nothing(operation: Operation, shape: Shape) -> bool:
