@@ -52,6 +52,8 @@ from robustcert.margins import row_distances
 from robustcert.metrics import AverageCertifiedRadius, RejectionRate, VerifiedRobustAccuracy
 from robustcert.models import Classifier, Head, Normalize, Subspaces
 from robustcert.network import bounds as bounds_module
+from robustcert.network import branches as branches_module
+from robustcert.network import centred as centred_module
 from robustcert.network import fold as fold_module
 from robustcert.network import forward_error as forward_error_module
 from robustcert.network import input_space as space_module
@@ -63,7 +65,7 @@ from robustcert.network.bounds import operation_bound, run, sequence_bound
 from robustcert.network.branches import Sum
 from robustcert.network.fold import _TORCH_FOLDS, fold, fold_network
 from robustcert.network.input_space import InputSpace, Metric, factor, scaling
-from robustcert.network.linear import Affine, Convolution, Dense, Flatten
+from robustcert.network.linear import Affine, Convolution, Dense, Flatten, Gather
 from robustcert.network.network import PlainNetwork, output_bound, pairwise_bound, prefix_bounds
 from robustcert.network.operation import Operation
 from robustcert.network.quadratics import Quadratics
@@ -288,6 +290,14 @@ def bounds_of_compositions() -> None:
     slope = Activation(triple, {}, lipschitz=3.0)
     operations = (dense, slope, Sum(((), (half, slope))), Affine(*torch.tensor([[4.0, 1], [0, 0]])))
     assert sequence_bound(operations, (2,)) >= matrix_norm(lambda x: run(operations, x), (2,))
+
+
+def bounds_of_weighted_sums() -> None:
+    for weights, factors in (([0.5, 0.5], [-3.0, -3.0]), ([2.0, -1.0], [1.0, 1.0])):
+        repeated = Gather(torch.zeros(2, dtype=torch.int64))
+        scale = Affine(torch.tensor(factors), torch.zeros(2))
+        total = Sum(((), (Dense(torch.tensor([weights])), repeated, scale)))
+        assert operation_bound(total, (2,)) >= matrix_norm(total, (2,))
 
 
 def bounds_of_residual_blocks() -> None:
@@ -655,6 +665,7 @@ CHECKS = [
     norms_of_convolutions,
     constants_of_activations,
     bounds_of_compositions,
+    bounds_of_weighted_sums,
     bounds_of_residual_blocks,
     ties_are_not_certified,
     linear_radii,
@@ -923,6 +934,12 @@ FAULTS: dict[str, Fault] = {
     "convolutions 1 % too small": conv_bound(lambda bound, *arguments: 0.99 * bound(*arguments)),
     # Composition
     "sum of branches as their maximum": put(norms, "sum_up", max),
+    "whatever is added to an input taken for the mean it loses": put(
+        branches_module, "centred_bound", lambda branches, shape: 1.0
+    ),
+    "weights and factors of a sum taken for parallel": wrap(
+        centred_module, "_norm_up", lambda f: lambda a, s, p: f(a, s, s * s)
+    ),
     "identity branch left out": put(
         Sum,
         "lipschitz_bound",
