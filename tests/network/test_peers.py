@@ -202,6 +202,41 @@ def test_a_layer_folds_by_what_it_computes(package: str, name: str) -> None:
     assert (moved <= bound * (near - x).flatten(1).norm(dim=1) * (1 + 1e-9)).all()
 
 
+TIGHT = {
+    "deel.torchlip": ("LayerCentering", "MaxMin"),
+    "orthogonium.layers": (
+        *("LayerCentering2D", "SDPBasedLipschitzDense", "SDPBasedLipschitzResBlock"),
+        *("SLLxAOCLipschitzResBlock", "AOCLipschitzResBlock"),
+    ),
+}
+
+
+@pytest.mark.parametrize("package", TIGHT)
+def test_what_has_a_constant_of_1_as_a_whole_is_bounded_as_a_whole(package: str) -> None:
+    layers = layers_of(package)
+    for name in TIGHT[package]:
+        case = CASES[package][name]
+        module, x = evaluated(case, layers[name])
+        module = robustcert.freeze(module) if case.frozen else module
+        require_agreement(module, fold_network(module, case.shape), x)
+        assert lipschitz_bound(module, case.shape) < 1 + 1e-5, name
+
+
+@pytest.mark.parametrize(("stride", "kernel"), [(1, 3), (2, 3), (1, 5)])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_block_between_convolutions_reads_what_its_fused_kernels_do(
+    stride: int, kernel: int, groups: int
+) -> None:
+    layer = layers_of("orthogonium.layers")["SLLxAOCLipschitzResBlock"]
+    torch.manual_seed(0)
+    built = layer(4, 8, 2, kernel_size=kernel, stride=stride, groups=groups)
+    module = robustcert.freeze(nn.Sequential(built, nn.Flatten()).eval())
+    for shape in ((4, 8, 8), (4, 7, 9)):
+        network = fold_network(module, shape)
+        require_agreement(module, network, torch.randn(16, *shape))
+        assert lipschitz_bound(module, shape) < 1 + 1e-5
+
+
 def test_what_a_peer_promises_is_not_believed() -> None:
     # The class aims at 1, and its truncated series ends above it.
     layer = layers_of("orthogonium.layers")["SOCTranspose"]
