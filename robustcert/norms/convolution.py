@@ -11,6 +11,7 @@ from robustcert.norms.lines import mixed_norm_bound
 from robustcert.norms.proof import Array, scaled, squared_norm_bound
 from robustcert.norms.scalars import exact, root_up
 from robustcert.norms.symbols import Axis, symbol_norm_bound
+from robustcert.norms.truncated import truncated_norm_bound
 
 Pair = int | tuple[int, int]
 
@@ -89,6 +90,9 @@ def norm_bound(
     mixed = None if circular or whole is not None else mixed_norm_bound(values, axes)
     if mixed is not None:
         return copy.unscale(mixed)
+    truncated = None if circular or whole is not None else truncated_norm_bound(values, axes)
+    if truncated is not None:
+        return copy.unscale(truncated)
     bound = symbol_norm_bound(values, axes)
     # The matrix is never worse than the symbols, but for rounding.
     return copy.unscale(bound if whole is None else min(bound, whole))
