@@ -47,7 +47,7 @@ class ResidualReLU(nn.Module):
 
 
 def residual_block(module: Any) -> nn.Module:
-    """orthogonium's ``SDPBasedLipschitzResBlock``."""
+    """Orthogonium's ``SDPBasedLipschitzResBlock``."""
 
     def step() -> Step:
         weight = ungrouped(module.kernel, module.groups)
@@ -57,7 +57,7 @@ def residual_block(module: Any) -> nn.Module:
 
 
 def residual_dense(module: Any) -> nn.Module:
-    """orthogonium's ``SDPBasedLipschitzDense``."""
+    """Orthogonium's ``SDPBasedLipschitzDense``."""
 
     def step() -> Step:
         return Step(module.weight, module.compute_t().sqrt(), module.bias.flatten())
@@ -66,7 +66,7 @@ def residual_dense(module: Any) -> nn.Module:
 
 
 def residual_aoc(module: Any) -> nn.Module:
-    """orthogonium's ``AOCLipschitzResBlock``, which pads nothing, whatever it is told."""
+    """Orthogonium's ``AOCLipschitzResBlock``, which pads nothing, whatever it is told."""
 
     def step() -> Step:
         weight = ungrouped(module.in_conv.weight, module.groups)
@@ -76,7 +76,7 @@ def residual_aoc(module: Any) -> nn.Module:
 
 
 def residual_sll_aoc(module: Any) -> nn.Module:
-    """orthogonium's ``SLLxAOCLipschitzResBlock``: a block between two convolutions.
+    """Orthogonium's ``SLLxAOCLipschitzResBlock``: a block between two convolutions.
 
     What it computes by fused kernels is the composition. The first convolution extends the map by
     ``stride - 1`` on all sides; the block then reads the places that the fused kernel does.

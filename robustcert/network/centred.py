@@ -1,4 +1,4 @@
-r"""Sums that subtract a mean: a multiple of the input, and a weighted sum of every group of entries.
+r"""Sums that subtract a mean: a multiple of the input, and a weighted sum of every group.
 
 On a group of n entries such a sum is :math:`M = a I + c\, \mathbf 1 r^\top`, r being the weights.
 With :math:`s = c \sum_i r_i` and :math:`p = c^2 n \sum_i r_i^2`, M acts as a multiple by a where

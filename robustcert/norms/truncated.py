@@ -52,6 +52,10 @@ KEPT_SHARE, MAX_KEPT = 0.125, 4096
 # Maximum number of positions of the circle along an axis, per degree of the kernel, and least and
 # greatest number of channels, for which it is worth the time.
 MAX_POINTS_PER_DEGREE, LEAST_SIDE, MAX_SIDE = 8, 256, 1024
+# Maximum number of entries of the squares of all symbols, which are kept at the same time.
+MAX_ENTRIES = 2**24
+# What a bound is raised by, so that the checker, which finds it anew in branches, finds no more.
+ROOM = Fraction(1, 2**19)
 # Largest error of an entry of B B' over the roots of its factors, and of terms of a sum in it.
 ENTRY_ERROR, MAX_TERMS = Fraction(1, 2**30), 2**18
 
@@ -96,7 +100,7 @@ def truncated_norm_bound(weight: Array, axes: tuple[Axis, Axis]) -> Fraction | N
     sides = tuple(axis.outputs if reflected else _length(axis) for axis in axes)
     waves = _waves(np.concatenate(points), axes, sides, -1 if reflected else 1)
     square = nu_squared + slack + _cut_off(kept, own, waves, nu_squared, growth)
-    return exact(root_up(square)) + symbol_error(taps)
+    return exact(root_up(square)) * (1 + ROOM) + symbol_error(taps)
 
 
 def _is_worth_truncating(weight: Array, axes: tuple[Axis, Axis]) -> bool:
@@ -106,6 +110,7 @@ def _is_worth_truncating(weight: Array, axes: tuple[Axis, Axis]) -> bool:
         groups == 1
         and small >= LEAST_SIDE
         and large <= MAX_SIDE
+        and small**2 * axes[0].points * axes[1].points <= MAX_ENTRIES
         and all(axis.degree and axis.factor == 1 for axis in axes)
         and all(axis.points <= MAX_POINTS_PER_DEGREE * axis.degree for axis in axes)
     )
@@ -242,7 +247,7 @@ def _cut_off(
     for left, right in product((0, 1), repeat=2):
         over_map = waves[left] @ waves[right].mT
         gram += (parts[left].mT @ parts[right]) * over_map[at[:, None], at]
-    # Nothing is lost by making it symmetric, and a Gram matrix of one product in its rounding.
+    # The trace charges for what t I less this matrix is rounded by, as in Note [residual].
     gram = torch.nn.functional.hardshrink((gram + gram.mT) / 2, TINY)[None]
     trace = exact(float(gram.diagonal(dim1=1, dim2=2).abs().sum())) * 2
     return bound_by_gram(Gram(gram, None, 1, len(at), trace)) + ENTRY_ERROR * energy

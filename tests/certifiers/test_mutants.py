@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from fractions import Fraction
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
@@ -70,6 +70,7 @@ from robustcert.network.network import PlainNetwork, output_bound, pairwise_boun
 from robustcert.network.operation import Operation
 from robustcert.network.quadratics import Quadratics
 from robustcert.norms import convolution, lines, proof, scalars, symbols
+from robustcert.norms import truncated as truncated_module
 from robustcert.norms.dense import dense_norm_bound
 from robustcert.norms.proof import Gram, residual_bound
 from robustcert.norms.scalars import root_up
@@ -253,6 +254,19 @@ def norms_of_convolutions() -> None:
                 if dear:
                     patch.setattr(convolution, dear, lambda *_: None)
                 assert operation_bound(Convolution(*arguments), shape) >= norm, (name, dear)
+
+
+def norms_within_a_map() -> None:
+    # Of small convolutions too.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(truncated_module, "LEAST_SIDE", 1)
+        for out, inner in ((6, 6), (3, 6)):
+            weight = randn(out, inner, 3, 3)
+            copy, axis = proof.scaled(weight), symbols.Axis.of(3, 5, 1, 1, 1, circular=False)
+            bound = truncated_module.truncated_norm_bound(copy.values[None], (axis, axis))
+            assert bound is not None
+            norm = matrix_norm(partial(F.conv2d, weight=weight.double(), padding=1), (inner, 5, 5))
+            assert copy.unscale(bound) >= norm
 
 
 def norms_of_constrained_layers() -> None:
@@ -663,6 +677,7 @@ def counts_at_equality() -> None:
 CHECKS = [
     norms_of_matrices,
     norms_of_convolutions,
+    norms_within_a_map,
     constants_of_activations,
     bounds_of_compositions,
     bounds_of_weighted_sums,
@@ -930,6 +945,16 @@ FAULTS: dict[str, Fault] = {
         convolution,
         "mixed_norm_bound",
         lambda f: lambda *args: (bound := f(*args)) and scalars.exact(root_up(bound)),
+    ),
+    "signals that end before their map does": wrap(
+        truncated_module,
+        "_waves",
+        lambda f: (
+            lambda points, axes, sides, sign: f(points, axes, tuple(n - 1 for n in sides), sign)
+        ),
+    ),
+    "what is left of symbols taken for nothing": wrap(
+        truncated_module, "_remainder", lambda f: lambda *args: (Fraction(0), *f(*args)[1:])
     ),
     "convolutions 1 % too small": conv_bound(lambda bound, *arguments: 0.99 * bound(*arguments)),
     # Composition

@@ -162,7 +162,9 @@ def test_a_folder_whose_groups_were_exchanged_has_no_centred_norm(tmp_path: Path
 
 @pytest.mark.parametrize("first", [1, -1])
 @pytest.mark.parametrize("shape", [(5,), (3, 4, 4)])
-def test_relus_of_both_signs_side_by_side_keep_distances(first: int, shape: tuple[int, ...]) -> None:
+def test_relus_of_both_signs_side_by_side_keep_distances(
+    first: int, shape: tuple[int, ...]
+) -> None:
     class Signs(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return torch.cat([torch.relu(first * x), torch.relu(-first * x)], 1)

@@ -34,6 +34,12 @@ from robustcert.check.norms.symbols import (
     symbol_bytes,
     symbol_work,
 )
+from robustcert.check.norms.truncated import (
+    estimate_truncated,
+    is_tried,
+    prove_truncated,
+    truncated_bytes,
+)
 
 Indices = NDArray[np.int64]
 
@@ -56,7 +62,9 @@ def prove_convolution(operation: Operation, bound: Fraction, effort: Effort = UN
     live = weight[:, :, [k for k, *_ in rows.taps]][..., [k for k, *_ in columns.taps]]
     if not live.any():
         return Proof("no weight that reads the input")
-    found = prove_symbols(operation, bound, rows, columns, effort)
+    found = prove_truncated(operation, bound, effort)
+    if not found.method:
+        found = prove_symbols(operation, bound, rows, columns, effort)
     if found.method:
         return found
     for mixed in _mixed(operation):
@@ -82,6 +90,8 @@ def estimate_convolution(operation: Operation, effort: Effort = UNLIMITED) -> fl
     """
     whole = max(map(estimate, _whole_matrices(operation)), default=math.inf)
     mixed = [estimate_symbols(parts.operation, *parts.axes, effort) for parts in _mixed(operation)]
+    if math.isinf(min(whole, *mixed, math.inf)) and is_tried(operation):
+        return estimate_truncated(operation, effort)
     found = min(estimate_symbols(operation, *axes_of(operation), effort), whole, *mixed)
     if math.isinf(found):
         require_symbols(operation, *axes_of(operation))
@@ -92,7 +102,7 @@ def convolution_bytes(operation: Operation) -> int:
     """Bytes that a proof for a convolution takes at most, besides copies of its weight."""
     axes, shape = axes_of(operation), operation.tensors["weight"].shape
     groups = operation.options.get("groups", 1)
-    found = symbol_bytes(shape, groups, *axes)
+    found = max(symbol_bytes(shape, groups, *axes), truncated_bytes(operation))
     for d in (0, 1):
         mixed = _mixed_shape(shape, axes[d], d)
         if math.prod(mixed) <= MAX_MIXED_ENTRIES:
