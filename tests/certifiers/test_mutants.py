@@ -260,6 +260,7 @@ def norms_within_a_map() -> None:
     # Of small convolutions too.
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(truncated_module, "LEAST_SIDE", 1)
+        patch.setattr(truncated_module, "KEPT_SHARE", 0.6)
         for out, inner in ((6, 6), (3, 6)):
             weight = randn(out, inner, 3, 3)
             copy, axis = proof.scaled(weight), symbols.Axis.of(3, 5, 1, 1, 1, circular=False)
@@ -950,11 +951,13 @@ FAULTS: dict[str, Fault] = {
         truncated_module,
         "_waves",
         lambda f: (
-            lambda points, axes, sides, sign: f(points, axes, tuple(n - 1 for n in sides), sign)
+            lambda points, axes, sides, sign: f(points, axes, tuple(n // 2 for n in sides), sign)
         ),
     ),
-    "what is left of symbols taken for nothing": wrap(
-        truncated_module, "_remainder", lambda f: lambda *args: (Fraction(0), *f(*args)[1:])
+    "what is left of symbols taken off twice": wrap(
+        truncated_module,
+        "_cut_off",
+        lambda f: lambda kept, own, waves, nu, growth: f(kept, own, waves, 2 * nu, growth),
     ),
     "convolutions 1 % too small": conv_bound(lambda bound, *arguments: 0.99 * bound(*arguments)),
     # Composition
