@@ -105,7 +105,9 @@ def _twin(module: Any, read: Callable[[], Step]) -> nn.Module:
         return module
     before = {name: value.clone() for name, value in module.named_buffers()}
     with torch.no_grad(), parametrize.cached():
-        step = Step(*(v.detach().clone() if isinstance(v, Tensor) else v for v in read()))
+        found = read()
+        bias = None if found.bias is None else found.bias.detach().clone()
+        step = Step(found.weight.clone(), found.scale.clone(), bias, found.padding)
     if not same(before, dict(module.named_buffers())):
         return module
     return ResidualReLU(step)

@@ -97,10 +97,10 @@ def _of_both_signs(whole: Branched, shape: Shape) -> list[Operation]:
     The lesser of x and 0 is -relu(-x), the greater relu(x): what is 1-Lipschitz, and would have
     root 2 as two branches.
     """
-    found = [_signed_relu(branch) for branch in whole.branches]
-    if not isinstance(whole, Concatenation) or whole.axis or {*found} != {1.0, -1.0}:
+    found = [sign for branch in whole.branches for sign in _signed_relu(branch)]
+    if not isinstance(whole, Concatenation) or whole.axis or len(whole.branches) != 2:
         return []
-    if len(found) != 2:
+    if sorted(found) != [-1.0, 1.0]:
         return []
     count = math.prod(shape)
     places = torch.arange(count, dtype=torch.int64, device="cpu").view(shape)
@@ -115,17 +115,19 @@ def _of_both_signs(whole: Branched, shape: Shape) -> list[Operation]:
     return [Gather(beside), sort_activation(2), Gather(order), signed]
 
 
-def _signed_relu(branch: Sequence[Operation]) -> float | None:
-    """1 of ReLU, -1 of ReLU of the negative of its input."""
-    *before, last = branch or [None]
-    if not isinstance(last, Activation) or last.function is not torch.relu:
-        return None
+def _signed_relu(branch: Sequence[Operation]) -> list[float]:
+    """1 for ReLU, -1 for ReLU of the negative of its input, and nothing for others."""
+    if not branch or not isinstance(branch[-1], Activation):
+        return []
+    before = branch[:-1]
+    if branch[-1].function is not torch.relu or len(before) > 1:
+        return []
     if not before:
-        return 1.0
-    negated = before[0] if len(before) == 1 else None
+        return [1.0]
+    negated = before[0]
     if not isinstance(negated, Affine) or negated.shift.any() or (negated.scale != -1).any():
-        return None
-    return -1.0
+        return []
+    return [-1.0]
 
 
 def _changes_nothing(operation: Operation, shape: Shape) -> bool:

@@ -85,7 +85,8 @@ def truncated_norm_bound(weight: Array, axes: tuple[Axis, Axis]) -> Fraction | N
     if not _is_worth_truncating(weight, axes):
         return None
     taps = blocks(weight, axes)
-    points, every = [], []
+    points: list[NDArray[np.int64]] = []
+    every: list[Tensor] = []
     for some, real, imag in symbols(taps, axes):
         points.append(some)
         parts = (real, np.zeros_like(real) if imag is None else imag)
@@ -229,7 +230,10 @@ def _cut_off(
     growth: Fraction,
 ) -> Fraction:
     """Bound of the norm of B B': Note [truncated]."""
-    cosine, sine, place, energy = [], [], [], Fraction(0)
+    cosine: list[Tensor] = []
+    sine: list[Tensor] = []
+    place: list[Tensor] = []
+    energy = Fraction(0)
     more = 1 + 2.0**-40
     for number, (part, real) in enumerate(zip(kept, own, strict=True)):
         factors = round_up(growth) * more * part.values.square() - float(nu_squared) / more

@@ -33,14 +33,14 @@ class Group(NamedTuple):
 
     a: Fraction
     c: Fraction
-    count: int
+    size: int
     total: Fraction
     squares: Fraction
 
     def obeys(self, norm: Fraction) -> bool:
         """Whether the map has this norm at most."""
         diagonal = self.a + self.c * self.total
-        below = self.c**2 * (self.count * self.squares - self.total**2)
+        below = self.c**2 * (self.size * self.squares - self.total**2)
         entries, determinant = diagonal**2 + below + self.a**2, self.a * diagonal
         square = norm**2
         return 2 * square >= entries and square * (square - entries) + determinant**2 >= 0
@@ -55,7 +55,7 @@ def centred_norm(operation: Operation) -> float:
 
 
 def _least(group: Group) -> float:
-    trace = float(group.a**2 + group.c**2 * group.count * group.squares)
+    trace = float(group.a**2 + group.c**2 * group.size * group.squares)
     low, high = 0.0, 2 * math.sqrt(trace) + 2.0**-500
     if not math.isfinite(high) or not group.obeys(Fraction(high)):
         return math.inf
