@@ -53,8 +53,9 @@ MAX_ENTRIES = 2**24
 ENTRY_ERROR = Fraction(1, 2**36)
 # What covers the rounding of a few operations between positive numbers.
 MORE = 1 + 2.0**-30
-# Lanczos steps of an estimate, and what it is raised by.
-STEPS, ROOM = 128, 1 + 2.0**-22
+# Lanczos steps of an estimate, and what it is raised by; what a threshold is raised by, which has
+# to cover the rounding of what is left of a symbol.
+STEPS, ROOM, RAISE = 128, 1 + 2.0**-22, 1 + 2.0**-22
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ def prove_truncated(operation: Operation, bound: Fraction, effort: Effort = UNLI
     flipped, points = _is_flipped(operation, axes), Symbols.of(operation, *axes).points
     effort.require(proof_seconds(truncated_work(operation)) / effort.processes)
     blocks = _blocks(operation, effort.processes)
-    nu = _threshold(blocks) * MORE
+    nu = _threshold(blocks) * RAISE
     limit = bound - symbol_error(operation, *axes)
     rests = answers(partial(_rest, nu), blocks, effort.processes)
     columns, largest, energy = [], 0.0, 0.0
@@ -134,7 +135,7 @@ def estimate_truncated(operation: Operation, effort: Effort = UNLIMITED) -> floa
     axes = axes_of(operation)
     effort.require(proof_seconds(truncated_work(operation)) / effort.processes)
     blocks = _blocks(operation, effort.processes)
-    nu, columns = _threshold(blocks) * MORE, []
+    nu, columns = _threshold(blocks) * RAISE, []
     for number, block in enumerate(blocks):
         columns += _columns(number, block, _lengths(block.values[block.values > nu * nu], nu))
     sides = _sides(operation, axes, _is_flipped(operation, axes))
