@@ -54,7 +54,7 @@ def style(scheme: Scheme = "light") -> Any:
     Args:
         scheme: Colours of paper and ink.
     """
-    from cycler import cycler
+    from matplotlib.rcsetup import cycler
 
     paper, ink, grid = SCHEMES[scheme]
     return {

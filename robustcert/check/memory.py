@@ -15,7 +15,7 @@ from robustcert.check.exact_products import digit_bits
 from robustcert.check.fixed_point import binary_places
 from robustcert.check.forward.batches import EXACT_BYTES, FLOAT_BYTES, exact_bytes, float_bytes
 from robustcert.check.forward.linear import MAX_WINDOW_VALUES, reads
-from robustcert.check.forward.torus import KEPT_BYTES, ON_TORUS, matrix_bytes
+from robustcert.check.forward.torus import MAX_MATRIX_BYTES, ON_TORUS, matrix_bytes
 from robustcert.check.network.operation import Operation, walk
 from robustcert.check.norms.metric import composed
 from robustcert.check.norms.operation import is_shared, workspace
@@ -101,7 +101,7 @@ def _steps(
     pairs = 24 * 8 * MAX_PAIR_VALUES if proof == "quadric" else 0
     # Matrices at frequencies that are kept, and what is computed on the way to those of one.
     matrices = [matrix_bytes(op) for op in every if op.kind in ON_TORUS]
-    weights += min(sum(matrices), KEPT_BYTES) + 8 * max(matrices, default=0)
+    weights += min(sum(matrices), MAX_MATRIX_BYTES) + 8 * max(matrices, default=0)
     plain = max(FLOAT_BYTES, float_bytes(operations, every=smooth))
     if proof == "quadric" and metric is not None:
         # Slopes in u, beside those among features.

@@ -142,7 +142,7 @@ def test_random_geometries_are_bounded_from_above(seed: int) -> None:
 
 def test_what_is_bounded_so_is_within_the_checkers_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    assert truncated.MAX_KEPT <= checked.MAX_KEPT <= dense.MAX_FACTOR_SIDE
+    assert truncated.MAX_KEPT <= checked.MAX_VECTORS <= dense.MAX_FACTOR_SIDE
     tried = 0
     for size, side, stride in ((7, 3, 1), (14, 3, 1), (14, 3, 2), (16, 5, 1), (20, 3, 1)):
         for out, inner in ((256, 256), (512, 256), (1024, 1024), (255, 256), (1025, 256)):

@@ -26,7 +26,7 @@ from robustcert.check.fixed_point import (
     shift,
     to_integers,
 )
-from robustcert.check.forward.floating import ON_TORUS, activation_of
+from robustcert.check.forward.floating import TORUS_MAPS, activation_of
 from robustcert.check.forward.linear import adjoint, gather, linear, spread, spread_bias, wrap
 from robustcert.check.network.operation import Operation
 
@@ -124,7 +124,7 @@ def _step_exactly(operation: Operation, state: Exact, norms: Mapping[str, float]
         return Exact(found.values, found.places, (error + found.error) * SLACK)
     if operation.branches:
         return _joined(operation, [_run_exactly(b, state, norms) for b in operation.branches])
-    if operation.kind in ON_TORUS:
+    if operation.kind in TORUS_MAPS:
         return _on_torus(operation, state)
     if operation.kind == "quadratics":
         raise InexactError("quadratics have no Lipschitz constant")
@@ -136,7 +136,7 @@ def _step_exactly(operation: Operation, state: Exact, norms: Mapping[str, float]
 
 def _on_torus(operation: Operation, state: Exact) -> Exact:
     # In float64, with the error of that: inverses are no integers. Its norm is at most 1.
-    evaluate, wrong = ON_TORUS[operation.kind]
+    evaluate, wrong = TORUS_MAPS[operation.kind]
     one = 1 << state.places
     values = np.frompyfunc(lambda z: z / one, 1, 1)(state.values).astype(np.float64)
     size = norm(values)

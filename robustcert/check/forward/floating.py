@@ -212,7 +212,7 @@ def _concatenate(
 
 
 # Values and errors of the kinds that are evaluated by frequencies, of norm at most 1.
-ON_TORUS: Mapping[str, tuple[Callable[..., Floats], Callable[..., tuple[float, float]]]] = {
+TORUS_MAPS: Mapping[str, tuple[Callable[..., Floats], Callable[..., tuple[float, float]]]] = {
     "reflection": (reflect, reflection_error),
     "orthogonal_convolution": (rotate, rotation_error),
 }
@@ -225,7 +225,7 @@ def _on_torus(
     arithmetics: Sequence[Arithmetic],
 ) -> Evaluation:
     # Its norm is at most 1, whatever is claimed.
-    evaluate, wrong = ON_TORUS[operation.kind]
+    evaluate, wrong = TORUS_MAPS[operation.kind]
     centre, growth, reach = state.centre.copy(), state.growth.copy(), state.reach.copy()
     peak = norm(state.values) + state.centre + state.centre[0]
     slope = product(1.0, state.constant + state.growth)
@@ -240,7 +240,7 @@ def _on_torus(
 
 
 # What evaluates the kinds that have branches, or matrices at frequencies.
-_JOINED = {"sum": _sum, "concatenate": _concatenate, **dict.fromkeys(ON_TORUS, _on_torus)}
+_JOINED = {"sum": _sum, "concatenate": _concatenate, **dict.fromkeys(TORUS_MAPS, _on_torus)}
 
 
 def _apply(operation: Operation, x: Floats) -> tuple[Floats, Floats | float, float, int]:

@@ -47,6 +47,9 @@ from robustcert.check.fixed_point import Floats
 from robustcert.check.forward.linear import absolute_norm
 from robustcert.check.forward.torus import (
     DEPLOYED_PHASES,
+    MAX_ERROR,
+    MAX_NORM,
+    MAX_TOTAL,
     OWN_PHASES,
     Complexes,
     by_frequency,
@@ -58,12 +61,8 @@ from robustcert.check.forward.torus import (
 from robustcert.check.network.operation import Operation
 from robustcert.check.reader import UnreadableError
 
-# Largest error of blocks that is taken, and largest sum of all errors.
-MAX_ERROR, MAX_TOTAL = 2.0**-20, 2.0**-6
-# Largest norm of a kernel: what is computed on the way stays in range.
-MAX_NORM = 2.0**30
 # Steps of the rule ``polar``.
-STEPS = 10
+POLAR_STEPS = 10
 # Values of the blocks that are computed at once.
 MAX_VALUES = 2**19
 
@@ -138,7 +137,7 @@ def _compute(operation: Operation) -> Blocks:
         some = phases[start : start + step]
         free = ((some.real @ flat) + 1j * (some.imag @ flat)).reshape(-1, rows, columns)
         try:
-            values, wrong = RULES[rule](_turned(free) if wide else free, away)
+            values, wrong = BLOCK_RULES[rule](_turned(free) if wide else free, away)
         except np.linalg.LinAlgError:
             wrong = math.inf
         if not wrong <= MAX_ERROR:
@@ -247,7 +246,7 @@ def _polar(free: Complexes, away: float) -> tuple[Complexes, float]:
         return free, math.inf
     values = free * scale[:, None, None]
     wrong = root * float((2 * (scale * away + unsure) + 4 * UNIT * size * scale).max())
-    for _ in range(STEPS):
+    for _ in range(POLAR_STEPS):
         much = _frobenius(values)
         rest = 3 * np.eye(n) - _turned(values) @ values
         of_rest = _frobenius(rest)
@@ -262,7 +261,7 @@ def _polar(free: Complexes, away: float) -> tuple[Complexes, float]:
 
 
 # Blocks W and what they are wrong by, of K and what that is wrong by.
-RULES: dict[str, Callable[[Complexes, float], tuple[Complexes, float]]] = {
+BLOCK_RULES: dict[str, Callable[[Complexes, float], tuple[Complexes, float]]] = {
     "exponential": _exponential,
     "cayley": _cayley,
     "polar": _polar,

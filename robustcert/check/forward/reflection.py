@@ -42,6 +42,9 @@ from robustcert.check.fixed_point import Floats
 from robustcert.check.forward.linear import absolute_norm, linear
 from robustcert.check.forward.torus import (
     DEPLOYED_PHASES,
+    MAX_ERROR,
+    MAX_NORM,
+    MAX_TOTAL,
     OWN_PHASES,
     Complexes,
     by_frequency,
@@ -53,10 +56,6 @@ from robustcert.check.forward.torus import (
 from robustcert.check.network.operation import Operation
 from robustcert.check.reader import UnreadableError
 
-# Largest error of inverses that is taken, and largest sum of all errors.
-MAX_ERROR, MAX_TOTAL = 2.0**-20, 2.0**-6
-# Largest norm of a kernel or an inverse: what is computed on the way stays in range.
-MAX_NORM = 2.0**30
 # Rows of V in a single product of matrices.
 ROWS = 32
 # Values of the blocks that are inverted at once.

@@ -16,8 +16,12 @@ from robustcert.check.norms.symbols import circle
 ON_TORUS = ("reflection", "orthogonal_convolution")
 # Error of cosines and sines of a deployed network, and units of those here.
 DEPLOYED_PHASES, OWN_PHASES = 2.0**-48, 10
-# Bytes of the matrices that are kept.
-KEPT_BYTES = 3 * 2**30
+# Largest error of blocks or inverses that is taken, and largest sum of all errors.
+MAX_ERROR, MAX_TOTAL = 2.0**-20, 2.0**-6
+# Largest norm of a kernel or an inverse: what is computed on the way stays in range.
+MAX_NORM = 2.0**30
+# Maximum number of bytes of the matrices that are kept.
+MAX_MATRIX_BYTES = 3 * 2**30
 
 Complexes = NDArray[np.complex128]
 
@@ -38,7 +42,7 @@ def kept(operation: Operation, compute: Callable[[Operation], Found]) -> Found:
     if operation not in _KEPT:
         _KEPT[operation] = compute(operation)
     _KEPT.move_to_end(operation)
-    while len(_KEPT) > 1 and sum(each.values.nbytes for each in _KEPT.values()) > KEPT_BYTES:
+    while len(_KEPT) > 1 and sum(each.values.nbytes for each in _KEPT.values()) > MAX_MATRIX_BYTES:
         _KEPT.popitem(last=False)
     return cast("Found", _KEPT[operation])
 

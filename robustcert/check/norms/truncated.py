@@ -42,12 +42,12 @@ from robustcert.check.norms.symbols import Axis, Symbols, axes_of, circle, symbo
 from robustcert.check.processes import answers
 
 # Share of singular values that are kept, and their number at most.
-KEPT_SHARE, MAX_KEPT = 0.125, 4096
+KEPT_SHARE, MAX_VECTORS = 0.125, 4096
 # Limits of maps that are tried: positions of a circle for each difference of shifts and in all, and
 # channels at least and at most.
 MAX_LENGTH, MAX_POSITIONS, LEAST_CHANNELS, MAX_CHANNELS = 8, 256, 256, 1024
 # Maximum number of entries of the squares of all symbols, which are held at the same time.
-MAX_ENTRIES = 2**24
+MAX_SQUARES = 2**24
 # Largest error of an entry of B B' over the lengths of its two rows on the circle: sums of at most
 # 2 MAX_CHANNELS and MAX_POSITIONS products each, and of cosines within 2^-52.
 ENTRY_ERROR = Fraction(1, 2**36)
@@ -55,7 +55,7 @@ ENTRY_ERROR = Fraction(1, 2**36)
 MORE = 1 + 2.0**-30
 # Lanczos steps of an estimate, and what it is raised by; what a threshold is raised by, which has
 # to cover the rounding of what is left of a symbol.
-STEPS, ROOM, RAISE = 128, 1 + 2.0**-22, 1 + 2.0**-22
+LANCZOS_STEPS, ROOM, RAISE = 128, 1 + 2.0**-22, 1 + 2.0**-22
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def is_tried(operation: Operation) -> bool:
         operation.options["groups"] == 1
         and sides[0] >= LEAST_CHANNELS
         and sides[1] <= MAX_CHANNELS
-        and sides[0] ** 2 * axes[0].points * axes[1].points <= MAX_ENTRIES
+        and sides[0] ** 2 * axes[0].points * axes[1].points <= MAX_SQUARES
         and all(axis.inverse_loss == 1 for axis in axes)
         and all(
             0 < a.points <= min(MAX_LENGTH * s, MAX_POSITIONS)
@@ -146,7 +146,7 @@ def estimate_truncated(operation: Operation, effort: Effort = UNLIMITED) -> floa
 def _largest(gram: Floats) -> float:
     # The largest eigenvalue by Lanczos steps, each orthogonal to all before.
     vector = np.random.default_rng(0).standard_normal(len(gram))
-    basis = np.zeros((min(STEPS, len(gram)), len(gram)))
+    basis = np.zeros((min(LANCZOS_STEPS, len(gram)), len(gram)))
     for step in range(len(basis)):
         for _ in range(2):
             vector = vector - basis[:step].T @ (basis[:step] @ vector)
@@ -182,7 +182,7 @@ def truncated_work(operation: Operation) -> float:
     out, inner = operation.tensors["weight"].shape[:2]
     inner *= math.prod(len({r for *_, r in axis.taps}) for axis in (rows, columns))
     points = rows.points * columns.points
-    kept = min(MAX_KEPT, int(KEPT_SHARE * points * min(out, inner)) + 1)
+    kept = min(MAX_VECTORS, int(KEPT_SHARE * points * min(out, inner)) + 1)
     # An eigenvalue problem takes about the time of a proof.
     return points * proof_work(2 * out, 2 * inner) + proof_work(kept, kept)
 
@@ -195,7 +195,7 @@ def truncated_bytes(operation: Operation) -> int:
     out, inner = operation.tensors["weight"].shape[:2]
     inner *= math.prod(len({r for *_, r in axis.taps}) for axis in (rows, columns))
     points, small = rows.points * columns.points, min(out, inner)
-    kept = min(MAX_KEPT, int(KEPT_SHARE * points * small) + 1)
+    kept = min(MAX_VECTORS, int(KEPT_SHARE * points * small) + 1)
     stored = points // 2 + 4
     return 8 * stored * (4 * out * inner + 2 * small**2) + proof_bytes(kept, kept) + 64 * kept**2
 
@@ -235,7 +235,7 @@ def _threshold(blocks: Iterable[Block]) -> float:
     every = np.concatenate([np.repeat(b.values, 1 if b.real else 2) for b in blocks])
     ordered = np.sort(every.clip(0.0))[::-1]
     return math.sqrt(
-        float(ordered[min(MAX_KEPT, int(KEPT_SHARE * len(ordered)), len(ordered) - 1)])
+        float(ordered[min(MAX_VECTORS, int(KEPT_SHARE * len(ordered)), len(ordered) - 1)])
     )
 
 
