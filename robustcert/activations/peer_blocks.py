@@ -1,7 +1,8 @@
 """Twins of residual blocks of other packages that are bounded as a whole."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from functools import wraps
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +47,19 @@ class ResidualReLU(nn.Module):
         )
 
 
+def where_it_runs(twin: Callable[[Any], nn.Module]) -> Callable[[Any], nn.Module]:
+    """The twin, but the module itself where its weights cannot be computed: running it says why."""
+
+    @wraps(twin)
+    def made(module: Any) -> nn.Module:
+        try:
+            return twin(module)
+        except RuntimeError:
+            return cast(nn.Module, module)
+
+    return made
+
+
 def residual_block(module: Any) -> nn.Module:
     """Orthogonium's ``SDPBasedLipschitzResBlock``."""
 
@@ -65,6 +79,7 @@ def residual_dense(module: Any) -> nn.Module:
     return _twin(module, step)
 
 
+@where_it_runs
 def residual_aoc(module: Any) -> nn.Module:
     """Orthogonium's ``AOCLipschitzResBlock``, which pads nothing, whatever it is told."""
 
@@ -75,6 +90,7 @@ def residual_aoc(module: Any) -> nn.Module:
     return _twin(module, step)
 
 
+@where_it_runs
 def residual_sll_aoc(module: Any) -> nn.Module:
     """Orthogonium's ``SLLxAOCLipschitzResBlock``: a block between two convolutions.
 
