@@ -47,22 +47,21 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from robustcert.arithmetic import products
 from robustcert.errors import UnsoundNetworkError
 from robustcert.network.balls import UNIT, Ball, exactly, identity_like
 from robustcert.network.local_error import absolute_norm, gamma, smallest_normal
-from robustcert.network.operation import Operation, Shape, without_none
+from robustcert.network.operation import Shape
 from robustcert.network.torus import (
     TWIDDLE_ERROR,
     Matrices,
     Pair,
+    TorusMap,
     basis_error,
     by_frequency,
     numerators,
     remembered,
-    residues,
 )
 from robustcert.norms.symbols import roots_of_unity
 
@@ -79,78 +78,34 @@ MAX_NORM = 2.0**30
 
 
 @dataclass(frozen=True, eq=False)
-class OrthogonalConvolution(Operation):
-    """``x -> W x + b`` on a torus, W of Note [orthogonal], with the rows and columns that are used.
-
-    Inputs are extended by zeros to the torus; positions modulo the stride become channels, which
-    zeros extend to the columns of W; outputs beyond ``output_size`` and channels beyond ``outputs``
-    are dropped. None of it raises the norm.
+class OrthogonalConvolution(TorusMap):
+    """``x -> W x + b``, W of Note [orthogonal] by the free kernel K.
 
     Attributes:
-        weight: The free kernel K, shape ``(m, n, height, width)``.
-        bias: Shape ``(outputs,)``.
         rule: ``exponential``, ``cayley`` or ``polar``.
-        outputs: Number of output channels.
-        input_size: Height and width of inputs.
-        output_size: Of outputs.
-        period: Of the torus, multiples of the stride.
-        stride: Height and width of a block of positions that becomes one.
     """
 
     kind = "orthogonal_convolution"
-    weight: Tensor
-    bias: Tensor | None = None
     rule: str = field(kw_only=True)
-    outputs: int = field(kw_only=True)
-    input_size: Pair = field(kw_only=True)
-    output_size: Pair = field(kw_only=True)
-    period: Pair = field(kw_only=True)
-    stride: Pair = field(default=(1, 1), kw_only=True)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         rows, columns = self.weight.shape[:2]
-        fits = all(
-            period % s == 0 and size <= period and 1 <= out <= period // s and k <= period // s
-            for period, size, out, s, k in zip(
-                *(self.period, self.input_size, self.output_size, self.stride),
-                self.weight.shape[2:],
-                strict=True,
-            )
-        )
-        known = self.rule in _RULES and (rows == columns or self.rule != "exponential")
-        if not (fits and known and 1 <= self.outputs <= rows):
+        if self.rule not in _RULES or (rows != columns and self.rule == "exponential"):
             raise UnsoundNetworkError(
-                f"no rule {self.rule} makes of a kernel {tuple(self.weight.shape)} a map of "
-                f"{self.input_size} to {self.output_size} positions with period {self.period}, "
-                f"stride {self.stride} and {self.outputs} outputs"
+                f"no rule {self.rule} for a kernel {tuple(self.weight.shape)}: expected one of "
+                f"{', '.join(_RULES)}, and a square kernel for exponential"
             )
 
     @property
-    def map(self) -> Pair:
-        """Height and width of the torus of output positions."""
-        return self.period[0] // self.stride[0], self.period[1] // self.stride[1]
+    def columns(self) -> int:
+        return self.weight.shape[1]
 
-    def output_shape(self, input_shape: Shape) -> Shape:
-        columns, share = self.weight.shape[1], math.prod(self.stride)
-        if tuple(input_shape[1:]) != tuple(self.input_size) or input_shape[0] * share > columns:
-            raise RuntimeError(
-                f"it takes at most {columns // share} channels of {self.input_size}, got "
-                f"{tuple(input_shape)}"
-            )
-        return (self.outputs, *self.output_size)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        self.output_shape(tuple(x.shape[1:]))
-        height, width = (p - n for p, n in zip(self.period, x.shape[2:], strict=True))
-        x = residues(F.pad(x, (0, width, 0, height)), self.stride)
+    def turned(self, x: Tensor) -> Tensor:
         real, imaginary = (
             part[:, : self.outputs, : x.shape[1]] for part in blocks_of(self).matrices.on(x)
         )
-        y = by_frequency(x, real, imaginary)[:, :, : self.output_size[0], : self.output_size[1]]
-        return y if self.bias is None else y + self.bias.to(x)[:, None, None]
-
-    def lipschitz_bound(self, input_shape: Shape) -> float:
-        return 1.0
+        return by_frequency(x, real, imaginary)
 
     def rounding(self, input_shape: Shape, unit: float) -> tuple[float, float]:
         blocks = blocks_of(self)
@@ -171,17 +126,7 @@ class OrthogonalConvolution(Operation):
         return gain + tiny, 4 * unit * norm * math.sqrt(places) + tiny
 
     def options(self) -> dict[str, Any]:
-        return {
-            "rule": self.rule,
-            "outputs": self.outputs,
-            "input_size": list(self.input_size),
-            "output_size": list(self.output_size),
-            "period": list(self.period),
-            "stride": list(self.stride),
-        }
-
-    def tensors(self) -> dict[str, Tensor]:
-        return without_none(weight=self.weight, bias=self.bias)
+        return {"rule": self.rule, **super().options()}
 
 
 @dataclass(frozen=True, eq=False)

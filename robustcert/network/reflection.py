@@ -50,16 +50,16 @@ from torch.nn import functional as F
 from robustcert.arithmetic import products
 from robustcert.errors import UnsoundNetworkError
 from robustcert.network.local_error import absolute_norm, gamma, smallest_normal
-from robustcert.network.operation import Operation, Shape, without_none
+from robustcert.network.operation import Shape
 from robustcert.network.torus import (
     TWIDDLE_ERROR,
     Matrices,
     Pair,
+    TorusMap,
     basis_error,
     by_frequency,
     numerators,
     remembered,
-    residues,
 )
 from robustcert.norms.symbols import roots_of_unity
 
@@ -78,80 +78,36 @@ CHUNK_BYTES = 2**25
 
 
 @dataclass(frozen=True, eq=False)
-class Reflection(Operation):
-    """``x -> W x + b`` on a torus, W of Note [reflection], with its rows and columns that are used.
-
-    Inputs are extended by zeros to the torus; positions modulo the stride become channels, which
-    zeros extend to those of V; outputs beyond ``output_size`` and channels beyond ``outputs`` are
-    dropped. None of it raises the norm.
+class Reflection(TorusMap):
+    """``x -> W x + b``, W of Note [reflection] by the kernel V, n at most m.
 
     Attributes:
-        weight: V, shape ``(m, n, height, width)``, n at most m.
-        bias: Shape ``(outputs,)``.
-        outputs: Number of output channels.
-        input_size: Height and width of inputs.
-        output_size: Of outputs.
-        period: Of the torus, multiples of the stride.
-        stride: Height and width of a block of positions that becomes one.
         ridge: Multiple of the mean eigenvalue of G that is added to G.
     """
 
     kind = "reflection"
-    weight: Tensor
-    bias: Tensor | None = None
-    outputs: int = field(kw_only=True)
-    input_size: Pair = field(kw_only=True)
-    output_size: Pair = field(kw_only=True)
-    period: Pair = field(kw_only=True)
-    stride: Pair = field(default=(1, 1), kw_only=True)
     ridge: float = field(default=0.0, kw_only=True)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         rows, columns = self.weight.shape[:2]
-        fits = all(
-            period % s == 0 and size <= period and 1 <= out <= period // s and k <= period // s
-            for period, size, out, s, k in zip(
-                *(self.period, self.input_size, self.output_size, self.stride),
-                self.weight.shape[2:],
-                strict=True,
-            )
-        )
-        if not (fits and 1 <= columns <= rows and 1 <= self.outputs <= rows and self.ridge >= 0):
+        if not (1 <= columns <= rows and self.ridge >= 0):
             raise UnsoundNetworkError(
-                f"no reflection by a kernel {tuple(self.weight.shape)} takes {self.input_size} to "
-                f"{self.output_size} positions with period {self.period}, stride {self.stride}, "
-                f"{self.outputs} outputs and ridge {self.ridge}"
+                f"no reflection by a kernel {tuple(self.weight.shape)} with ridge {self.ridge}: "
+                "expected no more columns than rows, and a ridge of at least 0"
             )
 
     @property
-    def map(self) -> Pair:
-        """Height and width of the torus of output positions."""
-        return self.period[0] // self.stride[0], self.period[1] // self.stride[1]
+    def columns(self) -> int:
+        return len(self.weight)
 
-    def output_shape(self, input_shape: Shape) -> Shape:
-        rows, residues = len(self.weight), math.prod(self.stride)
-        if tuple(input_shape[1:]) != tuple(self.input_size) or input_shape[0] * residues > rows:
-            raise RuntimeError(
-                f"it takes at most {rows // residues} channels of {self.input_size}, got "
-                f"{tuple(input_shape)}"
-            )
-        return (self.outputs, *self.output_size)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        self.output_shape(tuple(x.shape[1:]))
-        height, width = (p - n for p, n in zip(self.period, x.shape[2:], strict=True))
-        x = residues(F.pad(x, (0, width, 0, height)), self.stride)
+    def turned(self, x: Tensor) -> Tensor:
         weight, matrices = self.weight.to(x), inverses_of(self).matrices.on(x)
         inner = _wrapped(x, weight[: x.shape[1]].transpose(0, 1).flip(2, 3), backwards=True)
         turned = _wrapped(by_frequency(inner, *matrices), weight[: self.outputs], backwards=False)
         if self.outputs > x.shape[1]:
             x = F.pad(x, (0, 0, 0, 0, 0, self.outputs - x.shape[1]))
-        y = x[:, : self.outputs] - 2 * turned
-        y = y[:, :, : self.output_size[0], : self.output_size[1]]
-        return y if self.bias is None else y + self.bias.to(x)[:, None, None]
-
-    def lipschitz_bound(self, input_shape: Shape) -> float:
-        return 1.0
+        return x[:, : self.outputs] - 2 * turned
 
     def rounding(self, input_shape: Shape, unit: float) -> tuple[float, float]:
         weight, inverses = self.weight, inverses_of(self)
@@ -186,17 +142,7 @@ class Reflection(Operation):
         return gain + tiny * scale**4, shift + tiny * scale**4
 
     def options(self) -> dict[str, Any]:
-        return {
-            "outputs": self.outputs,
-            "input_size": list(self.input_size),
-            "output_size": list(self.output_size),
-            "period": list(self.period),
-            "stride": list(self.stride),
-            "ridge": float(self.ridge).hex(),
-        }
-
-    def tensors(self) -> dict[str, Tensor]:
-        return without_none(weight=self.weight, bias=self.bias)
+        return {**super().options(), "ridge": float(self.ridge).hex()}
 
 
 def _wrapped(x: Tensor, kernel: Tensor, *, backwards: bool) -> Tensor:

@@ -1,17 +1,21 @@
 """Maps on a torus by their matrix at every frequency, which are computed once and remembered."""
 
 import math
+from abc import abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from robustcert.arithmetic import products
+from robustcert.errors import UnsoundNetworkError
 from robustcert.network.local_error import gamma
-from robustcert.network.operation import same
+from robustcert.network.operation import Operation, Shape, same, without_none
 from robustcert.norms.symbols import roots_of_unity
 
 # Largest error of a computed cosine or sine, as in norms/symbols.py.
@@ -20,6 +24,97 @@ TWIDDLE_ERROR = 2.0**-48
 MAX_BYTES = 3 * 2**30
 
 Pair = tuple[int, int]
+
+
+@dataclass(frozen=True, eq=False)
+class TorusMap(Operation):
+    """``x -> W x + b`` on a torus, with a linear W of norm at most 1 that a small kernel gives.
+
+    Inputs are extended by zeros to the torus; positions modulo the stride become channels, which
+    zeros extend to those of W; outputs beyond ``output_size`` and channels beyond ``outputs`` are
+    dropped. None of it raises the norm.
+
+    Attributes:
+        weight: The kernel, shape ``(m, n, height, width)``.
+        bias: Shape ``(outputs,)``.
+        outputs: Number of output channels, at most m.
+        input_size: Height and width of inputs.
+        output_size: Of outputs.
+        period: Of the torus, multiples of the stride.
+        stride: Height and width of a block of positions that becomes one.
+    """
+
+    weight: Tensor
+    bias: Tensor | None = None
+    outputs: int = field(kw_only=True)
+    input_size: Pair = field(kw_only=True)
+    output_size: Pair = field(kw_only=True)
+    period: Pair = field(kw_only=True)
+    stride: Pair = field(default=(1, 1), kw_only=True)
+
+    def __post_init__(self) -> None:
+        fits = all(
+            period % s == 0 and size <= period and 1 <= out <= period // s and k <= period // s
+            for period, size, out, s, k in zip(
+                *(self.period, self.input_size, self.output_size, self.stride),
+                self.weight.shape[2:],
+                strict=True,
+            )
+        )
+        if not (fits and 1 <= self.outputs <= len(self.weight)):
+            raise UnsoundNetworkError(
+                f"no {self.kind} by a kernel {tuple(self.weight.shape)} takes {self.input_size} to "
+                f"{self.output_size} positions with period {self.period}, stride {self.stride} and "
+                f"{self.outputs} outputs"
+            )
+
+    @property
+    @abstractmethod
+    def columns(self) -> int:
+        """Number of channels that W reads."""
+
+    @abstractmethod
+    def turned(self, x: Tensor) -> Tensor:
+        """W x on the whole torus, its first ``outputs`` channels; x has those that are no zeros."""
+
+    @property
+    def map(self) -> Pair:
+        """Height and width of the torus of output positions."""
+        return self.period[0] // self.stride[0], self.period[1] // self.stride[1]
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        share = math.prod(self.stride)
+        if (
+            tuple(input_shape[1:]) != tuple(self.input_size)
+            or input_shape[0] * share > self.columns
+        ):
+            raise RuntimeError(
+                f"it takes at most {self.columns // share} channels of {self.input_size}, got "
+                f"{tuple(input_shape)}"
+            )
+        return (self.outputs, *self.output_size)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        self.output_shape(tuple(x.shape[1:]))
+        height, width = (p - n for p, n in zip(self.period, x.shape[2:], strict=True))
+        y = self.turned(residues(F.pad(x, (0, width, 0, height)), self.stride))
+        y = y[:, :, : self.output_size[0], : self.output_size[1]]
+        return y if self.bias is None else y + self.bias.to(x)[:, None, None]
+
+    def lipschitz_bound(self, input_shape: Shape) -> float:
+        return 1.0
+
+    def options(self) -> dict[str, Any]:
+        return {
+            "outputs": self.outputs,
+            "input_size": list(self.input_size),
+            "output_size": list(self.output_size),
+            "period": list(self.period),
+            "stride": list(self.stride),
+        }
+
+    def tensors(self) -> dict[str, Tensor]:
+        return without_none(weight=self.weight, bias=self.bias)
 
 
 def residues(x: Tensor, stride: Pair) -> Tensor:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from flint import acb, acb_mat, arb, fmpq
 from helpers.proof_folders import certify
+from helpers.torus_maps import require_own_function
 from torch import Tensor, nn
 
 import robustcert
@@ -185,17 +186,7 @@ def test_planted_faults_of_blocks_are_noticed(monkeypatch: pytest.MonkeyPatch, f
 @pytest.mark.parametrize(("rule", "case"), PAIRS)
 def test_a_large_layer_folds_to_its_own_function_of_norm_one(rule: str, case: Any) -> None:
     layer, operation, shape = folded(rule, case)
-    x = torch.randn(3, *shape, dtype=torch.float64, requires_grad=True)
-    torch.testing.assert_close(operation(x), layer(x), rtol=0, atol=1e-12)
-    seen = torch.randn_like(layer(x))
-    own, other = (torch.autograd.grad(f(x), x, seen)[0] for f in (operation, layer))
-    torch.testing.assert_close(own, other, rtol=0, atol=1e-12)
-    assert operation.lipschitz_bound(shape) == 1.0
-    assert torch.linalg.matrix_norm(dense(operation, shape), 2) <= 1 + 1e-12
-    assert operation.output_shape(shape) == tuple(operation(x).shape[1:])
-    assert sum(t.numel() for t in operation.tensors().values()) <= sum(
-        p.numel() for p in layer.parameters()
-    )
+    require_own_function(layer, operation, shape, dense(operation, shape), within=1e-12)
 
 
 def dense(operation: OrthogonalConvolution, shape: tuple[int, ...]) -> Tensor:

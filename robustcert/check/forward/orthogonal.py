@@ -46,17 +46,19 @@ from robustcert.check.arithmetic import FLOAT64, SLACK, UNIT, Arithmetic
 from robustcert.check.fixed_point import Floats
 from robustcert.check.forward.linear import absolute_norm
 from robustcert.check.forward.torus import (
-    DEPLOYED_PHASES,
     MAX_ERROR,
     MAX_NORM,
     MAX_TOTAL,
     OWN_PHASES,
     Complexes,
+    bias_error,
     by_frequency,
     circle_of,
     kept,
     on_circle,
+    phase_error,
     phases_at,
+    within_map,
 )
 from robustcert.check.network.operation import Operation
 from robustcert.check.reader import UnreadableError
@@ -80,9 +82,7 @@ def rotate(operation: Operation, x: Floats) -> Floats:
     """Values at inputs ``(N, *input_shape)``, in float64."""
     options, signal = operation.options, on_circle(operation, x)
     values = blocks_of(operation).values[:, : options["outputs"], : signal.shape[1]]
-    found = by_frequency(signal, values)
-    found = found[:, :, : options["output_size"][0], : options["output_size"][1]]
-    return found + operation.wide("bias")[:, None, None] if "bias" in operation.tensors else found
+    return within_map(operation, by_frequency(signal, values))
 
 
 def rotation_error(operation: Operation, arithmetic: Arithmetic) -> tuple[float, float]:
@@ -95,22 +95,16 @@ def rotation_error(operation: Operation, arithmetic: Arithmetic) -> tuple[float,
     """
     blocks = blocks_of(operation)
     points = 2 * len(blocks.values) + 4
-    phases = arithmetic.gamma(points) * math.sqrt(points)
-    phases += DEPLOYED_PHASES * math.sqrt(2 * math.prod(circle_of(operation)))
+    phases = phase_error(operation, arithmetic, points)
     # Both parts are rounded: sqrt(2) covers moduli.
     products = math.sqrt(2) * arithmetic.gamma(2 * blocks.values.shape[2] + 4) * blocks.size
     total = blocks.error + products + 2 * phases
     if not total <= MAX_TOTAL:
         return math.inf, math.inf
-    absolute = 0.0
-    if "bias" in operation.tensors:
-        bias = operation.wide("bias")
-        places = math.prod(operation.output_shape[1:])
-        absolute = 2 * arithmetic.unit * float(np.sqrt((bias * bias).sum())) * math.sqrt(places)
     entries = math.sqrt(math.prod(operation.output_shape) + math.prod(operation.input_shape))
     lost = arithmetic.least * entries * points * (1 + blocks.size) * 2.0**8
     relative = total * (1 + 2 * total) + 4 * arithmetic.unit
-    return (relative + lost) * SLACK, (absolute + lost) * SLACK
+    return (relative + lost) * SLACK, (bias_error(operation, arithmetic) + lost) * SLACK
 
 
 def blocks_of(operation: Operation) -> Blocks:

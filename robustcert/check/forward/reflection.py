@@ -41,17 +41,19 @@ from robustcert.check.arithmetic import FLOAT64, SLACK, UNIT, Arithmetic
 from robustcert.check.fixed_point import Floats
 from robustcert.check.forward.linear import absolute_norm, linear
 from robustcert.check.forward.torus import (
-    DEPLOYED_PHASES,
     MAX_ERROR,
     MAX_NORM,
     MAX_TOTAL,
     OWN_PHASES,
     Complexes,
+    bias_error,
     by_frequency,
     circle_of,
     kept,
     on_circle,
+    phase_error,
     phases_at,
+    within_map,
 )
 from robustcert.check.network.operation import Operation
 from robustcert.check.reader import UnreadableError
@@ -84,8 +86,7 @@ def reflect(operation: Operation, x: Floats) -> Floats:
     same = min(channels, options["outputs"])
     found = -2 * outer
     found[:, :same] += signal[:, :same]
-    found = found[:, :, : options["output_size"][0], : options["output_size"][1]]
-    return found + operation.wide("bias")[:, None, None] if "bias" in operation.tensors else found
+    return within_map(operation, found)
 
 
 def reflection_error(operation: Operation, arithmetic: Arithmetic) -> tuple[float, float]:
@@ -101,8 +102,7 @@ def reflection_error(operation: Operation, arithmetic: Arithmetic) -> tuple[floa
     points = 2 * len(inverses.values) + 4
     size = _absolute(operation)
     kernel = arithmetic.gamma(rows * math.prod(weight.shape[2:]) + 2) * size
-    phases = arithmetic.gamma(points) * math.sqrt(points)
-    phases += DEPLOYED_PHASES * math.sqrt(2 * math.prod(circle_of(operation)))
+    phases = phase_error(operation, arithmetic, points)
     inverse = arithmetic.gamma(2 * columns + 4) * inverses.size
     v, q = math.sqrt(inverses.gram), math.sqrt(inverses.size * (1 + inverses.error))
     parts = inverses.error, 2 * q * kernel, 2 * q * phases * v, v * v * inverse
@@ -110,15 +110,10 @@ def reflection_error(operation: Operation, arithmetic: Arithmetic) -> tuple[floa
     if not total <= MAX_TOTAL or not max(size, v, q, inverses.size) <= MAX_NORM:
         return math.inf, math.inf
     relative = 2 * total * (1 + 2 * total) + 8 * arithmetic.unit
-    places = math.prod(operation.output_shape[1:])
-    absolute = 0.0
-    if "bias" in operation.tensors:
-        bias = operation.wide("bias")
-        absolute = 2 * arithmetic.unit * float(np.sqrt((bias * bias).sum())) * math.sqrt(places)
     entries = math.sqrt(math.prod(operation.output_shape) + math.prod(operation.input_shape))
     lost = arithmetic.least * entries * points * 2.0**20
     lost *= (1 + q + v + float(abs(weight).max())) ** 4
-    return (relative + lost) * SLACK, (absolute + lost) * SLACK
+    return (relative + lost) * SLACK, (bias_error(operation, arithmetic) + lost) * SLACK
 
 
 def inverses_of(operation: Operation) -> Inverses:

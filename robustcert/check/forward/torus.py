@@ -8,6 +8,7 @@ from typing import Any, Protocol, TypeVar, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from robustcert.check.arithmetic import Arithmetic
 from robustcert.check.fixed_point import Floats
 from robustcert.check.network.operation import Operation
 from robustcert.check.norms.symbols import circle
@@ -76,6 +77,27 @@ def on_circle(operation: Operation, x: Floats) -> Floats:
     padded[:, :, : x.shape[2], : x.shape[3]] = x
     signal = padded.reshape(*x.shape[:2], height, stride[0], width, stride[1])
     return signal.transpose(0, 1, 3, 5, 2, 4).reshape(len(x), -1, height, width)
+
+
+def within_map(operation: Operation, values: Floats) -> Floats:
+    """The outputs that an operation has of values on the whole torus, with its bias."""
+    height, width = operation.options["output_size"]
+    found = values[:, :, :height, :width]
+    return found + operation.wide("bias")[:, None, None] if "bias" in operation.tensors else found
+
+
+def phase_error(operation: Operation, arithmetic: Arithmetic, points: int) -> float:
+    """Relative error of a transform or of its inverse, of sums of so many products."""
+    deployed = DEPLOYED_PHASES * math.sqrt(2 * math.prod(circle_of(operation)))
+    return arithmetic.gamma(points) * math.sqrt(points) + deployed
+
+
+def bias_error(operation: Operation, arithmetic: Arithmetic) -> float:
+    """Twice the rounding of a bias in one step, over all positions."""
+    if "bias" not in operation.tensors:
+        return 0.0
+    bias, places = operation.wide("bias"), math.prod(operation.output_shape[1:])
+    return 2 * arithmetic.unit * float(np.sqrt((bias * bias).sum())) * math.sqrt(places)
 
 
 def points_of(size: tuple[int, int]) -> NDArray[np.int64]:
