@@ -25,7 +25,7 @@ from robustcert.certifiers import Claim, UnsoundArithmeticError, strict_arithmet
 from robustcert.certifiers.arithmetic import check_device
 from robustcert.certifiers.conformal import PredictionSets
 from robustcert.certifiers.monotone import direction_costs, monotone_directions
-from robustcert.config.build import Config, named_certifiers
+from robustcert.config.build import Config, build_certifier, named_certifiers
 from robustcert.data import Examples, Part, Stream, as_numbers
 from robustcert.errors import ConfigError
 from robustcert.metrics.thresholds import check_radii
@@ -112,8 +112,9 @@ def certify(
         network: An ONNX file, in place of a checkpoint.
         preprocessing: ``mean`` and ``std`` that inputs of the ONNX model are standardised by, one
             or one per channel; they become the network's first layer.
-        certifier: Node that names the certifier; :class:`LipschitzCertifier` by default. Of nodes
-            by name, the first one's certificate is ``output``, that of another ``<output>-<name>``.
+        certifier: Node that names the certifier; that of training by default, and of an ONNX model
+            :class:`LipschitzCertifier`. Of nodes by name, the first one's certificate is
+            ``output``, that of another ``<output>-<name>``.
         split: Of the checkpoint's dataset.
         samples: Only the first so many of the split.
         radii: At which certified samples are counted; those of training by default.
@@ -139,15 +140,17 @@ def certify(
     attacking = build_attack(attack or {})
     place = checked_device(device)
     options = _Options(split, samples, radii, batch_size, place, attacking, coverage)
-    nodes = named_certifiers(certifier)
-    rest = next(iter(nodes.values())), dataset or {}, norm or {}, allow_targets or []
+    # What was typed is refused before anything is read.
+    for node in named_certifiers(certifier).values():
+        build_certifier(node, allow_targets or [])
+    rest = certifier, dataset or {}, norm or {}, allow_targets or []
     if (checkpoint is None) == (network is None):
         raise ConfigError("expected a checkpoint, or network=<an ONNX file>, and not both")
     if network is not None:
         read = read_model(network, preprocessing or {}, [*(radii or []), epsilon], *rest)
     else:
         read = read_run(str(checkpoint), *rest)
-    return _certify_by_each(by_certifier(read, nodes, allow_targets or []), options, output)
+    return _certify_by_each(by_certifier(read, certifier, allow_targets or []), options, output)
 
 
 def _certify_by_each(

@@ -17,6 +17,7 @@ from robustcert.config.build import (
     build_dataset,
     build_parts,
     build_space,
+    named_certifiers,
     standardised,
 )
 from robustcert.config.schema import check_call
@@ -66,20 +67,30 @@ class Subject:
 
 def read_run(
     checkpoint: str,
-    certifier: Config,
+    certifier: Config | None,
     dataset: Mapping[str, Any],
     norm: Mapping[str, Any],
     allow_targets: Sequence[str],
 ) -> Subject:
-    """Read a checkpoint and build what its configuration names; nothing is computed yet."""
+    """Read a checkpoint and build what its configuration names; nothing is computed yet.
+
+    Args:
+        checkpoint: Its file, or the run's folder.
+        certifier: Node of the certifier, or of several of which it is the first; None for that of
+            training.
+        dataset: Changes to the dataset's node.
+        norm: Changes to the metric of training.
+        allow_targets: Packages whose classes may be named, beside ours and torch.nn.
+    """
     allowed = (*CHECKPOINT_TARGETS, *allow_targets)
     if "_target_" in dataset:
         raise ConfigError(
             "dataset: a checkpoint is certified on the dataset that it was trained on, of which "
             "dataset.root, dataset.checksum and dataset.download may change"
         )
-    proving = build_certifier(certifier, allow_targets)
     read = read_checkpoint(checkpoint_of(checkpoint))
+    named = next(iter(_nodes(certifier, read.config).values()))
+    proving = build_certifier(named, allow_targets)
     config = {**read.config, "dataset": {**read.config["dataset"], **_given(dataset)}}
     config["norm"] = {**(config.get("norm") or {}), **_given(norm)}
     source = build_dataset(config, allowed)
@@ -96,7 +107,7 @@ def read_run(
     said = {"file": read.path.name, "sha256": read.sha256, "epoch": read.epoch}
     origin = {"checkpoint": said}
     return Subject(
-        *(read.path, origin, config, proving, certifier, source, parts, model, network),
+        *(read.path, origin, config, proving, named, source, parts, model, network),
         trained=read.seconds,
     )
 
@@ -105,7 +116,7 @@ def read_model(
     network: str,
     preprocessing: Mapping[str, Any],
     radii: Sequence[float | None],
-    certifier: Config,
+    certifier: Config | None,
     dataset: Mapping[str, Any],
     norm: Mapping[str, Any],
     allow_targets: Sequence[str],
@@ -124,7 +135,8 @@ def read_model(
     wanted = [radius for radius in radii if radius is not None]
     if not wanted:
         raise ConfigError("radii: expected radii at which samples are counted: set radii=[0.5]")
-    proving = build_certifier(certifier, allow_targets)
+    named = next(iter(_nodes(certifier, {}).values()))
+    proving = build_certifier(named, allow_targets)
     config = {
         "dataset": _given(dataset),
         "preprocessing": dict(preprocessing),
@@ -149,20 +161,25 @@ def read_model(
     (digest, *others) = read.files.items()
     said = {"file": path.name, "sha256": digest[1], "opset": read.opset}
     origin = {"onnx": {**said, **({"constants": dict(others)} if others else {})}}
-    return Subject(path, origin, config, proving, certifier, source, parts, model, folded)
+    return Subject(path, origin, config, proving, named, source, parts, model, folded)
 
 
 def by_certifier(
-    subject: Subject, nodes: Mapping[str, Config], allow_targets: Sequence[str]
+    subject: Subject, certifier: Config | None, allow_targets: Sequence[str]
 ) -> dict[str, Subject]:
     """One subject for every certifier by name; that of the first is already in ``subject``."""
-    (first, _), *others = nodes.items()
+    (first, _), *others = _nodes(certifier, subject.config).items()
     found = {first: subject}
     for name, node in others:
-        certifier = build_certifier(node, allow_targets)
-        require_covered_metric(certifier, subject.network)
-        found[name] = replace(subject, certifier=certifier, named=node)
+        proving = build_certifier(node, allow_targets)
+        require_covered_metric(proving, subject.network)
+        found[name] = replace(subject, certifier=proving, named=node)
     return found
+
+
+def _nodes(certifier: Config | None, config: Config) -> dict[str, Config]:
+    """Certifiers' nodes by name: those that were asked for, or those of training."""
+    return named_certifiers(config.get("certifier") if certifier is None else certifier)
 
 
 def _given(dataset: Mapping[str, Any]) -> Config:

@@ -1,13 +1,17 @@
 """What a certification needs, and what it does not."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from helpers.runs import run
 
 from robustcert.errors import ConfigError
 from robustcert.runs.attack import build_attack
+from robustcert.runs.certify import certify
 
 CERTIFY = """
 import sys
@@ -36,3 +40,17 @@ def test_attacks_take_a_tenth_of_training_unless_a_setting_says_else() -> None:
     assert build_attack({"seconds": 5}).limited(6000.0, 1).seconds == 5
     with pytest.raises(ConfigError, match=r"attack: .*seconds of at least 0 or null"):
         build_attack({"seconds": -1.0})
+
+
+def test_a_run_is_certified_by_the_certifier_of_its_training_unless_another_is_named(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "run"
+    run(folder, "activation=smooth", "certifier=second_order", "certify=false")
+    few: dict[str, Any] = {"samples": 8, "attack": {"samples": 0}}
+    certify(str(folder), output="own", **few)
+    named = {"_target_": "robustcert.certifiers.LipschitzCertifier"}
+    certify(str(folder), output="other", certifier=named, **few)
+    claims = [json.loads((folder / o / "certificate.json").read_text()) for o in ("own", "other")]
+    found = [claim["certifier"]["_target_"].rpartition(".")[2] for claim in claims]
+    assert found == ["CombinedCertifier", "LipschitzCertifier"]
