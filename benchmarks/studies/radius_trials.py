@@ -131,11 +131,11 @@ COLUMNS = (
 )
 
 
-def train(trial: Trial, folder: Path) -> Run:
-    """Its run, by ``train.py`` in a process of one thread, unless it is finished already."""
+def train(overrides: list[str], folder: Path) -> Run:
+    """A run of ``train.py`` in a process of one thread, unless it is finished already."""
     if not (folder / "results.json").exists():
         folder.mkdir(parents=True, exist_ok=True)
-        words = [sys.executable, str(ROOT / "train.py"), *trial.overrides]
+        words = [sys.executable, str(ROOT / "train.py"), *overrides]
         words += [f"hydra.run.dir={folder.resolve()}"]
         with (folder / "printed.log").open("w") as log:
             environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -168,7 +168,7 @@ def main() -> None:
     trials.sort(key=lambda item: item[1])
     folders = [options.out / f"{side}-{place}" for side, place, _ in trials]
     with ThreadPoolExecutor(options.processes) as pool:
-        runs = list(pool.map(train, [trial for *_, trial in trials], folders))
+        runs = list(pool.map(train, [trial.overrides for *_, trial in trials], folders))
     print(f"| {' | '.join(COLUMNS)} |\n{'| --- ' * len(COLUMNS)}|")
     for line in sorted(row(side, t, run) for (side, _, t), run in zip(trials, runs, strict=True)):
         print(line)
