@@ -43,6 +43,7 @@ from robustcert.network.operation import Operation as FoldedOperation
 from robustcert.network.orthogonal import OrthogonalConvolution
 from robustcert.network.quadratics import Quadratics
 from robustcert.network.reflection import Reflection
+from robustcert.network.skew_series import SkewSeries
 from robustcert.network.window_norm import norm_pool
 
 # The checker counts the roundings of its own formulas. Twice that covers ours (a test compares the
@@ -204,4 +205,5 @@ _KINDS: Mapping[str, Callable[..., FoldedOperation]] = {
     "quadratics": Quadratics,
     "sandwich": Sandwich,
     "residual_block": ResidualBlock,
+    "skew_series": SkewSeries.of,
 }

@@ -17,7 +17,7 @@ from robustcert.check.forward.linear import absolute_norm
 from robustcert.check.network.operation import BRANCHED, Operation, walk
 from robustcert.check.norms.centred import centred_norm
 from robustcert.check.norms.metric import Metric, affine_head, prefixes
-from robustcert.check.norms.operation import find, prove
+from robustcert.check.norms.operation import find, inner_norm, prove
 from robustcert.check.norms.scalars import root_up, round_up
 from robustcert.check.reader import (
     MULTIPLIERS,
@@ -33,7 +33,10 @@ from robustcert.check.report import Report
 from robustcert.check.statement import Space
 
 # Kinds of operations whose norm takes a proof by the module `norms`.
-WEIGHTED = ("dense", "convolution", "sandwich", "residual_block", "circular_convolution")
+WEIGHTED = (
+    *("dense", "convolution", "circular_convolution"),
+    *("sandwich", "residual_block", "skew_series"),
+)
 
 
 class Constants(NamedTuple):
@@ -130,7 +133,7 @@ def _check_bounds(
     methods: dict[str, int] = {}
     claimed = claimed_bounds(bounds, operations, report)
     for bound, operation in zip(claimed, operations, strict=True):
-        _add_parts(operation, proved)
+        _add_parts(operation, proved, Fraction(bound))
         proved[operation.path] = Fraction(bound)
         try:
             method = _prove(operation, bound, proved, effort)
@@ -210,12 +213,14 @@ def _multiplicity(operation: Operation) -> int:
     return int(np.bincount(index[index >= 0]).max(initial=0))
 
 
-def _add_parts(operation: Operation, proved: dict[str, Fraction]) -> None:
-    # Bounds that need not be close: they only multiply rounding errors.
+def _add_parts(operation: Operation, proved: dict[str, Fraction], bound: Fraction) -> None:
+    # Bounds that need not be close: they only multiply rounding errors. Those of the steps of a
+    # series multiply each other, and are what its own bound is proved by.
+    step = inner_norm(operation, bound) if operation.kind == "skew_series" else 0.0
     for part in walk(operation.parts):
         proved[part.path] = Fraction(1)
-        if part.kind in ("dense", "convolution"):
-            proved[part.path] = Fraction(absolute_norm(part))
+        if part.kind in ("dense", "convolution", "circular_convolution"):
+            proved[part.path] = Fraction(step or absolute_norm(part))
         elif part.kind == "affine":
             proved[part.path] = _by_definition(part)
         elif part.kind == "wrap":
@@ -250,14 +255,16 @@ def _find(
         return _joined(operation, proved, effort, left)
     if operation.kind not in WEIGHTED:
         return _by_definition(operation)
-    _add_parts(operation, proved)
     try:
         value = find(operation, effort)
     except NotTriedError as error:
         left.append(f"{operation.label} in it: {error}")
-        return _coarse(operation)
+        coarse = _coarse(operation)
+        _add_parts(operation, proved, coarse)
+        return coarse
     if not math.isfinite(value):
         raise UnreadableError(f"{operation.label}: no bound can be proved here")
+    _add_parts(operation, proved, Fraction(value))
     return Fraction(value)
 
 

@@ -1,7 +1,7 @@
 """1-Lipschitz ConvNets of berndprach/1LipschitzLayersCompared: one network, several layers.
 
-The layers are told apart by their tensors. Those of SOC, BCOP and Sandwich are refused: the first
-is a truncated series of zero-padded convolutions, the second draws random numbers in evaluation.
+The layers are told apart by their tensors. Those of ECO are refused: they round every map to
+float16, so that no network of real numbers gives their logits.
 
 Reference: Prach, Brau, Buttazzo and Lampert, `1-Lipschitz Layers Compared
 <https://arxiv.org/abs/2311.16833>`_, CVPR 2024.
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from robustcert.convert.bcop import bjorck, kernel_of
 from robustcert.convert.network import Converted, identity, neighbours
 from robustcert.convert.published import ConversionError, Published
 from robustcert.data import Dataset
@@ -27,6 +28,9 @@ MEANS = {
 EPSILON = 1e-6
 # Steps of the power iteration by which CPL finds its norm in evaluation, and of LOT's Newton.
 POWER_STEPS, NEWTON_STEPS = 100, 10
+# Björck's iterations of BCOP's convolutions, and of the dense layer behind them, of either class.
+BCOP_STEPS = 20
+HEAD_STEPS = {"parametrizations.weight.original": 15, "weight": 20}
 Layer = Callable[[Converted, Published, str], None]
 
 
@@ -55,16 +59,27 @@ def read(content: Any, path: Path, data: Dataset) -> Converted:
 def _layer(weights: Published, path: Path) -> tuple[Layer, int]:
     """What reads the checkpoint's kind of layer, and the width of the network."""
     kinds: dict[str, Layer] = {
+        "psi": _sandwich,
         "parametrizations.weight.original": _aol,
+        "param_matrices": _bcop,
+        "random_conv_filter": _soc,
         "q": _sll,
         "u": _cpl,
         "alpha": _cayley,
         "weight": _lot,
     }
+    if "FirstConv.us" in weights:
+        raise ConversionError(
+            f"{path}: its layers are those of ECO, which are not taken: the original code rounds "
+            "every map to float16 before and behind a convolution, which no Lipschitz constant "
+            "bounds, and 1e-3 away from the network without"
+        )
     for name, layer in kinds.items():
         if f"FirstConv.{name}" in weights:
             return layer, weights.shape("FirstConv.bias", 1)[0]
-    raise ConversionError(f"{path}: its layers are not AOL, SLL, CPL, Cayley or LOT")
+    raise ConversionError(
+        f"{path}: its layers are not AOL, BCOP, SLL, CPL, Cayley, LOT, SOC or Sandwich"
+    )
 
 
 def _aol(network: Converted, weights: Published, name: str) -> None:
@@ -77,6 +92,26 @@ def _aol(network: Converted, weights: Published, name: str) -> None:
     bias = weights.take(f"{name}.bias", network.shape[0])
     order, padding = neighbours(network.shape[0]), free.shape[-1] // 2
     network.convolve_circularly(kernel, bias, padding=padding, order=order)
+
+
+def _bcop(network: Converted, weights: Published, name: str) -> None:
+    """A circular convolution by products of projections."""
+    channels = network.shape[0]
+    count = weights.shape(f"{name}.param_matrices", 3)[0]
+    side = (count + 1) // 2
+    if not (count % 2 and side % 2):
+        raise ConversionError(
+            f"{weights.path}: {name}.param_matrices: expected 1, 5, 9, ... matrices, those of an "
+            f"odd kernel, got {count}"
+        )
+    free = weights.take(f"{name}.param_matrices", count, channels, channels)
+    kept = weights.take(f"{name}.mask", count - 1, 1, channels)
+    found = bjorck(free, BCOP_STEPS, f"{weights.path}: {name}.param_matrices")
+    frames = found[1:] * kept
+    kernel = kernel_of(found[0], frames @ frames.mT)
+    bias = weights.take(f"{name}.bias", channels)
+    order = neighbours(channels)
+    network.convolve_circularly(kernel, bias, padding=side // 2, order=order)
 
 
 def _cayley(network: Converted, weights: Published, name: str) -> None:
@@ -135,6 +170,60 @@ def _cpl(network: Converted, weights: Published, name: str) -> None:
     network.subtract(kernel, bias, scale.expand(network.shape[0]))
 
 
+def _soc(network: Converted, weights: Published, name: str) -> None:
+    """A skew zero-padded convolution's exponential, which the border of the map cuts at every term.
+
+    The kernel is divided by the least of four bounds, estimated at the file's vectors.
+    """
+    free = _kernel(network, weights, f"{name}.random_conv_filter")
+    kernel = (free - free.transpose(0, 1).flip(2, 3)) / 2
+    # Dimensions of u, the others being those of v: input channels with columns, with rows, with
+    # both, and output channels with both.
+    products = []
+    for number, own in enumerate(((1, 3), (1, 2), (1, 2, 3), (0, 2, 3)), 1):
+        u, v = (
+            weights.take(
+                f"{name}.{letter}{number}",
+                *(n if (d in own) == (letter == "u") else 1 for d, n in enumerate(kernel.shape)),
+            )
+            for letter in "uv"
+        )
+        products.append((kernel * u * v).sum())
+    least = torch.stack(products).min()
+    if not least > 0:
+        raise ConversionError(
+            f"{weights.path}: {name}: expected vectors at which the kernel's bounds are above 0, "
+            f"got {float(least)}"
+        )
+    scale = weights.take_number(f"{name}.correction") / least
+    network.turn(scale * kernel, weights.take(f"{name}.bias", network.shape[0]))
+
+
+def _sandwich(network: Converted, weights: Published, name: str) -> None:
+    """Two circular convolutions around a ReLU, or two dense maps, by a Cayley transform."""
+    channels, *size = network.shape
+    if size:
+        side = weights.shape(f"{name}.weight", 4)[-1]
+        free = weights.take(f"{name}.weight", channels, 2 * channels, side, side)
+        blocks = _blocks(free, size[0])
+        # The norm is that of the frequencies of a real transform.
+        norm = torch.linalg.vector_norm(blocks[:, : size[0] // 2 + 1])
+    else:
+        blocks = weights.take(f"{name}.weight", channels, 2 * channels)
+        norm = torch.linalg.vector_norm(blocks)
+    blocks = weights.take_number(f"{name}.alpha") * blocks / norm
+    u, v = blocks.mT.split(channels, -2)
+    a, eye = u - u.mH + v.mH @ v, identity(channels)
+    inverse = torch.linalg.inv(eye + a)
+    outer, inner = (inverse @ (eye - a)).mT, (-2 * v @ inverse).mT
+    psi = weights.take(f"{name}.psi", channels).exp()
+    inner, outer = 2**0.5 / psi[:, None] * inner, 2**0.5 * psi[:, None] * outer
+    if size:
+        inner, outer = _taps(inner), _taps(outer)
+    bias = weights.take(f"{name}.bias", channels)
+    network.enclose(inner, outer, psi, bias, order=neighbours(channels))
+
+
 def _kernel(network: Converted, weights: Published, name: str) -> Tensor:
     side = weights.shape(name, 4)[-1]
     return weights.take(name, network.shape[0], network.shape[0], side, side)
@@ -186,15 +275,36 @@ def _read_head(network: Converted, weights: Published, layer: Layer, classes: in
     width = network.shape[0]
     if classes > width:
         raise ConversionError(f"expected at least {classes} features, got {width}")
-    if layer is not _cayley:
-        layer(network, weights, "ClassificationHead.0")
+    flat = layer is _sandwich or layer in _DENSE
+    if flat:
         network.flatten()
-        network.end(identity(width)[:classes])
+    if layer in _DENSE:
+        bias = weights.take("ClassificationHead.1.bias", width)
+        weight = _DENSE[layer](weights, "ClassificationHead.1", width)
+        network.end(weight[:classes], bias[:classes])
         return
-    network.flatten()
-    free = weights.take("ClassificationHead.1.weight", width, width)
-    a = weights.take_number("ClassificationHead.1.alpha") * free / torch.linalg.vector_norm(free)
+    layer(network, weights, f"ClassificationHead.{int(flat)}")
+    if not flat:
+        network.flatten()
+    network.end(identity(width)[:classes])
+
+
+def _cayley_head(weights: Published, name: str, width: int) -> Tensor:
+    free = weights.take(f"{name}.weight", width, width)
+    a = weights.take_number(f"{name}.alpha") * free / torch.linalg.vector_norm(free)
     a = a - a.mT
     eye = identity(width)
-    orthogonal = torch.linalg.solve(eye + a, eye - a)
-    network.end(orthogonal[:classes], weights.take("ClassificationHead.1.bias", width)[:classes])
+    return torch.linalg.solve(eye + a, eye - a)
+
+
+def _bcop_head(weights: Published, name: str, width: int) -> Tensor:
+    (key,) = [key for key in HEAD_STEPS if f"{name}.{key}" in weights] or ["weight"]
+    free = weights.take(f"{name}.{key}", width, width)
+    return bjorck(free, HEAD_STEPS[key], f"{weights.path}: {name}.{key}", scaled=key != "weight")
+
+
+# What reads the dense layer of networks that end with one.
+_DENSE: dict[Layer, Callable[[Published, str, int], Tensor]] = {
+    _bcop: _bcop_head,
+    _cayley: _cayley_head,
+}

@@ -29,6 +29,11 @@ def identity(features: int) -> Tensor:
     return torch.eye(features, dtype=torch.float64, device="cpu")
 
 
+RELU = {"_target_": "robustcert.activations.ReLU", "_partial_": True}
+# Terms, after the identity, of the exponential as SOC evaluates it.
+EXPONENTIAL_TERMS = 12
+
+
 @dataclass(eq=False)
 class Converted:
     """Layers in the order in which they are applied, each with its state.
@@ -122,8 +127,43 @@ class Converted:
             kernel_size=kernel,
             padding=kernel // 2,
             input_size=list(self.shape[1:]),
-            activation={"_target_": "robustcert.activations.ReLU", "_partial_": True},
+            activation=RELU,
         )
+
+    def turn(self, weight: Tensor, bias: Tensor) -> None:
+        """Append the first terms of the exponential of a skew zero-padded convolution."""
+        weight, bias = self._reordered(weight, bias, self.order)
+        self.add(
+            "layers.SkewSeriesConv2d",
+            {"weight": weight, "bias": bias},
+            channels=self.shape[0],
+            kernel_size=weight.shape[-1],
+            terms=EXPONENTIAL_TERMS,
+        )
+
+    def enclose(
+        self, inner: Tensor, outer: Tensor, multiplier: Tensor, bias: Tensor, *, order: Tensor
+    ) -> None:
+        """Append ``x -> outer' relu(inner x + b)``, its outputs in a given order.
+
+        Both are dense, or kernels as large as the map; see ``layers.FreeSandwich``.
+        """
+        channels = len(inner)
+        self.add(
+            "layers.FreeSandwich",
+            {
+                "inner": inner[:, self.order],
+                "outer": outer[:, order],
+                "multiplier": multiplier,
+                "bias": bias,
+            },
+            in_features=self.shape[0],
+            out_features=channels,
+            input_size=list(self.shape[1:]) or None,
+            activation=RELU,
+        )
+        self.order = order
+        self.shape = (channels, *self.shape[1:])
 
     def connect(self, weight: Tensor, bias: Tensor, *, order: Tensor | None = None) -> None:
         """Append a dense layer, its outputs in a given order."""

@@ -33,6 +33,7 @@ from robustcert.network.linear import (
     Reshape,
 )
 from robustcert.network.operation import Operation, Shape
+from robustcert.network.skew_series import SkewSeries
 
 
 def add_operations(graph: Graph, x: str, operations: Sequence[Operation], shape: Shape) -> str:
@@ -222,10 +223,19 @@ def _residual_block(graph: Graph, x: str, operation: Any, shape: Shape) -> str:
 
 
 def _sandwich(graph: Graph, x: str, operation: Any, shape: Shape) -> str:
-    inner = _multiply(graph, x, operation.inner, operation.bias)
-    hidden = (*shape[:-1], len(operation.inner))
+    first, last = operation.linear()
+    write = _dense if isinstance(first, Dense) else _circular
+    inner, hidden = write(graph, x, first, shape), first.output_shape(shape)
     active = _activation(graph, inner, operation.activation, hidden)
-    return _multiply(graph, active, operation.outer.mT, None)
+    return write(graph, active, last, hidden)
+
+
+def _skew_series(graph: Graph, x: str, operation: Any, shape: Shape) -> str:
+    found = x
+    for scale in reversed(_numpy(operation.scales)):
+        step = _convolution(graph, found, operation.step, shape)
+        found = graph.add(x, graph.mul(step, graph.constant(scale)))
+    return _with_bias(graph, found, operation.bias, 4)
 
 
 def _sum(graph: Graph, x: str, operation: Any, shape: Shape) -> str:
@@ -250,6 +260,7 @@ _OPERATIONS: Mapping[type[Operation], Callable[[Graph, str, Any, Shape], str]] =
     Activation: _activation,
     ResidualBlock: _residual_block,
     Sandwich: _sandwich,
+    SkewSeries: _skew_series,
     Sum: _sum,
     Concatenation: _concatenate,
 }

@@ -19,7 +19,8 @@ from robustcert.layers.manifold import ManifoldLinear, ManifoldOrthogonal, Manif
 from robustcert.layers.patch import CholeskyPatchConv2d, OnPatches, PatchConv2d
 from robustcert.layers.pool import InvertibleDownsampling, NormPool2d
 from robustcert.layers.residual_block import ResidualLayer, ScaledResidualConv2d
-from robustcert.layers.sandwich import SandwichLinear
+from robustcert.layers.sandwich import FreeSandwich, SandwichLinear
+from robustcert.layers.skew_series import SkewSeriesConv2d
 from robustcert.layers.sll import SLLConv2d, SLLLinear
 from robustcert.layers.soc import SkewFrequencies, SOCConv2d
 from robustcert.layers.unconstrained import UnconstrainedConv2d, UnconstrainedLinear
@@ -51,6 +52,7 @@ __all__ = [
     "ConstrainedLinear",
     "ExponentialLinear",
     "ExponentialOrthogonal",
+    "FreeSandwich",
     "FrequencyConstraint",
     "FrequencyConv2d",
     "InvertibleDownsampling",
@@ -73,6 +75,7 @@ __all__ = [
     "SandwichLinear",
     "ScaledResidualConv2d",
     "SkewFrequencies",
+    "SkewSeriesConv2d",
     "UnconstrainedCircularConv2d",
     "UnconstrainedConv2d",
     "UnconstrainedLinear",

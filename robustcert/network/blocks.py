@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import partial
 from typing import Any, Self
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from robustcert import norms
 from robustcert.arithmetic import products
 from robustcert.network.activation import Activation, check_slopes
-from robustcert.network.linear import plane
+from robustcert.network.linear import CircularConvolution, Dense, plane
 from robustcert.network.local_error import absolute_norm, affine_rounding, gamma, smallest_normal
 from robustcert.network.operation import Operation, Shape, without_none, zeros
 from robustcert.norms.scalars import UNIT, exact, root_up
@@ -113,14 +114,18 @@ class ResidualBlock(Operation):
 
 @dataclass(frozen=True, eq=False)
 class Sandwich(Operation):
-    r"""``x -> G' s(V x + b)`` for dense V ``(m, n)`` and G ``(m, out)``, bounded as a whole.
+    r"""``x -> G' s(V x + b)`` for linear maps V and G to m features, bounded as a whole.
 
-    s is an activation with slopes in [0, 1], entry by entry; ``multiplier`` is a vector psi of
-    positive numbers that takes no part in the function.
+    They are dense, ``(m, n)`` and ``(m, out)``, or correlations on a torus that is the map, with
+    kernels as large as it, ``(m, n, height, width)`` and ``(m, out, height, width)``:
+    :math:`(V x)_i = \sum_t V_t\, x_{i + t}`, and G' is the transpose of such a map. s is an
+    activation with slopes in [0, 1], entry by entry; ``multiplier`` is a vector psi of positive
+    numbers that takes no part in the function.
 
     Let d and e be the differences of two inputs and of their activations, :math:`f = \psi e`,
-    :math:`A = G / (\sqrt 2 \psi)` and :math:`B = \psi V / \sqrt 2`, rows by rows. The slopes give
-    :math:`|f|^2 \le \sqrt 2 f^\top B d`, hence :math:`|f| \le \sqrt 2 \lVert B \rVert\, |d|`. With
+    :math:`A = G / (\sqrt 2 \psi)` and :math:`B = \psi V / \sqrt 2`, rows by rows or channels by
+    channels. The slopes give :math:`|f|^2 \le \sqrt 2 f^\top B d`, hence
+    :math:`|f| \le \sqrt 2 \lVert B \rVert\, |d|`. With
     :math:`\eta = \max(0, \lVert [A\; B] \rVert^2 - 1)`,
 
     .. math:: |\sqrt 2 A^\top f|^2 \le 2 (1 + \eta) |f|^2 - 2 |B^\top f|^2
@@ -140,29 +145,47 @@ class Sandwich(Operation):
     activation: Activation
     bias: Tensor | None = None
 
+    def linear(self) -> tuple[Dense, Dense] | tuple[CircularConvolution, CircularConvolution]:
+        """V with b, and G'."""
+        back = self.outer.transpose(0, 1)
+        if self.inner.dim() == 2:
+            return Dense(self.inner, self.bias), Dense(back)
+        height, width = self.inner.shape[2:]
+        on_torus = partial(
+            CircularConvolution, input_size=(height, width), output_size=(height, width)
+        )
+        # The transpose reads backwards.
+        around = (height - 1, width - 1)
+        return on_torus(self.inner, self.bias), on_torus(back.flip(2, 3), padding=around)
+
     def __call__(self, x: Tensor) -> Tensor:
-        bias = None if self.bias is None else self.bias.to(x)
-        hidden = self.activation(products.linear(x, self.inner.to(x), bias))
-        return products.linear(hidden, self.outer.to(x).mT)
+        first, last = self.linear()
+        return last(self.activation(first(x)))
 
     def lipschitz_bound(self, input_shape: Shape) -> float:
         check_slopes(self.activation)
-        psi = self.multiplier.double()[:, None]
+        psi = self.multiplier.double().view(-1, *(1,) * (self.inner.dim() - 1))
         if not (psi > 0).all():
             raise ValueError("the multipliers of a sandwich layer must be positive")
         both = torch.cat([self.outer.double() / psi, self.inner.double() * psi], 1)
-        norm = exact(norms.dense_norm_bound(both))
+        if both.dim() == 2:
+            norm = exact(norms.dense_norm_bound(both))
+        else:
+            height, width = both.shape[2:]
+            norm = exact(norms.circular_conv_norm_bound(both, (height, width)))
         # Every entry is rounded once, relatively, or lost below the normal range.
         norm += exact(absolute_norm(both)) * UNIT * 2 + both.numel() * Fraction(2) ** -1022
         eta = max(Fraction(0), norm**2 / 2 - 1)
         return root_up(1 + 4 * eta * (1 + eta))
 
     def rounding(self, input_shape: Shape, unit: float) -> tuple[float, float]:
-        rows, positions = self.inner.shape[0], math.prod(input_shape[:-1])
-        hidden = (*input_shape[:-1], rows)
+        rows, *kernel = self.inner.shape[0], *self.inner.shape[2:]
+        positions = math.prod(kernel or input_shape[:-1])
+        hidden = (rows, *kernel) if kernel else (*input_shape[:-1], rows)
         e, v, h = _hidden_rounding(self.inner, self.bias, self.activation, hidden, positions, unit)
         norm = absolute_norm(self.outer)
-        a, b = affine_rounding(self.outer.mT, None, rows, positions, unit)
+        fan_in = rows * math.prod(kernel)
+        a, b = affine_rounding(self.outer.transpose(0, 1), None, fan_in, positions, unit)
         # No intermediate value is larger than 2**40 times the error over the unit.
         room = unit * 2.0**-39
         return (

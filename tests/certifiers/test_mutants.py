@@ -58,7 +58,7 @@ from robustcert.network import fold as fold_module
 from robustcert.network import forward_error as forward_error_module
 from robustcert.network import input_space as space_module
 from robustcert.network import network as network_module
-from robustcert.network import overrides
+from robustcert.network import overrides, skew_series
 from robustcert.network.activation import Activation, Slopes
 from robustcert.network.blocks import ResidualBlock
 from robustcert.network.bounds import operation_bound, run, sequence_bound
@@ -69,6 +69,7 @@ from robustcert.network.linear import Affine, Convolution, Dense, Flatten, Gathe
 from robustcert.network.network import PlainNetwork, output_bound, pairwise_bound, prefix_bounds
 from robustcert.network.operation import Operation
 from robustcert.network.quadratics import Quadratics
+from robustcert.network.skew_series import SkewSeries
 from robustcert.norms import convolution, lines, proof, scalars, symbols
 from robustcert.norms import truncated as truncated_module
 from robustcert.norms.dense import dense_norm_bound
@@ -322,6 +323,19 @@ def bounds_of_residual_blocks() -> None:
         block = ResidualBlock(torch.eye(2), torch.full((2,), scale), relu, torch.full((2,), 9.0))
         bound = operation_bound(block, (2,))
         assert covers(bound, max(Fraction(1), (1 - 2 * Fraction(scale) ** 2) ** 2))
+
+
+def bounds_of_skew_series() -> None:
+    for a, scales in ((1.0, [1.0]), (2.0, [1.0, 0.5]), (0.5, [0.25])):
+        weight = torch.tensor([[0.0, a], [-a, 0.0]])[:, :, None, None]
+        series = SkewSeries.of(weight=weight, scales=torch.tensor(scales))
+        bound = operation_bound(series, (2, 1, 1))
+        assert bound >= matrix_norm(series, (2, 1, 1))
+    try:
+        operation_bound(SkewSeries.of(weight=abs(weight), scales=torch.ones(1)), (2, 1, 1))
+        raise AssertionError("a kernel that is not skew has a bound")
+    except UnsoundNetworkError:
+        pass
 
 
 def linear_radii() -> None:
@@ -683,6 +697,7 @@ CHECKS = [
     bounds_of_compositions,
     bounds_of_weighted_sums,
     bounds_of_residual_blocks,
+    bounds_of_skew_series,
     ties_are_not_certified,
     linear_radii,
     counts_at_equality,
@@ -982,6 +997,12 @@ FAULTS: dict[str, Fault] = {
     "input scale ignored": put(Affine, "lipschitz_bound", lambda self, shape: 1.0),
     "residual block taken for 1-Lipschitz": put(
         ResidualBlock, "lipschitz_bound", lambda self, shape: 1.0
+    ),
+    "skew series taken for its exponential": put(
+        SkewSeries, "lipschitz_bound", lambda self, shape: 1.0
+    ),
+    "series without the terms left out": put(
+        skew_series, "series_bound", lambda scales, norm: Fraction(1)
     ),
     "bound of another network": wrap(bounds_module, "operation_bound", by_shape),
     "orthogonal by construction": fold_claims(ConstrainedLinear, lambda layer: 1.0),

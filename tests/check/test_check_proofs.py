@@ -17,6 +17,7 @@ from torch import Tensor
 
 from benchmarks.soundness.forgeries import Folder, build
 from robustcert.activations import Abs, GroupSort, Identity, ReLU, Softplus
+from robustcert.certificate.restore import restore_network
 from robustcert.certifiers import LipschitzCertifier, LipSDPCertifier
 from robustcert.check import UnreadableError, check
 from robustcert.check.arithmetic import FLOAT64
@@ -36,6 +37,7 @@ from robustcert.network.branches import Sum
 from robustcert.network.forward_error import forward_error
 from robustcert.network.linear import Affine, CircularConvolution, Convolution, Dense, Flatten
 from robustcert.network.network import PlainNetwork, pairwise_bound
+from robustcert.network.skew_series import SkewSeries
 from robustcert.norms.estimates import conv_norm_lower
 
 ACTIVATIONS = (
@@ -240,6 +242,21 @@ def whole_maps(kind: str) -> PlainNetwork:
                     torch.randn(9),
                 )
             )
+    elif kind == "sandwich on a torus":
+        for scale in (0.03, 0.06):
+            factors = scale * torch.randn(2, 4, 2, 6, 6)
+            psi = torch.rand(4) + 0.5
+            inside = Softplus(4).fold() if scale == 0.03 else ReLU(4).fold()
+            operations.append(Sandwich(*factors, psi, inside, torch.randn(4)))
+        operations.append(Flatten())
+    elif kind == "skew series":
+        for scale, scales in ((0.05, torch.ones(12)), (0.4, torch.rand(4))):
+            free = scale * torch.randn(2, 2, 3, 3)
+            weight, count = free - free.transpose(0, 1).flip(2, 3), len(scales)
+            scales = scales / torch.arange(1, count + 1)
+            bias = torch.randn(2) if count == 4 else None
+            operations.append(SkewSeries.of(weight=weight, scales=scales, bias=bias))
+        operations.append(Flatten())
     elif kind == "residual":
         operations = [Flatten()]
         for scale in (0.05, 0.2):
@@ -265,7 +282,7 @@ def whole_maps(kind: str) -> PlainNetwork:
 
 WHOLE = (
     *("norm_pool", "circular", "circular of stride 1", "sandwich", "residual"),
-    "convolutional residual",
+    *("convolutional residual", "sandwich on a torus", "skew series"),
     "shift",
     "sum",
 )
@@ -308,6 +325,31 @@ def test_maps_that_are_bounded_as_a_whole(kind: str, arithmetic: Any, tmp_path: 
             lines = check(forged.path).mismatches
             assert any("is not proved to be" in line for line in lines)
             forged.claim["bounds"][place]["bound"] = entry["bound"]
+
+
+# A shift is a function of the room of models.
+@pytest.mark.parametrize("kind", [kind for kind in WHOLE if kind != "shift"])
+def test_the_network_of_a_folder_is_what_was_certified(kind: str, tmp_path: Path) -> None:
+    net = whole_maps(kind)
+    folder = certify(tmp_path / "folder", net, LipschitzCertifier())
+    restored, x = restore_network(read(folder)), torch.randn(3, *net.input_shape).double()
+    assert restored.digest() == net.digest()
+    assert torch.equal(restored(x), net(x))
+
+
+def test_a_series_is_of_a_skew_kernel(tmp_path: Path) -> None:
+    folder = Folder(certify(tmp_path / "folder", whole_maps("skew series"), LipschitzCertifier()))
+    for name in ("0.weight", "1.weight"):
+        weight = folder.tensors[name].copy()
+        folder.tensors[name] = weight + np.float32(1e-6) * (weight == weight.max())
+        folder.save()
+        with pytest.raises(UnreadableError, match="minus its own transpose"):
+            check(folder.path)
+        folder.tensors[name] = weight
+    folder.tensors["0.scales"] = 2 * folder.tensors["0.scales"]
+    folder.save()
+    with pytest.raises(UnreadableError, match="scales from -1 to 1"):
+        check(folder.path)
 
 
 def plain_kinds(net: PlainNetwork) -> set[str]:

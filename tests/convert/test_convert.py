@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +15,7 @@ from helpers.miniatures import write_cifar10
 import robustcert
 from robustcert.convert import SOURCES, ConversionError, convert
 from robustcert.convert.__main__ import main
+from robustcert.convert.bcop import bjorck
 from robustcert.convert.run import network_of
 from robustcert.lipschitz import fold_network, lipschitz_bound
 from robustcert.runs.certify import certify
@@ -69,6 +71,75 @@ def test_no_pair_of_inputs_moves_further_apart_than_the_bound(name: str, tmp_pat
     with torch.no_grad():
         moved = (model(x + step) - model(x)).norm(dim=1)
     assert (moved <= bound * step.flatten(1).norm(dim=1) * (1 + 1e-3)).all()
+
+
+@pytest.mark.parametrize("layer", ["bcop", "cayley", "sandwich", "soc"])
+def test_orthogonal_layers_have_a_constant_of_1(layer: str, tmp_path: Path) -> None:
+    model, fixture = read(f"compared_{layer}", tmp_path)
+    assert lipschitz_bound(model, tuple(fixture["inputs"].shape[1:])) <= 1 + 1e-4
+
+
+def changed(name: str, tensor: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    content = saved(name)["checkpoint"]
+    content[tensor] = change(content[tensor])
+    return content
+
+
+def named(name: str, content: Any, folder: Path) -> str:
+    """The line in which a checkpoint is refused."""
+    fixture = saved(name)
+    shape, classes = tuple(fixture["inputs"].shape[1:]), fixture["logits"].shape[1]
+    data: Any = SimpleNamespace(input_shape=shape, num_classes=classes)
+    with pytest.raises(ConversionError) as error:
+        network_of("compared", content, folder / "file.pth", data)
+    return str(error.value)
+
+
+def test_weights_that_depend_on_random_numbers_are_refused(tmp_path: Path) -> None:
+    def flatten(free: torch.Tensor) -> torch.Tensor:
+        left, values, right = torch.linalg.svd(free)
+        values[..., -1] = 1e-4 * values[..., 0]
+        return left * values[..., None, :] @ right
+
+    for tensor in (
+        "Block1.0.param_matrices",
+        "ClassificationHead.1.parametrizations.weight.original",
+    ):
+        line = named("compared_bcop", changed("compared_bcop", tensor, flatten), tmp_path)
+        assert f"file.pth: {tensor}: the original code divides by a norm" in line
+        zero = changed("compared_bcop", tensor, torch.zeros_like)
+        assert "what was drawn still shows" in named("compared_bcop", zero, tmp_path)
+    even = changed("compared_bcop", "Block1.0.param_matrices", lambda free: free[:3])
+    assert "an odd kernel, got 3" in named("compared_bcop", even, tmp_path)
+
+
+@pytest.mark.parametrize("largest", [1.0, 2.0, 5.0])
+def test_what_a_power_iteration_draws_does_not_show(largest: float) -> None:
+    free = torch.randn(3, 8, 8, generator=torch.Generator().manual_seed(0)).double()
+    found = bjorck(free, 20, "here")
+    share = torch.linalg.matrix_norm(free, 2, keepdim=True)
+    for part in (1.0, 0.9, 0.7):
+        again = bjorck(free / (part * share), 20, "here", scaled=False)
+        torch.testing.assert_close(again, found, rtol=0, atol=1e-6)
+    torch.testing.assert_close(bjorck(largest * free, 20, "here"), found)
+
+
+def test_layers_of_eco_are_refused_by_name(tmp_path: Path) -> None:
+    content = {
+        "FirstConv.random_conv_filter": torch.randn(4, 4, 1),
+        "FirstConv.us": torch.randn(1, 1, 4),
+        "FirstConv.vs": torch.randn(1, 4, 1),
+        "FirstConv.correction": torch.ones(1),
+        "FirstConv.bias": torch.zeros(4),
+    }
+    line = named("compared_soc", content, tmp_path)
+    assert "file.pth: its layers are those of ECO" in line
+    assert "float16" in line
+
+
+def test_vectors_without_a_bound_are_refused(tmp_path: Path) -> None:
+    content = changed("compared_soc", "Block1.0.u3", torch.zeros_like)
+    assert "Block1.0: expected vectors" in named("compared_soc", content, tmp_path)
 
 
 @pytest.fixture

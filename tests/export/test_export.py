@@ -23,7 +23,7 @@ from robustcert.errors import ConfigError, UnsoundNetworkError
 from robustcert.export import check_runtime, to_onnx
 from robustcert.export.__main__ import main
 from robustcert.export.activations import ACTIVATIONS
-from robustcert.layers import NormPool2d
+from robustcert.layers import FreeSandwich, NormPool2d, SkewSeriesConv2d
 from robustcert.network.activation import Activation
 from robustcert.network.blocks import ResidualBlock
 from robustcert.network.branches import Sum
@@ -144,6 +144,10 @@ OTHERS = {
     "grafted maps": lambda: classifier(nn.Conv2d(2, 8, 3), grafts(pairs=True)),
     "grafted relu": lambda: classifier(nn.Conv2d(2, 8, 3), grafts(pairs=False)),
     "sandwich": lambda: plain_network(build_model("mlp", "sandwich", "relu"), 2, 8, 8),
+    "sandwich on a torus": lambda: classifier(
+        FreeSandwich(2, 3, activation=ReLU, input_size=(6, 6))
+    ),
+    "skew series": lambda: classifier(SkewSeriesConv2d(2, 3)),
     "no head": lambda: PlainNetwork((Convolution(torch.randn(3, 2, 2, 2)), Flatten()), (2, 2, 2)),
 }
 

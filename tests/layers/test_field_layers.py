@@ -26,12 +26,14 @@ from robustcert.layers import (
     CPLConv2d,
     CPLLinear,
     ExponentialLinear,
+    FreeSandwich,
     InvertibleDownsampling,
     LiResConv2d,
     LiResLinear,
     LOTConv2d,
     NormPool2d,
     SandwichLinear,
+    SkewSeriesConv2d,
     SLLConv2d,
     SLLLinear,
     SOCConv2d,
@@ -45,6 +47,7 @@ from robustcert.network.fold import fold
 from robustcert.network.linear import CircularConvolution
 from robustcert.network.network import PlainNetwork
 from robustcert.network.operation import Operation
+from robustcert.network.skew_series import SkewSeries
 
 Module = Any
 SIZE = (5, 4)
@@ -276,6 +279,86 @@ def test_a_sandwich_is_bounded_over_all_slopes(sizes: tuple[int, ...], excess: f
     broken = Sandwich(inner, outer, -psi, ReLU(rows).fold())
     with pytest.raises(ValueError, match="must be positive"):
         broken.lipschitz_bound((inputs,))
+
+
+@pytest.mark.parametrize("excess", [0.5, 1.0, 1.1, 3.0])
+def test_a_sandwich_on_a_torus_is_bounded_over_slopes(excess: float) -> None:
+    shape, psi = (2, 4, 6), torch.rand(3) + 0.3
+    both = torch.randn(3, 2 + 3, 4, 6)
+    flat = CircularConvolution(both, input_size=(4, 6), output_size=(4, 6))
+    both *= excess / torch.linalg.matrix_norm(matrix(flat, (5, 4, 6)), 2)
+    outer = math.sqrt(2) * psi[:, None, None, None] * both[:, 2:]
+    inner = math.sqrt(2) / psi[:, None, None, None] * both[:, :2]
+    operation = Sandwich(inner, outer, psi, ReLU(3).fold())
+    bound = operation.lipschitz_bound(shape)
+    first, last = operation.linear()
+    v, g = matrix(first, shape), matrix(last, (3, 4, 6))
+    # G' is the transpose of a correlation with G.
+    whole = CircularConvolution(outer, input_size=(4, 6), output_size=(4, 6))
+    torch.testing.assert_close(g, matrix(whole, (3, 4, 6)).T)
+    slopes = [torch.ones(len(v)), *(torch.rand(20, len(v)) > 0.3).double()]
+    true = max(float(torch.linalg.matrix_norm(g * s @ v, 2)) for s in slopes)
+    assert true <= bound * (1 + 1e-12)
+    eta = max(0.0, excess**2 - 1)
+    assert bound == pytest.approx(math.sqrt(1 + 4 * eta * (1 + eta)), rel=1e-5)
+    stays_within_rounding(operation, shape)
+
+
+@pytest.mark.parametrize("size", [None, (4, 5)])
+def test_a_sandwich_of_free_factors_is_its_fold(size: Any) -> None:
+    module = perturb(FreeSandwich(3, 4, activation=RELU, input_size=size))
+    x = torch.randn(2, 3, *(size or ()))
+    (operation,) = fold(module)
+    torch.testing.assert_close(operation(x), module(x))
+    assert module(x).shape == (2, 4, *(size or ()))
+
+
+# Skew series
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 5), (6, 4)])
+@pytest.mark.parametrize("norm", [0.3, 1.0, 2.0, 6.0])
+@pytest.mark.parametrize("terms", [1, 4, 12])
+def test_a_skew_series_is_bounded_on_its_map(size: Any, norm: float, terms: int) -> None:
+    layer, shape = SkewSeriesConv2d(3, 3, terms=terms), (3, *size)
+    with torch.no_grad():
+        layer.weight.normal_()
+        step = fold(layer)[0].step
+        layer.weight *= norm / torch.linalg.matrix_norm(matrix(step, shape), 2)
+        layer.bias.normal_()
+    (operation,) = fold(layer)
+    bound = operation.lipschitz_bound(shape)
+    true = float(torch.linalg.matrix_norm(matrix(operation, shape), 2))
+    assert true <= bound * (1 + 1e-12)
+    # The series is as far from the exponential, a rotation, as its remainder is large.
+    rest = norm ** (terms + 1) / math.factorial(terms + 1)
+    exponential = torch.linalg.matrix_exp(matrix(operation.step, shape))
+    wrong = torch.linalg.matrix_norm(matrix(operation, shape) - exponential, 2)
+    assert wrong <= 2 * rest * math.exp(norm) + 1e-5
+    assert bound <= 1 + 2 * rest * math.exp(norm) + 1e-6 * math.exp(norm)
+    stays_within_rounding(operation, shape)
+    x = torch.randn(4, *shape)
+    torch.testing.assert_close(operation(x), layer(x), rtol=1e-5, atol=1e-5)
+
+
+def test_the_border_cuts_every_term_of_a_skew_series() -> None:
+    # A shift to one side minus one to the other: its square on a circle reads across the border.
+    layer = SkewSeriesConv2d(1, 3, terms=2, bias=False)
+    with torch.no_grad():
+        layer.weight.zero_()
+        layer.weight[0, 0, 1, 2] = 1.0
+    a = torch.diag(torch.ones(3), 1) - torch.diag(torch.ones(3), -1)
+    found = matrix(fold(layer)[0], (1, 1, 4)).float()
+    torch.testing.assert_close(found, torch.eye(4) + a / 2 + a @ a / 8)
+
+
+def test_a_series_of_another_kernel_has_no_bound() -> None:
+    weight = torch.randn(2, 2, 3, 3)
+    series = SkewSeries.of(weight=weight, scales=torch.ones(2), name="here")
+    with pytest.raises(UnsoundNetworkError, match=r"here.*minus its own transpose"):
+        operation_bound(series, (2, 4, 4))
+    with pytest.raises(ValueError, match=r"odd kernel.*kernel_size"):
+        SkewSeriesConv2d(2, 4)
 
 
 # Circular convolutions

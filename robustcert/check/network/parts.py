@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,8 @@ def _chain(operation: Operation, steps: list[tuple], where: str, label: str = ""
     for i, (kind, options, tensors) in enumerate(steps):
         outputs = RULES[kind](options, tensors, shape, where)
         path = f"{operation.path}/{label}{i}"
-        found.append(Operation(kind, operation.name, path, options, tensors, shape, outputs))
+        made = Operation(kind, operation.name, path, options, tensors, shape, outputs)
+        found.append(replace(made, parts=PARTS[kind](made, where)) if kind in PARTS else made)
         shape = outputs
     return tuple(found)
 
@@ -33,9 +35,21 @@ def _first_steps(operation: Operation, weight: str, linear: tuple[str, dict[str,
 
 
 def _sandwich_parts(operation: Operation, where: str) -> tuple[Operation, ...]:
-    steps = _first_steps(operation, "inner", ("dense", {}))
-    steps.append(("dense", {}, {"weight": operation.tensors["outer"].T}))
+    back = operation.tensors["outer"].swapaxes(0, 1)
+    size = list(back.shape[2:])
+    first, last = (_on_torus(size, padding) for padding in ([0, 0], [n - 1 for n in size]))
+    steps = _first_steps(operation, "inner", first)
+    # The transpose reads backwards.
+    steps.append((*last, {"weight": np.flip(back, tuple(range(2, back.ndim)))}))
     return _chain(operation, steps, where)
+
+
+def _on_torus(size: list[int], padding: list[int]) -> tuple[str, dict[str, Any]]:
+    # Kind and options of a map with a kernel of this size, that of its input; dense for none.
+    if not size:
+        return "dense", {}
+    sizes = {"input_size": size, "output_size": size}
+    return "circular_convolution", {**sizes, "stride": [1, 1], "padding": padding}
 
 
 def _residual_parts(operation: Operation, where: str) -> tuple[Operation, ...]:
@@ -55,6 +69,25 @@ def _residual_parts(operation: Operation, where: str) -> tuple[Operation, ...]:
     branch = _chain(operation, steps, where, "1.")
     path, shape = f"{operation.path}/0", operation.input_shape
     return (Operation("sum", operation.name, path, {}, {}, shape, shape, ((), branch)),)
+
+
+def _skew_series_parts(operation: Operation, where: str) -> tuple[Operation, ...]:
+    # x + s_1 A (x + s_2 A (x + ...)), from the inside to the outside.
+    tensors, shape = operation.tensors, operation.input_shape
+    weight = tensors["weight"]
+    linear = linear_of(weight, *(k // 2 for k in weight.shape[2:]))
+    ones = np.ones(shape[0], weight.dtype)
+    found: tuple[Operation, ...] = ()
+    for place, scale in reversed(list(enumerate(tensors["scales"]))):
+        steps: list[tuple] = [(*linear, {"weight": weight})]
+        steps.append(("affine", {}, {"scale": scale * ones, "shift": 0 * ones}))
+        branch = (*found, *_chain(operation, steps, where, f"{place}.1."))
+        path = f"{operation.path}/{place}"
+        found = (Operation("sum", operation.name, path, {}, {}, shape, shape, ((), branch)),)
+    if "bias" in tensors:
+        constants = {"scale": ones, "shift": tensors["bias"]}
+        found += _chain(operation, [("affine", {}, constants)], where, "bias.")
+    return found
 
 
 def _circular_parts(operation: Operation, where: str) -> tuple[Operation, ...]:
@@ -81,5 +114,6 @@ def _circular_parts(operation: Operation, where: str) -> tuple[Operation, ...]:
 PARTS: Mapping[str, Callable[[Operation, str], tuple[Operation, ...]]] = {
     "sandwich": _sandwich_parts,
     "residual_block": _residual_parts,
+    "skew_series": _skew_series_parts,
     "circular_convolution": _circular_parts,
 }

@@ -26,6 +26,8 @@ MAX_PIECES = 2**14
 MAX_READS = 2**27
 # Maximum number of values of the matrices of a map on a torus, and largest ridge of a reflection.
 MAX_MATRICES, MAX_RIDGE = 2**27, 2.0**20
+# Maximum number of terms of a skew series, each a branch inside the one before.
+MAX_TERMS = 40
 # What makes the blocks of an orthogonal convolution of a kernel.
 RULES_OF_BLOCKS = ("exponential", "cayley", "polar")
 # Maximum number of dimensions of one sample.
@@ -179,18 +181,22 @@ def _sandwich(
 ) -> Shape:
     keys(options, f"{where} options", {"activation"}, set())
     inner, outer, psi = (tensors.get(key) for key in ("inner", "outer", "multiplier"))
-    if inner is None or inner.ndim != 2 or outer is None or psi is None or len(shape) != 1:
+    if inner is None or outer is None or psi is None or inner.ndim != len(shape) + 1:
         raise UnreadableError(f"{where}: no inner, outer and multiplier, or inputs {shape}")
-    rows = inner.shape[:1]
-    own = _slope_activation(options, tensors, rows, where)
+    # Dense maps of vectors, or kernels that are as large as the map.
+    rows, kernel = inner.shape[:1], inner.shape[2:]
+    if len(shape) not in (1, 3) or kernel != shape[1:]:
+        raise UnreadableError(f"{where}: a weight {inner.shape} for inputs {shape}")
+    own = _slope_activation(options, tensors, (*rows, *kernel), where)
     keys(own, f"{where} tensors", {"inner", "outer", "multiplier"}, {"bias"})
-    fits = inner.shape == (*rows, shape[0]) and outer.ndim == 2 and outer.shape[:1] == rows
+    fits = inner.shape[1] == shape[0] and outer.ndim == inner.ndim
+    fits = fits and outer.shape[:1] == rows and outer.shape[2:] == kernel
     if rows[0] < 1 or not fits or psi.shape != rows:
         raise UnreadableError(f"{where}: shapes {inner.shape}, {outer.shape} and {psi.shape}")
     if not ((psi >= 2.0**-64) & (psi <= 2.0**64)).all():
         raise UnreadableError(f"{where}: a multiplier is not between 2^-64 and 2^64")
     _check_bias(tensors, rows[0], where)
-    return outer.shape[1:]
+    return (outer.shape[1], *kernel)
 
 
 def _residual_block(
@@ -210,6 +216,25 @@ def _residual_block(
     keys(own, f"{where} tensors", {"weight", "scale"}, {"bias"})
     if scale.shape != weight.shape[:1] or any(padding >= k for k in weight.shape[2:]):
         raise UnreadableError(f"{where}: a scale {scale.shape}, or a padding of {padding}")
+    return shape
+
+
+def _skew_series(
+    options: dict[str, Any], tensors: dict[str, Array], shape: Shape, where: str
+) -> Shape:
+    keys(options, f"{where} options", set(), set())
+    keys(tensors, f"{where} tensors", {"weight", "scales"}, {"bias"})
+    weight, scales = tensors["weight"], tensors["scales"]
+    if weight.ndim != 4 or any(k % 2 == 0 for k in weight.shape[2:]):
+        raise UnreadableError(f"{where}: a weight {weight.shape} has no middle tap")
+    linear, inside = linear_of(weight, *(k // 2 for k in weight.shape[2:]))
+    if RULES[linear](inside, {"weight": weight}, shape, where) != shape:
+        raise UnreadableError(f"{where}: a weight {weight.shape} changes the shape {shape}")
+    if not np.array_equal(weight, -np.flip(weight.swapaxes(0, 1), (2, 3))):
+        raise UnreadableError(f"{where}: its weight is not minus its own transpose")
+    if scales.ndim != 1 or not 1 <= len(scales) <= MAX_TERMS or abs(scales).max() > 1:
+        raise UnreadableError(f"{where}: expected 1 to {MAX_TERMS} scales from -1 to 1")
+    _check_bias(tensors, shape[0], where)
     return shape
 
 
@@ -336,6 +361,7 @@ RULES = {
     "activation": _activation,
     "sandwich": _sandwich,
     "residual_block": _residual_block,
+    "skew_series": _skew_series,
     "circular_convolution": _circular,
     "reflection": _reflection,
     "orthogonal_convolution": _orthogonal,

@@ -1,7 +1,7 @@
 r"""Proofs of the norm claimed for an operation, and proved norms where none is claimed.
 
 Sandwich layers and residual blocks, which have an activation inside, are bounded as a whole, by the
-norm of a linear map that their weights define.
+norm of a linear map that their weights define, and so are polynomials of a skew convolution.
 """
 
 import math
@@ -54,6 +54,9 @@ def prove(operation: Operation, bound: float, effort: Effort = UNLIMITED) -> Pro
     """
     if operation.kind in ("sandwich", "residual_block"):
         return _prove_sloped(operation, bound, effort)
+    if operation.kind == "skew_series":
+        below = math.nextafter(inner_norm(operation, Fraction(bound)), 0.0)
+        return prove(step_of(operation), below, effort) if below > 0 else Proof()
     if operation.kind == "circular_convolution":
         circles = circles_of(operation)
         found = prove_symbols(operation, Fraction(bound), *circles, effort)
@@ -82,6 +85,11 @@ def find(operation: Operation, effort: Effort = UNLIMITED) -> float:
         if square < 1 and prove(operation, 1.0, effort).method:
             return 1.0
         return _first_proved(max(1.0, 2 * square - 1), attempt)
+    if operation.kind == "skew_series":
+        norm = find(step_of(operation), effort)
+        if not math.isfinite(norm):
+            return math.nan
+        return _first_proved(float(_series(operation, Fraction(norm))), attempt)
     return _first_proved(_estimate_linear(operation, effort), attempt)
 
 
@@ -114,18 +122,55 @@ def _between_activations(operation: Operation) -> tuple[Operation, Fraction]:
     # [G / psi, psi V] or A as a linear map with rounded weights, and a bound on the norm of the
     # rounding.
     if operation.kind == "sandwich":
-        psi = operation.wide("multiplier")[:, None]
-        both = [operation.wide("outer") / psi, operation.wide("inner") * psi]
-        product = np.concatenate(both, axis=1)
-        inside = Operation("dense", "", operation.path, {}, {"weight": product}, (), ())
-        return inside, frobenius(product) * Fraction(UNIT) + UNDERFLOW
-    first = operation.parts[0].branches[1][0]
-    weight = first.wide("weight")
-    product = weight * operation.wide("scale").reshape(-1, *(1,) * (weight.ndim - 1))
+        first = operation.parts[0]
+        inner = operation.wide("inner")
+        psi = operation.wide("multiplier").reshape(-1, *(1,) * (inner.ndim - 1))
+        product = np.concatenate([operation.wide("outer") / psi, inner * psi], axis=1)
+    else:
+        first = operation.parts[0].branches[1][0]
+        weight = first.wide("weight")
+        product = weight * operation.wide("scale").reshape(-1, *(1,) * (weight.ndim - 1))
     # A tap reads every input once at most, and its weights are wrong by a unit roundoff each.
-    taps = math.isqrt(math.prod(weight.shape[2:])) + 1
+    taps = math.isqrt(math.prod(product.shape[2:])) + 1
     inside = replace(first, tensors={"weight": product})
     return inside, frobenius(product) * Fraction(UNIT) * taps + UNDERFLOW
+
+
+def step_of(operation: Operation) -> Operation:
+    """The convolution of which a skew series is a polynomial."""
+    return operation.parts[0].branches[1][-2]
+
+
+def _series(operation: Operation, norm: Fraction) -> Fraction:
+    # A bound of the polynomial p = sum c_k z^k at a skew A, which is unitarily diagonal with
+    # eigenvalues it, |t| <= norm: of |p(it)|, by its distance from exp(it), of modulus 1, whose
+    # k-th term is at most norm^k / k!. Terms after the last of p shrink by norm / (n + 2) each, at
+    # least. And it is at most the sum of the moduli of its own terms.
+    scales = [Fraction(float(scale)) for scale in operation.tensors["scales"]]
+    product = power = near = plain = Fraction(1)
+    for k, scale in enumerate(scales, 1):
+        product, power = product * scale, power * norm
+        near += abs(product - Fraction(1, math.factorial(k))) * power
+        plain += abs(product) * power
+    count = len(scales)
+    if norm >= count + 2:
+        return plain
+    rest = power * norm / math.factorial(count + 1) / (1 - norm / (count + 2))
+    return min(plain, near + rest)
+
+
+def inner_norm(operation: Operation, bound: Fraction) -> float:
+    """The largest norm of its step, roughly, with which a skew series obeys a bound; 0 if none."""
+    low, high = 0.0, 1.0
+    while high < 2.0**60 and _series(operation, Fraction(high)) <= bound:
+        low, high = high, 2 * high
+    for _ in range(60):
+        middle = (low + high) / 2
+        if _series(operation, Fraction(middle)) <= bound:
+            low = middle
+        else:
+            high = middle
+    return low
 
 
 def _estimate_linear(operation: Operation, effort: Effort) -> float:
@@ -147,6 +192,8 @@ def work(operation: Operation) -> float:
     """
     if operation.kind in ("sandwich", "residual_block"):
         return work(_between_activations(operation)[0])
+    if operation.kind == "skew_series":
+        return work(step_of(operation))
     if operation.kind == "dense":
         shape = operation.tensors["weight"].shape
         return proof_work(*shape) if can_factor(shape) else math.inf
@@ -166,6 +213,8 @@ def is_shared(operation: Operation) -> bool:
     """Whether processes share the proof of an operation's norm."""
     if operation.kind in ("sandwich", "residual_block"):
         return is_shared(_between_activations(operation)[0])
+    if operation.kind == "skew_series":
+        return is_shared(step_of(operation))
     if operation.kind not in ("convolution", "circular_convolution"):
         return False
     axes = (circles_of if operation.kind == "circular_convolution" else axes_of)(operation)
@@ -179,6 +228,8 @@ def workspace(operation: Operation) -> int:
         # The linear map inside has weights of its own.
         inside, _ = _between_activations(operation)
         return workspace(inside) + 16 * size
+    if operation.kind == "skew_series":
+        return workspace(step_of(operation))
     copies = 8 * 8 * size
     if operation.kind == "dense":
         shape = operation.tensors["weight"].shape
