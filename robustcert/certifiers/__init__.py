@@ -13,6 +13,7 @@ from robustcert.certifiers.quadratic import QuadricCertifier
 from robustcert.certifiers.quantiles import clopper_pearson_low
 from robustcert.certifiers.second_order.certifier import CombinedCertifier, robust_accuracy_bracket
 from robustcert.certifiers.smoothing import SmoothingCertifier
+from robustcert.norms import quick_bounds
 
 __all__ = [
     "CROWNCertifier",
@@ -35,6 +36,7 @@ __all__ = [
     "certify",
     "clopper_pearson_low",
     "float64_products_are_strict",
+    "quick_bounds",
     "robust_accuracy_bracket",
     "strict_arithmetic",
 ]

@@ -1,5 +1,8 @@
 r"""Norm bounds of convolutions: by symbols, along both dimensions or one, or as one matrix."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from fractions import Fraction
 from typing import Any
 
@@ -14,6 +17,22 @@ from robustcert.norms.symbols import Axis, symbol_norm_bound
 from robustcert.norms.truncated import truncated_norm_bound
 
 Pair = int | tuple[int, int]
+
+# Whether convolutions are bounded by the map, too, where that takes several times as long.
+_CLOSE: ContextVar[bool] = ContextVar("close", default=True)
+
+
+@contextmanager
+def quick_bounds() -> Iterator[None]:
+    """Within it, bounds of wide convolutions on short maps take less time, and are larger.
+
+    They are bounds all the same, and remembered for their operations like others.
+    """
+    token = _CLOSE.set(False)
+    try:
+        yield
+    finally:
+        _CLOSE.reset(token)
 
 
 def pair(value: Pair) -> tuple[int, int]:
@@ -90,7 +109,8 @@ def norm_bound(
     mixed = None if circular or whole is not None else mixed_norm_bound(values, axes)
     if mixed is not None:
         return copy.unscale(mixed)
-    truncated = None if circular or whole is not None else truncated_norm_bound(values, axes)
+    close = _CLOSE.get() and not circular and whole is None
+    truncated = truncated_norm_bound(values, axes) if close else None
     if truncated is not None:
         return copy.unscale(truncated)
     bound = symbol_norm_bound(values, axes)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric
 
-from robustcert.certifiers import Certifier, IntervalCertifier, strict_arithmetic
+from robustcert.certifiers import Certifier, IntervalCertifier, quick_bounds, strict_arithmetic
 from robustcert.models.head import Head
 from robustcert.models.scores import output_scores
 from robustcert.network.network import PlainNetwork
@@ -45,6 +45,7 @@ class ValidationBound:
         """
         self.lipschitz(network)
 
+    @quick_bounds()
     @strict_arithmetic()
     def lipschitz(self, network: PlainNetwork) -> float:
         """Proved bound on the constant of the output.

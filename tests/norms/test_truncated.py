@@ -14,7 +14,13 @@ from robustcert.check.norms import convolution as checked_convolution
 from robustcert.check.norms import dense
 from robustcert.check.norms import truncated as checked
 from robustcert.check.norms.operation import find
-from robustcert.norms import conv_norm_bound, symbols, truncated
+from robustcert.norms import (
+    conv_norm_bound,
+    conv_norm_lower,
+    quick_bounds,
+    symbols,
+    truncated,
+)
 from robustcert.norms.proof import scaled
 
 # Channels out and in, side of the map and of the kernel, stride, padding.
@@ -172,3 +178,15 @@ def test_wide_convolutions_on_small_maps_are_close(
     assert 0.95 < bound / circle < 0.99
     # What the checker finds in a branch, where nothing is claimed, has to be no more.
     assert 0.99 * bound < find(operation_of(weight, case)) <= bound
+
+
+def test_quick_bounds_leave_it_out() -> None:
+    weight = torch.randn(256, 256, 3, 3, generator=torch.Generator().manual_seed(0))
+    close = conv_norm_bound(weight, 5, padding=1)
+    with quick_bounds():
+        circle = conv_norm_bound(weight, 5, padding=1)
+        with quick_bounds():
+            assert conv_norm_bound(weight, 5, padding=1) == circle
+        assert conv_norm_bound(weight, 5, padding=1) == circle
+    assert conv_norm_lower(weight, 5, padding=1) <= close < 0.99 * circle
+    assert conv_norm_bound(weight, 5, padding=1) == close

@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,16 @@ from robustcert.certifiers import (
     Certificates,
     Certifier,
     Claim,
+    CROWNCertifier,
     LipschitzCertifier,
     LipSDPCertifier,
 )
 from robustcert.config.build import COMMAND_LINE_TARGETS, build_data, build_dataset, build_module
 from robustcert.errors import ConfigError
 from robustcert.network.fold import fold_network
+from robustcert.network.linear import Convolution, Dense, Flatten
 from robustcert.network.network import PlainNetwork
+from robustcert.norms import convolution
 from robustcert.runs.certify import certify
 from robustcert.training.checkpoint import read_checkpoint
 from robustcert.training.validation import ValidationCertifier
@@ -300,3 +304,30 @@ def test_semidefinite_bounds_are_proved_once_an_epoch(monkeypatch: pytest.Monkey
     for batch in torch.randn(9, 2).split(2):
         validation.certify(batch)
     assert len(calls) == 1
+
+
+@pytest.mark.parametrize(
+    ("certifier", "samples"),
+    [(LipschitzCertifier(), 2), (LipschitzCertifier("float32"), 2), (CROWNCertifier(), 0)],
+)
+def test_validation_takes_no_bound_that_takes_long(
+    certifier: Any, samples: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: Any) -> None:
+        raise AssertionError("singular vectors")
+
+    monkeypatch.setattr(convolution, "truncated_norm_bound", refused)
+    torch.manual_seed(0)
+    kernel, head = torch.randn(256, 1, 3, 3), Dense(torch.randn(2, 256 * 16))
+    wide = Convolution(torch.randn(256, 256, 3, 3) / 50, padding=(1, 1))
+
+    def network() -> PlainNetwork:
+        first = Convolution(kernel, padding=(1, 1))
+        return PlainNetwork((first, replace(wide), Flatten(), head), (1, 4, 4))
+
+    validation = ValidationCertifier(certifier, samples)
+    validation.check(network())
+    validation.prepare(network(), torch.device("cpu"))
+    assert (validation.certify(torch.rand(2, 1, 4, 4)).radius >= 0).all()
+    with pytest.raises(AssertionError, match="singular vectors"):
+        LipschitzCertifier().certify(network(), torch.rand(2, 1, 4, 4))
