@@ -28,6 +28,7 @@ from robustcert.network import torch_activations
 from robustcert.network.activation import Activation, Slopes
 from robustcert.network.blocks import ResidualBlock, Sandwich
 from robustcert.network.branches import Concatenation, Sum
+from robustcert.network.circular_shift import circular_shift
 from robustcert.network.input_space import IMAGES, InputSpace
 from robustcert.network.linear import (
     Affine,
@@ -152,8 +153,8 @@ def parts_of(name: str) -> Parts:
     Raises:
         ValueError: the package has no file of this name.
     """
-    if name == norm_pool.__name__:
-        return Parts(norm_pool)
+    if name in _ELSEWHERE:
+        return Parts(_ELSEWHERE[name])
     if name in torch_activations.FUNCTIONS:
         return Parts(torch_activations.FUNCTIONS[name])
     path = f"robustcert.activations.{name}"
@@ -188,6 +189,11 @@ def _reflection(*, ridge: str, **options: Any) -> Reflection:
     return Reflection(ridge=float.fromhex(ridge), **options)
 
 
+# Those that no file of robustcert.activations is named after.
+_ELSEWHERE: Mapping[str, Callable[..., Tensor]] = {
+    "norm_pool": norm_pool,
+    "circular_shift": circular_shift,
+}
 _BRANCHED: Mapping[str, Callable[..., FoldedOperation]] = {
     "sum": Sum,
     "concatenate": Concatenation,

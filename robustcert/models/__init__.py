@@ -21,7 +21,7 @@ from robustcert.models.patch_family import PatchFamily
 from robustcert.models.position import Position
 from robustcert.models.residual_family import ResidualFamily
 from robustcert.models.residual_mlp import Mixture, ResidualMLP
-from robustcert.models.shift import CircularShift, circular_shift
+from robustcert.models.shift import CircularShift
 from robustcert.models.subspaces import Subspaces
 
 __all__ = [
@@ -49,5 +49,4 @@ __all__ = [
     "ResidualFamily",
     "ResidualMLP",
     "Subspaces",
-    "circular_shift",
 ]

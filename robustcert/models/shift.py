@@ -1,24 +1,9 @@
 """Circular shifts of groups of channels: what mixes positions in LipNeXt."""
 
-import torch
 from torch import Tensor, nn
 
 from robustcert.network.activation import Activation
-
-
-def circular_shift(x: Tensor, moved: int) -> Tensor:
-    """Roll four groups of ``moved`` channels by one position: down, up, right, left.
-
-    Example:
-        >>> x = torch.zeros(1, 4, 2, 2)
-        >>> x[:, 0, 0] = 1.0
-        >>> circular_shift(x, 1)[0, 0]  # down by one row
-        tensor([[0., 0.],
-                [1., 1.]])
-    """
-    groups = [moved, moved, moved, moved, x.shape[1] - 4 * moved]
-    down, up, right, left, rest = x.split(groups, 1)
-    return torch.cat([down.roll(1, 2), up.roll(-1, 2), right.roll(1, 3), left.roll(-1, 3), rest], 1)
+from robustcert.network.circular_shift import circular_shift
 
 
 class CircularShift(nn.Module):

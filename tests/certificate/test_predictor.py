@@ -19,6 +19,7 @@ from robustcert.activations import GroupSort
 from robustcert.arithmetic import products
 from robustcert.attacks import margin_attack
 from robustcert.certificate.predictor import Predictor
+from robustcert.certificate.restore import parts_of
 from robustcert.certifiers import (
     LipschitzCertifier,
     LipSDPCertifier,
@@ -50,6 +51,11 @@ def listed(folder: Path) -> tuple[Tensor, Tensor, Tensor]:
     prediction = torch.tensor([int(row["prediction"]) for row in rows])
     radius = torch.tensor([float.fromhex(row["radius_hex"]) for row in rows], dtype=torch.float64)
     return load_file(folder / "samples.safetensors")["inputs"], prediction, radius
+
+
+@pytest.mark.parametrize("name", sorted(KINDS))
+def test_every_activation_that_the_checker_knows_is_found_by_its_name(name: str) -> None:
+    assert parts_of(name).function.__name__ == name
 
 
 def test_a_run_is_loaded_and_predicts_what_its_certificate_says(tiny_run: Path) -> None:
