@@ -34,7 +34,8 @@ PARTS = [
     ),
     ("Training step of LiResNet++", ["architecture_time", "network"]),
     ("Bounds, certification and validation", ["certify_time"]),
-    ("Growth, memory and start-up", ["training_step", "growth"]),
+    ("Growth and memory", ["training_step", "growth"]),
+    ("Before the first step", ["training_step", "start"]),
     ("Operations of a training step", ["training_step", "operations"]),
 ]
 

@@ -1,6 +1,7 @@
-"""What a training step costs: how it grows, where its time goes, and what bfloat16 saves.
+"""What a training step costs: how it grows, where its time goes, and what comes before the first.
 
 python -m benchmarks.speed.training_step growth
+python -m benchmarks.speed.training_step start
 python -m benchmarks.speed.training_step operations
 python -m benchmarks.speed.training_step precision cifar10_small
 
@@ -8,7 +9,10 @@ python -m benchmarks.speed.training_step precision cifar10_small
 MLP, and the side of the map of an orthogonal convolutional network. Every point is a process of its
 own, whose processor time per step is the median over the steps and whose memory is the most it ever
 held beyond what it held before the network was built. The exponent is the slope of a straight line
-through the last three points of log(time) over log(size). What starting up costs stands below.
+through the last three points of log(time) over log(size).
+
+*start*: processor seconds of whole processes, the least of some, and of building LiResNet++ as
+published, 83M parameters.
 
 *operations*: steps of the networks behind ``experiment=mnist_1.58`` and the default run, the time
 of torch's operations sorted into kinds, beside the time that the step's multiplications alone would
@@ -30,17 +34,26 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.speed.step_time import Step, constrained_step, training_step
 from robustcert.activations import GroupSort
-from robustcert.layers import AOLConv2d, BCOPConv2d, CholeskyLinear
+from robustcert.layers import (
+    AOLConv2d,
+    BCOPConv2d,
+    CholeskyLinear,
+    CholeskyPatchConv2d,
+    CholeskyResidualLinear,
+    LiResConv2d,
+)
 from robustcert.lipschitz import pairwise_lipschitz_estimate
-from robustcert.models import MLP, ConvNet, LayerFamily
+from robustcert.models import MLP, ConvNet, LayerFamily, LiResNet, PatchFamily
 
 ROOT = Path(__file__).parents[2]
 # Model, sizes that stay, and the values of the one that grows.
@@ -57,6 +70,9 @@ STARTS = {
     "import robustcert": ["-c", "import robustcert"],
     "import robustcert.check": ["-c", "import robustcert.check.verdict"],
     "robustcert.certify": ["-c", "import robustcert; robustcert.certify"],
+    # Without what Python does at its exit, as the run below, which leaves that out.
+    "import lightning.pytorch": ["-c", "import lightning.pytorch, os; os._exit(0)"],
+    "python train.py +trainer.fast_dev_run=true": ["train.py", "+trainer.fast_dev_run=true"],
 }
 # Input shape, width, depth, batch.
 RUNS = {
@@ -123,15 +139,37 @@ def _in_a_process(model: str, sizes: dict[str, int], steps: int) -> dict[str, fl
 def _start_seconds(arguments: list[str], repeats: int) -> float:
     times = []
     for _ in range(repeats):
-        start = time.perf_counter()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         command = [sys.executable, *arguments]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=ROOT)
-        times.append(time.perf_counter() - start)
-    return median(times)
+        subprocess.run(command, check=True, capture_output=True, cwd=ROOT)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    return min(times)
+
+
+def _build_seconds(repeats: int) -> float:
+    dense = partial(CholeskyResidualLinear, gamma=0.354, ridge=0.001)
+    conv = partial(LiResConv2d, gamma=0.289, iterations=2, centering=True)
+    layer = PatchFamily(dense=dense, patch=partial(CholeskyPatchConv2d, ridge=0.001), conv=conv)
+    sizes: dict[str, Any] = {"width": 512, "depth": 12, "neck_channels": 512, "dense_depth": 8}
+    times = []
+    for _ in range(repeats):
+        start = time.process_time()
+        LiResNet((3, 32, 32), 10, layer=layer, activation=GroupSort, **sizes)
+        times.append(time.process_time() - start)
+    return min(times)
+
+
+def print_start(repeats: int = 5) -> None:
+    """What comes before the first step."""
+    print("| start | CPU seconds |\n| --- | --- |")
+    for label, command in STARTS.items():
+        print(f"| `{label}` | {_start_seconds(command, repeats):.2f} |")
+    print(f"| LiResNet++ 512x12, built | {_build_seconds(repeats):.2f} |")
 
 
 def print_growth(steps: int) -> None:
-    """Measure every point, and what starting up costs."""
+    """Measure every point."""
     for name, (model, fixed, values) in SWEEPS.items():
         points = [_in_a_process(model, fixed | {name: v}, steps) for v in values]
         others = ", ".join(f"{k} {v}" for k, v in fixed.items() if k != name)
@@ -141,9 +179,6 @@ def print_growth(steps: int) -> None:
         print("| --- |" + " --- |" * len(values))
         for label, key, scale in (("CPU ms a step", "seconds", 1e3), ("peak MiB", "mib", 1)):
             print(f"| {label} | " + " | ".join(f"{p[key] * scale:.0f}" for p in points) + " |")
-    print("\n| start | seconds |\n| --- | --- |")
-    for label, command in STARTS.items():
-        print(f"| `{label}` | {_start_seconds(command, 5):.2f} |")
 
 
 def products(shape: tuple[int, ...], width: int, depth: int, batch: int) -> tuple[float, float]:
@@ -288,10 +323,13 @@ def main() -> None:
         if name == "precision":
             part.add_argument("experiment")
             part.add_argument("overrides", nargs="*")
+    parts.add_parser("start")
     parts.add_parser("point", description="One point of growth.").add_argument("point")
     options = parser.parse_args()
     if options.part == "point":
         print(json.dumps(measure(*json.loads(options.point))))
+    elif options.part == "start":
+        print_start()
     elif options.part == "growth":
         print_growth(options.steps)
     elif options.part == "operations":

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from robustcert.convert import DATASETS, SOURCES
 from robustcert.errors import typed
-from robustcert.training.stage import stage
+from robustcert.training.stage import loading
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="what it was trained on, where the file does not say so (default: cifar10)",
     )
     options = parser.parse_args(arguments)
-    with stage("loading torch"):
+    with loading("loading torch"):
         from robustcert.convert import convert
     try:
         written = convert(options.source, options.checkpoint, options.out, dataset=options.dataset)

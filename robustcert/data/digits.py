@@ -1,6 +1,8 @@
 """The handwritten digits that scikit-learn ships: real images without a download."""
 
 import hashlib
+import importlib.util
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,8 @@ CONTENT_SHA256 = "87ff0c9e40dc7e2c0e34e7257799c2e3f3aec1a016363bb11cad869ec428a8
 # Share of the test split, and the seed of its draw.
 TEST_FRACTION = 0.2
 TEST_KEY = 1797
+# Where scikit-learn keeps them: lines of 64 pixels and a label.
+FILE = Path("datasets", "data", "digits.csv.gz")
 
 
 class Digits(Dataset):
@@ -37,17 +41,7 @@ class Digits(Dataset):
     def read(self, split: Split) -> Examples:
         """All images of the split, float32."""
         check_split(split)
-        # scikit-learn takes a second to import: only those who read pay.
-        from sklearn.datasets import load_digits
-
-        source = load_digits()
-        images = source.images.astype(np.uint8)
-        target = source.target.astype(np.int64)
-        if images.shape[1:] != self.input_shape[1:] or (images != source.images).any():
-            raise DatasetError(
-                "sklearn.datasets.load_digits: expected 8 x 8 images with integers from 0 to 16, "
-                f"but got the shape {source.images.shape} and values up to {source.images.max():g}"
-            )
+        images, target = _images_and_labels()
         content = images.tobytes() + target.astype(np.uint8).tobytes()
         sha256 = hashlib.sha256(content).hexdigest()
         self._files = [
@@ -67,3 +61,25 @@ class Digits(Dataset):
     def provenance(self) -> dict[str, Any]:
         """Record of the arrays that scikit-learn gave, pixels before labels."""
         return {"name": self.name, "files": [dict(record) for record in self._files]}
+
+
+def _images_and_labels() -> tuple[np.ndarray, np.ndarray]:
+    """What ``sklearn.datasets.load_digits`` gives: uint8, shape ``(n, 8, 8)``, and int64."""
+    # scikit-learn takes a second to import, and its file is read without it.
+    spec = importlib.util.find_spec("sklearn")
+    folders = (spec.submodule_search_locations or []) if spec else []
+    path = next((Path(f, FILE) for f in folders if Path(f, FILE).is_file()), None)
+    if path is None:
+        from sklearn.datasets import load_digits
+
+        source = load_digits()
+        rows = np.column_stack([source.data, source.target])
+    else:
+        rows = np.loadtxt(path, delimiter=",", dtype=np.float64)
+    values = rows.astype(np.uint8)
+    if values.shape[1:] != (65,) or (values != rows).any():
+        raise DatasetError(
+            "sklearn.datasets.load_digits: expected lines of 64 pixels from 0 to 16 and a label, "
+            f"but got the shape {rows.shape} and values up to {rows.max():g}"
+        )
+    return values[:, :-1].reshape(-1, 8, 8), values[:, -1].astype(np.int64)

@@ -10,7 +10,7 @@ from robustcert.certificate.places import certificate_of
 from robustcert.errors import ReportError, typed
 from robustcert.report.runs import is_run
 from robustcert.runs.permission import admit_working_folder, as_flags, packages
-from robustcert.training.stage import stage
+from robustcert.training.stage import loading
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -63,7 +63,7 @@ def _write(
     if len(folders) == 1:
         folder = Path(certificate_of(str(folders[0])))
         if (folder / "certificate.json").exists():
-            with stage("loading torch"):
+            with loading("loading torch"):
                 from robustcert.report.regression import write_regression_page
                 from robustcert.report.run_page import write_run_page
                 from robustcert.runs.own_classes import task_of

@@ -30,7 +30,7 @@ from robustcert.runs.job import job_key, run_job
 from robustcert.runs.permission import admit_working_folder
 from robustcert.runs.pipes import outlive_readers
 from robustcert.runs.sweep import finish_sweeps
-from robustcert.training.stage import stage
+from robustcert.training.stage import loading
 
 
 def train() -> None:
@@ -205,7 +205,7 @@ def _train(config: DictConfig) -> float:
             for key in sorted(OmegaConf.missing_keys(config)):
                 raise ConfigError(f"{key}: a value is needed: set {key}=...")
         admit_working_folder(values["allow_targets"])
-        with stage("loading torch and Lightning"):
+        with loading("loading torch and Lightning"):
             from robustcert.runs.train import train as run
 
         _one_voice()
@@ -236,7 +236,7 @@ def _certify(config: DictConfig) -> dict[str, float]:
         del values["certifier"]["_target_"]
     values["certifier"] = values["certifier"] or None
     admit_working_folder(values["allow_targets"])
-    with stage("loading torch"):
+    with loading("loading torch"):
         from robustcert.config.schema import check_call
         from robustcert.runs.certify import certify as run
 

@@ -442,6 +442,14 @@ def test_digits_split_is_fixed_and_stratified() -> None:
 DIGITS_TEST_START = [0, 3, 4, 8, 9, 9, 0, 5, 0, 4, 6, 1]
 
 
+def test_digits_are_those_of_the_function_of_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
+    read = Digits().read("test")
+    monkeypatch.setattr("robustcert.data.digits.FILE", Path("absent"))
+    called = Digits().read("test")
+    assert torch.equal(read.inputs, called.inputs)
+    assert torch.equal(read.labels, called.labels)
+
+
 def test_to_unit_maps_bytes_exactly_and_refuses_other_ranges() -> None:
     assert to_unit(torch.tensor([0, 51, 255], dtype=torch.uint8)).tolist() == [
         0.0,

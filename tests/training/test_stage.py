@@ -1,12 +1,14 @@
 """What takes longer than a moment is said while it lasts, and what is quick is not."""
 
+import gc
 import logging
+import sys
 import time
 
 import pytest
 
 from robustcert.training import stage as module
-from robustcert.training.stage import stage
+from robustcert.training.stage import loading, stage
 
 
 def test_a_long_stage_says_how_far_it_is(
@@ -62,3 +64,21 @@ def test_of_several_processes_the_first_one_speaks(
         with stage("loading", bar=False):
             time.sleep(0.02)
         assert bool(caplog.messages) == said
+
+
+def test_nothing_is_searched_for_garbage_while_torch_is_loaded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delitem(sys.modules, "torch")
+    gc.unfreeze()
+    with loading("loading torch"):
+        assert not gc.isenabled()
+    assert gc.isenabled()
+    assert gc.get_freeze_count() > 0
+    gc.unfreeze()
+
+
+def test_what_was_loaded_before_is_no_reason_to_stop_searching() -> None:
+    with loading("loading torch"):
+        assert gc.isenabled()
+    assert gc.get_freeze_count() == 0
