@@ -16,6 +16,9 @@ from robustcert.network.operation import Operation, constant
 from robustcert.network.reflection import Reflection
 from robustcert.norms.convolution import Pair
 
+# Entries of V's blocks that are in work at once: what a processor holds near by.
+PIECE = 2**21
+
 
 def block_reflector(v: Tensor, ridge: float = 0.0) -> Tensor:
     r"""Reflect at the orthogonal complement of V's columns, :math:`I - 2 V (V^* V)^{-1} V^*`.
@@ -275,15 +278,40 @@ class ReflectorFrequencies(FrequencyConstraint):
         """On large maps the factors one after the other: no square and no QR decomposition."""
         if not self.is_large:
             return super().map_spectrum(weight, real, imaginary)
+        taps = None
+        if math.prod(weight.shape[2:]) ** 2 < 4 * len(real):
+            taps = _GramTaps.apply(weight)
+        size = max(1, PIECE // math.prod(weight.shape[:2]))
+        starts = range(0, len(real), size)
+        pieces = [
+            self._reflect(weight, taps, slice(start, start + size), *parts)
+            for start, *parts in zip(starts, real.split(size), imaginary.split(size), strict=True)
+        ]
+        first, second = zip(*pieces, strict=True)
+        return torch.cat(first), torch.cat(second)
+
+    def _reflect(
+        self, weight: Tensor, taps: Tensor | None, some: slice, real: Tensor, imaginary: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Both parts of the output's transform at some frequencies."""
         # Both parts of the conjugates of V's blocks, which stay apart: V* x, a solve, and V.
-        cosine, sine = analyse(weight, self.map, (weight.shape[2] // 2, weight.shape[3] // 2))
+        origin = weight.shape[2] // 2, weight.shape[3] // 2
+        cosine, sine = analyse(weight, self.map, origin, some)
         count, channels = real.shape[1:]
         x = torch.cat([real, imaginary], 1)
         first, second = x @ _rows(cosine, channels), x @ _rows(sine, channels)
         right = torch.complex(
             first[:, :count] - second[:, count:], first[:, count:] + second[:, :count]
         )
-        solved = _SolveBlocks.apply(self._gram(weight, cosine, sine), right.mT, self.ridge).mT
+        if taps is None:
+            # Where V's taps are many, the product of its blocks is cheaper than theirs.
+            blocks = torch.complex(cosine, -sine)
+            gram = blocks.mH @ blocks
+        else:
+            origin = taps.shape[2] // 2, taps.shape[3] // 2
+            even, odd = analyse(taps, self.map, origin, some)
+            gram = torch.complex(even, -odd)
+        solved = _SolveBlocks.apply(gram, right.mT, self.ridge).mT
         parts = torch.cat([solved.real, solved.imag], 1)
         first = parts @ _rows(cosine, self.out_channels).mT
         second = parts @ _rows(sine, self.out_channels).mT
@@ -293,15 +321,6 @@ class ReflectorFrequencies(FrequencyConstraint):
             kept[:, :count] - 2 * (first[:, :count] + second[:, count:]),
             kept[:, count:] - 2 * (first[:, count:] - second[:, :count]),
         )
-
-    def _gram(self, weight: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-        """``V* V`` at every frequency, from its taps where these take fewer products."""
-        if math.prod(weight.shape[2:]) ** 2 < 4 * len(cosine):
-            taps = _GramTaps.apply(weight)
-            real, imaginary = analyse(taps, self.map, (taps.shape[2] // 2, taps.shape[3] // 2))
-            return torch.complex(real, -imaginary)
-        blocks = torch.complex(cosine, -sine)
-        return blocks.mH @ blocks
 
     def small_operation(
         self, weight: Tensor, bias: Tensor | None, sizes: Sizes

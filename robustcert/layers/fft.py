@@ -162,9 +162,15 @@ class FrequencyConstraint(nn.Module):
 
 
 def analyse(
-    x: Tensor, period: tuple[int, int], origin: tuple[int, int] = (0, 0)
+    x: Tensor,
+    period: tuple[int, int],
+    origin: tuple[int, int] = (0, 0),
+    some: slice = slice(None),
 ) -> tuple[Tensor, Tensor]:
-    """Real and imaginary part ``(F, N, C)`` of the transform of ``(N, C, h, w)``, 0 elsewhere."""
+    """Real and imaginary part ``(F, N, C)`` of the transform of ``(N, C, h, w)``, 0 elsewhere.
+
+    ``some`` of the frequencies are taken of a kernel, whose origin is within it.
+    """
     count, channels, *size = x.shape
     if math.prod(size) > LARGE and origin == (0, 0):
         beyond = (0, period[1] - size[1], 0, period[0] - size[0])
@@ -172,7 +178,7 @@ def analyse(
         return spectrum.real, spectrum.imag
     x = x.reshape(-1, math.prod(size)).mT
     real, imaginary = (
-        (waves @ x).view(-1, count, channels)
+        (waves[some] @ x).view(-1, count, channels)
         for waves in _waves(period, (size[0], size[1]), origin, x.dtype, x.device)
     )
     return real, imaginary
