@@ -176,14 +176,19 @@ def _differences(height: int, width: int, device: torch.device) -> Tensor:
     return places.flatten()
 
 
-class _SolveBlocks(torch.autograd.Function):
-    r"""``(G + rho I)^-1 B`` of Hermitian blocks G, rho the multiple ``ridge`` of the mean diagonal.
+class _ReflectBlocks(torch.autograd.Function):
+    r"""Rows ``x - 2 V (V* V + rho I)^-1 V* x`` of blocks V, rho the multiple ``ridge`` of a mean.
 
-    Solved by a factor of a matrix that is larger by rounding, with one step of refinement.
+    ``cosine`` and ``sine``, both ``(F, m, n)``, are the parts of V's conjugates, ``gram`` is
+    :math:`V^* V`, whose mean diagonal is meant, and ``x`` and the result are ``(F, 2 N, m)``, real
+    parts before imaginary ones. Solved by a factor of a matrix that is larger by rounding, with one
+    step of refinement. Backward writes the gradient at V once, where autograd would add up four.
     """
 
     @staticmethod
-    def forward(ctx: Any, gram: Tensor, right: Tensor, ridge: float) -> Tensor:
+    def forward(
+        ctx: Any, cosine: Tensor, sine: Tensor, gram: Tensor, x: Tensor, ridge: float
+    ) -> Tensor:
         mean = gram.diagonal(dim1=1, dim2=2).real.mean(1)[:, None]
         if ridge:
             gram = gram.clone()
@@ -192,28 +197,52 @@ class _SolveBlocks(torch.autograd.Function):
         rounding = 4 * torch.finfo(gram.dtype).eps * gram.shape[1]
         larger.diagonal(dim1=1, dim2=2).add_(rounding * mean)
         factor = torch.linalg.cholesky(larger)
-        solution = torch.cholesky_solve(right, factor)
-        solution = solution + torch.cholesky_solve(right - gram @ solution, factor)
-        ctx.save_for_backward(gram, factor, solution)
+        solved = _solve(gram, factor, _onto(cosine, sine, x))
+        ctx.save_for_backward(cosine, sine, gram, factor, x, solved)
         ctx.ridge = ridge
-        return solution
+        return x - 2 * _out_of(cosine, sine, solved)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        gram, factor, solution = ctx.saved_tensors
-        at_right = torch.cholesky_solve(grad, factor)
-        at_right = at_right + torch.cholesky_solve(grad - gram @ at_right, factor)
-        at_gram = -at_right @ solution.mH
+    def backward(
+        ctx: Any, grad: Tensor
+    ) -> tuple[Tensor | None, Tensor | None, Tensor, Tensor, None]:
+        cosine, sine, gram, factor, x, solved = ctx.saved_tensors
+        at_right = _solve(gram, factor, -2 * _onto(cosine, sine, grad))
+        at_gram = -at_right @ solved.mH
         if ctx.ridge:
-            at_rho = (at_right.conj() * solution).real.sum((1, 2))[:, None]
+            at_rho = (at_right.conj() * solved).real.sum((1, 2))[:, None]
             at_gram.diagonal(dim1=1, dim2=2).sub_(ctx.ridge / gram.shape[1] * at_rho)
-        return at_gram, at_right, None
+        at_v: list[Tensor | None] = [None, None]
+        if ctx.needs_input_grad[0] or ctx.needs_input_grad[1]:
+            rows = torch.cat([x, -2 * grad], 1).mT
+            (a, b), (c, d) = (torch.view_as_real(t.mT).unbind(-1) for t in (at_right, solved))
+            at_v = [rows @ torch.cat(t, 1) for t in ((a, b, c, d), (b, -a, d, -c))]
+        return *at_v, at_gram, grad + _out_of(cosine, sine, at_right), None
 
 
-def _rows(blocks: Tensor, count: int) -> Tensor:
-    # A part's gradient is as large as the whole, and zero but there: not where all is taken.
-    return blocks if blocks.shape[1] == count else blocks[:, :count]
+def _solve(gram: Tensor, factor: Tensor, right: Tensor) -> Tensor:
+    solution = torch.cholesky_solve(right, factor)
+    return solution + torch.cholesky_solve(right - gram @ solution, factor)
+
+
+def _onto(cosine: Tensor, sine: Tensor, x: Tensor) -> Tensor:
+    """``V* x``, complex, ``(F, n, N)``, of rows in parts."""
+    count = x.shape[1] // 2
+    first, second = x @ cosine, x @ sine
+    return torch.complex(
+        first[:, :count] - second[:, count:], first[:, count:] + second[:, :count]
+    ).mT
+
+
+def _out_of(cosine: Tensor, sine: Tensor, z: Tensor) -> Tensor:
+    """``V z`` in parts, ``(F, 2 N, m)``, of complex columns ``(F, n, N)``."""
+    parts = torch.cat([z.mT.real, z.mT.imag], 1)
+    first, second = parts @ cosine.mT, parts @ sine.mT
+    count = z.shape[2]
+    return torch.cat(
+        [first[:, :count] + second[:, count:], first[:, count:] - second[:, :count]], 1
+    )
 
 
 def rank(size: int) -> int:
@@ -281,6 +310,8 @@ class ReflectorFrequencies(FrequencyConstraint):
         taps = None
         if math.prod(weight.shape[2:]) ** 2 < 4 * len(real):
             taps = _GramTaps.apply(weight)
+        # Taps first, as they are transformed.
+        weight = weight.permute(2, 3, 0, 1).contiguous().permute(2, 3, 0, 1)
         size = max(1, PIECE // math.prod(weight.shape[:2]))
         starts = range(0, len(real), size)
         pieces = [
@@ -294,15 +325,8 @@ class ReflectorFrequencies(FrequencyConstraint):
         self, weight: Tensor, taps: Tensor | None, some: slice, real: Tensor, imaginary: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Both parts of the output's transform at some frequencies."""
-        # Both parts of the conjugates of V's blocks, which stay apart: V* x, a solve, and V.
         origin = weight.shape[2] // 2, weight.shape[3] // 2
         cosine, sine = analyse(weight, self.map, origin, some)
-        count, channels = real.shape[1:]
-        x = torch.cat([real, imaginary], 1)
-        first, second = x @ _rows(cosine, channels), x @ _rows(sine, channels)
-        right = torch.complex(
-            first[:, :count] - second[:, count:], first[:, count:] + second[:, :count]
-        )
         if taps is None:
             # Where V's taps are many, the product of its blocks is cheaper than theirs.
             blocks = torch.complex(cosine, -sine)
@@ -311,16 +335,11 @@ class ReflectorFrequencies(FrequencyConstraint):
             origin = taps.shape[2] // 2, taps.shape[3] // 2
             even, odd = analyse(taps, self.map, origin, some)
             gram = torch.complex(even, -odd)
-        solved = _SolveBlocks.apply(gram, right.mT, self.ridge).mT
-        parts = torch.cat([solved.real, solved.imag], 1)
-        first = parts @ _rows(cosine, self.out_channels).mT
-        second = parts @ _rows(sine, self.out_channels).mT
-        change = self.out_channels - channels
-        kept = F.pad(x, (0, change)) if change > 0 else x[:, :, : self.out_channels]
-        return (
-            kept[:, :count] - 2 * (first[:, :count] + second[:, count:]),
-            kept[:, count:] - 2 * (first[:, count:] - second[:, :count]),
-        )
+        # Rows or columns of the larger square are kept.
+        x = F.pad(torch.cat([real, imaginary], 1), (0, len(weight) - real.shape[2]))
+        y = _ReflectBlocks.apply(cosine, sine, gram, x, self.ridge)
+        first, second = y[:, :, : self.out_channels].chunk(2, 1)
+        return first, second
 
     def small_operation(
         self, weight: Tensor, bias: Tensor | None, sizes: Sizes
