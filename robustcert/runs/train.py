@@ -323,6 +323,13 @@ def _finish(
     loggers: Sequence[Logger],
     command: Mapping[str, Any] | None,
 ) -> float:
+    if not (run_dir / "checkpoints" / "best.ckpt").exists():
+        every = (trainer.check_val_every_n_epoch or 1) * trainer.num_training_batches
+        raise ConfigError(
+            f"trainer: training ended after {trainer.global_step} steps, before the validation "
+            f"that best.ckpt is chosen by: give it at least {every} steps, or validate earlier by "
+            "+trainer.val_check_interval"
+        )
     best = read_checkpoint(run_dir / "checkpoints" / "best.ckpt")
     score = score_of(best.metrics)
     log.info("best %s %.4f, in epoch %d: %s", module.score, score, best.epoch, best.path)

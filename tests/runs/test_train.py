@@ -193,6 +193,14 @@ def test_a_wrong_setting_is_refused_before_anything_is_done(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_run_too_short_for_a_validation_says_how_many_steps_it_needs(tmp_path: Path) -> None:
+    one_step = ("+trainer.max_steps=1", "certify=false")
+    with pytest.raises(ConfigError, match=r"after 1 steps, before the validation .* at least \d+"):
+        run(tmp_path / "short", *one_step)
+    run(tmp_path / "early", *one_step, "+trainer.val_check_interval=1")
+    assert (tmp_path / "early" / "checkpoints" / "best.ckpt").is_file()
+
+
 class Fails(Callback):
     """Fails when the second batch begins, or the first."""
 
