@@ -40,6 +40,7 @@ from robustcert.check.fixed_point import Floats, flint
 from robustcert.check.network.operation import Operation, Window
 from robustcert.check.norms.cost import proof_seconds, proof_work
 from robustcert.check.norms.dense import Proof, estimate, frobenius, proof_bytes, proved
+from robustcert.check.norms.grams import Grams, is_by_taps, taps_bytes, taps_work
 from robustcert.check.norms.scalars import UNDERFLOW, root_down, root_up
 from robustcert.check.processes import Answer, answers
 from robustcert.check.reader import Array
@@ -49,7 +50,7 @@ MAX_FULL_GRID = 256
 # Maximum numbers of frequencies, and of taps that read the input.
 MAX_POINTS, MAX_TAPS = 2**20, 2**14
 # Least number of operations of a proof that is divided over processes, roughly.
-MIN_SHARED_WORK = 2.0**38
+MIN_SHARED_WORK = 2.0**40
 # Maximum number of values of the symbols that are computed at once.
 MAX_SYMBOL_VALUES = 2**19
 
@@ -146,7 +147,9 @@ def prove_symbols(
     loss = symbol_error(operation, rows, columns)
     # The bound at the frequencies of the grid that implies `bound` at all frequencies.
     limit = bound * root_down(rows.inverse_loss * columns.inverse_loss)
-    if all(_answers(partial(_obeys, symbols, limit, loss), symbols.batches, work, effort)):
+    grams = _grams(operation, symbols, limit, rows, columns)
+    function = partial(_obeys, symbols, limit, loss, grams=grams)
+    if all(_answers(function, symbols.batches, work, effort)):
         return Proof(f"symbols on a {rows.points}x{columns.points} grid, exact residual")
     return Proof()
 
@@ -213,9 +216,9 @@ def estimate_symbols(
     Raises:
         NotTriedError: there is no time for all frequencies.
     """
-    work = symbol_work(operation, rows, columns)
-    if math.isinf(work):
+    if math.isinf(symbol_work(operation, rows, columns)):
         return math.inf
+    work = _integer_work(operation, rows, columns)
     symbols = Symbols.of(operation, rows, columns)
     largest = max(_answers(partial(_largest, symbols), symbols.batches, work, effort))
     return largest / math.sqrt(rows.inverse_loss * columns.inverse_loss)
@@ -232,8 +235,36 @@ def _answers(
         yield answer
 
 
-def _obeys(symbols: "Symbols", limit: Fraction, loss: Fraction, number: int) -> bool:
+def _obeys(
+    symbols: "Symbols",
+    limit: Fraction,
+    loss: Fraction,
+    number: int,
+    *,
+    grams: Grams | None = None,
+) -> bool:
+    if grams is not None:
+        phases = symbols.phases(symbols.points_of(number), grams.shifts)
+        if grams.obey(*phases, limit):
+            return True
     return proved(symbols.batch(number), limit, loss)
+
+
+def _is_by_taps(shape: tuple[int, ...], groups: int, rows: Axis, columns: Axis) -> bool:
+    if groups > 1 or _residues(rows) * _residues(columns) > 1:
+        return False
+    taps, points = len(rows.taps) * len(columns.taps), rows.points * columns.points
+    return is_by_taps(shape[0], shape[1], taps, points)
+
+
+def _grams(
+    operation: Operation, symbols: "Symbols", limit: Fraction, rows: Axis, columns: Axis
+) -> Grams | None:
+    weight = operation.wide("weight")
+    if limit <= 0 or not _is_by_taps(weight.shape, symbols.groups, rows, columns):
+        return None
+    (taps,) = symbols.taps
+    return Grams.of(weight[:, :, taps[:, 0], taps[:, 1]], taps[:, 2:], limit)
 
 
 def _largest(symbols: "Symbols", number: int) -> float:
@@ -255,14 +286,22 @@ def require_symbols(operation: Operation, rows: Axis, columns: Axis) -> None:
 
 def symbol_work(operation: Operation, rows: Axis, columns: Axis) -> float:
     """Number of operations of the proof by symbols, roughly; infinite beyond the limits."""
-    if rows.points * columns.points > MAX_POINTS or len(rows.taps) * len(columns.taps) > MAX_TAPS:
+    points, taps = rows.points * columns.points, len(rows.taps) * len(columns.taps)
+    if points > MAX_POINTS or taps > MAX_TAPS:
         return math.inf
+    shape, groups = operation.tensors["weight"].shape, operation.options.get("groups", 1)
+    if _is_by_taps(shape, groups, rows, columns):
+        # Half of the frequencies are conjugate to others.
+        return taps_work(shape[0], shape[1], taps, points / 2)
+    return _integer_work(operation, rows, columns)
+
+
+def _integer_work(operation: Operation, rows: Axis, columns: Axis) -> float:
+    # In integers at all frequencies, or of all eigenvalues, which take about that time.
     out, inner = operation.tensors["weight"].shape[:2]
     groups = operation.options.get("groups", 1)
-    inner *= _residues(rows) * _residues(columns)
-    points = rows.points * columns.points * groups
-    # Half of the frequencies are conjugate to others.
-    return points / 2 * proof_work(2 * out // groups, 2 * inner)
+    sides = 2 * out // groups, 2 * inner * _residues(rows) * _residues(columns)
+    return rows.points * columns.points / 2 * groups * proof_work(*sides)
 
 
 def _residues(axis: Axis) -> int:
@@ -343,20 +382,29 @@ class Symbols:
         """One batch, as real matrices [[X, -Y], [Y, X]]."""
         if not self.taps:
             return np.zeros((1, 1, 1))
-        weight, (row_circle, column_circle) = self.weight, self.circles
+        weight, points = self.weight, self.points_of(number)
         out, inner = weight.shape[0] // self.groups, weight.shape[1]
-        f, g = self.points[number * self.step : (number + 1) * self.step].T
         real, imag = [], []
         for taps in self.taps:
             kernels = np.stack([weight[:, :, i, j].ravel() for i, j in taps[:, :2].tolist()])
             kernels = kernels.astype(np.float64, copy=False)
-            c1, s1 = row_circle[:, np.outer(f, taps[:, 2]) % row_circle.shape[1]]
-            c2, s2 = column_circle[:, np.outer(g, taps[:, 3]) % column_circle.shape[1]]
-            shape = (len(f) * self.groups, out, inner)
-            real.append(((c1 * c2 - s1 * s2) @ kernels).reshape(shape))
-            imag.append(((s1 * c2 + c1 * s2) @ kernels).reshape(shape))
+            cosine, sine = self.phases(points, taps[:, 2:])
+            shape = (len(points) * self.groups, out, inner)
+            real.append((cosine @ kernels).reshape(shape))
+            imag.append((sine @ kernels).reshape(shape))
         x, y = np.concatenate(real, axis=2), np.concatenate(imag, axis=2)
         return np.concatenate((np.concatenate((x, -y), 2), np.concatenate((y, x), 2)), 1)
+
+    def points_of(self, number: int) -> NDArray[np.int64]:
+        """The frequencies of a batch."""
+        return self.points[number * self.step : (number + 1) * self.step]
+
+    def phases(self, points: NDArray[np.int64], shifts: NDArray[np.int64]) -> tuple[Floats, Floats]:
+        """Cosines and sines ``(F, S)`` of frequencies times shifts ``(S, 2)``, within 10 units."""
+        (f, g), (row_circle, column_circle) = points.T, self.circles
+        c1, s1 = row_circle[:, np.outer(f, shifts[:, 0]) % row_circle.shape[1]]
+        c2, s2 = column_circle[:, np.outer(g, shifts[:, 1]) % column_circle.shape[1]]
+        return c1 * c2 - s1 * s2, s1 * c2 + c1 * s2
 
 
 def circle(points: int) -> Floats:
@@ -370,6 +418,11 @@ def circle(points: int) -> Floats:
         return np.array([[float(c) for _, c in pairs], [float(s) for s, _ in pairs]])
 
 
+def _taps_bytes(shape: tuple[int, ...], groups: int, rows: Axis, columns: Axis) -> int:
+    taps = len(rows.taps) * len(columns.taps)
+    return taps_bytes(shape[0], shape[1], taps) if _is_by_taps(shape, groups, rows, columns) else 0
+
+
 def symbol_bytes(shape: tuple[int, ...], groups: int, rows: Axis, columns: Axis) -> int:
     """Bytes that the proof for a batch of symbols takes, or at one point if that is more."""
     out, inner = 2 * shape[0] // groups, 2 * shape[1] * _residues(rows) * _residues(columns)
@@ -379,4 +432,5 @@ def symbol_bytes(shape: tuple[int, ...], groups: int, rows: Axis, columns: Axis)
         8 * max(MAX_SYMBOL_VALUES, taps)
         + 2 * 8 * count * out * inner
         + proof_bytes(out, inner, count)
+        + _taps_bytes(shape, groups, rows, columns)
     )
