@@ -7,7 +7,7 @@ runs with ``robustcert-check DIR``. What it does in turn, one module each:
   bounds the time of the check and outlives it, ``command`` prints the verdict;
 * ``reader`` and ``folder`` read the folder as untrusted data, ``network`` its operations;
 * ``effort`` is the time that it may take, by the formulas of ``cost``; ``expected`` tells it
-  beforehand, and ``processes`` share the norms of large convolutions;
+  beforehand, and ``processes`` share the norms of large convolutions and exact samples;
 * ``norms`` proves the claimed norm of every operation, with the products of ``exact_products``;
 * ``semidefinite`` proves pairwise constants below the product of norms from given multipliers;
 * ``activations`` knows every activation's constant, formula and rounding;

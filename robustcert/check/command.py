@@ -44,7 +44,8 @@ def parser() -> argparse.ArgumentParser:
         type=_processes,
         default=cores(),
         metavar="P",
-        help="processes that prove norms of large convolutions (default: as many as cores)",
+        help="processes that prove norms of large convolutions and evaluate exact samples of large "
+        "networks (default: as many as cores)",
     )
     found.add_argument(
         "--verified",

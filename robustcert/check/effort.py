@@ -25,7 +25,7 @@ class Effort:
 
     Attributes:
         until: Time, by ``time.monotonic``, after which no work is begun.
-        processes: Maximum number of processes that prove one norm.
+        processes: Maximum number of processes that prove one norm, or evaluate rows in integers.
         begun: Time by the clock, and of processors, when the check began; None for no comparison.
     """
 
@@ -69,18 +69,29 @@ class Pace:
     Args:
         seconds: Time of one processor for a row, until the time by the clock is measured.
         effort: When no further batch is begun.
+        processes: How many work at the same time; where there are several, the end of a batch has
+            to be told.
     """
 
-    def __init__(self, seconds: float, effort: Effort) -> None:
-        self.seconds, self.effort = seconds * effort.wait, effort
-        self._begun, self._rows = 0.0, 0
+    def __init__(self, seconds: float, effort: Effort, processes: int = 1) -> None:
+        self.seconds, self.effort, self.processes = seconds * effort.wait, effort, processes
+        self._start, self._begun, self._ended = time.monotonic(), 0, 0
 
     def begins(self, rows: int) -> bool:
-        """Whether there is time for so many rows more; those before them have been done."""
-        if self._rows:
-            self.seconds = (time.monotonic() - self._begun) / self._rows
-        self._begun, self._rows = time.monotonic(), rows
-        return self.effort.allows(self.seconds * rows)
+        """Whether there is time for so many rows more, one process having done those before."""
+        if self.processes == 1:
+            self._ended = self._begun
+        if self._ended:
+            # Of the rows that others work on, half is done, about.
+            worked = self._ended + (self.processes - 1) / 2
+            self.seconds = (time.monotonic() - self._start) * self.processes / worked
+        waiting = self._begun - self._ended + rows
+        self._begun += rows
+        return self.effort.allows(self.seconds * max(rows, waiting / self.processes))
+
+    def end(self, rows: int) -> None:
+        """Say that so many rows have been done."""
+        self._ended += rows
 
 
 def _worked() -> float:

@@ -10,9 +10,10 @@ import io
 import math
 import random
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -41,7 +42,14 @@ from robustcert.check.reader import (
 )
 from robustcert.check.report import Report
 from robustcert.check.samples import count_inputs, real_numbers
-from robustcert.check.share import asked_share, check_in_turn, drawn_seed, note_share
+from robustcert.check.share import (
+    Batch,
+    Values,
+    asked_share,
+    check_in_turn,
+    drawn_seed,
+    note_share,
+)
 
 # Files of a certificate of a regression.
 INTERVAL_FILES = ("certificate.json", "network.safetensors", "samples.safetensors", "intervals.csv")
@@ -261,12 +269,12 @@ class Bounded:
     @property
     def arithmetics(self) -> list[Arithmetic]:
         """float64, in which the check computes, and the deployed ones."""
-        return [FLOAT64, *(a for a in self.deployed if a is not FLOAT64)]
+        return [FLOAT64, *(a for a in self.deployed if a != FLOAT64)]
 
 
 def verify(
     rows: list[IntervalRow],
-    values: Callable[[slice | NDArray[np.int64]], Floats],
+    values: Values,
     network: Bounded,
     exact: int | None,
     seed: int | None,
@@ -291,14 +299,10 @@ def verify(
     most, least = asked_share(exact, len(meaning))
     # All of the share is drawn at random.
     chosen = random.Random(seed).sample(meaning, most)
-
-    def check(batch: NDArray[np.int64]) -> bool:
-        _verify_exactly(rows, batch, values(batch), errors, network, report)
-        return True
-
-    operations = network.operations
-    order, each = list(dict.fromkeys([*doubtful, *chosen])), exact_bytes(operations)
-    exactly = order[: check_in_turn(order, each, exact_seconds(operations), effort, check)]
+    check = partial(_check_exactly, rows, errors, network)
+    order, operations = list(dict.fromkeys([*doubtful, *chosen])), network.operations
+    each, seconds = exact_bytes(operations), exact_seconds(operations)
+    exactly = order[: check_in_turn(order, values, each, seconds, effort, check, report)]
     note_share(exactly, chosen, least, doubtful, seed, "intervals.csv", report)
     rows = rows[:done]
     void = len(rows) - len(errors)
@@ -315,7 +319,7 @@ def verify(
 
 def _verify_in_float64(
     rows: list[IntervalRow],
-    values: Callable[[slice | NDArray[np.int64]], Floats],
+    values: Values,
     network: Bounded,
     effort: Effort,
     report: Report,
@@ -407,20 +411,19 @@ def _holds(
     return True
 
 
-def _verify_exactly(
+def _check_exactly(
     rows: list[IntervalRow],
-    positions: NDArray[np.int64],
-    samples: Floats,
     errors: dict[int, tuple[Fraction, Fraction, float]],
     network: Bounded,
-    report: Report,
-) -> None:
+    batch: Batch,
+) -> Report:
+    (positions, samples), report = batch, Report()
     where = f"intervals.csv line {int(positions[0]) + 2}"
     try:
         found = evaluate_exactly(network.operations, samples, network.norms)
     except InexactError as error:
         report.expect(False, f"{where}: no exact evaluation: {error}")
-        return
+        return report
     for k, position in enumerate(positions.tolist()):
         where = f"intervals.csv line {position + 2}"
         if not math.isfinite(found.error[k]):
@@ -433,3 +436,4 @@ def _verify_exactly(
         report.expect(near, f"{where}: the output is not {row.prediction!r}")
         holds = _holds(row, value, centre, own, network)
         report.expect(holds, f"{where}: an interval is not proved to hold every output")
+    return report

@@ -62,7 +62,7 @@ class Network:
     @property
     def arithmetics(self) -> list[Arithmetic]:
         """float64, in which the check computes, and the deployed ones."""
-        return [FLOAT64, *(a for a in self.deployed if a is not FLOAT64)]
+        return [FLOAT64, *(a for a in self.deployed if a != FLOAT64)]
 
     def compare(self, rows: list[Row], samples: Floats) -> tuple[Comparison, Errors]:
         """See :class:`Proving`."""

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from robustcert.check import semidefinite
+from robustcert.check.cost import exact_seconds
 from robustcert.check.exact_products import digit_bits
 from robustcert.check.fixed_point import binary_places
 from robustcert.check.forward.batches import EXACT_BYTES, FLOAT_BYTES, exact_bytes, float_bytes
@@ -21,6 +22,7 @@ from robustcert.check.norms.metric import composed
 from robustcert.check.norms.operation import is_shared, workspace
 from robustcert.check.quadratic.dual import MAX_PAIR_VALUES
 from robustcert.check.quadratic.moves import MAX_DIRECTIONS
+from robustcert.check.share import are_shared
 
 # Memory for each byte of the files that are read.
 FACTOR = 4
@@ -77,7 +79,7 @@ def need(
         operations: Operations of the network.
         proof: Name of the proof in the claim.
         metric: The metric S, if there is one.
-        processes: Maximum number of processes that prove one norm.
+        processes: Maximum number of processes that prove one norm, or evaluate rows in integers.
     """
     workspace, step = max(_steps(operations, proof, metric, processes))
     return Need(folder, workspace, step)
@@ -108,7 +110,12 @@ def _steps(
         plain *= 1 + MAX_DIRECTIONS
     yield plain + windows + weights + pairs, "the evaluation in float64"
     exact = max(EXACT_BYTES, exact_bytes(operations, every=smooth))
-    yield exact + windows + weights, "the evaluation in integers"
+    exact += windows + weights
+    if processes > 1 and are_shared(exact_seconds(operations)):
+        # Each has the constants, and what they were sent as.
+        constants = sum(sum(a.nbytes for a in op.tensors.values()) for op in every)
+        exact = processes * (exact + SHARED + 2 * constants) + constants
+    yield exact, "the evaluation in integers"
     for operation in every:
         yield _of_norm(operation, processes), f"the bound of {operation.label}"
     yield _of_pairs(operations[-1]), "the constants of pairs of classes"

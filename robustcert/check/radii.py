@@ -1,8 +1,9 @@
 """Verification of every row of radii.csv: in float64 and, where that is not enough, in integers."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -16,13 +17,15 @@ from robustcert.check.forward.batches import FLOAT_BYTES, batches, exact_bytes, 
 from robustcert.check.network.operation import Operation
 from robustcert.check.reader import Row
 from robustcert.check.report import Report
-from robustcert.check.share import asked_share, check_in_turn, drawn_seed, in_turns, note_share
-
-# Maximum number of mismatches after which no further rows are checked in integers.
-MAX_EXACT_MISMATCHES = 40
-
-# Inputs of a selection of rows, as float64.
-Values = Callable[[slice | NDArray[np.int64]], Floats]
+from robustcert.check.share import (
+    Batch,
+    Values,
+    asked_share,
+    check_in_turn,
+    drawn_seed,
+    in_turns,
+    note_share,
+)
 
 
 @dataclass(frozen=True)
@@ -160,13 +163,16 @@ def _verify_in_integers(
     effort: Effort,
     report: Report,
 ) -> int:
-    # Check the chosen rows, batch by batch, until there are more than MAX_EXACT_MISMATCHES.
-    def check(batch: NDArray[np.int64]) -> bool:
-        network.check_exactly(rows, batch, values(batch), errors, report)
-        return len(report.mismatches) <= MAX_EXACT_MISMATCHES
-
+    check = partial(_check_in_integers, rows, network, errors)
     each = exact_bytes(network.operations, every=network.smooth)
-    return check_in_turn(order, each, exact_seconds(network.operations), effort, check)
+    seconds = exact_seconds(network.operations)
+    return check_in_turn(order, values, each, seconds, effort, check, report)
+
+
+def _check_in_integers(rows: list[Row], network: Proving, errors: Errors, batch: Batch) -> Report:
+    report = Report()
+    network.check_exactly(rows, *batch, errors, report)
+    return report
 
 
 def _note(rows: list[Row], network: Proving, undecided: int, report: Report) -> None:

@@ -5,7 +5,7 @@ turns, so that at least half of those done are random wherever time ends.
 """
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import chain, zip_longest
 
 import numpy as np
@@ -14,11 +14,20 @@ from numpy.typing import NDArray
 from robustcert.check.effort import Effort, Pace
 from robustcert.check.fixed_point import Floats
 from robustcert.check.forward.batches import EXACT_BYTES, batches
+from robustcert.check.processes import answers
 from robustcert.check.report import Report
 
 # Number of these rows where none is asked for: as many as time allows, and the least number without
 # which a folder is not verified.
 MAX_EXACT, MIN_EXACT = 200, 8
+# Maximum number of mismatches after which no further rows are checked.
+MAX_EXACT_MISMATCHES = 40
+# Seconds of a row from which on processes share the rows.
+MIN_SHARED_SECONDS = 2.0
+
+# Inputs of a selection of rows, as float64; and some rows with theirs.
+Values = Callable[[slice | NDArray[np.int64]], Floats]
+Batch = tuple[NDArray[np.int64], Floats]
 
 
 def drawn_seed(seed: int | None) -> int:
@@ -44,30 +53,50 @@ def in_turns(slack: Floats, rows: list[int], count: int, seed: int) -> list[int]
     return [row for row in chain.from_iterable(pairs) if row is not None]
 
 
+def are_shared(seconds_each: float) -> bool:
+    """Whether processes share rows of which each takes so long."""
+    return seconds_each >= MIN_SHARED_SECONDS
+
+
 def check_in_turn(
     order: list[int],
+    values: Values,
     bytes_each: int,
     seconds_each: float,
     effort: Effort,
-    check: Callable[[NDArray[np.int64]], bool],
+    check: Callable[[Batch], Report],
+    report: Report,
 ) -> int:
     """Check rows batch by batch, as long as there is time and they hold; returns how many were.
 
     Args:
         order: The rows, in the order in which they are checked.
+        values: Inputs of a selection of rows.
         bytes_each: Memory of the check of a row.
         seconds_each: Its time, until it is measured.
-        effort: When no further batch is begun.
-        check: Checks a batch; False if no other needs to be checked.
+        effort: When no further batch is begun, and how many processes share large rows.
+        check: What is found of a batch; it can be pickled.
+        report: Where mismatches are added; no batch is begun after MAX_EXACT_MISMATCHES of them.
     """
-    pace = Pace(seconds_each, effort)
-    for part in batches(len(order), bytes_each, EXACT_BYTES):
-        batch = np.array(order[part], np.int64)
-        if not pace.begins(len(batch)):
-            return part.start
-        if not check(batch):
-            return part.start + len(batch)
-    return len(order)
+    processes = effort.processes if are_shared(seconds_each) else 1
+    every = [
+        np.array(order[part], np.int64) for part in batches(len(order), bytes_each, EXACT_BYTES)
+    ]
+    pace, done = Pace(seconds_each, effort, processes), 0
+
+    def begun() -> Iterator[Batch]:
+        for batch in every:
+            if len(report.mismatches) > MAX_EXACT_MISMATCHES or not pace.begins(len(batch)):
+                return
+            yield batch, values(batch)
+
+    for batch, found in zip(every, answers(check, begun(), processes), strict=False):
+        for message in found.mismatches:
+            report.expect(False, message)
+        report.more += found.more
+        pace.end(len(batch))
+        done += len(batch)
+    return done
 
 
 def asked_share(exact: int | None, rows: int) -> tuple[int, int]:

@@ -13,7 +13,8 @@ from torch import Tensor
 from robustcert.norms.lines import mixed_norm_bound
 from robustcert.norms.proof import Array, scaled, squared_norm_bound
 from robustcert.norms.scalars import exact, root_up
-from robustcert.norms.symbols import Axis, symbol_norm_bound
+from robustcert.norms.symbols import Axis
+from robustcert.norms.taps import symbol_norm_bound
 from robustcert.norms.truncated import truncated_norm_bound
 
 Pair = int | tuple[int, int]

@@ -19,6 +19,7 @@ from robustcert.norms.proof import (
 )
 from robustcert.norms.scalars import exact, root_up, sum_of_squares_up
 from robustcert.norms.symbols import Axis, Taps, blocks, norm_of_map, symbol_error, symbols
+from robustcert.norms.taps import gram_error, symbol_grams
 
 # Note [one dimension] (why symbols along one are closer)
 # ~~~~~~~~~~~~~~~~~~~~
@@ -242,7 +243,7 @@ def mixed_norm_bound(weight: Array, axes: tuple[Axis, Axis]) -> Fraction | None:
     if not kept:
         return None
     taps = blocks(weight, axes)
-    both = [Estimated.of(points, Gram.of(real, imag)) for points, real, imag in symbols(taps, axes)]
+    both = [Estimated.of(points, gram) for points, gram in symbol_grams(taps, axes)]
     begun = [Begun.of(Lines.of(weight, axes, k), both) for k in kept]
     least: Fraction | None = None
     for one in sorted(begun, key=lambda one: one.estimate):
@@ -252,7 +253,7 @@ def mixed_norm_bound(weight: Array, axes: tuple[Axis, Axis]) -> Fraction | None:
             least = along if least is None else min(least, along)
     assert least is not None
     # Symbols of both kinds have their errors.
-    error = max(symbol_error(taps), *(one.lines.error for one in begun))
+    error = max(gram_error(taps, axes), *(one.lines.error for one in begun))
     return norm_of_map(least, error, axes)
 
 

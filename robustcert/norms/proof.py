@@ -68,7 +68,7 @@ RAISES = (1e-9, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0)
 # Number of Lanczos steps of a first estimate.
 LANCZOS_STEPS = 64
 # Number of columns that are factorised and compared at once, and the least of it in a band.
-BLOCK = 256
+BLOCK = 96
 LEAST_BLOCK = 32
 
 

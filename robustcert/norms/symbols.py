@@ -9,7 +9,7 @@ from itertools import product
 import numpy as np
 from numpy.typing import NDArray
 
-from robustcert.norms.proof import Array, energy_up, squared_norm_bound
+from robustcert.norms.proof import Array, energy_up
 from robustcert.norms.scalars import exact, gamma, root_up
 
 # Note [symbol] (why the bound holds)
@@ -178,31 +178,43 @@ def symbols(
     Yields:
         Grid points (f, 2), and real and imaginary parts (f groups, rows, columns), rows >= columns.
     """
+    period = axes[0].points * axes[1].points
+    _, _, out, inner = taps[0][1].shape
+    parts = taps
+    if out < inner * len(taps):  # A matrix and its transpose have the same norm.
+        parts = [(shifts, values.swapaxes(-1, -2)) for shifts, values in taps]
+    stack = -1 if out >= inner * len(taps) else -2
+    for some, turns in chunks(taps, axes, points):
+        real, imag = [], []
+        for shifts, values in parts:
+            shape = (len(some) * values.shape[1], *values.shape[2:])
+            flat = values.reshape(len(values), -1)
+            cosine, sine = roots_of_unity(turns @ shifts.T, period)
+            real.append((cosine @ flat).reshape(shape))
+            imag.append((sine @ flat).reshape(shape))
+        whole = np.concatenate(real, axis=stack)
+        other = None if period == 1 else np.concatenate(imag, axis=stack)
+        yield some, whole, other
+
+
+def chunks(
+    taps: Taps, axes: tuple[Axis, Axis], points: NDArray[np.int64] | None = None
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Grid points (f, 2), by default all frequencies, as many at once as memory allows.
+
+    Those of most energy come first. Beside them, their turns: multiples of the period's inverse.
+    """
     height, width = axes[0].points, axes[1].points
     _, groups, out, inner = taps[0][1].shape
-    if out < inner * len(taps):  # A matrix and its transpose have the same norm.
-        taps = [(shifts, values.swapaxes(-1, -2)) for shifts, values in taps]
-    stack = -1 if out >= inner * len(taps) else -2
     small, large = sorted((out, inner * len(taps)))
-    per_frequency = 8 * groups * (12 * small * small + 6 * small * large)
-    chunk = max(1, CHUNK_BYTES // per_frequency)
+    chunk = max(1, CHUNK_BYTES // (8 * groups * (12 * small * small + 6 * small * large)))
     points = frequencies(axes) if points is None else points
     turns = points * np.array([width, height])
     if len(points) > chunk:
         order = np.argsort(-energies(taps, turns, height * width))
         points, turns = points[order], turns[order]
     for first in range(0, len(points), chunk):
-        some = turns[first : first + chunk]
-        real, imag = [], []
-        for shifts, values in taps:
-            shape = (len(some) * groups, *values.shape[2:])
-            flat = values.reshape(len(values), -1)
-            cosine, sine = roots_of_unity(some @ shifts.T, height * width)
-            real.append((cosine @ flat).reshape(shape))
-            imag.append((sine @ flat).reshape(shape))
-        whole = np.concatenate(real, axis=stack)
-        other = None if height * width == 1 else np.concatenate(imag, axis=stack)
-        yield points[first : first + chunk], whole, other
+        yield points[first : first + chunk], turns[first : first + chunk]
 
 
 def energies(taps: Taps, points: NDArray[np.int64], period: int) -> Array:
@@ -224,15 +236,6 @@ def symbol_error(taps: Taps) -> Fraction:
     count = max(len(values) for _, values in taps)
     relative = (TWIDDLE_ERROR + gamma(count) * (1 + TWIDDLE_ERROR)) / (1 - gamma(count))
     return exact(root_up(2 * relative**2 * energy_up(sums)))
-
-
-def symbol_norm_bound(weight: Array, axes: tuple[Axis, Axis]) -> Fraction:
-    """Bound of the norm by all symbols, weight (groups, c_out, c_in, kh, kw)."""
-    taps = blocks(weight, axes)
-    bound = Fraction(0)
-    for _, real, imag in symbols(taps, axes):
-        bound = max(bound, squared_norm_bound(real, imag, float(bound)))
-    return norm_of_map(bound, symbol_error(taps), axes)
 
 
 def norm_of_map(squared: Fraction, error: Fraction, axes: tuple[Axis, Axis]) -> Fraction:

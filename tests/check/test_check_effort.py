@@ -2,6 +2,7 @@
 
 import math
 import multiprocessing
+import pickle
 import shutil
 import subprocess
 import sys
@@ -16,15 +17,17 @@ import numpy as np
 import pytest
 
 from benchmarks.soundness.forgeries import EVERYWHERE, Folder, build, certify
-from robustcert.check import UnreadableError, check, expected_time, prove_network, supervisor
+from robustcert.check import UnreadableError, check, expected_time, prove_network, share, supervisor
+from robustcert.check.arithmetic import FLOAT32, FLOAT64
 from robustcert.check.command import main, outcome
 from robustcert.check.constants import _coarse
 from robustcert.check.effort import Effort, NotTriedError, effort_of
+from robustcert.check.margins import Network
 from robustcert.check.network.operation import Operation
 from robustcert.check.norms import cost, dense, operation, symbols
 from robustcert.check.norms.operation import find, prove
 from robustcert.check.report import Report
-from robustcert.check.share import MAX_EXACT, MIN_EXACT, in_turns
+from robustcert.check.share import MAX_EXACT, MIN_EXACT, Batch, in_turns
 
 HOUR = 3600.0
 
@@ -300,6 +303,53 @@ def test_at_least_half_of_the_share_is_random_wherever_it_ends(count: int) -> No
         tight = sum(row <= 3 * count for row in order[:end][1::2])
         assert tight == len(order[:end][1::2])
         assert 2 * (end - tight) >= end
+
+
+def found_of(batch: Batch) -> Report:
+    report = Report()
+    for row in batch[0].tolist():
+        report.expect(row % 3 > 0, f"row {row}")
+    return report
+
+
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_rows_are_checked_in_turn(processes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(share, "MIN_SHARED_SECONDS", 0.0)
+    order, report, effort = [4, 3, 8, 6, 2], Report(), Effort(processes=processes)
+    values = np.arange(10.0)[:, None].__getitem__
+    done = share.check_in_turn(order, values, 2**60, 1.0, effort, found_of, report)
+    assert done == len(order)
+    assert report.mismatches == ["row 3", "row 6"]
+    # Of what there is no time for, nothing is begun.
+    late = Effort(until=0.0, processes=processes)
+    assert share.check_in_turn(order, values, 2**60, 1.0, late, found_of, report) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [None, "another prediction", "a radius raised by 1 %"])
+def test_processes_share_exact_samples(
+    name: str | None, honest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(share, "MIN_SHARED_SECONDS", 0.0)
+    # Rows that float64 leaves open, and forged ones that it does not see, are for integers alone.
+    monkeypatch.setattr("robustcert.check.margins.MARGIN_ROUNDING", 1.0)
+    folder = Folder(Path(shutil.copytree(honest, tmp_path / "folder")))
+    if name is not None:
+        EVERYWHERE[name](folder)
+        folder.save()
+    alone, shared = (
+        check(folder.path, exact=4, seed=0, effort=Effort(processes=n)) for n in (1, 2)
+    )
+    assert alone.mismatches == shared.mismatches
+    notes = [[note for note in r.checked if note[0] != "memory"] for r in (alone, shared)]
+    assert notes[0] == notes[1]
+    assert alone.verified == shared.verified == (name is None)
+
+
+def test_a_copy_of_a_network_has_its_arithmetics() -> None:
+    network = Network((), {}, np.zeros((2, 2)), [FLOAT64, FLOAT32])
+    copy = pickle.loads(pickle.dumps(network))
+    assert copy.arithmetics == network.arithmetics == [FLOAT64, FLOAT32]
 
 
 # What is told beforehand

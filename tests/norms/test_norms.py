@@ -31,6 +31,7 @@ from robustcert.norms.proof import (
     squared_norm_bound,
 )
 from robustcert.norms.scalars import product_up, sqrt_up, sum_up
+from robustcert.norms.taps import symbol_norm_bound
 
 
 def integers(array: np.ndarray) -> tuple[np.ndarray, Fraction]:
@@ -218,9 +219,9 @@ def test_symbols_come_by_their_energy(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(parts) == len(whole[0]) > 40
     assert energies == pytest.approx(sorted(energies, reverse=True))
     assert sum(energies) == pytest.approx((whole[0] ** 2).sum() + (whole[1] ** 2).sum())
-    known = symbols.symbol_norm_bound(weight, axes)
+    known = symbol_norm_bound(weight, axes)
     monkeypatch.undo()
-    assert float(known) == pytest.approx(float(symbols.symbol_norm_bound(weight, axes)), rel=1e-8)
+    assert float(known) == pytest.approx(float(symbol_norm_bound(weight, axes)), rel=1e-8)
 
 
 def test_a_bad_factor_of_a_true_bound_is_charged_its_residual() -> None:
@@ -374,10 +375,10 @@ def test_bounds_by_symbols_along_one_dimension(seed: int) -> None:
         own = blocks[group, :, :, :, group].permute(2, 1, 0, 5, 4, 3)
         assert np.array_equal(whole[group], own.reshape(whole[group].shape).numpy())
     truth = float(torch.linalg.matrix_norm(matrix, 2))
-    both = symbols.symbol_norm_bound(values, (vertical, horizontal))
+    both = symbol_norm_bound(values, (vertical, horizontal))
     along = [
-        symbols.symbol_norm_bound(rows, (lines.PIXEL, horizontal)),
-        symbols.symbol_norm_bound(columns, (vertical, lines.PIXEL)),
+        symbol_norm_bound(rows, (lines.PIXEL, horizontal)),
+        symbol_norm_bound(columns, (vertical, lines.PIXEL)),
     ]
     for bound in along:
         assert truth * (1 - 1e-13) <= bound <= both * (1 + Fraction(1, 10**8))

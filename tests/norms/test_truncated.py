@@ -22,6 +22,7 @@ from robustcert.norms import (
     truncated,
 )
 from robustcert.norms.proof import scaled
+from robustcert.norms.taps import symbol_norm_bound
 
 # Channels out and in, side of the map and of the kernel, stride, padding.
 CASES = [
@@ -78,7 +79,7 @@ def operation_of(weight: Tensor, case: tuple[int, ...]) -> Operation:
 def test_it_lies_between_the_norm_and_that_of_the_circle(case: tuple[int, ...]) -> None:
     weight = kernel(case)
     copy, norm = scaled(weight), exact_norm(weight, case)
-    circle = copy.unscale(symbols.symbol_norm_bound(copy.values[None], axes_of(case)))
+    circle = copy.unscale(symbol_norm_bound(copy.values[None], axes_of(case)))
     bound = bound_of(weight, case)
     assert norm <= bound <= circle * (1 + 1e-5)
     if case[5]:
@@ -174,7 +175,7 @@ def test_wide_convolutions_on_small_maps_are_close(
     case = (channels, channels, 7, 3, 1, 1)
     weight = kernel(case)
     copy, bound = scaled(weight), conv_norm_bound(weight, 7, 1, 1)
-    circle = copy.unscale(symbols.symbol_norm_bound(copy.values[None], axes_of(case)))
+    circle = copy.unscale(symbol_norm_bound(copy.values[None], axes_of(case)))
     assert 0.95 < bound / circle < 0.99
     # What the checker finds in a branch, where nothing is claimed, has to be no more.
     assert 0.99 * bound < find(operation_of(weight, case)) <= bound

@@ -34,20 +34,20 @@ from robustcert.check.norms.dense import frobenius
 from robustcert.check.norms.scalars import ceil_log2
 
 # Least number of channels, on both sides, of convolutions that this is tried for.
-LEAST_CHANNELS = 32
+MIN_CHANNELS = 32
 # Work for each product of two taps, and for each frequency, in products of matrices.
 PAIR_WORK, POINT_WORK = 10.0, 20.0
 # Number of columns of a factor that are multiplied at once.
 BLOCK = 128
 # Covers the rounding of a few operations between positive numbers.
-MORE = 1 + 2.0**-20
+SPARE = 1 + 2.0**-20
 # What t is below the square of the bound, over the errors that are known in advance.
-ROOM = 4.0
+ALLOWANCE = 4.0
 
 
 def is_by_taps(out: int, inner: int, taps: int, points: int) -> bool:
     """Whether Gram matrices of so many frequencies are worth the products of all pairs of taps."""
-    return min(out, inner) >= LEAST_CHANNELS and taps**2 <= points
+    return min(out, inner) >= MIN_CHANNELS and taps**2 <= points
 
 
 def taps_work(out: int, inner: int, taps: int, points: float) -> float:
@@ -108,7 +108,7 @@ class Grams:
         rounding = (taps.shape[1] * len(taps) + len(pairs) + 15) * UNIT
         energy = float(frobenius(abs(taps).sum(0)) ** 2)
         # The last term covers products, and squares, that underflow.
-        error = math.sqrt(2) * rounding * energy * MORE + 2.0**-500
+        error = math.sqrt(2) * rounding * energy * SPARE + 2.0**-500
         return Grams(np.array(list(pairs)), np.array(even), np.array(odd), error, exponent)
 
     def obey(self, cosine: Floats, sine: Floats, bound: Fraction) -> bool:
@@ -125,8 +125,8 @@ class Grams:
             for part, matrices in ((cosine, self.even), (sine, self.odd))
         )
         limit = float((bound * Fraction(2) ** -self.exponent) ** 2) * (1 - 2.0**-52)
-        wrong = math.sqrt(2) * FLOAT64.gamma(2 * size) * MORE
-        t = limit - ROOM * (self.error + wrong * size * limit)
+        wrong = math.sqrt(2) * FLOAT64.gamma(2 * size) * SPARE
+        t = limit - ALLOWANCE * (self.error + wrong * size * limit)
         shifted = -(real + 1j * imag)
         diagonal = np.arange(size)
         shifted[:, diagonal, diagonal] = t - real[:, diagonal, diagonal]
@@ -136,8 +136,8 @@ class Grams:
             return False
         rest, energy = _residual(shifted, factor)
         # What is subtracted from is what is left and what is subtracted.
-        lost = rest * MORE + (wrong + 2 * UNIT) * energy * MORE + self.error
-        return bool(t + lost * MORE <= limit)
+        lost = rest * SPARE + (wrong + 2 * UNIT) * energy * SPARE + self.error
+        return bool(t + lost * SPARE <= limit)
 
 
 def _residual(matrices: Any, factor: Any) -> tuple[float, float]:
