@@ -124,7 +124,7 @@ class Grams:
             (part @ matrices).reshape(-1, size, size)
             for part, matrices in ((cosine, self.even), (sine, self.odd))
         )
-        limit = float((bound * Fraction(2) ** -self.exponent) ** 2) * (1 - 2.0**-52)
+        limit = float((bound * Fraction(2) ** -self.exponent) ** 2) * (1 - 2.0**-50)
         wrong = math.sqrt(2) * FLOAT64.gamma(2 * size) * SPARE
         t = limit - ALLOWANCE * (self.error + wrong * size * limit)
         shifted = -(real + 1j * imag)

@@ -1,0 +1,106 @@
+"""A published network at its size, from its weights to its certificate, in CPU seconds.
+
+    python -m benchmarks.speed.published_size liresnet_plus_cifar10 --samples 1000 --attacked 32
+    python -m benchmarks.speed.published_size bronet_cifar10 --folder outputs/size
+
+builds the network of an experiment with its initial weights and folds, bounds and evaluates it; it
+certifies random images and attacks some of them. One line for each. With ``--folder`` the
+certificate is kept, for ``benchmarks.speed.checker_size --folder``. Further words are overrides, as
+in ``model.depth=2``.
+"""
+
+import argparse
+import resource
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from benchmarks.studies.claims import compose
+from robustcert.attacks import pgd_survivors
+from robustcert.certificate.claim import write_certificate
+from robustcert.certificate.samples import CertifiedSplit
+from robustcert.certifiers import LipschitzCertifier, strict_arithmetic
+from robustcert.config.build import COMMAND_LINE_TARGETS, build_model
+from robustcert.data import as_numbers
+from robustcert.network.bounds import operation_bound, shapes
+from robustcert.network.fold import fold_network
+from robustcert.network.network import PlainNetwork
+
+Found = TypeVar("Found")
+SHAPE, CLASSES = (3, 32, 32), 10
+# Samples that are certified at once, and the radius of the attack.
+BATCH, RADIUS = 50, 36 / 255
+
+
+def timed(said: str, function: Callable[[], Found]) -> Found:
+    """The function's result, with a line on its time and the memory so far."""
+    worked, clock = time.process_time(), time.monotonic()
+    found = function()
+    worked, clock = time.process_time() - worked, time.monotonic() - clock
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    print(f"{said}: CPU {worked:.2f} s, clock {clock:.2f} s, {memory:.2f} GB so far", flush=True)
+    return found
+
+
+def bound(network: PlainNetwork) -> None:
+    """Prove the bounds of all operations."""
+    for operation, shape in shapes(network.operations, SHAPE):
+        operation_bound(operation, shape)
+
+
+def certified(network: PlainNetwork, samples: int) -> CertifiedSplit:
+    """Random images with their certificates, every one labelled as predicted."""
+    inputs = torch.randint(0, 256, (samples, *SHAPE), dtype=torch.uint8)
+    certifier = LipschitzCertifier()
+    parts = [certifier.certify(network, as_numbers(x, "images")) for x in inputs.split(BATCH)]
+    names = ("prediction", "radius", "margin", "error", "decided")
+    found = type(parts[0])(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
+    return CertifiedSplit(inputs, found.prediction.clone(), torch.arange(samples), found)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("experiment")
+    parser.add_argument("overrides", nargs="*")
+    parser.add_argument("--samples", type=int, default=100)
+    parser.add_argument("--attacked", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--folder", type=Path)
+    options = parser.parse_args(arguments)
+    config = compose(f"experiment={options.experiment}", *options.overrides)
+    torch.manual_seed(0)
+    model = timed("build", lambda: build_model(config, SHAPE, CLASSES, COMMAND_LINE_TARGETS))
+    count = sum(p.numel() for p in model.parameters())
+    network = timed(f"fold {count / 1e6:.1f}M", lambda: fold_network(model.eval(), SHAPE))
+    size = sum(t.nbytes for op in network.operations for t in op.tensors().values())
+    timed(f"bound, {torch.get_num_threads()} threads", lambda: bound(network))
+    x = torch.rand(8, *SHAPE, dtype=torch.float64)
+    with strict_arithmetic(), torch.no_grad():
+        timed("first float64 forward of an image", lambda: network(x[:1]))
+        timed("another", lambda: network(x[:1]))
+        timed("of 8", lambda: network(x))
+    split = timed(f"certify {options.samples}", lambda: certified(network, options.samples))
+    some = split.inputs[: options.attacked]
+    if len(some):
+        timed(
+            f"attack {len(some)} by {options.steps} steps",
+            lambda: pgd_survivors(
+                *(network, as_numbers(some, "images"), split.target[: len(some)], [RADIUS]),
+                steps=options.steps,
+            ),
+        )
+    print(f"constants: {size / 2**20:.1f} MiB")
+    if options.folder is not None:
+        options.folder.mkdir(parents=True, exist_ok=True)
+        claim = LipschitzCertifier().claim(network)
+        timed("write", lambda: write_certificate(options.folder, network, claim, split, [RADIUS]))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
