@@ -67,8 +67,9 @@ Array = NDArray[np.float64]
 RAISES = (1e-9, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0)
 # Number of Lanczos steps of a first estimate.
 LANCZOS_STEPS = 64
-# Number of columns that are factorised and compared at once, and the least of it in a band.
-BLOCK = 96
+# Number of columns that are factorised and compared at once, of which a Gram matrix is formed at
+# once, and the least of both in a band.
+BLOCK, GRAM_BLOCK = 96, 256
 LEAST_BLOCK = 32
 
 
@@ -146,9 +147,12 @@ class Panel:
     end: int
 
 
-def panels(size: int, band: int) -> Iterator[Panel]:
-    """All columns of a matrix whose entries more than ``band`` off the diagonal are zero."""
-    width = BLOCK if 2 * band >= size else min(BLOCK, max(LEAST_BLOCK, (band + 1) // 3))
+def panels(size: int, band: int, block: int) -> Iterator[Panel]:
+    """All columns of a matrix whose entries more than ``band`` off the diagonal are zero.
+
+    There are ``block`` of them in a panel, or less in a narrow band.
+    """
+    width = block if 2 * band >= size else min(block, max(LEAST_BLOCK, (band + 1) // 3))
     for start in range(0, size, width):
         stop = min(start + width, size)
         yield Panel(max(0, (start - band) // width * width), start, stop, min(size, stop + band))
@@ -175,7 +179,7 @@ def hermitian_product(
     size = real.shape[-1]
     symmetric = real.new_zeros(len(real), size, size)
     skew = None if imag is None else torch.zeros_like(symmetric)
-    for panel in panels(size, band):
+    for panel in panels(size, band, GRAM_BLOCK):
         rows = np.flatnonzero(reads[:, panel.start : panel.stop].any(1))
         if not len(rows):
             continue
@@ -285,7 +289,7 @@ def factorise(gram: Gram, t: float, factor: Tensor | None = None) -> Residual:
     energy = gram.real.new_zeros(len(gram.real))
     rest, found = energy.clone(), torch.ones_like(energy, dtype=torch.bool)
     size = gram.real.shape[-1]
-    for panel in panels(size, gram.band if factor is None else size):
+    for panel in panels(size, gram.band if factor is None else size, BLOCK):
         low, start, stop, end = panel.low, panel.start, panel.stop, panel.end
         width = stop - start
         left = [-part[:, start:end, start:stop] for part in gram.parts]

@@ -150,7 +150,8 @@ def prove_symbols(
     grams = _grams(operation, symbols, limit, rows, columns)
     function = partial(_obeys, symbols, limit, loss, grams=grams)
     if all(_answers(function, symbols.batches, work, effort)):
-        return Proof(f"symbols on a {rows.points}x{columns.points} grid, exact residual")
+        residual = "exact residual" if grams is None else "residual with its rounding"
+        return Proof(f"symbols on a {rows.points}x{columns.points} grid, {residual}")
     return Proof()
 
 
