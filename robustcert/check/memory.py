@@ -111,7 +111,7 @@ def _steps(
     yield plain + windows + weights + pairs, "the evaluation in float64"
     exact = max(EXACT_BYTES, exact_bytes(operations, every=smooth))
     exact += windows + weights
-    if processes > 1 and are_shared(exact_seconds(operations)):
+    if processes > 1 and not matrices and are_shared(exact_seconds(operations)):
         # Each has the constants, and what they were sent as.
         constants = sum(sum(a.nbytes for a in op.tensors.values()) for op in every)
         exact = processes * (exact + SHARED + 2 * constants) + constants

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
 
@@ -14,7 +14,8 @@ from robustcert.check.cost import exact_seconds, float_seconds
 from robustcert.check.effort import Effort, Pace
 from robustcert.check.fixed_point import Floats
 from robustcert.check.forward.batches import FLOAT_BYTES, batches, exact_bytes, float_bytes
-from robustcert.check.network.operation import Operation
+from robustcert.check.forward.torus import ON_TORUS
+from robustcert.check.network.operation import Operation, walk
 from robustcert.check.reader import Row
 from robustcert.check.report import Report
 from robustcert.check.share import (
@@ -166,6 +167,9 @@ def _verify_in_integers(
     check = partial(_check_in_integers, rows, network, errors)
     each = exact_bytes(network.operations, every=network.smooth)
     seconds = exact_seconds(network.operations)
+    if any(op.kind in ON_TORUS for op in walk(network.operations)):
+        # Every process would compute, and keep, the matrices that this one has.
+        effort = replace(effort, processes=1)
     return check_in_turn(order, values, each, seconds, effort, check, report)
 
 
