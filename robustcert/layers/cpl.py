@@ -4,14 +4,18 @@ import torch
 from torch import Tensor
 
 from robustcert.layers.residual_block import ResidualConv2d, ResidualLinear
-from robustcert.norms.estimates import gram_iteration
+from robustcert.norms.estimates import conv_power_iteration, gram_iteration, power_iteration
+
+# Number of power iterations of a training step.
+ITERATIONS = 2
 
 
 class CPLLinear(ResidualLinear):
     r"""Dense :math:`x \mapsto x - \frac{2}{\lVert W \rVert^2} W^\top s(W x + b)`.
 
     A step of gradient descent on a convex potential, hence 1-Lipschitz. The norm is taken by Gram
-    iteration, which errs on the large side.
+    iteration, which errs on the large side; in training by a power iteration that goes on from step
+    to step, which errs on the small side and takes a fraction of the time.
 
     Reference: Meunier, Delattre, Araujo and Allauzen, `A dynamical system perspective for Lipschitz
     neural networks <https://arxiv.org/abs/2110.12690>`_, ICML 2022.
@@ -19,14 +23,27 @@ class CPLLinear(ResidualLinear):
     Example:
         >>> layer = CPLLinear(3, 3, activation=ReLU, bias=False)
         >>> _ = torch.nn.init.eye_(layer.weight)
-        >>> layer(torch.tensor([[0.5, -0.25, 1.5]])).detach()  # -|x|, but for the norm's estimate
-        tensor([[-0.4830, -0.2500, -1.4489]])
+        >>> layer(torch.tensor([[0.5, -0.25, 1.5]])).detach()  # -|x|
+        tensor([[-0.5000, -0.2500, -1.5000]])
     """
+
+    vector: Tensor
+
+    def prepare(self) -> None:
+        """Make the vector of the power iteration."""
+        self.register_buffer("vector", torch.randn_like(self.weight[0].detach()))
 
     def scale(self) -> Tensor:
         """One over the norm for every row."""
         with torch.autocast(self.weight.device.type, enabled=False):
             return inverse(gram_iteration(self.weight)).expand(len(self.weight))
+
+    def training_scale(self) -> Tensor:
+        """One over an estimate of the norm, for every row."""
+        with torch.autocast(self.weight.device.type, enabled=False):
+            norm, vector = power_iteration(self.weight, self.vector, ITERATIONS)
+            self.vector.copy_(vector)
+            return inverse(norm).expand(len(self.weight))
 
 
 class CPLConv2d(ResidualConv2d):
@@ -42,6 +59,13 @@ class CPLConv2d(ResidualConv2d):
         True
     """
 
+    vector: Tensor
+
+    def prepare(self) -> None:
+        """Make the map of the power iteration."""
+        shape = (1, self.weight.shape[1], *self.input_size)
+        self.register_buffer("vector", self.weight.detach().new_empty(shape).normal_())
+
     def scale(self) -> Tensor:
         """One over the norm for every row."""
         kernel = self.weight.shape[-1]
@@ -51,6 +75,15 @@ class CPLConv2d(ResidualConv2d):
             # Only the largest norm has a gradient: the others are not differentiated at all.
             largest = complex_gram_iteration(blocks.detach()).argmax()
             norm = complex_gram_iteration(blocks[largest][None])[0]
+            return inverse(norm).expand(len(self.weight))
+
+    def training_scale(self) -> Tensor:
+        """One over an estimate of the norm, for every row."""
+        with torch.autocast(self.weight.device.type, enabled=False):
+            norm, vector = conv_power_iteration(
+                self.weight, self.vector, ITERATIONS, padding=self.padding
+            )
+            self.vector.copy_(vector)
             return inverse(norm).expand(len(self.weight))
 
 

@@ -60,10 +60,14 @@ class ResidualLayer(nn.Module):
     def scale(self) -> Tensor:
         """Square root of T's diagonal, shape ``(hidden,)``."""
 
+    def training_scale(self) -> Tensor:
+        """What stands for the scale in training; the same unless a subclass says otherwise."""
+        return self.scale()
+
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(N, C, *)`` to the same shape."""
         # -2 T W' is scaled as a weight, which is smaller than the map.
-        scale = self.scale()
+        scale = self.training_scale() if self.training else self.scale()
         outer = (-2 * scale * scale).view(-1, *(1,) * (self.weight.dim() - 1)) * self.weight
         if self.weight.dim() == 2:
             return x + F.linear(self.activation(F.linear(x, self.weight, self.bias)), outer.mT)
@@ -150,8 +154,8 @@ class ResidualConv2d(ResidualLayer):
             )
         rows = _rows(hidden, in_channels, "conv")
         shape = (rows, in_channels, kernel_size, kernel_size)
-        super().__init__(shape, activation=activation, bias=bias)
         self.input_size = input_size
+        super().__init__(shape, activation=activation, bias=bias)
 
 
 class ScaledResidualConv2d(ResidualConv2d):
