@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import hydra
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import CompactHydraException
@@ -52,6 +53,7 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("if_new", _if_new, replace=True)
     OmegaConf.register_new_resolver("job_key", _job_key, replace=True)
     OmegaConf.register_new_resolver("typed", typed, replace=True)
+    OmegaConf.register_new_resolver("options", _options, replace=True)
 
 
 def plain(config: DictConfig) -> dict[str, Any]:
@@ -67,6 +69,11 @@ def _run_folder(resume: str | None) -> str:
 
 def _if_new(resume: str | None, value: str) -> str | None:
     return None if resume else value
+
+
+def _options(*groups: str) -> str:
+    loader = GlobalHydra.instance().config_loader()
+    return "".join(f"{group}: {', '.join(loader.get_group_options(group))}\n" for group in groups)
 
 
 def _job_key(*, _root_: DictConfig) -> str:

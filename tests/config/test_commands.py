@@ -489,6 +489,17 @@ def test_without_a_network_a_run_is_kept_offline_under_its_own_id(
     assert len({run_id(path) for path in offline}) == 1
 
 
+def test_the_help_of_certify_shows_the_groups_that_it_takes() -> None:
+    words = [sys.executable, str(ROOT / "certify.py"), "--help"]
+    said = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, check=True).stdout
+    shown = said.partition("== Groups")[2].partition("== Config")[0].splitlines()[1:]
+    found = dict(line.split(": ", 1) for line in shown if line)
+    for group in ("certifier", "dataset"):
+        names = sorted(path.stem for path in (ROOT / "conf" / group).glob("*.yaml"))
+        assert found.pop(group).split(", ") == names
+    assert not found
+
+
 def test_help_is_fast_and_shows_groups_and_examples() -> None:
     code = (
         "import sys, atexit; sys.argv = ['train.py', '--help'];"
