@@ -140,6 +140,7 @@ def certify(
     attacking = build_attack(attack or {})
     place = checked_device(device)
     options = _Options(split, samples, radii, batch_size, place, attacking, coverage)
+    certifier = _chosen(certifier)
     # What was typed is refused before anything is read.
     for node in named_certifiers(certifier).values():
         build_certifier(node, allow_targets or [])
@@ -151,6 +152,11 @@ def certify(
     else:
         read = read_run(str(checkpoint), *rest)
     return _certify_by_each(by_certifier(read, certifier, allow_targets or []), options, output)
+
+
+def _chosen(node: Config | None) -> Config | None:
+    """One certifier's node, or several, without the empty target of conf/certify.yaml; or None."""
+    return {k: v for k, v in (node or {}).items() if k != "_target_" or v is not None} or None
 
 
 def _certify_by_each(

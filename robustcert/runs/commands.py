@@ -238,10 +238,6 @@ def _certify(config: DictConfig) -> dict[str, float]:
             f"certify needs a network: {typed('certify')} outputs/<run>, or set "
             "checkpoint=<run>/checkpoints/best.ckpt or network=<model>.onnx"
         )
-    # None was named, or several are.
-    if values["certifier"].get("_target_", "") is None:
-        del values["certifier"]["_target_"]
-    values["certifier"] = values["certifier"] or None
     admit_working_folder(values["allow_targets"])
     with loading("loading torch"):
         from robustcert.config.schema import check_call

@@ -115,6 +115,7 @@ def test_certifiers_side_by_side_are_those_of_one_each(
 ) -> None:
     typed = several(["certifier=[lipschitz,second_order]"])
     nodes = compose(*typed, name="certify")["certifier"]
+    assert nodes.pop("_target_") is None
     attack = {"samples": 8, "steps": 2, "seconds": 9.0}
     options: dict[str, Any] = {"samples": 64, "attack": attack}
     found = certify(str(smooth_run), certifier=nodes, output=str(tmp_path / "a"), **options)
