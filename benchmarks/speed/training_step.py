@@ -34,26 +34,17 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.speed.step_time import Step, constrained_step, training_step
 from robustcert.activations import GroupSort
-from robustcert.layers import (
-    AOLConv2d,
-    BCOPConv2d,
-    CholeskyLinear,
-    CholeskyPatchConv2d,
-    CholeskyResidualLinear,
-    LiResConv2d,
-)
+from robustcert.layers import AOLConv2d, BCOPConv2d, CholeskyLinear
 from robustcert.lipschitz import pairwise_lipschitz_estimate
-from robustcert.models import MLP, ConvNet, LayerFamily, LiResNet, PatchFamily
+from robustcert.models import MLP, ConvNet, LayerFamily
 
 ROOT = Path(__file__).parents[2]
 # Model, sizes that stay, and the values of the one that grows.
@@ -148,14 +139,14 @@ def _start_seconds(arguments: list[str], repeats: int) -> float:
 
 
 def _build_seconds(repeats: int) -> float:
-    dense = partial(CholeskyResidualLinear, gamma=0.354, ridge=0.001)
-    conv = partial(LiResConv2d, gamma=0.289, iterations=2, centering=True)
-    layer = PatchFamily(dense=dense, patch=partial(CholeskyPatchConv2d, ridge=0.001), conv=conv)
-    sizes: dict[str, Any] = {"width": 512, "depth": 12, "neck_channels": 512, "dense_depth": 8}
+    from benchmarks.studies.claims import compose
+    from robustcert.config.build import COMMAND_LINE_TARGETS, build_model
+
+    config = compose("experiment=liresnet_plus_cifar10")
     times = []
     for _ in range(repeats):
         start = time.process_time()
-        LiResNet((3, 32, 32), 10, layer=layer, activation=GroupSort, **sizes)
+        build_model(config, (3, 32, 32), 10, COMMAND_LINE_TARGETS)
         times.append(time.process_time() - start)
     return min(times)
 
