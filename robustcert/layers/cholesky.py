@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from robustcert.layers.constrained import ConstrainedLinear
+from robustcert.layers.exponential import stays_on_device
 
 
 class CholeskyOrthogonal(nn.Module):
@@ -28,6 +29,9 @@ class CholeskyOrthogonal(nn.Module):
         tensor([0.9975, 0.8151])
     """
 
+    # W of this training step, where it was made with that of other layers.
+    ready: Tensor | None = None
+
     def __init__(self, ridge: float = 1e-3) -> None:
         super().__init__()
         if not ridge > 0:
@@ -35,10 +39,12 @@ class CholeskyOrthogonal(nn.Module):
         self.ridge = ridge
 
     def forward(self, weight: Tensor) -> Tensor:
-        """Orthogonalise ``weight`` of shape ``(out_features, in_features)``."""
+        """Orthogonalise ``weight`` of shape ``(out_features, in_features)``, or a stack of them."""
+        if self.ready is not None and self.training:
+            return self.ready
         # Factors of half-precision products are worthless, so autocast stops here.
         with torch.autocast(weight.device.type, enabled=False):
-            if weight.shape[0] > weight.shape[1]:
+            if weight.shape[-2] > weight.shape[-1]:
                 return _Orthogonalise.apply(weight.mT, self.ridge).mT
             return _Orthogonalise.apply(weight, self.ridge)
 
@@ -64,7 +70,7 @@ class _Orthogonalise(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         factor, w = ctx.saved_tensors
-        inner = torch.addmm(grad, _symmetrised_lower(grad, w), w, alpha=-1)
+        inner = _less(grad, _symmetrised_lower(grad, w), w)
         return torch.linalg.solve_triangular(factor, inner.mT, upper=False, left=False).mT, None
 
 
@@ -72,44 +78,68 @@ def regularised_factor(x: Tensor, ridge: float) -> Tensor:
     """The Cholesky factor of ``X X^T + rho I``, where rho is ``ridge`` times the mean diagonal.
 
     Args:
-        x: Shape ``(m, n)``.
+        x: Shape ``(m, n)`` or, of several matrices, ``(count, m, n)``.
         ridge: Above 0.
 
     Returns:
-        Shape ``(m, m)``, lower triangular.
+        Shape ``(m, m)`` or ``(count, m, m)``, lower triangular.
     """
-    rho = ridge * x.square().sum() / x.shape[0]
-    factor = x.new_zeros(x.shape[0], x.shape[0])
+    m = x.shape[-2]
+    rho = ridge * x.square().sum((-2, -1)) / m
+    factor = x.new_zeros(*x.shape[:-1], m)
     for start, stop in _blocks(x):
         # Columns start:stop of the product, from the diagonal down, less what is factored already.
-        panel = x[start:] @ x[start:stop].mT
+        panel = x[..., start:, :] @ x[..., start:stop, :].mT
         if start:
-            panel.addmm_(factor[start:, :start], factor[start:stop, :start].mT, alpha=-1)
-        top, below = panel[: stop - start], panel[stop - start :]
-        top.diagonal().add_(rho)
-        corner = torch.linalg.cholesky(top)
-        factor[start:stop, start:stop] = corner
-        factor[stop:, start:stop] = torch.linalg.solve_triangular(corner, below.mT, upper=False).mT
+            done = factor[..., :start]
+            panel = _less(panel, done[..., start:, :], done[..., start:stop, :].mT)
+        top, below = panel.tensor_split([stop - start], -2)
+        top.diagonal(dim1=-2, dim2=-1).add_(rho[..., None])
+        corner = _factor(top)
+        factor[..., start:stop, start:stop] = corner
+        left = torch.linalg.solve_triangular(corner, below.mT, upper=False).mT
+        factor[..., stop:, start:stop] = left
     return factor
+
+
+def _factor(gram: Tensor) -> Tensor:
+    """The Cholesky factor; without one an error, or NaN where the host would wait to know."""
+    if not stays_on_device(gram):
+        return torch.linalg.cholesky(gram)
+    factor, failed = torch.linalg.cholesky_ex(gram)
+    return factor.masked_fill(failed[..., None, None] > 0, torch.nan)
 
 
 def _symmetrised_lower(grad: Tensor, w: Tensor) -> Tensor:
     """``P + P^T`` with P the lower triangle of ``G W^T`` and half its diagonal."""
-    both = w.new_empty(w.shape[0], w.shape[0])
+    both = w.new_empty(*w.shape[:-1], w.shape[-2])
     for start, stop in _blocks(w):
-        torch.mm(grad[start:stop], w[:stop].mT, out=both[start:stop, :stop])
-        corner = both[start:stop, start:stop].tril()
-        both[start:stop, start:stop] = corner + corner.tril(-1).mT
-        both[:start, start:stop] = both[start:stop, :start].mT
+        rows = both[..., start:stop, :stop]
+        rows[...] = grad[..., start:stop, :] @ w[..., :stop, :].mT
+        corner = rows[..., start:].tril()
+        rows[..., start:] = corner + corner.tril(-1).mT
+        both[..., :start, start:stop] = rows[..., :start].mT
     return both
 
 
+def _less(c: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """``C - A B``, of matrices or of stacks, in one pass."""
+    add_product = torch.addmm if c.dim() == 2 else torch.baddbmm
+    return add_product(c, a, b, alpha=-1)
+
+
 def _blocks(x: Tensor) -> list[tuple[int, int]]:
-    # Of both products half is enough, and row blocks skip the rest. On an accelerator one large
-    # product is faster than its parts, and a graph smaller.
-    whole = x.device.type != "cpu" or torch.compiler.is_compiling()
-    size = x.shape[0] if whole else 128
-    return [(start, min(start + size, x.shape[0])) for start in range(0, x.shape[0], size)]
+    m = x.shape[-2]
+    if not stays_on_device(x):
+        # Of both products half is enough, and row blocks skip the rest.
+        size = 128
+    elif x.dim() == 3:
+        # Libraries factorise several matrices at once only where these are small.
+        size = 512
+    else:
+        # On an accelerator one large product is faster than its parts, and a graph smaller.
+        size = m
+    return [(start, min(start + size, m)) for start in range(0, m, size)]
 
 
 class CholeskyLinear(ConstrainedLinear):
