@@ -56,8 +56,8 @@ ROOMS: dict[str, set[str]] = {
         *("arithmetic", "certifiers", "check", "data", "errors", "network"),
     },
     "training": {
-        *("activations", "atomic", "attacks", "certifiers", "data", "errors", "lipschitz"),
-        *("margins", "metrics", "models", "network"),
+        *("activations", "atomic", "attacks", "certifiers", "data", "errors", "layers"),
+        *("lipschitz", "margins", "metrics", "models", "network"),
     },
     "config": {"certifiers", "data", "errors", "models", "training"},
     "export": {"arithmetic", "atomic", "certificate", "errors", "network", "runs"},

@@ -15,6 +15,7 @@ from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy
 
 from robustcert.errors import ConfigError, DivergedError
+from robustcert.layers.together import constrained_together
 from robustcert.margins import certified_radius
 from robustcert.metrics import AverageCertifiedRadius, RejectionRate, VerifiedRobustAccuracy
 from robustcert.models.scores import TrainingScores, training_scores
@@ -214,15 +215,16 @@ def scored_loss(
     The loss of mixed images is that of both their targets, by their shares.
     """
     x, target, *mixed = batch
-    scores = scores_of(model, x)
-    logits, pairwise = scores.logits(target), scores.pairwise
-    if stretch != 1.0:
-        pairwise = pairwise * stretch
-    loss = objective(logits, target, pairwise, epsilon)
-    if mixed:
-        partner, share = mixed
-        other = objective(scores.logits(partner), partner, pairwise, epsilon)
-        loss = share * loss + (1 - share) * other
+    with constrained_together(model):
+        scores = scores_of(model, x)
+        logits, pairwise = scores.logits(target), scores.pairwise
+        if stretch != 1.0:
+            pairwise = pairwise * stretch
+        loss = objective(logits, target, pairwise, epsilon)
+        if mixed:
+            partner, share = mixed
+            other = objective(scores.logits(partner), partner, pairwise, epsilon)
+            loss = share * loss + (1 - share) * other
     return loss, logits, pairwise
 
 
