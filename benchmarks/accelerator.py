@@ -15,6 +15,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -32,6 +34,7 @@ from robustcert.certifiers import Certificates, LipschitzCertifier
 from robustcert.certifiers.arithmetic import check_device
 from robustcert.check import check
 from robustcert.data import to_unit
+from robustcert.layers.together import constrained_together
 from robustcert.models import MLP, LayerFamily, LipNeXt, LiResNet, PatchFamily
 from robustcert.network.fold import fold_network
 
@@ -120,13 +123,34 @@ def timed(step: Step, device: torch.device, repeats: int) -> tuple[float, str]:
     return median(taken), most
 
 
+def weight_steps(features: int, count: int) -> dict[str, Step]:
+    """Weights of equal dense layers, with gradients: one by one, and as a training makes them."""
+    model = nn.Sequential(
+        *(layers.CholeskyResidualLinear(features, features) for _ in range(count))
+    )
+
+    def step(context: Callable[[nn.Module], AbstractContextManager[None]]) -> None:
+        model.zero_grad()
+        with context(model):
+            weights = [layer.weight for layer in model]
+        torch.autograd.backward(weights, weights)
+
+    return {
+        "one by one": partial(step, nullcontext),
+        "together": partial(step, constrained_together),
+    }
+
+
 def steps(device: torch.device, *, width: int, depth: int, batch: int, repeats: int) -> list[str]:
-    """Rows on training steps over those of unconstrained twins."""
+    """Rows on training steps over those of unconstrained twins, and on what weights take."""
     rows = []
     network = partial(lipnext, width=width, depth=depth)
     parts = {
-        "LiResNet++": partial(network_steps, depth, width, 16, batch),
-        "LipNeXt": partial(steps_of, network, {"manifold": MANIFOLD}, side=32, batch=batch),
+        f"LiResNet++, {width} x {depth}": partial(network_steps, depth, width, 16, batch),
+        f"LipNeXt, {width} x {depth}": partial(
+            steps_of, network, {"manifold": MANIFOLD}, side=32, batch=batch
+        ),
+        f"weights of 8 Cholesky layers of {4 * width}": partial(weight_steps, 4 * width, 8),
     }
     for title, make in parts.items():
         with torch.device(device):
@@ -136,8 +160,7 @@ def steps(device: torch.device, *, width: int, depth: int, batch: int, repeats: 
             seconds, most = timed(step, device, repeats)
             first = first or seconds
             rows.append(
-                f"| {title}, {width} x {depth}: {name} | {1e3 * seconds:.1f} ms | "
-                f"{seconds / first:.2f} | {most} |"
+                f"| {title}: {name} | {1e3 * seconds:.1f} ms | {seconds / first:.2f} | {most} |"
             )
     return rows
 

@@ -21,6 +21,7 @@ def test_the_page_on_an_accelerator_says_what_was_measured(
     certified = {row[0]: row[3] for row in rows if row[1] == "3"}
     assert certified == dict.fromkeys(("| dense", "| LiResNet", "| LipNeXt"), "verified")
     assert sum("16 x 1" in row[0] for row in rows) == 5
+    assert sum("8 Cholesky layers of 64" in row[0] for row in rows) == 2
 
 
 def test_a_certificate_that_differs_on_the_device_is_noticed(

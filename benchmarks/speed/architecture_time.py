@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from robustcert import layers
 from robustcert.activations import GroupSort
+from robustcert.layers.together import constrained_together
 from robustcert.lipschitz import lipschitz_estimate, pairwise_lipschitz_estimate
 from robustcert.models import LayerFamily, LiResNet, PatchFamily
 from robustcert.objectives import EMMA
@@ -81,9 +82,12 @@ def steps_of(
 
     def certified(family: LayerFamily) -> Step:
         model, objective = network(family), EMMA(0.2)
-        return step_of(
-            model, lambda: objective(model(x), y, pairwise_lipschitz_estimate(model), 36 / 255)
-        )
+
+        def loss() -> Tensor:
+            with constrained_together(model):
+                return objective(model(x), y, pairwise_lipschitz_estimate(model), 36 / 255)
+
+        return step_of(model, loss)
 
     twin = network(LayerFamily(nn.Linear, plain_conv))
     plain = step_of(twin, lambda: F.cross_entropy(twin(x), y))

@@ -20,8 +20,8 @@ Group = list[tuple[CholeskyOrthogonal, Tensor]]
 def constrained_together(model: nn.Module) -> Iterator[None]:
     """A context in which layers of one shape have weights that come from one computation.
 
-    On an accelerator the factors of one matrix after the other would leave most of it idle. Ranks
-    on one machine make a share each, of the same weights. Modules in evaluation mode, and so
+    On an accelerator small factorisations one after the other would leave most of it idle. Ranks on
+    one machine make a share each, which all of them get. Modules in evaluation mode, and so
     whatever is folded, make their own.
 
     Args:
@@ -42,7 +42,9 @@ def constrained_together(model: nn.Module) -> Iterator[None]:
 def _groups(model: nn.Module) -> list[Group]:
     found: dict[tuple[Any, ...], Group] = {}
     for layer in model.modules():
-        if not (isinstance(layer, ConstrainedLinear) and parametrize.is_parametrized(layer)):
+        if not isinstance(layer, ConstrainedLinear):
+            continue
+        if not parametrize.is_parametrized(layer, "weight"):
             continue
         lists: Any = layer.parametrizations
         constraint, x = lists.weight[0], lists.weight.original

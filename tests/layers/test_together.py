@@ -13,6 +13,7 @@ from helpers.runs import run
 from torch import Tensor, distributed, nn
 from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import parametrize
 
 from robustcert.activations import GroupSort
 from robustcert.layers import (
@@ -55,11 +56,12 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
 
 
 def layers() -> Any:
-    """Five shapes: three wide, three square by two rules, two tall, one alone and one by itself."""
+    """Wide, square and tall layers of a shape each, one of another, and two without a rule."""
     wide = [CholeskyLinear(9, 5) for _ in range(3)]
     square = [CholeskyResidualLinear(6, 6), CholeskyLinear(6, 6), CholeskyResidualLinear(6, 6)]
     tall = [CholeskyLinear(4, 7, ridge=0.1) for _ in range(2)]
-    return nn.ModuleList([*wide, *square, *tall, CholeskyLinear(5, 4), nn.Linear(9, 5)])
+    free = parametrize.remove_parametrizations(CholeskyLinear(9, 5), "weight")
+    return nn.ModuleList([*wide, *square, *tall, CholeskyLinear(5, 4), nn.Linear(9, 5), free])
 
 
 def gradients(model: Any, weights: list[Tensor]) -> list[Tensor]:
