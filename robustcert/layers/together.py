@@ -27,7 +27,7 @@ def constrained_together(model: nn.Module) -> Iterator[None]:
     Args:
         model: Any module, its parameters the same on every rank and left alone in the context.
     """
-    groups = _groups(model)
+    groups = _groups(model) if _pays(model) else []
     for group in groups:
         for (rule, _), weight in zip(group, _weights(group), strict=True):
             rule.ready = weight
@@ -37,6 +37,11 @@ def constrained_together(model: nn.Module) -> Iterator[None]:
         for group in groups:
             for rule, _ in group:
                 rule.ready = None
+
+
+def _pays(model: nn.Module) -> bool:
+    # A CPU has enough to do with one matrix, which panels keep near it.
+    return next((p.device.type for p in model.parameters()), "cpu") != "cpu"
 
 
 def _groups(model: nn.Module) -> list[Group]:
@@ -49,16 +54,11 @@ def _groups(model: nn.Module) -> list[Group]:
         lists: Any = layer.parametrizations
         constraint, x = lists.weight[0], lists.weight.original
         *before, rule = constraint if isinstance(constraint, nn.Sequential) else [constraint]
-        if isinstance(rule, CholeskyOrthogonal) and rule.training and _pays(x):
+        if isinstance(rule, CholeskyOrthogonal) and rule.training:
             for step in before:
                 x = step(x)
             found.setdefault((x.shape, rule.ridge), []).append((rule, x))
     return [group for group in found.values() if len(group) > 1]
-
-
-def _pays(x: Tensor) -> bool:
-    # A CPU has enough to do with one matrix, which panels keep near it.
-    return x.device.type != "cpu"
 
 
 def _weights(group: Group) -> Sequence[Tensor]:

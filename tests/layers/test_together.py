@@ -38,7 +38,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*should not be instantiated:Dep
 @pytest.fixture(autouse=True)
 def _on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
-    monkeypatch.setattr(together, "_pays", lambda x: True)
+    monkeypatch.setattr(together, "_pays", lambda model: True)
 
 
 @pytest.fixture
@@ -213,7 +213,7 @@ def train_rank(rank: int, ranks: int, depth: int, compiled: bool, folder: str) -
     distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=ranks
     )
-    together._pays = lambda x: True
+    together._pays = lambda model: True
     together.torch.accelerator.device_count = lambda: ranks  # type: ignore[assignment]
     assert together._share() == (rank, ranks)
     x, y = (values.chunk(ranks)[rank] for values in batch())
