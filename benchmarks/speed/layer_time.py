@@ -6,15 +6,19 @@ python -m benchmarks.speed.layer_time between --features 64 --size 16 --batch 12
 
 All layers run in turn in one process, so that a busy machine slows them alike; ratios are taken
 round by round. Layers of orthogonium and deel-torchlip are measured where these are installed
-(`pip install deel-torchlip einops orthogonium`, the last with `--no-deps`). Seconds are wall time;
-the CPU column is the ratio of the time that the processors spent, which other work disturbs less.
+(`pip install deel-torchlip einops orthogonium`, the last with `--no-deps`), those of
+1LipschitzLayersCompared, which is no package, with `--compared FOLDER`, a clone of it. Seconds are
+wall time; the CPU column is the ratio of the time that the processors spent, which other work
+disturbs less, and so are the ratios over the same method elsewhere.
 """
 
 import argparse
 import importlib.util
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -28,6 +32,7 @@ from robustcert.lipschitz import lipschitz_estimate
 
 Make = Callable[[], nn.Module]
 ORTHOGONIUM, TORCHLIP = "orthogonium", "torchlip"
+COMPARED = "1LipschitzLayersCompared"
 # What a layer of ours is compared with, where the method is the same.
 SAME_METHOD = {
     "Björck (15 steps)": (f"{ORTHOGONIUM} Björck (12 steps)", f"{TORCHLIP} Björck"),
@@ -35,6 +40,7 @@ SAME_METHOD = {
     "exponential": (f"{ORTHOGONIUM} exponential", "torch orthogonal, matrix_exp"),
     "Cayley": ("torch orthogonal, cayley",),
     "SLL": (f"{ORTHOGONIUM} SLL",),
+    "CPL": (f"{COMPARED} CPL",),
     "BCOP": (f"{ORTHOGONIUM} AOC", f"{ORTHOGONIUM} BCOP"),
     "AOL": (f"{ORTHOGONIUM} AOL",),
     "SOC": (f"{ORTHOGONIUM} SOC",),
@@ -199,6 +205,18 @@ def _between_peers(n: int) -> dict[str, Make]:
     return found
 
 
+def compared_peers(folder: Path, kind: str, n: int) -> dict[str, Make]:
+    """Layers of a clone of 1LipschitzLayersCompared; its dense ones are convolutions of 1x1."""
+    if not (folder / "lipnn" / "layers").is_dir():
+        raise SystemExit(f"expected a clone of {COMPARED}, got {folder}, without lipnn: --compared")
+    sys.path.append(str(folder))
+    cpl = importlib.import_module("lipnn.layers").CPLConv2d
+    if kind == "dense":
+        pixel = partial(nn.Unflatten, 1, (n, 1, 1))
+        return {f"{COMPARED} CPL": lambda: nn.Sequential(pixel(), cpl(n, n, 1), nn.Flatten())}
+    return {f"{COMPARED} CPL": lambda: cpl(n, n, 3)} if kind == "conv" else {}
+
+
 def measure(makers: dict[str, Make], x: Tensor, repeats: int) -> dict[str, list[tuple[float, ...]]]:
     """Wall and CPU seconds of a pass, ``repeats`` rounds after two to warm up."""
     modules = {name: make() for name, make in makers.items()}
@@ -229,6 +247,9 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=16, help="side of the convolution's map")
     parser.add_argument("--batch", type=int, default=None)
     parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument(
+        "--compared", type=Path, metavar="FOLDER", help=f"a clone of {COMPARED} to compare with"
+    )
     arguments = parser.parse_args()
     torch.manual_seed(0)
     dense = arguments.kind == "dense"
@@ -239,16 +260,18 @@ def main() -> None:
         makers = conv_layers(n, arguments.size)
     else:
         makers = dense_layers(n) if dense else between_layers(n)
+    if arguments.compared:
+        makers |= compared_peers(arguments.compared, arguments.kind, n)
     plain = next(iter(makers))
     times = measure(makers, torch.randn(shape).requires_grad_(), arguments.repeats)
     print(
         f"{arguments.kind}, input {shape}, {torch.get_num_threads()} threads, {torch.__version__}"
     )
     head = f"{'layer':36} {'median ms':>9} {'/ ' + plain:>8}  {'CPU':>6}"
-    print(f"{head}   over the same method elsewhere")
+    print(f"{head}   CPU over the same method elsewhere")
     for name, values in times.items():
         others = [other for other in SAME_METHOD.get(name, ()) if other in times]
-        beside = ", ".join(f"{ratio(times, name, other, 0):.2f} ({other})" for other in others)
+        beside = ", ".join(f"{ratio(times, name, other, 1):.2f} ({other})" for other in others)
         wall, cpu = (ratio(times, name, plain, column) for column in (0, 1))
         took = 1e3 * median(seconds for seconds, _ in values)
         print(f"{name:36} {took:9.1f} {wall:8.2f}  {cpu:6.2f}   {beside}")

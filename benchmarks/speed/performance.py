@@ -3,7 +3,8 @@
 python -m benchmarks.speed.performance
 
 Replaces the part of the page between its markers, and draws its figure. On a quiet machine it takes
-about five minutes. Other libraries are compared where they are installed; see layer_time.py.
+about five minutes. Other libraries are compared where they are installed; see layer_time.py, which
+`--compared FOLDER` is handed on to.
 """
 
 import argparse
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.speed.layer_time import COMPARED, ORTHOGONIUM, TORCHLIP
 from benchmarks.speed.training_step import rate
 from robustcert.certificate.style import BLUE, NEUTRAL, drawing, save
 
@@ -62,7 +64,7 @@ def draw(tables: list[tuple[str, str]]) -> None:
         for axis, (title, table) in zip(axes, tables, strict=True):
             base, *rows = (re.split(r"\s{2,}", line) for line in table.splitlines()[2:])
             bars = sorted((float(row[2]), row[0]) for row in rows)
-            foreign = ("orthogonium", "torchlip", "torch orthogonal")
+            foreign = (ORTHOGONIUM, TORCHLIP, COMPARED, "torch orthogonal")
             colours = [NEUTRAL if name.startswith(foreign) else BLUE for _, name in bars]
             axis.barh([name for _, name in bars], [value for value, _ in bars], color=colours)
             for row, (value, _) in enumerate(bars):
@@ -81,14 +83,19 @@ def draw(tables: list[tuple[str, str]]) -> None:
 
 def main() -> None:
     """Run the parts and write the page."""
-    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--compared", metavar="FOLDER", help="see layer_time.py")
+    folder = parser.parse_args().compared
     measured = [f"Measured {hardware()}.\n"]
     tables = []
     for title, command in PARTS:
         print(title, flush=True)
+        compares = folder is not None and command[0] == "layer_time"
         script = [sys.executable, "-m", f"benchmarks.speed.{command[0]}", *command[1:]]
+        script += ["--compared", folder] if compares else []
         done = subprocess.run(script, check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT)
-        shown = f"python -m benchmarks.speed.{' '.join(command)}"
+        # The page names no folder of the machine that it was measured on.
+        shown = f"python -m benchmarks.speed.{' '.join(command)}{' --compared FOLDER' * compares}"
         if command[0] == "layer_time":
             tables.append((title, done.stdout))
         measured.append(f"### {title}\n\n`{shown}`\n\n```\n{done.stdout.strip()}\n```\n")
