@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 from robustcert.layers.constrained import ConstrainedConv2d, ConstrainedLinear
 from robustcert.layers.orthogonal_start import orthogonal_
+from robustcert.layers.product import gram
 from robustcert.layers.residues import from_residues, to_residues
 from robustcert.norms.convolution import Pair, pair
 
@@ -34,8 +35,8 @@ class AOLDense(nn.Module):
         """Rescale ``weight`` of shape ``(out_features, in_features)``."""
         with torch.autocast(weight.device.type, enabled=False):
             if weight.shape[0] < weight.shape[1]:
-                return weight * _inverse_root((weight @ weight.mT).abs().sum(1))[:, None]
-            return weight * _inverse_root((weight.mT @ weight).abs().sum(1))
+                return weight * _inverse_root(gram(weight.mT).abs().sum(1))[:, None]
+            return weight * _inverse_root(gram(weight).abs().sum(1))
 
 
 class AOLConvolution(nn.Module):

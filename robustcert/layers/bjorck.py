@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from robustcert.layers.constrained import ConstrainedLinear
 from robustcert.layers.exponential import stays_on_device
+from robustcert.layers.product import gram, product
 from robustcert.norms.estimates import gram_iteration
 
 
@@ -71,7 +72,7 @@ def bjorck(x: Tensor, iterations: int, excess: Tensor | None = None) -> Tensor:
     enough = torch.finfo(x.dtype).eps ** 0.5
     for _ in range(iterations):
         excess = _excess(x) if excess is None else excess
-        x = x - 0.5 * x @ excess
+        x = torch.sub(x, product(x, excess), alpha=0.5)
         if not stays_on_device(x) and excess.detach().abs().max() <= enough:
             break
         excess = None
@@ -80,7 +81,7 @@ def bjorck(x: Tensor, iterations: int, excess: Tensor | None = None) -> Tensor:
 
 def _excess(x: Tensor) -> Tensor:
     """``X^H X - I``."""
-    return x.mH @ x - torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
+    return gram(x) - torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
 
 
 class BjorckLinear(ConstrainedLinear):

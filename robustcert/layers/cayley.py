@@ -8,6 +8,7 @@ from torch.autograd.function import once_differentiable
 
 from robustcert.layers.constrained import ConstrainedLinear
 from robustcert.layers.exponential import stays_on_device
+from robustcert.layers.product import product
 
 # Side of blocks that are transposed, or inverted, as one.
 TILE = 256
@@ -57,26 +58,26 @@ class _Cayley(torch.autograd.Function):
         square, below = weight[:columns], weight[columns:]
         a = _skew_(square.clone())
         if len(below):
-            a.addmm_(below.mT, below)
+            a += product(below.mT, below)
         a.diagonal().add_(1)
         inverse = _invert(a, torch.empty_like(a))
         ctx.save_for_backward(inverse, below)
         # A needs its memory no more.
         w = torch.mul(inverse, 2, out=a)
         w.diagonal().sub_(1)
-        return torch.cat([w, -2 * below @ inverse]) if len(below) else w
+        return torch.cat([w, -2 * product(below, inverse)]) if len(below) else w
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         inverse, below = ctx.saved_tensors
         upper, lower = grad[: len(inverse)], grad[len(inverse) :]
-        middle = upper @ inverse.mT
+        middle = product(upper, inverse.mT)
         if not len(below):
-            return _skew_(torch.addmm(middle, inverse.mT, middle, beta=0, alpha=-2))
-        at_below = -2 * lower @ inverse.mT
-        at_a = -inverse.mT @ torch.addmm(middle, below.mT, at_below, beta=2)
-        at_below += below @ (at_a + at_a.mT)
+            return _skew_(product(inverse.mT, middle).mul_(-2))
+        at_below = -2 * product(lower, inverse.mT)
+        at_a = -product(inverse.mT, product(below.mT, at_below).add_(middle, alpha=2))
+        at_below += product(below, at_a + at_a.mT)
         return torch.cat([_skew_(at_a), at_below])
 
 
@@ -105,12 +106,12 @@ def _invert(a: Tensor, out: Tensor) -> Tensor:
     if stays_on_device(a) or half < TILE or torch.linalg.matrix_norm(a) > 4 * len(a) ** 0.5:
         return out.copy_(torch.linalg.inv(a))
     first = _invert(a[:half, :half], out[:half, :half])
-    t, u = first @ a[:half, half:], a[half:, :half] @ first
-    last = torch.addmm(a[half:, half:], a[half:, :half], t, alpha=-1)
+    t, u = product(first, a[:half, half:]), product(a[half:, :half], first)
+    last = a[half:, half:] - product(a[half:, :half], t)
     last = _invert(last, out[half:, half:])
-    right = out[:half, half:].addmm_(t, last, beta=0, alpha=-1)
-    out[half:, :half].addmm_(last, u, beta=0, alpha=-1)
-    first.addmm_(right, u, alpha=-1)
+    right = torch.neg(product(t, last), out=out[:half, half:])
+    torch.neg(product(last, u), out=out[half:, :half])
+    first -= product(right, u)
     return out
 
 

@@ -8,6 +8,7 @@ from torch.autograd.function import once_differentiable
 
 from robustcert.layers.constrained import ConstrainedLinear
 from robustcert.layers.exponential import stays_on_device
+from robustcert.layers.product import product
 
 
 class CholeskyOrthogonal(nn.Module):
@@ -89,7 +90,7 @@ def regularised_factor(x: Tensor, ridge: float) -> Tensor:
     factor = x.new_zeros(*x.shape[:-1], m)
     for start, stop in _blocks(x):
         # Columns start:stop of the product, from the diagonal down, less what is factored already.
-        panel = x[..., start:, :] @ x[..., start:stop, :].mT
+        panel = product(x[..., start:, :], x[..., start:stop, :].mT)
         if start:
             done = factor[..., :start]
             panel = _less(panel, done[..., start:, :], done[..., start:stop, :].mT)
@@ -115,7 +116,7 @@ def _symmetrised_lower(grad: Tensor, w: Tensor) -> Tensor:
     both = w.new_empty(*w.shape[:-1], w.shape[-2])
     for start, stop in _blocks(w):
         rows = both[..., start:stop, :stop]
-        rows[...] = grad[..., start:stop, :] @ w[..., :stop, :].mT
+        rows[...] = product(grad[..., start:stop, :], w[..., :stop, :].mT)
         corner = rows[..., start:].tril()
         rows[..., start:] = corner + corner.tril(-1).mT
         both[..., :start, start:stop] = rows[..., :start].mT
@@ -123,9 +124,8 @@ def _symmetrised_lower(grad: Tensor, w: Tensor) -> Tensor:
 
 
 def _less(c: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """``C - A B``, of matrices or of stacks, in one pass."""
-    add_product = torch.addmm if c.dim() == 2 else torch.baddbmm
-    return add_product(c, a, b, alpha=-1)
+    """``C - A B``, of matrices or, in one pass, of stacks."""
+    return c - product(a, b) if c.dim() == 2 else torch.baddbmm(c, a, b, alpha=-1)
 
 
 def _blocks(x: Tensor) -> list[tuple[int, int]]:

@@ -6,6 +6,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
 from robustcert.layers.orthogonal_start import orthogonal_
+from robustcert.layers.product import linear
 from robustcert.network.linear import Convolution, Dense
 from robustcert.network.operation import constant
 from robustcert.norms.convolution import Pair, pair
@@ -58,7 +59,7 @@ class ConstrainedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(N, in_features)`` to ``(N, out_features)``."""
-        return F.linear(x, self.weight, self.bias)
+        return linear(x, self.weight, self.bias)
 
     def lipschitz_estimate(self) -> float:
         """1, the norm that the constraint aims at."""

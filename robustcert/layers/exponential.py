@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from robustcert.layers.constrained import ConstrainedLinear
+from robustcert.layers.product import product
 
 # Largest norm at which the terms after the eighteenth are below half a unit in the last place.
 _REACH = {torch.float32: 3.1, torch.float64: 1.1}
@@ -63,9 +64,9 @@ class _SkewExponential(torch.autograd.Function):
         powers = a.new_empty(4, *a.shape)
         first, square, cube, sixth = powers.unbind()
         first.copy_(a)
-        torch.matmul(a, a, out=square)
-        torch.matmul(square, a, out=cube)
-        torch.matmul(cube, cube, out=sixth)
+        square.copy_(product(a, a))
+        cube.copy_(product(square, a))
+        sixth.copy_(product(cube, cube))
         entries = _entries(sixth).flatten(a.dim() - 2)
         norm = torch.linalg.vector_norm(entries, dim=-1).max()
         steps, counts = _squarings(norm, _REACH[a.real.dtype])
@@ -75,11 +76,11 @@ class _SkewExponential(torch.autograd.Function):
         for k, share in _IDENTITY.items():
             sums[k].diagonal(dim1=-2, dim2=-1).add_(share)
         b1, b2, b3, b4, b5 = sums.unbind()
-        ninth = torch.matmul(b1, b5).add_(b4)
+        ninth = product(b1, b5).add_(b4)
         left = b3 + ninth
-        results = [torch.matmul(left, ninth).add_(b2)]
+        results = [product(left, ninth).add_(b2)]
         for count in counts:
-            square = results[-1] @ results[-1]
+            square = product(results[-1], results[-1])
             results.append(square if count is None else torch.where(count, square, results[-1]))
         known = [count for count in counts if count is not None]
         ctx.save_for_backward(weights, powers, b1, b5, ninth, left, *results[:-1], *known)
@@ -93,22 +94,22 @@ class _SkewExponential(torch.autograd.Function):
         results, counts = rest[: ctx.counted], rest[ctx.counted :] or (None,) * ctx.counted
         for result, count in zip(reversed(results), reversed(counts), strict=True):
             adjoint = result.mH.resolve_conj()
-            moved = torch.matmul(grad, adjoint).add_(adjoint @ grad)
+            moved = product(grad, adjoint).add_(product(adjoint, grad))
             grad = moved if count is None else torch.where(count, moved, grad)
         sums = grad.new_empty(5, *grad.shape)
         d1, d2, d3, d4, d5 = sums.unbind()
         d2.copy_(grad)
-        torch.matmul(grad, ninth.mH, out=d3)
-        torch.matmul(left.mH, grad, out=d4).add_(d3)
-        torch.matmul(d4, b5.mH, out=d1)
-        torch.matmul(b1.mH, d4, out=d5)
+        d3.copy_(product(grad, ninth.mH))
+        torch.add(product(left.mH, grad), d3, out=d4)
+        d1.copy_(product(d4, b5.mH))
+        d5.copy_(product(b1.mH, d4))
         first, square, cube, sixth = _combine(weights.mT, sums).unbind()
         # Of the gradients of odd powers the skew-Hermitian parts matter, of the others the
         # Hermitian ones. A^3 is taken for half of A^2 A + A A^2.
         a, a2, a3, _ = powers.unbind()
-        cube = _part(cube.sub_(_part(sixth, 1.0) @ a3, alpha=2), -1.0)
-        square = _part(square.sub_(cube @ a), 1.0)
-        return first.add_(a2 @ cube).sub_(square @ a, alpha=2)
+        cube = _part(cube.sub_(product(_part(sixth, 1.0), a3), alpha=2), -1.0)
+        square = _part(square.sub_(product(cube, a)), 1.0)
+        return first.add_(product(a2, cube)).sub_(product(square, a), alpha=2)
 
 
 def _squarings(power: Tensor, reach: float) -> tuple[Any, list[Tensor | None]]:

@@ -9,6 +9,7 @@ from robustcert.layers.constrained import ConstrainedLinear
 from robustcert.layers.exponential import skew_exponential, stays_on_device
 from robustcert.layers.orthogonal_start import orthogonal_
 from robustcert.layers.patch import PatchConv2d
+from robustcert.layers.product import product
 from robustcert.norms.convolution import Pair, pair
 
 
@@ -88,7 +89,7 @@ class ManifoldOrthogonal(nn.Module):
     def _moved(self, rotation: Tensor) -> Tensor:
         # From the side on which the matrix is square, or the larger.
         wide = self.point.shape[0] < self.point.shape[1]
-        return self.point @ rotation if wide else rotation @ self.point
+        return product(self.point, rotation) if wide else product(rotation, self.point)
 
     def _take(self, step: Tensor) -> None:
         # A new tensor: a graph of the same step may hold the old one.

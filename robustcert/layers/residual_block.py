@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robustcert.layers.orthogonal_start import orthogonal_
+from robustcert.layers.product import linear
 from robustcert.network.activation import Activation
 from robustcert.network.blocks import ResidualBlock
 from robustcert.network.fold import fold
@@ -70,7 +71,7 @@ class ResidualLayer(nn.Module):
         scale = self.training_scale() if self.training else self.scale()
         outer = (-2 * scale * scale).view(-1, *(1,) * (self.weight.dim() - 1)) * self.weight
         if self.weight.dim() == 2:
-            return x + F.linear(self.activation(F.linear(x, self.weight, self.bias)), outer.mT)
+            return x + linear(self.activation(linear(x, self.weight, self.bias)), outer.mT)
         h = self.activation(F.conv2d(x, self.weight, self.bias, padding=self.padding))
         return x + F.conv_transpose2d(h, outer, padding=self.padding)
 

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from robustcert.layers.cayley import CayleyOrthogonal
 from robustcert.layers.orthogonal_start import orthogonal_
+from robustcert.layers.product import linear
 from robustcert.layers.residual_block import folded_activation
 from robustcert.network.blocks import Sandwich
 from robustcert.network.operation import constant
@@ -67,7 +67,7 @@ class SandwichLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(N, in_features)`` to ``(N, out_features)``."""
         inner, outer, _ = self.factors()
-        return F.linear(self.activation(F.linear(x, inner, self.bias)), outer.mT)
+        return linear(self.activation(linear(x, inner, self.bias)), outer.mT)
 
     def lipschitz_estimate(self) -> float:
         """1, the constant that the condition gives."""

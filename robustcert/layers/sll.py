@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from robustcert.layers.product import gram
 from robustcert.layers.residual_block import ResidualConv2d, ResidualLinear
 
 
@@ -13,7 +14,10 @@ def diagonal_scale(correlation: Tensor, log_q: Tensor) -> Tensor:
     With Q the diagonal of q, :math:`Q (T^{-1} - C) Q^{-1}` is diagonally dominant for a symmetric
     C, hence :math:`C \preceq T^{-1}`.
     """
-    sums = (correlation * (log_q[None] - log_q[:, None]).exp()).sum(1)
+    # Centred, so that none overflows whose quotients do not.
+    low, high = log_q.detach().aminmax()
+    q = (log_q - low / 2 - high / 2).exp()
+    sums = correlation @ q / q
     return torch.where(sums == 0, 1.0, sums).rsqrt()
 
 
@@ -37,7 +41,7 @@ class SLLLinear(ResidualLinear):
     def scale(self) -> Tensor:
         """Square roots of T's diagonal."""
         with torch.autocast(self.weight.device.type, enabled=False):
-            return diagonal_scale((self.weight @ self.weight.mT).abs(), self.log_q)
+            return diagonal_scale(gram(self.weight.mT).abs(), self.log_q)
 
 
 class SLLConv2d(ResidualConv2d):

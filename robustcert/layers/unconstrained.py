@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 from robustcert import norms
 from robustcert.layers.orthogonal_start import orthogonal_
+from robustcert.layers.product import linear
 from robustcert.network.linear import Convolution, Dense
 from robustcert.network.operation import constant
 from robustcert.norms.convolution import Pair, pair
@@ -51,7 +52,7 @@ class UnconstrainedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(N, in_features)`` to ``(N, out_features)``."""
-        return F.linear(x, self.weight, self.bias)
+        return linear(x, self.weight, self.bias)
 
     def lipschitz_estimate(self) -> Tensor:
         """The norm from below, differentiable in the weight."""

@@ -72,7 +72,8 @@ def _counted(model: nn.Module, inputs: Sequence[int]) -> int:
     parameter = next(model.parameters(), torch.empty(0, dtype=torch.float32, device="cpu"))
     counter = _Counter()
     try:
-        with torch.no_grad(), counter:
+        # Products that layers hand to oneDNN are counted as those that they stand for.
+        with torch.no_grad(), torch.backends.mkldnn.flags(enabled=False, allow_tf32=None), counter:
             model.eval()(torch.zeros(inputs, dtype=parameter.dtype, device=parameter.device))
     finally:
         for module, training in modes.items():

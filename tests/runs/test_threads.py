@@ -8,6 +8,8 @@ import torch
 from helpers.configs import build_model, input_shape, layered_models
 from torch import nn
 
+from robustcert.layers import CayleyLinear
+from robustcert.layers import product as layer_products
 from robustcert.models.monotone import Monotone
 from robustcert.runs import threads as room
 from robustcert.runs.threads import VARIABLES, operations, suitable, threads
@@ -33,6 +35,14 @@ def test_operations_are_counted() -> None:
 def test_operations_of_weights_with_gradients_of_their_own_are_counted(model: str) -> None:
     network = build_model(model, "bcop", "maxmin", width=8)
     assert operations(network, (1, *input_shape(model))) > 0
+
+
+def test_operations_are_the_same_in_whatever_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = []
+    for narrow in (True, False):
+        monkeypatch.setattr(layer_products, "_mkl_is_narrow", lambda narrow=narrow: narrow)
+        counts.append(operations(CayleyLinear(512, 512), (64, 512)))
+    assert counts[0] == counts[1] > 64 * 2 * 512**2
 
 
 def test_operations_of_a_network_that_is_folded_to_be_evaluated_are_counted() -> None:
