@@ -9,8 +9,10 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from robustcert.layers.cholesky import regularised_factor
+from robustcert.layers.exponential import stays_on_device
 from robustcert.layers.fft import FrequencyConstraint, FrequencyConv2d, Sizes, analyse
 from robustcert.layers.orthogonal_start import orthogonal_
+from robustcert.layers.product import product
 from robustcert.network.linear import Dense
 from robustcert.network.operation import Operation, constant
 from robustcert.network.reflection import Reflection
@@ -18,6 +20,8 @@ from robustcert.norms.convolution import Pair
 
 # Entries of V's blocks that are in work at once: what a processor holds near by.
 PIECE = 2**21
+# Columns that LAPACK, which is slow next to a product, factors at once.
+PANEL = 32
 
 
 def block_reflector(v: Tensor, ridge: float = 0.0) -> Tensor:
@@ -79,12 +83,12 @@ class BROLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(N, in_features)`` to ``(N, out_features)``."""
         v = self.v
-        coordinates = (x @ v[: self.in_features]).to(v.dtype)
+        coordinates = product(x, v[: self.in_features]).to(v.dtype)
         with torch.autocast(x.device.type, enabled=False):
             solved = _SolveGram.apply(v, coordinates.mT).mT
         change = self.out_features - self.in_features
         kept = F.pad(x, (0, change)) if change > 0 else x[:, : self.out_features]
-        turned = solved @ v[: self.out_features].mT
+        turned = product(solved, v[: self.out_features].mT)
         y = kept.to(turned.dtype) - 2 * turned
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
@@ -127,10 +131,11 @@ class _SolveGram(torch.autograd.Function):
         at_right = torch.cholesky_solve(grad, factor)
         if 4 * solution.shape[1] < v.shape[1]:
             # A small batch: the gradient at the Gram matrix has a low rank and is not formed.
-            at_v = v @ at_right @ solution.mT + v @ solution @ at_right.mT
+            at_v = product(product(v, at_right), solution.mT)
+            at_v += product(product(v, solution), at_right.mT)
         else:
-            at_gram = at_right @ solution.mT
-            at_v = v @ (at_gram + at_gram.mT)
+            at_gram = product(at_right, solution.mT)
+            at_v = product(v, at_gram + at_gram.mT)
         return -at_v, at_right
 
 
@@ -146,7 +151,7 @@ class _GramTaps(torch.autograd.Function):
         columns, *sides = v.shape[1:]
         taps = v.permute(0, 2, 3, 1).flatten(1)
         ctx.save_for_backward(v, taps)
-        every = (taps.mT @ taps).unflatten(1, (-1, columns)).unflatten(0, (-1, columns))
+        every = product(taps.mT, taps).unflatten(1, (-1, columns)).unflatten(0, (-1, columns))
         shape = (2 * sides[0] - 1, 2 * sides[1] - 1)
         gram = v.new_zeros(math.prod(shape), columns, columns)
         pairs = every.transpose(1, 2).flatten(0, 1)
@@ -163,7 +168,7 @@ class _GramTaps(torch.autograd.Function):
         grad = grad + grad.transpose(0, 1).flip(2, 3)
         pairs = grad.flatten(2).permute(2, 0, 1)[_differences(sides[0], sides[1], v.device)]
         every = pairs.view(count, count, columns, columns).transpose(1, 2)
-        at_taps = taps @ every.reshape(count * columns, count * columns)
+        at_taps = product(taps, every.reshape(count * columns, count * columns))
         return at_taps.view(len(v), *sides, columns).permute(0, 3, 1, 2)
 
 
@@ -196,7 +201,7 @@ class _ReflectBlocks(torch.autograd.Function):
         larger = gram.clone()
         rounding = 4 * torch.finfo(gram.dtype).eps * gram.shape[1]
         larger.diagonal(dim1=1, dim2=2).add_(rounding * mean)
-        factor = torch.linalg.cholesky(larger)
+        factor = _factor(larger)
         solved = _solve(gram, factor, _onto(cosine, sine, x))
         ctx.save_for_backward(cosine, sine, gram, factor, x, solved)
         ctx.ridge = ridge
@@ -221,9 +226,34 @@ class _ReflectBlocks(torch.autograd.Function):
         return *at_v, at_gram, grad + _out_of(cosine, sine, at_right), None
 
 
+def _factor(gram: Tensor) -> Tensor:
+    """Cholesky factors of complex matrices, panel by panel: most of the work is products."""
+    if stays_on_device(gram):
+        return torch.linalg.cholesky(gram)
+    factor = torch.zeros_like(gram)
+    for start in range(0, gram.shape[1], PANEL):
+        stop = start + PANEL
+        panel, left = gram[:, start:, start:stop], factor[:, start:, :start]
+        if start:
+            panel = torch.baddbmm(panel, left, left[:, :PANEL].mH, alpha=-1)
+        corner = torch.linalg.cholesky(panel[:, :PANEL])
+        factor[:, start:stop, start:stop] = corner
+        below = panel[:, PANEL:]
+        factor[:, stop:, start:stop] = torch.linalg.solve_triangular(
+            corner.mH, below, upper=True, left=False
+        )
+    return factor
+
+
 def _solve(gram: Tensor, factor: Tensor, right: Tensor) -> Tensor:
-    solution = torch.cholesky_solve(right, factor)
-    return solution + torch.cholesky_solve(right - gram @ solution, factor)
+    solution = _twice(factor, right)
+    return solution + _twice(factor, right - gram @ solution)
+
+
+def _twice(factor: Tensor, right: Tensor) -> Tensor:
+    """What `cholesky_solve` gives, which copies the factor first."""
+    half = torch.linalg.solve_triangular(factor, right, upper=False)
+    return torch.linalg.solve_triangular(factor.mH, half, upper=True)
 
 
 def _onto(cosine: Tensor, sine: Tensor, x: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
 from robustcert.layers.orthogonal_start import orthogonal_
+from robustcert.layers.product import product
 from robustcert.layers.residues import from_residues, to_residues
 from robustcert.network.linear import CircularConvolution
 from robustcert.network.operation import Operation, constant
@@ -177,9 +178,9 @@ def analyse(
         spectrum = torch.fft.rfft2(F.pad(x, beyond)).flatten(2).permute(2, 0, 1)
         return spectrum.real, spectrum.imag
     x = x.reshape(-1, math.prod(size)).mT
+    cosines, sines, _ = _waves(period, (size[0], size[1]), origin, x.dtype, x.device)
     real, imaginary = (
-        (waves[some] @ x).view(-1, count, channels)
-        for waves in _waves(period, (size[0], size[1]), origin, x.dtype, x.device)
+        product(waves[some], x).view(-1, count, channels) for waves in (cosines, sines)
     )
     return real, imaginary
 
@@ -191,13 +192,10 @@ def _synthesise(
     if math.prod(size) > LARGE:
         spectrum = torch.complex(real, imaginary).permute(1, 2, 0).unflatten(2, (period[0], -1))
         return torch.fft.irfft2(spectrum, s=period)[:, :, : size[0], : size[1]]
-    frequency = torch.arange(period[1] // 2 + 1, dtype=torch.int64, device=real.device)
-    own = frequency * 2 % period[1] == 0
-    # Every other frequency stands for its mirror image too.
-    share = (2 - own.to(real)).repeat(period[0])[:, None] / math.prod(period)
-    cosines, sines = _waves(period, size, (0, 0), real.dtype, real.device)
-    y = real.flatten(1).mT @ (share * cosines)
-    y = y.addmm_(imaginary.flatten(1).mT, share * sines)
+    cosines, sines, counts = _waves(period, size, (0, 0), real.dtype, real.device)
+    share = counts[:, None] / math.prod(period)
+    y = product(real.flatten(1).mT, share * cosines)
+    y += product(imaginary.flatten(1).mT, share * sines)
     return y.view(*real.shape[1:], *size)
 
 
@@ -209,12 +207,14 @@ def _waves(
     origin: tuple[int, int],
     dtype: torch.dtype,
     device: torch.device,
-) -> tuple[Tensor, Tensor]:
-    """Cosines and minus sines of all frequencies at positions from ``-origin`` on.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Cosines and minus sines of frequencies at positions from ``-origin`` on; their multiplicity.
 
-    Shape ``(F, size[0] size[1])``; of a real map's frequencies, half of the columns.
+    Shapes ``(F, size[0] size[1])``, twice, and ``(F,)``. Of a real map's frequencies, half of the
+    columns: the mirror image of a frequency has the conjugate. Where a column is its own image,
+    which a fast transform does not use, products leave out half of its rows as well.
     """
-    return _kept_waves(period, size, origin, dtype, device)
+    return _kept_waves(period, size, origin, math.prod(period) <= LARGE, dtype, device)
 
 
 # What is kept may be met again in training, which refuses tensors of the inference mode.
@@ -224,9 +224,10 @@ def _kept_waves(
     period: tuple[int, int],
     size: tuple[int, int],
     origin: tuple[int, int],
+    once: bool,
     dtype: torch.dtype,
     device: torch.device,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     turns = [
         (torch.outer(_range(frequencies), _range(n) - first) % whole).double() / whole
         for frequencies, n, first, whole in zip(
@@ -234,8 +235,18 @@ def _kept_waves(
         )
     ]
     angle = 2 * math.pi * (turns[0][:, None, :, None] + turns[1][None, :, None, :])
-    angle = angle.flatten(2).flatten(0, 1)
-    return angle.cos().to(device, dtype), -angle.sin().to(device, dtype)
+    rows, columns = _range(period[0])[:, None], _range(period[1] // 2 + 1)[None]
+    own_row, own_column = 2 * rows % period[0] == 0, 2 * columns % period[1] == 0
+    counts = 2 - (own_column & (own_row | (not once))).double()
+    if once:
+        counts *= ~own_column | (2 * rows <= period[0])
+    kept = counts.flatten() > 0
+    angle, counts = angle.flatten(2).flatten(0, 1)[kept], counts.flatten()[kept]
+    return (
+        angle.cos().to(device, dtype),
+        -angle.sin().to(device, dtype),
+        counts.to(device, dtype),
+    )
 
 
 def _range(count: int) -> Tensor:
