@@ -39,52 +39,59 @@ class CayleyOrthogonal(nn.Module):
     def forward(self, weight: Tensor) -> Tensor:
         """Orthogonalise ``weight`` of shape ``(out_features, in_features)``."""
         with torch.autocast(weight.device.type, enabled=False):
-            if weight.shape[0] < weight.shape[1]:
-                return _Cayley.apply(weight.mT).mT
-            return _Cayley.apply(weight)
+            return cayley(weight)
+
+
+def cayley(weight: Tensor) -> Tensor:
+    """The transform of :class:`CayleyOrthogonal` for matrices ``(*, m, n)``, real or complex."""
+    if weight.shape[-2] < weight.shape[-1]:
+        return _Cayley.apply(weight.mH).mH
+    return _Cayley.apply(weight)
 
 
 class _Cayley(torch.autograd.Function):
-    """The transform of a tall matrix, with a backward of products alone.
+    """The transform of tall matrices, with a backward of products alone.
 
     With M = (I + A)^-1 the blocks of W are 2 M - I and -2 V M, so M is read off W. From
     dM = -M dA M, and G and H the gradients at the blocks, the gradient at V with A held is
-    B = -2 H M^T, that at A is -M^T (2 G M^T + V^T B), and dA = dU - dU^T + dV^T V + V^T dV.
+    B = -2 H M^T, that at A is -M^T (2 G M^T + V^T B), and dA = dU - dU^T + dV^T V + V^T dV. Complex
+    matrices have their adjoints in place of transposes.
     """
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor) -> Tensor:
-        columns = weight.shape[1]
-        square, below = weight[:columns], weight[columns:]
+        columns = weight.shape[-1]
+        square, below = weight.split([columns, weight.shape[-2] - columns], -2)
         a = _skew_(square.clone())
-        if len(below):
-            a += product(below.mT, below)
-        a.diagonal().add_(1)
+        if below.shape[-2]:
+            a += product(below.mH, below)
+        a.diagonal(dim1=-2, dim2=-1).add_(1)
         inverse = _invert(a, torch.empty_like(a))
         ctx.save_for_backward(inverse, below)
         # A needs its memory no more.
         w = torch.mul(inverse, 2, out=a)
-        w.diagonal().sub_(1)
-        return torch.cat([w, -2 * product(below, inverse)]) if len(below) else w
+        w.diagonal(dim1=-2, dim2=-1).sub_(1)
+        return torch.cat([w, -2 * product(below, inverse)], -2) if below.shape[-2] else w
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         inverse, below = ctx.saved_tensors
-        upper, lower = grad[: len(inverse)], grad[len(inverse) :]
-        middle = product(upper, inverse.mT)
-        if not len(below):
-            return _skew_(product(inverse.mT, middle).mul_(-2))
-        at_below = -2 * product(lower, inverse.mT)
-        at_a = -product(inverse.mT, product(below.mT, at_below).add_(middle, alpha=2))
-        at_below += product(below, at_a + at_a.mT)
-        return torch.cat([_skew_(at_a), at_below])
+        adjoint = inverse.mH.resolve_conj()
+        upper, lower = grad.split([inverse.shape[-1], below.shape[-2]], -2)
+        middle = product(upper, adjoint)
+        if not below.shape[-2]:
+            return _skew_(product(adjoint, middle).mul_(-2))
+        at_below = -2 * product(lower, adjoint)
+        at_a = -product(adjoint, product(below.mH, at_below).add_(middle, alpha=2))
+        at_below += product(below, at_a + at_a.mH)
+        return torch.cat([_skew_(at_a), at_below], -2)
 
 
 def _skew_(x: Tensor) -> Tensor:
-    """X - X^T, in place and tile by tile: whole rows and columns would miss the cache."""
-    if torch.compiler.is_compiling():
-        return (x - x.mT).contiguous()
+    """X - X^*, of one matrix in place and by tiles: whole rows and columns would miss the cache."""
+    if x.dim() > 2 or torch.compiler.is_compiling():
+        return (x - x.mH).contiguous()
     for i in range(0, len(x), TILE):
         for j in range(0, i + 1, TILE):
             below, above = x[i : i + TILE, j : j + TILE], x[j : j + TILE, i : i + TILE]
@@ -101,9 +108,12 @@ def _invert(a: Tensor, out: Tensor) -> Tensor:
     P^-1 + T Z U, -T Z, -Z U and Z. No pivots are needed: P and S - R T have a symmetric part of at
     least I too, so that no inverse on the way has a norm above 1.
     """
-    half = len(a) // 2
-    # An accelerator prefers its own routine, and rounding counts by the square of the norm.
-    if stays_on_device(a) or half < TILE or torch.linalg.matrix_norm(a) > 4 * len(a) ** 0.5:
+    half = a.shape[-1] // 2
+    # Of many matrices each is small, and an accelerator prefers its own routine.
+    if a.dim() > 2 or stays_on_device(a) or half < TILE:
+        return out.copy_(torch.linalg.inv(a))
+    # Rounding counts by the square of the norm.
+    if torch.linalg.matrix_norm(a) > 4 * len(a) ** 0.5:
         return out.copy_(torch.linalg.inv(a))
     first = _invert(a[:half, :half], out[:half, :half])
     t, u = product(first, a[:half, half:]), product(a[half:, :half], first)

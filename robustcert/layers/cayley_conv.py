@@ -1,8 +1,8 @@
 """Convolution orthogonalised by the Cayley transform (Trockman and Kolter, arXiv 2104.07167)."""
 
-import torch
 from torch import Tensor
 
+from robustcert.layers.cayley import cayley
 from robustcert.layers.fft import FrequencyConstraint, FrequencyConv2d
 
 
@@ -27,14 +27,7 @@ class CayleyFrequencies(FrequencyConstraint):
 
     def constrain(self, blocks: Tensor) -> Tensor:
         """Orthogonalise complex blocks ``(F, m, n)``."""
-        if blocks.shape[1] < blocks.shape[2]:
-            return self.constrain(blocks.mH).mH
-        columns = blocks.shape[2]
-        square, below = blocks[:, :columns], blocks[:, columns:]
-        a = square - square.mH + below.mH @ below
-        identity = torch.eye(columns, dtype=a.dtype, device=a.device)
-        stacked = torch.cat([identity - a, -2 * below], 1)
-        return torch.linalg.solve(identity + a, stacked, left=False)
+        return cayley(blocks)
 
 
 class CayleyConv2d(FrequencyConv2d):
