@@ -37,8 +37,11 @@ from robustcert.layers import (
     SLLConv2d,
     SLLLinear,
     SOCConv2d,
+    bro,
     fft,
 )
+from robustcert.layers.cayley import cayley
+from robustcert.layers.sll import diagonal_scale
 from robustcert.lipschitz import lipschitz_bound, lipschitz_estimate
 from robustcert.network.activation import Activation, Slopes
 from robustcert.network.blocks import ResidualBlock, Sandwich
@@ -487,6 +490,55 @@ def test_products_and_fast_transforms_agree(
         found.append((y, *torch.autograd.grad(y.sin().sum(), [x, *layer.parameters()])))
     for by_product, fast in zip(*found, strict=True):
         torch.testing.assert_close(by_product, fast, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("period", [(4, 6), (5, 7), (4, 5), (5, 4), (1, 8)])
+def test_frequencies_and_their_mirror_images_are_all(period: tuple[int, int]) -> None:
+    """None is left out, and none counts twice: a transform keeps lengths."""
+    x = torch.randn(1, 1, *period, dtype=torch.float64)
+    real, imaginary = fft.analyse(x, period)
+    counts = fft._waves(period, period, (0, 0), x.dtype, x.device)[2]
+    assert counts.sum() == math.prod(period)
+    assert len(counts) == math.prod(period) // 2 + 1 + (period[1] % 2 == 0 == period[0] % 2)
+    energy = (counts * (real.square() + imaginary.square()).flatten()).sum() / math.prod(period)
+    torch.testing.assert_close(energy, x.square().sum(), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("size", [1, 32, 33, 70])
+def test_a_factor_in_panels_is_that_of_cholesky(size: int) -> None:
+    v = torch.randn(3, 80, size, dtype=torch.complex128)
+    gram, right = v.mH @ v, torch.randn(3, size, 2, dtype=torch.complex128)
+    factor = bro._factor(gram)
+    torch.testing.assert_close(factor, torch.linalg.cholesky(gram), rtol=1e-9, atol=1e-9)
+    solved = torch.linalg.solve(gram, right)
+    torch.testing.assert_close(bro._solve(gram, factor, right), solved, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 3), (2, 3, 5), (2, 3, 3)])
+def test_the_cayley_transform_of_complex_blocks_is_its_formula(shape: tuple[int, ...]) -> None:
+    blocks = torch.randn(shape, dtype=torch.complex128, requires_grad=True)
+    tall = blocks if shape[1] >= shape[2] else blocks.mH
+    n = tall.shape[2]
+    u, v = tall[:, :n], tall[:, n:]
+    a, identity = u - u.mH + v.mH @ v, torch.eye(n, dtype=blocks.dtype)
+    inverse = torch.linalg.inv(identity + a)
+    expected = torch.cat([(identity - a) @ inverse, -2 * v @ inverse], 1)
+    found, expected = cayley(blocks), expected if tall is blocks else expected.mH
+    torch.testing.assert_close(found, expected)
+    direction = torch.randn_like(expected)
+    gradients = [
+        torch.autograd.grad((w * direction).real.sum(), blocks)[0] for w in (found, expected)
+    ]
+    torch.testing.assert_close(*gradients)
+
+
+def test_scales_of_distant_weights_stay_finite() -> None:
+    correlation = torch.tensor([[1.0, 0.5], [0.5, 1.0]])
+    log_q = torch.tensor([160.0, 80.0])
+    q = log_q.double().exp()
+    expected = (correlation.double() @ q / q).rsqrt()
+    found = diagonal_scale(correlation, log_q)
+    torch.testing.assert_close(found, expected.float(), rtol=1e-4, atol=0)
 
 
 def test_a_torus_can_be_trained_after_inference() -> None:
