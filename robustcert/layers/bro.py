@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from robustcert.layers.cholesky import regularised_factor
+from robustcert.layers.cholesky import cholesky_factor, regularised_factor
 from robustcert.layers.exponential import stays_on_device
 from robustcert.layers.fft import FrequencyConstraint, FrequencyConv2d, Sizes, analyse
 from robustcert.layers.orthogonal_start import orthogonal_
@@ -229,14 +229,14 @@ class _ReflectBlocks(torch.autograd.Function):
 def _factor(gram: Tensor) -> Tensor:
     """Cholesky factors of complex matrices, panel by panel: most of the work is products."""
     if stays_on_device(gram):
-        return torch.linalg.cholesky(gram)
+        return cholesky_factor(gram)
     factor = torch.zeros_like(gram)
     for start in range(0, gram.shape[1], PANEL):
         stop = start + PANEL
         panel, left = gram[:, start:, start:stop], factor[:, start:, :start]
         if start:
             panel = torch.baddbmm(panel, left, left[:, :PANEL].mH, alpha=-1)
-        corner = torch.linalg.cholesky(panel[:, :PANEL])
+        corner = cholesky_factor(panel[:, :PANEL])
         factor[:, start:stop, start:stop] = corner
         below = panel[:, PANEL:]
         factor[:, stop:, start:stop] = torch.linalg.solve_triangular(

@@ -96,15 +96,15 @@ def regularised_factor(x: Tensor, ridge: float) -> Tensor:
             panel = _less(panel, done[..., start:, :], done[..., start:stop, :].mT)
         top, below = panel.tensor_split([stop - start], -2)
         top.diagonal(dim1=-2, dim2=-1).add_(rho[..., None])
-        corner = _factor(top)
+        corner = cholesky_factor(top)
         factor[..., start:stop, start:stop] = corner
         left = torch.linalg.solve_triangular(corner, below.mT, upper=False).mT
         factor[..., stop:, start:stop] = left
     return factor
 
 
-def _factor(gram: Tensor) -> Tensor:
-    """The Cholesky factor; without one an error, or NaN where the host would wait to know."""
+def cholesky_factor(gram: Tensor) -> Tensor:
+    """Cholesky factors ``(*, m, m)``; without one an error, or NaN where the host would wait."""
     if not stays_on_device(gram):
         return torch.linalg.cholesky(gram)
     factor, failed = torch.linalg.cholesky_ex(gram)

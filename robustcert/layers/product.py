@@ -59,6 +59,7 @@ def _is_faster(a: Tensor, b: Tensor) -> bool:
     return (
         # A compiler, autocast and other kinds of tensors have products of their own.
         not torch.compiler.is_compiling()
+        and _mkl_is_narrow()
         and not torch.is_autocast_enabled("cpu")
         and all(
             type(x) in (Tensor, nn.Parameter)
@@ -70,7 +71,6 @@ def _is_faster(a: Tensor, b: Tensor) -> bool:
         )
         and a.numel() * b.shape[1] >= MIN_MULTIPLICATIONS
         and torch._C._get_mkldnn_enabled()
-        and _mkl_is_narrow()
     )
 
 
