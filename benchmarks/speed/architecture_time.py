@@ -27,6 +27,7 @@ from robustcert.layers.together import constrained_together
 from robustcert.lipschitz import lipschitz_estimate, pairwise_lipschitz_estimate
 from robustcert.models import LayerFamily, LiResNet, PatchFamily
 from robustcert.objectives import EMMA
+from robustcert.runs.memory import keep_freed_memory
 
 Step = Callable[[], None]
 MAXMIN = partial(GroupSort, group_size=2)
@@ -149,6 +150,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=10)
     options = parser.parse_args()
+    keep_freed_memory()
     torch.manual_seed(0)
     make = trunk_steps if options.what == "trunk" else network_steps
     times = measure(

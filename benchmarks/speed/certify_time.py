@@ -33,6 +33,7 @@ from robustcert.layers import AOLConv2d, CholeskyLinear
 from robustcert.network.fold import fold_network
 from robustcert.network.network import PlainNetwork
 from robustcert.objectives import EMMA
+from robustcert.runs.memory import keep_freed_memory
 from robustcert.training.module import CertifiedClassifier
 
 Work = Callable[[], object]
@@ -271,6 +272,7 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--repeats", type=int, default=7)
     arguments = parser.parse_args()
+    keep_freed_memory()
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
     for part in arguments.parts:
         print(f"\n{PARTS[part].__doc__}")

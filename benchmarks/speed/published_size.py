@@ -29,6 +29,7 @@ from robustcert.data import as_numbers
 from robustcert.network.bounds import operation_bound, shapes
 from robustcert.network.fold import fold_network
 from robustcert.network.network import PlainNetwork
+from robustcert.runs.memory import keep_freed_memory
 
 Found = TypeVar("Found")
 SHAPE, CLASSES = (3, 32, 32), 10
@@ -72,6 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--folder", type=Path)
     options = parser.parse_args(arguments)
+    keep_freed_memory()
     config = compose(f"experiment={options.experiment}", *options.overrides)
     torch.manual_seed(0)
     model = timed("build", lambda: build_model(config, SHAPE, CLASSES, COMMAND_LINE_TARGETS))

@@ -29,6 +29,7 @@ from robustcert.layers import (
 from robustcert.lipschitz import pairwise_lipschitz_estimate
 from robustcert.models import MLP, LayerFamily
 from robustcert.objectives import EMMA
+from robustcert.runs.memory import keep_freed_memory
 
 Step = Callable[[], None]
 
@@ -81,6 +82,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=512)
     parser.add_argument("--repeats", type=int, default=20)
     arguments = parser.parse_args()
+    keep_freed_memory()
     torch.manual_seed(0)
     x = torch.rand(arguments.batch, 1, 28, 28)
     y = torch.randint(10, (arguments.batch,))

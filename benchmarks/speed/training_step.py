@@ -46,6 +46,7 @@ from robustcert.layers import AOLConv2d, BCOPConv2d, CholeskyLinear
 from robustcert.layers.product import product
 from robustcert.lipschitz import pairwise_lipschitz_estimate
 from robustcert.models import MLP, ConvNet, LayerFamily
+from robustcert.runs.memory import keep_freed_memory
 
 ROOT = Path(__file__).parents[2]
 # Model, sizes that stay, and the values of the one that grows.
@@ -318,6 +319,7 @@ def main() -> None:
     parts.add_parser("start")
     parts.add_parser("point", description="One point of growth.").add_argument("point")
     options = parser.parse_args()
+    keep_freed_memory()
     if options.part == "point":
         print(json.dumps(measure(*json.loads(options.point))))
     elif options.part == "start":

@@ -4,7 +4,8 @@ Functions named ``*_bound`` or ``*_bounds`` never return less than the true valu
 rounding included. ``power_iteration``, ``gram_iteration`` and ``*_lower`` promise no such thing.
 """
 
-from robustcert.norms.convolution import circular_conv_norm_bound, conv_norm_bound, quick_bounds
+from robustcert.norms.closeness import quick_bounds
+from robustcert.norms.convolution import circular_conv_norm_bound, conv_norm_bound
 from robustcert.norms.dense import dense_norm_bound, gram_bound, row_distance_bounds
 from robustcert.norms.estimates import (
     conv_norm_lower,

@@ -1,8 +1,5 @@
 r"""Norm bounds of convolutions: by symbols, along both dimensions or one, or as one matrix."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from fractions import Fraction
 from typing import Any
 
@@ -10,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from robustcert.norms.closeness import closeness
 from robustcert.norms.lines import mixed_norm_bound
 from robustcert.norms.proof import Array, scaled, squared_norm_bound
 from robustcert.norms.scalars import exact, root_up
@@ -18,22 +16,6 @@ from robustcert.norms.taps import symbol_norm_bound
 from robustcert.norms.truncated import truncated_norm_bound
 
 Pair = int | tuple[int, int]
-
-# Whether convolutions are bounded by the map, too, where that takes several times as long.
-_CLOSE: ContextVar[bool] = ContextVar("close", default=True)
-
-
-@contextmanager
-def quick_bounds() -> Iterator[None]:
-    """Within it, bounds of wide convolutions on short maps take less time, and are larger.
-
-    They are bounds all the same, and remembered for their operations like others.
-    """
-    token = _CLOSE.set(False)
-    try:
-        yield
-    finally:
-        _CLOSE.reset(token)
 
 
 def pair(value: Pair) -> tuple[int, int]:
@@ -110,7 +92,7 @@ def norm_bound(
     mixed = None if circular or whole is not None else mixed_norm_bound(values, axes)
     if mixed is not None:
         return copy.unscale(mixed)
-    close = _CLOSE.get() and not circular and whole is None
+    close = closeness().by_map and not circular and whole is None
     truncated = truncated_norm_bound(values, axes) if close else None
     if truncated is not None:
         return copy.unscale(truncated)

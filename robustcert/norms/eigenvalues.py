@@ -41,33 +41,44 @@ def lanczos(
     return values[:, -1].clamp(min=0), (basis.mT @ vectors[..., -1:])[..., 0]
 
 
-def largest_eigenvalues(matrices: Tensor, steps: int) -> Tensor:
-    """Largest eigenvalues (b,) of Hermitian matrices (b, n, n), estimates from below."""
+def ritz_pairs(matrices: Tensor, steps: int, start: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Largest eigenvalues (b,) of Hermitian matrices (b, n, n), estimates from below, and vectors.
+
+    Args:
+        matrices: Shape (b, n, n).
+        steps: Number of Lanczos steps.
+        start: A vector (n,) near those that are looked for, or None for a random one.
+    """
     # Vectors in single precision cost half; an error of theirs counts by its square.
     peak = matrices.diagonal(dim1=-2, dim2=-1).real.amax()
     # Out of its range nothing would be left; a copy that is not needed takes time.
     narrow = matrices if 2.0**-60 < peak < 2.0**60 else matrices / torch.where(peak > 0, peak, 1.0)
     narrow = narrow.to(torch.complex64 if matrices.is_complex() else torch.float32)
-    generator = torch.Generator().manual_seed(0)
-    start = torch.randn(
-        matrices.shape[-1], generator=generator, dtype=torch.float64, device="cpu"
-    ).to(narrow.dtype)
+    if start is None:
+        generator = torch.Generator().manual_seed(0)
+        start = torch.randn(
+            matrices.shape[-1], generator=generator, dtype=torch.float64, device="cpu"
+        )
     _, ritz = lanczos(
-        lambda x: (narrow @ x[..., None])[..., 0], start.expand(len(matrices), -1), steps
+        lambda x: (narrow @ x[..., None])[..., 0],
+        start.to(narrow.dtype).expand(len(matrices), -1),
+        steps,
     )
     vector = ritz.to(matrices.dtype)
     image = (matrices @ vector[..., None])[..., 0]
     quotient = (vector.conj() * image).sum(-1).real / vector.abs().square().sum(-1)
-    return quotient.nan_to_num(0.0).clamp(min=0)
+    return quotient.nan_to_num(0.0).clamp(min=0), vector
 
 
-def largest_eigenvalue(matrices: Tensor, steps: int) -> float:
+def largest_eigenvalue(matrices: Tensor, steps: int, start: Tensor | None = None) -> float:
     """Largest eigenvalue in a batch (b, n, n) of Hermitian matrices, an estimate from below.
 
-    It is that of one matrix, which a rough estimate of all picks.
+    It is that of one matrix, which a rough estimate of all picks. Arguments as for
+    :func:`ritz_pairs`; a start near the vector halves the number of steps.
     """
     if len(matrices) > 1:
-        matrices = matrices[largest_eigenvalues(matrices, ROUGH_STEPS).argmax()][None]
+        matrices = matrices[ritz_pairs(matrices, ROUGH_STEPS)[0].argmax()][None]
     if matrices.shape[-1] <= DIRECT_SIZE:
         return float(torch.linalg.eigvalsh(matrices).max())
-    return float(largest_eigenvalues(matrices, steps).max())
+    steps = steps if start is None else steps // 2
+    return float(ritz_pairs(matrices, steps, start)[0].max())

@@ -1,5 +1,6 @@
 r"""Norm bounds of convolutions on short maps: symbols along one dimension, the other one kept."""
 
+import math
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import product
@@ -8,9 +9,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from robustcert.norms.eigenvalues import ROUGH_STEPS, largest_eigenvalue, largest_eigenvalues
+from robustcert.norms.closeness import closeness
+from robustcert.norms.eigenvalues import ROUGH_STEPS, largest_eigenvalue, ritz_pairs
 from robustcert.norms.proof import (
-    LANCZOS_STEPS,
     Array,
     Gram,
     bound_by_gram,
@@ -64,6 +65,7 @@ class Lines:
         taps: Shifts (T, 2) along the dimension and taps (T, groups rows, c_out, c_in) of all rows
             of the kernel, for every residue.
         axes: Both dimensions, with a pixel in place of the one that is kept.
+        kept: That one.
         groups: Number of groups.
         reads: Which column of blocks, or -1 for none, the block of a kernel's row is in for every
             row of blocks, shape (rows of blocks, rows of the kernel).
@@ -73,6 +75,7 @@ class Lines:
 
     taps: Taps
     axes: tuple[Axis, Axis]
+    kept: Axis
     groups: int
     reads: NDArray[np.int64]
     columns: int
@@ -92,7 +95,7 @@ class Lines:
         reads = np.full((size, len(axis.taps)), -1)
         for row, (*_, outs, ins) in enumerate(axis.taps):
             reads[ins if wide else outs, row] = outs if wide else ins
-        return Lines(blocks(kernel, pair), pair, groups, reads, columns, wide)
+        return Lines(blocks(kernel, pair), pair, axis, groups, reads, columns, wide)
 
     def names(self, points: NDArray[np.int64]) -> NDArray[np.int64]:
         """Frequencies of the symbols of all groups at grid points (F, 2) of both dimensions."""
@@ -131,7 +134,26 @@ class Lines:
         trace = float(whole.diagonal(dim1=-2, dim2=-1).sum(-1).max())
         energy = sum_of_squares_up(trace, (1 if imag is None else 2) * rows * size)
         width = size // self.columns
-        return Gram(whole, other, rows, self._reach * width + width - 1, energy)
+        return Gram(whole, other, rows, self._reach, energy, unit=width)
+
+    def start(
+        self, point: NDArray[np.int64], vector: torch.Tensor, matrix: torch.Tensor
+    ) -> torch.Tensor | None:
+        """A vector near the largest of a block's Gram matrix, (1, n, n), if one is known.
+
+        It is the wave of a symbol's, (m,), at a grid point (2,), that falls off at both ends.
+        """
+        if len(vector) * self.columns != matrix.shape[-1]:
+            return None
+        columns = torch.arange(self.columns, dtype=torch.float64)
+        turn = 2 * math.pi * float(point[1 - self.place]) / self.kept.points
+        end = torch.sin(math.pi * (columns + 1) / (self.columns + 1))
+        # Matrices that are transposed are not conjugate.
+        wave = torch.polar(end, (-turn if self.wide else turn) * columns)
+        whole = (wave[:, None] * vector).flatten()
+        if 2 * point[self.place] > self.period:
+            whole = whole.conj()
+        return whole if matrix.is_complex() else whole.real
 
     def _beside(self, chunks: list[Array]) -> torch.Tensor:
         """Blocks of all rows of the kernel side by side, of chunks (f groups rows, r, c)."""
@@ -146,13 +168,22 @@ class Lines:
         """Sums over all rows of blocks of what every two of their blocks make."""
         kernel_rows, columns = self.reads.shape[1], self.columns
         width = products.shape[-1] // kernel_rows
-        whole = products.new_zeros(len(products), columns, width, columns, width)
         own = products.unflatten(2, (kernel_rows, width)).unflatten(1, (kernel_rows, width))
+        terms: dict[tuple[int, int], list[tuple[int, int]]] = {}
         for first, second in product(range(kernel_rows), repeat=2):
-            pairs = self.reads[:, [first, second]]
-            left, right = pairs[(pairs >= 0).all(1)].T
-            # A block is in another column for every row: nothing is written to one place twice.
-            whole[:, left, :, right] += own[:, first, :, second]
+            both = self.reads[:, [first, second]]
+            for left, right in both[(both >= 0).all(1)].tolist():
+                terms.setdefault((left, right), []).append((first, second))
+        whole = products.new_zeros(len(products), columns, width, columns, width)
+        # Away from the ends the same are added up everywhere.
+        sums: dict[tuple[tuple[int, int], ...], torch.Tensor] = {}
+        for (left, right), pairs in terms.items():
+            key = tuple(pairs)
+            if key not in sums:
+                sums[key] = sum(
+                    (own[:, i, :, j] for i, j in key[1:]), own[:, key[0][0], :, key[0][1]]
+                )
+            whole[:, left, :, right] = sums[key]
         return whole.flatten(3).flatten(1, 2)
 
     @property
@@ -176,65 +207,58 @@ class Estimated:
         points: Grid points (F, 2).
         gram: Gram matrices of all groups, (F groups, n, n).
         largest: Estimates from below of their largest eigenvalues.
+        vectors: Their vectors, (F groups, n).
     """
 
     points: NDArray[np.int64]
     gram: Gram
-    largest: NDArray[np.float64]
+    largest: torch.Tensor
+    vectors: torch.Tensor
 
     @staticmethod
     def of(points: NDArray[np.int64], gram: Gram) -> "Estimated":
         """Estimate roughly."""
-        return Estimated(points, gram, largest_eigenvalues(gram.tensor(), ROUGH_STEPS).numpy())
+        return Estimated(points, gram, *ritz_pairs(gram.tensor(), ROUGH_STEPS))
 
 
 @dataclass(frozen=True)
 class Begun:
-    """What is known of the largest blocks along one dimension before anything is proved.
+    """What is known of the blocks along one dimension before anything is proved.
 
     Attributes:
         lines: The blocks.
-        frequencies: Those whose blocks seem to be the largest.
-        grams: Their Gram matrices.
-        estimate: Estimate from below of the largest eigenvalue of all of them.
+        frequency: That of the largest symbol, whose block seems to be the largest.
+        gram: Its Gram matrices.
+        estimate: Estimate from below of their largest eigenvalue.
     """
 
     lines: Lines
-    frequencies: list[int]
-    grams: list[Gram]
+    frequency: int
+    gram: Gram
     estimate: float
 
     @staticmethod
     def of(lines: Lines, both: list[Estimated]) -> "Begun":
-        """Begin with the largest symbol, and take others whose symbols are above its block."""
-        peaks = dict[int, float]()
-        for some in both:
-            names = lines.names(some.points)
-            for frequency, value in zip(names.tolist(), some.largest.tolist(), strict=True):
-                peaks[frequency] = max(value, peaks.get(frequency, 0.0))
-        first = max(peaks, key=lambda frequency: peaks[frequency])
-        grams = lines.grams([first])
-        estimate = _largest(grams)
-        others = [f for f, peak in peaks.items() if peak > estimate and f != first]
-        more = lines.grams(others)
-        estimate = max(estimate, _largest(more))
-        return Begun(lines, [first, *others], grams + more, estimate)
+        """Begin with the largest symbol."""
+        some = max(both, key=lambda some: float(some.largest.max()))
+        index = int(some.largest.argmax())
+        first = int(lines.names(some.points)[index])
+        gram = lines.gram([first])
+        matrix = gram.tensor()
+        start = lines.start(some.points[index // lines.groups], some.vectors[index], matrix)
+        return Begun(lines, first, gram, largest_eigenvalue(matrix, closeness().steps, start))
 
     def bound(self, both: list[Estimated]) -> Fraction:
         """Bound of the squared norms of the blocks at all frequencies."""
-        bound = max(bound_by_gram(gram, estimate=self.estimate) for gram in self.grams)
+        bound = bound_by_gram(self.gram, estimate=self.estimate)
         for some in both:
             names = self.lines.names(some.points)
-            rest = ~np.isin(names, self.frequencies)
+            rest = names != self.frequency
             found, done = settled(some.gram[torch.from_numpy(rest)], float(bound))
             bound = max(bound, found)
             for gram in self.lines.grams(sorted(set(names[rest][~done.numpy()].tolist()))):
                 bound = max(bound, bound_by_gram(gram, float(bound)))
         return bound
-
-
-def _largest(grams: list[Gram]) -> float:
-    return max((largest_eigenvalue(gram.tensor(), LANCZOS_STEPS) for gram in grams), default=0.0)
 
 
 def mixed_norm_bound(weight: Array, axes: tuple[Axis, Axis]) -> Fraction | None:
@@ -248,7 +272,7 @@ def mixed_norm_bound(weight: Array, axes: tuple[Axis, Axis]) -> Fraction | None:
     least: Fraction | None = None
     for one in sorted(begun, key=lambda one: one.estimate):
         # An estimate from below tells that nothing is to be won along the other dimension.
-        if least is None or one.estimate < least:
+        if least is None or one.estimate * (1 + closeness().raises[0]) < least:
             along = one.bound(both)
             least = along if least is None else min(least, along)
     assert least is not None

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from robustcert.errors import NormBoundError
+from robustcert.norms.closeness import closeness
 from robustcert.norms.eigenvalues import DIRECT_SIZE, largest_eigenvalue
 from robustcert.norms.scalars import TINY, UNIT, exact, gamma, root_up, round_up, sum_of_squares_up
 
@@ -49,9 +50,10 @@ from robustcert.norms.scalars import TINY, UNIT, exact, gamma, root_up, round_up
 #    gamma_{m+1} (|X|'|Y| + |Y|'|X|), hence by gamma_{m+1} 2 ||X||_F ||Y||_F <= gamma_{m+1} phi in
 #    norm. Together at most 2 gamma_2m phi, likewise 2 gamma_2n ||F||_F^2, where the imaginary part
 #    is one product of 2n terms too.
-#  * Where no row of A has entries more than b columns apart, G and S are exactly zero beyond b.
-#    The columns of a panel are taken to reach b rows below it, F is zero further down, and so is
-#    D, where each entry is a sum of zeros. `low` leaves out what does not reach a panel's rows.
+#  * Where no row of A has entries in units of columns more than b units apart, G and S are exactly
+#    zero beyond b. The columns of a panel are taken to reach b units below its last, F is zero
+#    further down, and so is D, where each entry is a sum of zeros. `low` leaves out what does not
+#    reach a panel's rows. A unit is one column, or all channels of a position.
 #  * F is a lower triangle, whose zeros only shorten sums. E is Hermitian: D is computed from its
 #    diagonal blocks down, and the entries above are bounded by their mirror images.
 # G_ii <= (1 + gamma) phi, so u G_ii is absorbed by one more unit in the index of gamma, and
@@ -63,10 +65,8 @@ from robustcert.norms.scalars import TINY, UNIT, exact, gamma, root_up, round_up
 
 Array = NDArray[np.float64]
 
-# What an estimated eigenvalue is raised by, relative to it, until the factorisation succeeds.
-RAISES = (1e-9, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0)
-# Number of Lanczos steps of a first estimate.
-LANCZOS_STEPS = 64
+# What an eigenvalue is raised by that was computed rather than estimated, relative to it.
+RAISE = 1e-9
 # Number of columns that are factorised and compared at once, of which a Gram matrix is formed at
 # once, and the least of both in a band.
 BLOCK, GRAM_BLOCK = 96, 256
@@ -147,15 +147,21 @@ class Panel:
     end: int
 
 
-def panels(size: int, band: int, block: int) -> Iterator[Panel]:
-    """All columns of a matrix whose entries more than ``band`` off the diagonal are zero.
+def panels(size: int, band: int, block: int, unit: int = 1) -> Iterator[Panel]:
+    """All columns of a matrix that is zero where columns and rows are more than ``band`` units off.
 
-    There are ``block`` of them in a panel, or less in a narrow band.
+    A unit is that many neighbours. There are ``block`` columns in a panel, or less in a narrow
+    band; whole units if they fit in.
     """
-    width = block if 2 * band >= size else min(block, max(LEAST_BLOCK, (band + 1) // 3))
+    reach = band * unit
+    width = block if 2 * reach >= size else min(block, max(LEAST_BLOCK, (reach + unit) // 3))
+    if unit <= width:
+        width = -(-width // unit) * unit
     for start in range(0, size, width):
         stop = min(start + width, size)
-        yield Panel(max(0, (start - band) // width * width), start, stop, min(size, stop + band))
+        low = max(0, start // unit - band) * unit // width * width
+        end = min(size, ((stop - 1) // unit + band + 1) * unit)
+        yield Panel(low, start, stop, end)
 
 
 def bandwidth(reads: NDArray[np.bool_]) -> int:
@@ -213,13 +219,22 @@ def adjoint_product(left: list[Tensor], right: list[Tensor]) -> list[Tensor]:
 
 @dataclass(frozen=True)
 class Gram:
-    """``A^H A`` of a batch of matrices with what the error analysis needs to know of ``A``."""
+    """``A^H A`` of a batch of matrices with what the error analysis needs to know of ``A``.
+
+    Attributes:
+        real, imag: Its parts, (b, n, n).
+        rows: Number of products that are charged for an entry.
+        band: Largest distance, in units, of columns of A that share a row.
+        energy: Bound of the largest squared Frobenius norm of A.
+        unit: Number of neighbouring columns that count as one there.
+    """
 
     real: Tensor
     imag: Tensor | None
     rows: int
     band: int
     energy: Fraction
+    unit: int = 1
 
     @staticmethod
     def of(real: Array, imag: Array | None = None) -> "Gram":
@@ -289,7 +304,8 @@ def factorise(gram: Gram, t: float, factor: Tensor | None = None) -> Residual:
     energy = gram.real.new_zeros(len(gram.real))
     rest, found = energy.clone(), torch.ones_like(energy, dtype=torch.bool)
     size = gram.real.shape[-1]
-    for panel in panels(size, gram.band if factor is None else size, BLOCK):
+    unit = gram.unit
+    for panel in panels(size, gram.band if factor is None else size, BLOCK, unit):
         low, start, stop, end = panel.low, panel.start, panel.stop, panel.end
         width = stop - start
         left = [-part[:, start:end, start:stop] for part in gram.parts]
@@ -379,7 +395,8 @@ def bound_by_gram(gram: Gram, floor: float = 0.0, estimate: float | None = None)
     """The same from Gram matrices, with an estimate of their largest eigenvalue if one is known."""
     size = gram.real.shape[-1]
     # A direct eigenvalue is good to rounding, a Lanczos estimate is not.
-    ladder = RAISES if size <= DIRECT_SIZE else RAISES[1:]
+    close = closeness()
+    ladder = (RAISE, *close.raises) if size <= DIRECT_SIZE else close.raises
     # The largest squared norm is at least energy / n: this only keeps t from being zero.
     least = max(floor, float(gram.energy) * 2.0**-60)
     bound = Fraction(0)
@@ -389,7 +406,7 @@ def bound_by_gram(gram: Gram, floor: float = 0.0, estimate: float | None = None)
         gram = gram[~done]
     failures = 0
     while len(gram.real) and failures < len(ladder):
-        steps = min(LANCZOS_STEPS << failures, 8 * LANCZOS_STEPS)
+        steps = min(close.steps << failures, 8 * close.steps)
         if estimate is None:
             estimate = largest_eigenvalue(gram.tensor(), steps)
         found, done = settled(gram, max(least, estimate * (1 + ladder[failures])))

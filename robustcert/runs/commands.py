@@ -28,6 +28,7 @@ from robustcert.config.renamed_options import register_renamed_options
 from robustcert.errors import BrokenCertificate, ConfigError, typed
 from robustcert.runs.fresh import is_new, removed_unless
 from robustcert.runs.job import job_key, run_job
+from robustcert.runs.memory import keep_freed_memory
 from robustcert.runs.permission import admit_working_folder
 from robustcert.runs.pipes import outlive_readers
 from robustcert.runs.sweep import finish_sweeps
@@ -215,6 +216,7 @@ def _train(config: DictConfig) -> float:
         with loading("loading torch and Lightning"):
             from robustcert.runs.train import train as run
 
+        keep_freed_memory()
         _one_voice()
         if values["resume"]:
             values = resumed(values, given)
@@ -243,6 +245,7 @@ def _certify(config: DictConfig) -> dict[str, float]:
         from robustcert.config.schema import check_call
         from robustcert.runs.certify import certify as run
 
+    keep_freed_memory()
     _one_voice()
     check_call(run, values, "")
     return run(**values)

@@ -927,7 +927,11 @@ FAULTS: dict[str, Fault] = {
     # Estimates alone leave none out here: they are to tell nothing.
     "blocks that are not needed, guessed": both(
         put(lines, "settled", lambda gram, t: (Fraction(0), torch.ones(len(gram.real)) > 0)),
-        put(lines, "largest_eigenvalues", lambda matrices, steps: torch.zeros(len(matrices))),
+        put(
+            lines,
+            "ritz_pairs",
+            lambda matrices, steps: (torch.zeros(len(matrices)), torch.zeros(len(matrices), 1)),
+        ),
     ),
     "norm of the reshaped kernel": conv_bound(
         lambda bound, w, *rest: norms.dense_norm_bound(w.flatten(1))

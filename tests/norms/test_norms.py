@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise
 
@@ -391,6 +392,13 @@ def test_bounds_by_symbols_along_one_dimension(seed: int) -> None:
         assert any(float(mixed) == pytest.approx(float(bound), rel=1e-8) for bound in along)
 
 
+def assert_zero_beyond(gram: Gram) -> None:
+    """Units more than the band apart share nothing."""
+    unit = np.arange(gram.real.shape[-1]) // gram.unit
+    beyond = np.abs(unit[:, None] - unit) > gram.band
+    assert not any(part.numpy()[:, beyond].any() for part in gram.parts)
+
+
 @pytest.mark.parametrize("seed", range(24))
 def test_products_of_kernel_rows_are_those_of_the_whole_matrix(seed: int) -> None:
     """Eigenvalues of T(w)^H T(w) from products of K_t(w), and its error: Note [one dimension]."""
@@ -410,7 +418,14 @@ def test_products_of_kernel_rows_are_those_of_the_whole_matrix(seed: int) -> Non
             imag = np.zeros_like(real) if imag is None else imag
             whole, gram = Gram.of(real, imag), own.gram([frequency])
             assert gram.rows == whole.rows
-            assert gram.band >= whole.band - channels.max()
+            assert_zero_beyond(gram)
+            # A band of units leaves what a full matrix leaves.
+            t = 1.2 * float(np.linalg.eigvalsh(gram.tensor().numpy()).max())
+            banded, full = factorise(gram, t), factorise(replace(gram, band=10**6, unit=1), t)
+            assert banded.found.all()
+            assert full.found.all()
+            assert banded.energy.numpy() == pytest.approx(full.energy.numpy())
+            assert max(float(banded.rest.max()), float(full.rest.max())) < 1e-24 * t**2
             assert float(gram.energy) == pytest.approx(float(whole.energy))
             found, expected = (np.linalg.eigvalsh(g.tensor().numpy()) for g in (gram, whole))
             assert found == pytest.approx(expected, abs=1e-11 * float(whole.energy))

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from robustcert.certifiers.lipsdp.layers import Layer
 from robustcert.errors import NormBoundError
+from robustcert.norms.closeness import closeness
 from robustcert.norms.eigenvalues import largest_eigenvalue
-from robustcert.norms.proof import LANCZOS_STEPS
 from robustcert.norms.scalars import TINY
 
 # Shares of the radius of slopes by which the stages of a search raise their middle; see `soften`.
@@ -52,7 +52,7 @@ def closed_form(layers: Sequence[Layer], slack: float = 1e-2) -> list[Tensor]:
     for layer in layers:
         matrix = layer.values
         gram = matrix @ (matrix.mT if ellipsoid is None else ellipsoid @ matrix.mT)
-        peak = max(largest_eigenvalue(gram[None], LANCZOS_STEPS), TINY)
+        peak = max(largest_eigenvalue(gram[None], closeness().steps), TINY)
         free = layer.radius > 0
         middle, radius = layer.middle[free].abs(), layer.radius[free]
         boundary = torch.where(middle < radius, 1 + slack * (1 - middle / radius), 1.0)
