@@ -146,6 +146,58 @@ def test_capacities_set_only_what_the_command_line_can_override() -> None:
         assert config["model"]["width"] == 1024
 
 
+def recipes(model: str) -> list[str]:
+    """Experiments of a model that are recipes of published networks."""
+    found = []
+    for path in (CONFIG_DIR / "experiment").glob("*.yaml"):
+        is_recipe = path.read_text().splitlines()[1].startswith("# Recipe")
+        if is_recipe and f"override /model: {model}\n" in path.read_text():
+            found.append(f"experiment={path.stem}")
+    return sorted(found)
+
+
+def companions_of(capacity: str) -> list[str]:
+    """What a capacity says that it is used with, and all recipes of that model; else any model."""
+    text = (CONFIG_DIR / "capacity" / f"{capacity}.yaml").read_text()
+    named = re.search(r"use with ((model|experiment)=(\w+))", text)
+    if named is None:
+        return [f"model={model}" for model in ("mlp", "residual_mlp", "convnet", "liresnet")]
+    typed, model = named[1], compose(named[1])["model"]["_target_"]
+    own = {p.stem for p in (CONFIG_DIR / "model").glob("*.yaml") if f" {model}\n" in p.read_text()}
+    return sorted({typed, *(recipe for name in own for recipe in recipes(name))})
+
+
+CAPACITIES = sorted(path.stem for path in (CONFIG_DIR / "capacity").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("capacity", CAPACITIES)
+def test_a_capacity_takes_effect_with_every_recipe_of_its_model(capacity: str) -> None:
+    sizes = OmegaConf.load(CONFIG_DIR / "capacity" / f"{capacity}.yaml")
+    for companion in companions_of(capacity):
+        model = compose(companion, f"capacity={capacity}")["model"]
+        assert {key: model[key] for key in sizes} == dict(sizes), companion
+
+
+def test_every_capacity_that_is_named_is_there_with_its_size() -> None:
+    root = CONFIG_DIR.parent
+    pages = [*(root / "docs").glob("*.md"), root / "README.md", *CONFIG_DIR.glob("experiment/*")]
+    named = {
+        name
+        for page in pages
+        for names in re.findall(r"capacity=(\w+(?:,\w+)*)", page.read_text())
+        for name in names.split(",")
+    }
+    assert {"tiny", "small", "lipnext_64m"} <= named <= {*CAPACITIES}
+
+
+@pytest.mark.parametrize(
+    ("capacity", "width"), [("lipnext_64m", 1024), ("lipnext_256m", 2048), ("lipnext_1b", 4096)]
+)
+def test_sizes_of_lipnext_are_those_of_its_paper(capacity: str, width: int) -> None:
+    model = compose("experiment=lipnext_cifar10", f"capacity={capacity}")["model"]
+    assert (model["width"], model["depth"]) == (width, 32)
+
+
 def test_radii_contain_the_radius_that_is_trained_for() -> None:
     for path in (CONFIG_DIR / "dataset").glob("*.yaml"):
         values = OmegaConf.load(path)
