@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from robustcert.layers.constrained import ConstrainedLinear
-from robustcert.layers.exponential import stays_on_device
 from robustcert.layers.product import gram, product
+from robustcert.network.device import stays_on_device
 from robustcert.norms.estimates import gram_iteration
 
 

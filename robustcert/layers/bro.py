@@ -9,10 +9,10 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from robustcert.layers.cholesky import cholesky_factor, regularised_factor
-from robustcert.layers.exponential import stays_on_device
 from robustcert.layers.fft import FrequencyConstraint, FrequencyConv2d, Sizes, analyse
 from robustcert.layers.orthogonal_start import orthogonal_
 from robustcert.layers.product import product
+from robustcert.network.device import stays_on_device
 from robustcert.network.linear import Dense
 from robustcert.network.operation import Operation, constant
 from robustcert.network.reflection import Reflection
@@ -328,14 +328,21 @@ class ReflectorFrequencies(FrequencyConstraint):
     @property
     def is_large(self) -> bool:
         """Whether V is applied and kept rather than the kernel that it stands for."""
+        return super().is_large and self._is_own
+
+    @property
+    def _is_own(self) -> bool:
         # A subclass may constrain blocks in another way.
-        return super().is_large and type(self) is ReflectorFrequencies
+        return type(self) is ReflectorFrequencies
 
     def map_spectrum(
         self, weight: Tensor, real: Tensor, imaginary: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """On large maps the factors one after the other: no square and no QR decomposition."""
-        if not self.is_large:
+        """On large maps the factors one after the other: no square and no QR decomposition.
+
+        On an accelerator on all of them: it would decompose complex blocks one by one.
+        """
+        if not (self.is_large or (self._is_own and stays_on_device(weight))):
             return super().map_spectrum(weight, real, imaginary)
         taps = None
         if math.prod(weight.shape[2:]) ** 2 < 4 * len(real):

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from robustcert.layers.constrained import ConstrainedLinear
-from robustcert.layers.exponential import stays_on_device
 from robustcert.layers.product import product
+from robustcert.network.device import stays_on_device
 
 # Side of blocks that are transposed, or inverted, as one.
 TILE = 256
@@ -104,13 +104,19 @@ def _skew_(x: Tensor) -> Tensor:
 def _invert(a: Tensor, out: Tensor) -> Tensor:
     """Inverse of a matrix whose symmetric part is at least I, in products but for small blocks.
 
+    Without one, of entries that are not finite, an error, or NaN where the host would wait. ``out``
+    may be written to.
+
     With blocks P, Q, R, S, T = P^-1 Q, U = R P^-1 and Z = (S - R T)^-1 it has the blocks
     P^-1 + T Z U, -T Z, -Z U and Z. No pivots are needed: P and S - R T have a symmetric part of at
     least I too, so that no inverse on the way has a norm above 1.
     """
     half = a.shape[-1] // 2
     # Of many matrices each is small, and an accelerator prefers its own routine.
-    if a.dim() > 2 or stays_on_device(a) or half < TILE:
+    if stays_on_device(a):
+        inverse, failed = torch.linalg.inv_ex(a)
+        return inverse.masked_fill(failed[..., None, None] > 0, torch.nan)
+    if a.dim() > 2 or half < TILE:
         return out.copy_(torch.linalg.inv(a))
     # Rounding counts by the square of the norm.
     if torch.linalg.matrix_norm(a) > 4 * len(a) ** 0.5:

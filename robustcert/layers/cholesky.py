@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from robustcert.layers.constrained import ConstrainedLinear
-from robustcert.layers.exponential import stays_on_device
 from robustcert.layers.product import product
+from robustcert.network.device import stays_on_device
 
 
 class CholeskyOrthogonal(nn.Module):

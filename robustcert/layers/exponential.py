@@ -1,6 +1,7 @@
 """Dense layer that is the exponential of a skew matrix (arXiv 1901.08428)."""
 
 import math
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -9,6 +10,8 @@ from torch.autograd.function import once_differentiable
 
 from robustcert.layers.constrained import ConstrainedLinear
 from robustcert.layers.product import product
+from robustcert.network.device import stays_on_device
+from robustcert.network.overrides import constant_in_graphs
 
 # Largest norm at which the terms after the eighteenth are below half a unit in the last place.
 _REACH = {torch.float32: 3.1, torch.float64: 1.1}
@@ -70,8 +73,8 @@ class _SkewExponential(torch.autograd.Function):
         entries = _entries(sixth).flatten(a.dim() - 2)
         norm = torch.linalg.vector_norm(entries, dim=-1).max()
         steps, counts = _squarings(norm, _REACH[a.real.dtype])
-        weights = torch.tensor(_SUMS, dtype=a.real.dtype, device=a.device)
-        weights *= 2.0 ** -(steps * torch.tensor([1, 2, 3, 6], dtype=torch.int64, device=a.device))
+        weights, degrees = _constants(a.real.dtype, a.device)
+        weights = weights * 2.0 ** -(steps * degrees)
         sums = _combine(weights, powers)
         for k, share in _IDENTITY.items():
             sums[k].diagonal(dim1=-2, dim2=-1).add_(share)
@@ -112,6 +115,22 @@ class _SkewExponential(torch.autograd.Function):
         return first.add_(product(a2, cube)).sub_(product(square, a), alpha=2)
 
 
+# A compiled step has them for constants.
+@constant_in_graphs
+def _constants(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The weights of the sums, shape ``(5, 4)``, and the degrees of the powers that they are of."""
+    return _kept_constants(dtype, device)
+
+
+# Copied to a device once: a step would wait for it. What is kept may be met again in training,
+# which refuses tensors of the inference mode.
+@lru_cache(maxsize=8)
+@torch.inference_mode(mode=False)
+def _kept_constants(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    degrees = torch.tensor([1, 2, 3, 6], dtype=torch.int64, device=device)
+    return torch.tensor(_SUMS, dtype=dtype, device=device), degrees
+
+
 def _squarings(power: Tensor, reach: float) -> tuple[Any, list[Tensor | None]]:
     """The number s of squarings for a sixth power's norm, and for each whether it counts.
 
@@ -127,11 +146,6 @@ def _squarings(power: Tensor, reach: float) -> tuple[Any, list[Tensor | None]]:
     finite = 0 < size < math.inf
     count = max(0, math.ceil(math.log2(size / reach))) if finite else 0
     return count, [None for _ in range(count)]
-
-
-def stays_on_device(x: Tensor) -> bool:
-    """Whether a step must not wait for a value: on an accelerator, and in a compiled graph."""
-    return x.device.type != "cpu" or torch.compiler.is_compiling()
 
 
 def _combine(weights: Tensor, stack: Tensor) -> Tensor:

@@ -6,10 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from robustcert.layers.constrained import ConstrainedLinear
-from robustcert.layers.exponential import skew_exponential, stays_on_device
+from robustcert.layers.exponential import skew_exponential
 from robustcert.layers.orthogonal_start import orthogonal_
 from robustcert.layers.patch import PatchConv2d
 from robustcert.layers.product import product
+from robustcert.network.device import stays_on_device
 from robustcert.norms.convolution import Pair, pair
 
 

@@ -43,8 +43,10 @@ class VerifiedRobustAccuracy(Metric):
         """Count samples of certified ``radius`` (N,) whose prediction is ``correct`` (N,)."""
         # Compared in float64: a rounded threshold might be lower. NaN compares false, so a broken
         # radius is never counted as certified.
-        thresholds = torch.tensor(self.radii, dtype=torch.float64, device=radius.device)
-        certified = (radius.double()[:, None] > thresholds) & correct[:, None]
+        radius = radius.double()
+        # Numbers, not a tensor of them, which a training step would wait to see copied.
+        above = torch.stack([radius > threshold for threshold in self.radii], 1)
+        certified = above & correct[:, None]
         self.certified += certified.sum(0)
         self.total += radius.numel()
 

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from robustcert.network.device import stays_on_device
 from robustcert.network.linear import Dense
 from robustcert.network.operation import constant
 
@@ -49,6 +50,9 @@ class Head(nn.Module):
 
     def lipschitz_estimate(self) -> Tensor:
         """The spectral norm of the rows in use."""
+        if len(self.raw) == 1 and stays_on_device(self.raw):
+            # A row's own norm, for which no library asks whether a decomposition converged.
+            return torch.linalg.vector_norm(self.weight)
         return torch.linalg.matrix_norm(self.weight, 2)
 
     def fold(self) -> Dense:

@@ -2,6 +2,7 @@
 
 import math
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -69,5 +70,17 @@ class OffsetCrossEntropy(nn.Module):
     ) -> Tensor:
         """Mean loss of ``logits`` (N, C) at radius ``epsilon``; the constants are not used."""
         shift = math.sqrt(2) * self.offset * epsilon
-        shifted = logits - shift * F.one_hot(target, logits.shape[1])
+        shifted = logits - shift * at_target(logits, target)
         return self.temperature * F.cross_entropy(shifted / self.temperature, target)
+
+
+def at_target(logits: Tensor, target: Tensor) -> Tensor:
+    """1 at the target class and 0 elsewhere, shape ``(N, C)``, float32.
+
+    ``F.one_hot`` reads its classes on the host to check them.
+
+    Args:
+        logits: Shape ``(N, C)``.
+        target: Shape ``(N,)``.
+    """
+    return torch.zeros_like(logits, dtype=torch.float32).scatter(1, target[:, None], 1.0)

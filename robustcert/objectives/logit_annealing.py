@@ -3,8 +3,8 @@
 import math
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from robustcert.objectives.cross_entropy import at_target
 from robustcert.objectives.temperature import check_temperature
 
 
@@ -50,9 +50,8 @@ class LogitAnnealing(nn.Module):
         self, logits: Tensor, target: Tensor, pairwise_lipschitz: Tensor, epsilon: float
     ) -> Tensor:
         """Mean loss of ``logits`` (N, C) at radius ``epsilon``."""
-        classes = logits.shape[1]
-        constant = pairwise_lipschitz[target].sum(1, keepdim=True) / (classes - 1)
-        shift = self.offset * epsilon * constant * F.one_hot(target, classes)
+        constant = pairwise_lipschitz[target].sum(1, keepdim=True) / (logits.shape[1] - 1)
+        shift = self.offset * epsilon * constant * at_target(logits, target)
         logs = ((logits - shift) / self.temperature).log_softmax(1)
         log_p = logs.gather(1, target[:, None])[:, 0]
         # 1 - p from the rivals' probabilities: no cancellation, and a gradient at p = 1.

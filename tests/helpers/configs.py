@@ -67,6 +67,15 @@ def build_model(name: str, layer: str, activation: str, **options: Any) -> Any:
     return build("model", name, **sizes | options)
 
 
+def build_any(name: str) -> Any:
+    """A small network of any model, with layers of its own paper, or AOL, where it takes some."""
+    if "width" not in read("model", name):
+        return build("model", name, input_shape=input_shape(name), num_classes=3, rank=2)
+    ranks = {"rank": 2} if "rank" in read("model", name) else {}
+    layer = PUBLISHED.get(name, ("aol",))[0]
+    return build_model(name, layer, "maxmin", **ranks)
+
+
 def crossed(*groups: str) -> list[Any]:
     """Parameters for combinations of a layer, an activation and other groups' options.
 
