@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.configs import build_model, input_shape, names
+from helpers.configs import build, build_any, build_model, input_shape, names
 from helpers.interrupted import Kill, Killed, assert_same_run, resume
 from helpers.runs import run
 from torch import Tensor, nn
 
 from robustcert.errors import ConfigError
-from robustcert.models.scores import training_scores
+from robustcert.layers import BROConv2d, fft
+from robustcert.models.scores import output_scores, training_scores
 from robustcert.network.overrides import constant_in_graphs
 from robustcert.objectives import EMMA
 from robustcert.runs.trainer import compiler_of
@@ -32,15 +33,28 @@ def _fresh() -> Iterator[None]:
     torch.compiler.reset()
 
 
-def agree(model: nn.Module, objective: Any, shape: tuple[int, ...]) -> None:
+def agree(
+    model: nn.Module,
+    objective: Any,
+    shape: tuple[int, ...],
+    *,
+    scores: Any = training_scores,
+    mixed: bool = False,
+    stretch: float = 1.0,
+) -> None:
     """A step of ``model`` as one graph, which leaves no room for the host, against the step."""
     other = copy.deepcopy(model)
     step = torch.compile(scored_loss, backend="aot_eager", fullgraph=True)
-    batch = torch.rand(4, *shape), torch.tensor([0, 1, 2, 0])
-    expected = gradients(model, scored_loss(training_scores, model, objective, batch, 0.3, 1.0))
-    found = gradients(other, step(training_scores, other, objective, batch, 0.3, 1.0))
+    target = torch.tensor([0, 1, 2, 0])
+    batch = [torch.rand(4, *shape), target.float() if scores is output_scores else target]
+    if mixed:
+        batch += [target.flip(0), torch.tensor(0.7)]
+    expected = gradients(model, scored_loss(scores, model, objective, batch, 0.3, stretch))
+    found = gradients(other, step(scores, other, objective, batch, 0.3, stretch))
     for a, b in zip(found, expected, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * float(b.abs().max() + 1e-3))
+        torch.testing.assert_close(
+            a, b, rtol=1e-4, atol=1e-5 * float(b.double().abs().max() + 1e-3)
+        )
 
 
 def gradients(model: nn.Module, outputs: tuple[Tensor, ...]) -> list[Tensor]:
@@ -59,6 +73,42 @@ def test_a_step_with_any_layer_is_one_graph(layer: str) -> None:
 @pytest.mark.parametrize("activation", names("activation"))
 def test_a_step_with_any_activation_is_one_graph(activation: str) -> None:
     agree(build_model("mlp", "unconstrained", activation, width=8), EMMA(0.3), input_shape("mlp"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", names("model"))
+def test_a_step_of_any_model_is_one_graph(model: str) -> None:
+    agree(build_any(model), EMMA(0.3), input_shape(model))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", names("objective"))
+def test_a_step_with_any_objective_is_one_graph(name: str) -> None:
+    objective = build("objective", name)
+    real = hasattr(objective, "task")
+    network = build_model("mlp", "aol", "maxmin", **({"num_classes": 1} if real else {}))
+    scores = output_scores if real else training_scores
+    agree(network, objective, input_shape("mlp"), scores=scores)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["emma", "logit_annealing"])
+def test_a_step_of_mixed_images_in_a_metric_is_one_graph(name: str) -> None:
+    network = build_model("mlp", "aol", "maxmin")
+    agree(network, build("objective", name), input_shape("mlp"), mixed=True, stretch=1.5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_a_step_with_large_reflectors_is_one_graph(
+    kernel: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Gram matrices of few taps come from the taps, of many from the blocks.
+    monkeypatch.setattr(fft, "MAX_KERNEL", 0)
+    shape = (2, 6, 6)
+    layer = BROConv2d(2, 4, kernel, padding=kernel // 2, input_size=shape[1:], ridge=0.1)
+    model = nn.Sequential(layer, nn.Flatten(), nn.Linear(4 * 36, 3))
+    agree(model, EMMA(0.3), shape)
 
 
 @pytest.mark.slow

@@ -83,7 +83,7 @@ def reads_nothing(
 ) -> None:
     """A step reads nothing, once what all steps have in common is there."""
     target = torch.tensor([0, 1, 2, 0])
-    target = target[:, None].float() if scores is output_scores else target
+    target = target.float() if scores is output_scores else target
     batch = torch.rand(4, *shape), target
     step(model, objective, batch, scores)
     with WithoutReads():
