@@ -3,6 +3,7 @@
 import math
 import multiprocessing
 import pickle
+import random
 import shutil
 import subprocess
 import sys
@@ -27,7 +28,7 @@ from robustcert.check.network.operation import Operation
 from robustcert.check.norms import cost, dense, operation, symbols
 from robustcert.check.norms.operation import find, prove
 from robustcert.check.report import Report
-from robustcert.check.share import MAX_EXACT, MIN_EXACT, Batch, in_turns
+from robustcert.check.share import MAX_EXACT, MIN_EXACT, Batch, drawn_seed, in_turns
 
 HOUR = 3600.0
 
@@ -303,6 +304,22 @@ def test_at_least_half_of_the_share_is_random_wherever_it_ends(count: int) -> No
         tight = sum(row <= 3 * count for row in order[:end][1::2])
         assert tight == len(order[:end][1::2])
         assert 2 * (end - tight) >= end
+
+
+def test_a_share_without_a_seed_is_the_operating_systems(honest: Path) -> None:
+    """Nobody who knows the state of the program's own generators foresees which rows it takes."""
+
+    def said(seed: int | None) -> str:
+        random.seed(1)
+        np.random.seed(1)
+        return dict(check(honest, exact=2, seed=seed).checked)["exact"]
+
+    assert said(5) == said(5)
+    assert "(seed 5)" in said(5)
+    drawn = {said(None) for _ in range(3)}
+    assert len(drawn) == 3
+    orders = [in_turns(np.arange(1000.0), [*range(1000)], 100, drawn_seed(None)) for _ in range(2)]
+    assert orders[0] != orders[1]
 
 
 def found_of(batch: Batch) -> Report:

@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -341,6 +342,8 @@ def test_a_terminal_gets_a_bar_with_the_verified_accuracy(
     output = capsys.readouterr().out
     assert "epoch 2/2 " in output
     assert "val/vra: 0.0" in output
+    # What its bounds took, as in a log file's lines.
+    assert re.search(r"bounds: [\d.e-]+ s", output)
     assert "v_num" not in output
 
 

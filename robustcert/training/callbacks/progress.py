@@ -29,9 +29,14 @@ class ProgressBar(RichProgressBar):
     def get_metrics(
         self, trainer: Trainer, pl_module: LightningModule
     ) -> dict[str, int | str | float | dict[str, float]]:
-        """The metrics logged for the bar, without the logger's version number."""
+        """The metrics logged for the bar, with what the last validation's bounds took.
+
+        The logger's version number is left out.
+        """
         metrics = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)
+        if seconds := _bound_seconds(pl_module):
+            metrics["bounds"] = seconds
         return metrics
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -113,13 +118,19 @@ class EpochLog(Callback):
         validated = is_validated(trainer, trainer.current_epoch)
         keys = [key for key in _KEYS if key in metrics and (validated or key.startswith("train/"))]
         values = [f"{key} {float(metrics[key]):.4f}" for key in keys]
-        seconds = getattr(pl_module, "bound_seconds", None)
-        if validated and seconds is not None:
-            values.append(f"bounds {seconds:.3g} s")
+        seconds = _bound_seconds(pl_module)
+        if validated and seconds:
+            values.append(f"bounds {seconds}")
         if values and trainer.is_global_zero:
             log.info(
                 "epoch %d/%s: %s", trainer.current_epoch, trainer.max_epochs, "  ".join(values)
             )
+
+
+def _bound_seconds(pl_module: LightningModule) -> str | None:
+    """What the bounds of the last validation took, in words; None of a module without any."""
+    seconds = getattr(pl_module, "bound_seconds", None)
+    return None if seconds is None else f"{seconds:.3g} s"
 
 
 # Metrics that a line of progress shows, where they are logged.
