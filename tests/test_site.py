@@ -211,8 +211,8 @@ def shortened(name: str, arguments: list[str], run: Path) -> tuple[str, ...]:
         kept = [a for a in kept if not a.startswith(("dataset=", "dataset."))]
         classes = not any("diabetes" in a for a in kept)
         kept += ["dataset=digits"] * classes + ["hydra.run.dir=short"]
-    # Subspaces have a capacity of their own.
-    own = any("subspaces" in a for a in kept)
+    # Experiments and subspaces have sizes of their own.
+    own = any("subspaces" in a or a.startswith("experiment=") for a in kept)
     return (*kept, *(a for a in SHORT.get(name, ()) if not own or a != "capacity=tiny"))
 
 

@@ -111,6 +111,28 @@ def _check_overrides(
                 )
                 chosen = groups if _composes(config_name, [*extra, *groups]) is None else []
                 return _explain(config_name, [*extra, *chosen], override, candidate, error)
+    return _check_capacity(config_name, extra, overrides)
+
+
+def _check_capacity(config_name: str, extra: list[str], overrides: list[Override]) -> str | None:
+    """A capacity of which an experiment that sets sizes itself leaves nothing, or a part."""
+    typed = {override.key_or_group: list(_candidates(override)) for override in overrides}
+    chosen, experiments = typed.pop("capacity", []), typed.get("experiment", [])
+    for capacity in chosen if experiments else []:
+        path = CONFIG_DIR / "capacity" / f"{capacity.partition('=')[2]}.yaml"
+        if not path.is_file():
+            continue
+        firsts = chain(*(values[:1] for values in typed.values()))
+        model = hydra.compose(config_name, overrides=[*extra, *firsts, capacity]).model
+        sizes = {f"model.{key!s}": value for key, value in OmegaConf.load(path).items()}
+        lost = [
+            f"{key}={value}"
+            for key, value in sizes.items()
+            if key not in typed and model.get(key.removeprefix("model.")) != value
+        ]
+        if lost:
+            names = " and ".join(size.partition("=")[0] for size in lost)
+            return f"{capacity}: {experiments[0]} sets {names} itself: type {' '.join(lost)}"
     return None
 
 

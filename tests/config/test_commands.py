@@ -65,6 +65,12 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
         ("model.layer=aol capacity=tiny", "model.layer=aol: model.layer is a class with its opti"),
         ("-m model.activation=relu,maxmin", "chooses: write activation=relu,maxmin"),
         ("activatoin=relu", "activatoin: no such key; did you mean activation? "),
+        (
+            "experiment=liresnet_plus_cifar10 capacity=tiny",
+            "capacity=tiny: experiment=liresnet_plus_cifar10 sets model.width and model.depth "
+            "itself: type model.width=64 model.depth=2",
+        ),
+        ("-m capacity=tiny experiment=cifar10_small model.width=8", "sets model.depth itself"),
         ("activation.temperature=3", "did you mean model.activation.temperature? "),
         ("+activation=relu", "activation is there already: leave the plus sign out"),
         ("+model.width=3", "model.width is there already: leave the plus sign out"),
@@ -126,6 +132,9 @@ def test_a_typing_error_is_answered_with_what_is_allowed(typed: str, answer: str
         "",
         "activation=smooth model.width=1024",
         "-m activation=relu,maxmin,smooth capacity=tiny,small dataset=digits",
+        "experiment=lipnext_cifar10 capacity=lipnext_64m",
+        "-m experiment=lipnext_cifar10 capacity=lipnext_64m,lipnext_256m",
+        "experiment=cifar10_small capacity=tiny model.width=8 model.depth=1",
         "activation=relu,smooth capacity=tiny -m",
         "-m seed=range(100000) optimizer.lr=interval(0.001,0.1)",
         "dataset=digits -m activation=relu,smooth hydra/launcher=basic",
