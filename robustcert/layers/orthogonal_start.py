@@ -3,10 +3,12 @@
 import torch
 from torch import Tensor, nn
 
+from robustcert.layers.product import product
+
 # Larger side of the matrices above which reflections are drawn instead of computed.
 MAX_FACTORED = 1024
-# Reflections that are applied at once, as two products.
-PANEL = 128
+# Reflections that are applied at once, as products.
+PANEL = 256
 
 
 @torch.no_grad()
@@ -28,34 +30,46 @@ def orthogonal_(weight: Tensor) -> Tensor:
     rows, columns = len(weight), weight.numel() // max(1, len(weight))
     if max(rows, columns) <= MAX_FACTORED:
         return nn.init.orthogonal_(weight)
-    matrix = weight.view(rows, columns).zero_()
-    q = matrix if rows >= columns else matrix.mT
-    for start in reversed(range(0, q.shape[1], PANEL)):
-        _reflect(q[start:, start:], min(PANEL, q.shape[1] - start))
+    count, length = sorted((rows, columns))
+    q = weight.new_empty(0, length - count)
+    for start in reversed(range(0, count, PANEL)):
+        q = _reflected(q, min(PANEL, count - start))
+    weight.view(rows, columns).copy_(q if rows <= columns else q.mT)
     return weight
 
 
-def _reflect(q: Tensor, count: int) -> None:
-    r"""Put reflections before a matrix of zeros, but for what comes after them.
+def _reflected(q: Tensor, count: int) -> Tensor:
+    r"""A matrix with orthonormal rows, (n, m), with ``count`` more reflections after it.
 
-    Of reflections :math:`I - t_k v_k v_k^T`, with V of columns v, the product is
-    :math:`I - V T V^T`, and the inverse of the triangular T has :math:`1 / t_k` on its diagonal and
-    :math:`V^T V` above.
+    They act on ``count`` more entries as well: with E of the first rows of I and signs S, the
+    result is
+
+    .. math:: \begin{pmatrix} S E \\ 0 \quad Q \end{pmatrix} (I - V^T T^T V).
+
+    Of reflections :math:`I - t_k v_k v_k^T`, with rows v of V, the product in turn is
+    :math:`I - V^T T V`, and the inverse of the triangular T has :math:`1 / t_k` on its diagonal and
+    :math:`V V^T` above.
 
     Reference: Joffrain, Low, Quintana-Ortí, van de Geijn and Van Zee, `Accumulating Householder
     transformations, revisited <https://doi.org/10.1145/1141885.1141886>`_, ACM Trans. Math. Softw.
     2006.
+
+    Returns:
+        Shape (count + n, count + m).
     """
-    v = q.new_empty(count, len(q)).normal_().triu_().mT
-    first, norms = v.diagonal(), torch.linalg.vector_norm(v, dim=0)
+    v = q.new_empty(count, count + q.shape[1]).normal_().triu_()
+    first, norms = v.diagonal(), torch.linalg.vector_norm(v, dim=1)
     # The sign that does not cancel.
     signs = torch.ones_like(first).copysign(first)
     scales = 1 + first.abs() / norms
-    v /= signs * norms * scales
+    v /= (signs * norms * scales)[:, None]
     v.diagonal().fill_(1)
-    inverse = (v.mT @ v).triu_(1)
+    inverse = product(v, v.mT).triu_(1)
     inverse.diagonal().copy_(1 / scales)
+    t = torch.linalg.solve_triangular(inverse, torch.eye(count).to(v), upper=True)
     # Signs make R's diagonal positive.
-    q.diagonal()[:count].copy_(-signs)
-    products = torch.cat([v[:count].mT * -signs, v[count:].mT @ q[count:, count:]], dim=1)
-    q.addmm_(v, torch.linalg.solve_triangular(inverse, products, upper=True), alpha=-1)
+    products = torch.cat([(v[:, :count] * -signs).mT, product(q, v[:, count:].mT)])
+    whole = product(product(products, t.mT).neg_(), v)
+    whole[count:, count:] += q
+    whole.diagonal()[:count] -= signs
+    return whole
