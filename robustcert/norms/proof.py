@@ -208,15 +208,6 @@ def _fill(matrices: Tensor, panel: Panel, below: Tensor, sign: int) -> None:
     matrices[:, start:end, start:stop] = below
 
 
-def adjoint_product(left: list[Tensor], right: list[Tensor]) -> list[Tensor]:
-    """Real and imaginary parts of ``L R^H``, for such parts of L and R, in real products only."""
-    if len(left) == 1:
-        return [left[0] @ right[0].mT]
-    # (X + iY)(X' - iY') has the real part X X' + Y Y' and the imaginary part Y X' - X Y'.
-    both = torch.cat(right, -1).mT
-    return [torch.cat(left, -1) @ both, torch.cat((left[1], -left[0]), -1) @ both]
-
-
 @dataclass(frozen=True)
 class Gram:
     """``A^H A`` of a batch of matrices with what the error analysis needs to know of ``A``.
@@ -300,19 +291,21 @@ def factorise(gram: Gram, t: float, factor: Tensor | None = None) -> Residual:
         t: A guess of the squared norm.
         factor: Take the lower triangles of these matrices (b, n, n) instead of Cholesky factors.
     """
-    parts = [torch.zeros_like(part) for part in gram.parts]
+    terms, size = len(gram.parts), gram.real.shape[-1]
+    # (X + iY)(X' + iY')^H has the real part [X Y][X' Y']' and the imaginary part [Y -X][X' Y']':
+    # what is to the left in both, panel by panel, of real parts alone [X]. Rows of a panel's columns
+    # above its diagonal are not read.
+    factors = [gram.real.new_empty(len(gram.real), size, terms * size) for _ in gram.parts]
     energy = gram.real.new_zeros(len(gram.real))
     rest, found = energy.clone(), torch.ones_like(energy, dtype=torch.bool)
-    size = gram.real.shape[-1]
-    unit = gram.unit
-    for panel in panels(size, gram.band if factor is None else size, BLOCK, unit):
+    for panel in panels(size, gram.band if factor is None else size, BLOCK, gram.unit):
         low, start, stop, end = panel.low, panel.start, panel.stop, panel.end
         width = stop - start
         left = [-part[:, start:end, start:stop] for part in gram.parts]
         left[0].diagonal(dim1=-2, dim2=-1)[:, :width] += t
         if low < start:
-            rows = [part[:, start:end, low:start] for part in parts]
-            _subtract(left, adjoint_product(rows, [part[:, :width] for part in rows]))
+            before = slice(terms * low, terms * start)
+            _subtract_products(left, [part[:, start:end, before] for part in factors], width)
         if factor is None:
             columns, failed = _cholesky_panel(whole(left))
             found &= failed == 0
@@ -322,19 +315,28 @@ def factorise(gram: Gram, t: float, factor: Tensor | None = None) -> Residual:
             columns = factor[:, start:, start:stop].tril()
         split = torch.view_as_real(columns).unbind(-1) if columns.is_complex() else [columns]
         own = [torch.nn.functional.hardshrink(part, TINY) for part in split]
-        for part, values in zip(parts, own, strict=True):
-            part[:, start:end, start:stop] = values
+        for values in own:
             energy += squares(values)
-        _subtract(left, adjoint_product(own, [values[:, :width] for values in own]))
+        both = own if terms == 1 else _beside_and_turned(*own)
+        for part, values in zip(factors, both, strict=True):
+            part[:, start:end, terms * start : terms * stop] = values
+            part[:, end:, terms * start : terms * stop] = 0.0
+        _subtract_products(left, both, width)
         for values in left:
             # Blocks below the diagonal stand for those above as well.
             rest += squares(values[:, :width]) + 2 * squares(values[:, width:])
-    return Residual(found, energy, rest, len(parts), size)
+    return Residual(found, energy, rest, terms, size)
 
 
-def _subtract(left: list[Tensor], right: list[Tensor]) -> None:
-    for values, product in zip(left, right, strict=True):
-        values -= product
+def _beside_and_turned(real: Tensor, imag: Tensor) -> list[Tensor]:
+    return [torch.cat((real, imag), -1), torch.cat((imag, -real), -1)]
+
+
+def _subtract_products(values: list[Tensor], factors: list[Tensor], width: int) -> None:
+    """Subtract what rows of F make with the first of them, as parts of a complex product."""
+    right = factors[0][:, :width].mT
+    for part, rows in zip(values, factors, strict=True):
+        part -= rows @ right
 
 
 def _cholesky_panel(panel: Tensor) -> tuple[Tensor, Tensor]:

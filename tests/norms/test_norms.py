@@ -399,6 +399,26 @@ def assert_zero_beyond(gram: Gram) -> None:
     assert not any(part.numpy()[:, beyond].any() for part in gram.parts)
 
 
+@pytest.mark.parametrize("unit", [1, 2, 5])
+@pytest.mark.parametrize("imaginary", [False, True])
+def test_nothing_is_read_that_was_not_written(
+    unit: int, imaginary: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(unit)
+    units = np.arange(40) // unit
+    inside = np.abs(units[:, None] - units) <= 1
+    real, imag = rng.standard_normal((2, 3, 40, 40)) * np.tril(inside)
+    gram = replace(Gram.of(real, imag if imaginary else None), band=2, unit=unit)
+    monkeypatch.setattr(proof, "BLOCK", 8)
+    monkeypatch.setattr(proof, "LEAST_BLOCK", 4)
+    empty = Tensor.new_empty
+    monkeypatch.setattr(
+        Tensor, "new_empty", lambda self, *shape: empty(self, *shape).fill_(math.nan)
+    )
+    t = 1.5 * float(np.linalg.eigvalsh(gram.tensor().numpy()).max())
+    assert float(factorise(gram, t).rest.max()) < 1e-24 * t**2
+
+
 @pytest.mark.parametrize("seed", range(24))
 def test_products_of_kernel_rows_are_those_of_the_whole_matrix(seed: int) -> None:
     """Eigenvalues of T(w)^H T(w) from products of K_t(w), and its error: Note [one dimension]."""
