@@ -20,6 +20,7 @@ from robustcert.certifiers.base import (
     moved,
     require_covered_metric,
 )
+from robustcert.certifiers.together import bound_together
 from robustcert.margins import smallest_margin
 from robustcert.network.agreement import require_agreement
 from robustcert.network.fold import fold_network
@@ -92,6 +93,7 @@ class PairwiseCertifier(Certifier):
         network = network.owned()
         x = network_inputs(x, network.input_shape)
         inputs = x.to(self.dtype)
+        bound_together(network)
         result = forward_error(network, inputs)
         pairwise = self.pairwise_bound(network).to(x.device)
 
@@ -160,6 +162,7 @@ def decide(network: PlainNetwork, x: Tensor, inputs: Tensor, found: Certificates
 @strict_arithmetic()
 def _pairwise_bound(network: PlainNetwork) -> Tensor:
     # Of an owned network, which never changes; the bound costs a factorisation.
+    bound_together(network)
     return pairwise_bound(network)
 
 

@@ -78,6 +78,11 @@ def operation_bound(operation: Operation, input_shape: Shape) -> float:
     return known[input_shape]
 
 
+def is_bounded(operation: Operation, input_shape: Shape) -> bool:
+    """Whether the operation's bound is remembered."""
+    return input_shape in _BOUNDS.get(owned(operation), {})
+
+
 def adopt_bound(operation: Operation, input_shape: Shape, bound: float) -> None:
     """Remember a bound that another process has proved of an operation with the same values."""
     _BOUNDS.setdefault(owned(operation), {}).setdefault(input_shape, bound)

@@ -33,7 +33,7 @@ def share_bounds(
         UnsoundNetworkError: a process could not prove a bound; all of them raise it.
     """
     network = network.owned()
-    own_leaves = sorted(leaves(network.backbone, network.input_shape), key=_cost)
+    own_leaves = sorted(leaves(network.backbone, network.input_shape), key=cost)
     # The dearest first, dealt out in turn.
     parts = {digest([part], shape): (part, shape) for part, shape in own_leaves}
     dealt = list(parts)[::-1][rank::world_size]
@@ -63,7 +63,7 @@ def leaves(
             yield operation, shape
 
 
-def _cost(part: tuple[Operation, Shape]) -> int:
-    # Factorisations grow with the constants and with the positions at which these are applied.
+def cost(part: tuple[Operation, Shape]) -> int:
+    """What a bound of an operation costs, in no unit: its constants, by where it applies them."""
     operation, shape = part
     return sum(t.numel() for t in operation.tensors().values()) * math.prod(shape[1:])

@@ -293,8 +293,8 @@ def factorise(gram: Gram, t: float, factor: Tensor | None = None) -> Residual:
     """
     terms, size = len(gram.parts), gram.real.shape[-1]
     # (X + iY)(X' + iY')^H has the real part [X Y][X' Y']' and the imaginary part [Y -X][X' Y']':
-    # what is to the left in both, panel by panel, of real parts alone [X]. Rows of a panel's columns
-    # above its diagonal are not read.
+    # what is to the left in both, panel by panel, of real parts alone [X]. What is above a panel's
+    # diagonal is not read.
     factors = [gram.real.new_empty(len(gram.real), size, terms * size) for _ in gram.parts]
     energy = gram.real.new_zeros(len(gram.real))
     rest, found = energy.clone(), torch.ones_like(energy, dtype=torch.bool)
