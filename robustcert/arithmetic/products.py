@@ -8,6 +8,8 @@ libraries choose their kernels by shape. Elsewhere, as in training, it is torch'
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from itertools import product
 from types import TracebackType
 from typing import Any
 
@@ -179,12 +181,39 @@ def _test_matrices(probe: Tensor) -> None:
         _test(_by_numpy, _SMALL, probe, "matrix products of NumPy")
 
 
-# Shapes of the tested product of matrices.
+def check_large_products(device: torch.device) -> None:
+    """Test products of large matrices in batches, as bounds of norms have them, once per setting.
+
+    Libraries choose kernels, and some of them whether to emulate float64, by size.
+
+    Raises:
+        UnsoundArithmeticError: they are not evaluated as IEEE 754 asks for.
+    """
+    probe = torch.empty(0, dtype=torch.float64, device=device)
+    _once(("large matrices",), probe, _test_large_matrices)
+
+
+def _test_large_matrices(probe: Tensor) -> None:
+    for geometry, count, turned in product(_LARGE, (1, 2), (False, True)):
+        evaluate = partial(_in_batches, count=count, turned=turned)
+        _test(evaluate, geometry, probe, "products of large matrices")
+
+
+# Shapes of the tested products of matrices: a small one, and those of Gram matrices and of factors.
 _SMALL = Geometry.dense(40, 96, 24)
+_LARGE = Geometry.dense(512, 2048, 256), Geometry.dense(1536, 512, 96)
 
 
 def _by_torch(x: Tensor, weight: Tensor, _: Tensor | None) -> Tensor:
     return (x.flatten(1) @ weight.flatten(1).mT)[:, :, None, None]
+
+
+def _in_batches(x: Tensor, weight: Tensor, _: Tensor | None, count: int, turned: bool) -> Tensor:
+    """The same as ``count`` equal products; ``turned``: of matrices that lie in columns."""
+    left, right = (part.flatten(1).repeat(count, 1, 1) for part in (x, weight))
+    if turned:
+        left, right = left.mT.contiguous().mT, right.mT.contiguous().mT
+    return (left @ right.mT)[-1, :, :, None, None]
 
 
 def _by_numpy(x: Tensor, weight: Tensor, _: Tensor | None) -> Tensor:

@@ -1,7 +1,11 @@
 """Certifiers: a folded network and inputs to predictions and proved radii."""
 
 from robustcert.arithmetic.settings import UnsoundArithmeticError
-from robustcert.certifiers.arithmetic import float64_products_are_strict, strict_arithmetic
+from robustcert.certifiers.arithmetic import (
+    bounds_on,
+    float64_products_are_strict,
+    strict_arithmetic,
+)
 from robustcert.certifiers.base import Certificates, Certifier, Claim, Proof, Task
 from robustcert.certifiers.crown import CROWNCertifier
 from robustcert.certifiers.global_robustness.certifier import GlobalBounds, GlobalCertifier
@@ -33,6 +37,7 @@ __all__ = [
     "SmoothingCertifier",
     "Task",
     "UnsoundArithmeticError",
+    "bounds_on",
     "certify",
     "clopper_pearson_low",
     "float64_products_are_strict",

@@ -1,15 +1,19 @@
 """The arithmetic in which certificates are computed: IEEE, nothing fast."""
 
+import logging
+import math
 import platform
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from robustcert.arithmetic.products import (
+    check_large_products,
     check_matrix_products,
     products_are_tested,
     tested_products,
@@ -22,13 +26,18 @@ from robustcert.arithmetic.settings import (
     flushes_subnormals,
     variables,
 )
+from robustcert.norms.device import CPU, computed_on
 
 __all__ = [
     "UnsoundArithmeticError",
+    "bounds_on",
     "check_device",
     "float64_products_are_strict",
     "strict_arithmetic",
 ]
+
+
+log = logging.getLogger(__name__)
 
 
 class _Region:
@@ -173,6 +182,63 @@ def check_device(device: torch.device) -> None:
                     "device=cpu"
                 )
         check_matrix_products(device)
+
+
+@contextmanager
+def bounds_on(device: torch.device) -> Iterator[None]:
+    """Within it, bounds of norms are computed in float64 on a device, with the CPU's proof.
+
+    What the proof rests on is tested there before. On a device that lacks it nothing is proved: the
+    CPU proves all bounds, and where the device fails, those for which it does. The log says so.
+
+    Example:
+        >>> from robustcert.norms import dense_norm_bound
+        >>> with bounds_on(torch.device("cpu")):
+        ...     bound = dense_norm_bound(torch.eye(2))
+        >>> 1 <= bound < 1 + 1e-9
+        True
+    """
+    with computed_on(device if _proves(device) else CPU):
+        yield
+
+
+def _proves(device: torch.device) -> bool:
+    """Whether a device has the arithmetic that bounds of norms rest on; if not, it is said once."""
+    if device.type == "cpu":
+        return True
+    try:
+        check_device(device)
+        with strict_arithmetic():
+            check_bounds_arithmetic(device)
+    # As check_device says, errors of every kind.
+    except (RuntimeError, TypeError, AssertionError) as error:
+        _warn_once(f"bounds are proved on the CPU: {str(error).splitlines()[0]}")
+        return False
+    return True
+
+
+@cache
+def _warn_once(line: str) -> None:
+    log.warning(line)
+
+
+def check_bounds_arithmetic(device: torch.device) -> None:
+    """What bounds of norms need of a device beyond :func:`check_device`, as sizes vary too much.
+
+    Raises:
+        UnsoundArithmeticError: products of large matrices may be emulated or are inexact, or a
+            root is not rounded to nearest.
+    """
+    asked = [f"{k}={v}" for k, v in variables().items() if "EMULATE" in k and v not in ("", "0")]
+    if asked:
+        raise UnsoundArithmeticError(f"{', '.join(asked)} asks for emulated products: unset it")
+    check_large_products(device)
+    # Sums of squares are computed as norms, which are then squared: k^2 + 1 is exact.
+    pairs = torch.ones(4096, 1, 2, dtype=torch.float64, device=CPU)
+    pairs[:, 0, 0] = torch.arange(len(pairs), dtype=torch.float64, device=CPU)
+    found = torch.linalg.vector_norm(pairs.to(device), dim=(-2, -1)).tolist()
+    if found != [math.sqrt(k * k + 1) for k in range(len(pairs))]:
+        raise UnsoundArithmeticError(f"float64 roots on {device} are not rounded to nearest")
 
 
 def _record() -> dict[str, Any]:

@@ -7,6 +7,7 @@ rounding included. ``power_iteration``, ``gram_iteration`` and ``*_lower`` promi
 from robustcert.norms.closeness import quick_bounds
 from robustcert.norms.convolution import circular_conv_norm_bound, conv_norm_bound
 from robustcert.norms.dense import dense_norm_bound, gram_bound, row_distance_bounds
+from robustcert.norms.device import computed_on
 from robustcert.norms.estimates import (
     conv_norm_lower,
     conv_power_iteration,
@@ -18,6 +19,7 @@ from robustcert.norms.scalars import hypot_up, product_up, sqrt_up, sum_up
 
 __all__ = [
     "circular_conv_norm_bound",
+    "computed_on",
     "conv_norm_bound",
     "conv_norm_lower",
     "conv_power_iteration",

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from robustcert.norms.closeness import closeness
+from robustcert.norms.device import or_on_the_cpu
 from robustcert.norms.lines import mixed_norm_bound
 from robustcert.norms.proof import Array, scaled, squared_norm_bound
 from robustcert.norms.scalars import exact, root_up
@@ -61,6 +62,7 @@ def operator_norm_bound(weight: Array, axes: tuple[Axis, Axis]) -> Fraction | No
     return exact(root_up(bound))
 
 
+@or_on_the_cpu
 def norm_bound(
     weight: Tensor | NDArray[Any],
     input_size: Pair,

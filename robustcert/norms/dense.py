@@ -9,12 +9,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from robustcert.norms.device import or_on_the_cpu
 from robustcert.norms.proof import Scaled, energy_up, scaled, squared_norm_bound
 from robustcert.norms.scalars import TINY, exact, gamma, root_up, round_up
 
 Matrix = Tensor | NDArray[Any]
 
 
+@or_on_the_cpu
 def dense_norm_bound(weight: Matrix) -> float:
     r"""Bound the spectral norm of a matrix, rounding included.
 

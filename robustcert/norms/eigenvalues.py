@@ -61,7 +61,7 @@ def ritz_pairs(matrices: Tensor, steps: int, start: Tensor | None = None) -> tup
         )
     _, ritz = lanczos(
         lambda x: (narrow @ x[..., None])[..., 0],
-        start.to(narrow.dtype).expand(len(matrices), -1),
+        start.to(narrow).expand(len(matrices), -1),
         steps,
     )
     vector = ritz.to(matrices.dtype)

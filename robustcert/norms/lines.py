@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from robustcert.norms.closeness import closeness
+from robustcert.norms.device import placed
 from robustcert.norms.eigenvalues import ROUGH_STEPS, largest_eigenvalue, ritz_pairs
 from robustcert.norms.proof import (
     Array,
@@ -145,11 +146,11 @@ class Lines:
         """
         if len(vector) * self.columns != matrix.shape[-1]:
             return None
-        columns = torch.arange(self.columns, dtype=torch.float64)
+        columns = torch.arange(self.columns, dtype=torch.float64, device="cpu")
         turn = 2 * math.pi * float(point[1 - self.place]) / self.kept.points
         end = torch.sin(math.pi * (columns + 1) / (self.columns + 1))
         # Matrices that are transposed are not conjugate.
-        wave = torch.polar(end, (-turn if self.wide else turn) * columns)
+        wave = torch.polar(end, (-turn if self.wide else turn) * columns).to(vector.device)
         whole = (wave[:, None] * vector).flatten()
         if 2 * point[self.place] > self.period:
             whole = whole.conj()
@@ -158,7 +159,7 @@ class Lines:
     def _beside(self, chunks: list[Array]) -> torch.Tensor:
         """Blocks of all rows of the kernel side by side, of chunks (f groups rows, r, c)."""
         out, inner = self.taps[0][1].shape[2:]
-        blocks = torch.from_numpy(np.concatenate(chunks))
+        blocks = placed(np.concatenate(chunks))
         # What comes has r >= c.
         if (out < inner * len(self.taps)) != self.wide:
             blocks = blocks.mT
@@ -254,9 +255,9 @@ class Begun:
         for some in both:
             names = self.lines.names(some.points)
             rest = names != self.frequency
-            found, done = settled(some.gram[torch.from_numpy(rest)], float(bound))
+            found, done = settled(some.gram[placed(rest)], float(bound))
             bound = max(bound, found)
-            for gram in self.lines.grams(sorted(set(names[rest][~done.numpy()].tolist()))):
+            for gram in self.lines.grams(sorted(set(names[rest][~done.cpu().numpy()].tolist()))):
                 bound = max(bound, bound_by_gram(gram, float(bound)))
         return bound
 

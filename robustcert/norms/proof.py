@@ -13,6 +13,7 @@ from torch import Tensor
 
 from robustcert.errors import NormBoundError
 from robustcert.norms.closeness import closeness
+from robustcert.norms.device import placed
 from robustcert.norms.eigenvalues import DIRECT_SIZE, largest_eigenvalue
 from robustcert.norms.scalars import TINY, UNIT, exact, gamma, root_up, round_up, sum_of_squares_up
 
@@ -231,9 +232,9 @@ class Gram:
     def of(real: Array, imag: Array | None = None) -> "Gram":
         """Gram matrices of a batch (b, m, n)."""
         reads = (real != 0).any(0) if imag is None else ((real != 0) | (imag != 0)).any(0)
-        other = None if imag is None else torch.from_numpy(imag)
+        other = None if imag is None else placed(imag)
         band = bandwidth(reads)
-        product = hermitian_product(torch.from_numpy(real), other, reads, band)
+        product = hermitian_product(placed(real), other, reads, band)
         trace = float(product[0].diagonal(dim1=-2, dim2=-1).sum(-1).max())
         energy = sum_of_squares_up(trace, (1 if imag is None else 2) * real[0].size)
         return Gram(*product, real.shape[-2], band, energy)

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from robustcert.norms.device import placed
 from robustcert.norms.proof import Array, Gram, bound_by_gram, energy_up
 from robustcert.norms.symbols import (
     Axis,
@@ -69,7 +70,7 @@ class TapProducts:
         ((shifts, values),) = taps
         if values.shape[2] < values.shape[3]:
             values = values.swapaxes(-1, -2)
-        kernels = torch.from_numpy(np.ascontiguousarray(values))
+        kernels = placed(np.ascontiguousarray(values))
         pairs: dict[tuple[int, int], tuple[list[int], list[int]]] = {}
         for a, first in enumerate(shifts.tolist()):
             for b, second in enumerate(shifts.tolist()):
@@ -80,7 +81,7 @@ class TapProducts:
                     both[1].append(b)
         even, odd = [], []
         for distance, both in pairs.items():
-            left, right = (kernels[k].transpose(0, 1).flatten(1, 2) for k in both)
+            left, right = (torch.cat([kernels[tap] for tap in some], 1) for some in both)
             product = left.mT @ right
             even.append(product + product.mT if any(distance) else product)
             odd.append(product - product.mT if any(distance) else torch.zeros_like(product))
@@ -97,7 +98,7 @@ class TapProducts:
     def gram(self, turns: NDArray[np.int64], period: int) -> Gram:
         """Gram matrices of all groups at frequencies ``turns`` (F, 2) of a period."""
         real, imag = (
-            (torch.from_numpy(part) @ matrices).view(-1, *self.shape[1:])
+            (placed(part) @ matrices).view(-1, *self.shape[1:])
             for part, matrices in zip(
                 roots_of_unity(turns @ self.shifts.T, period), (self.even, self.odd), strict=True
             )

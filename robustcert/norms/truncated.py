@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from robustcert.errors import NormBoundError
+from robustcert.norms.device import placed
 from robustcert.norms.proof import Array, Gram, bound_by_gram, energy_up, squared_norm_bound
 from robustcert.norms.scalars import TINY, exact, gamma, root_up, round_up
 from robustcert.norms.symbols import Axis, blocks, roots_of_unity, symbol_error, symbols
@@ -219,7 +220,7 @@ def _waves(
     cosine, sine = roots_of_unity(sign * turns, height * width)
     own = _own(points, axes)[:, None]
     size = np.sqrt(np.where(own, 1.0, 2.0) / (height * width))
-    return [torch.from_numpy(wave) for wave in (cosine * size, np.where(own, 0.0, sine) * size)]
+    return [placed(wave) for wave in (cosine * size, np.where(own, 0.0, sine) * size)]
 
 
 def _cut_off(
@@ -244,10 +245,12 @@ def _cut_off(
         copies = len(cosine) - len(place)
         place += [torch.full((len(roots),), number, dtype=torch.int64, device="cpu")] * copies
         energy += copies * energy_up(roots[None].numpy()) if len(roots) else 0
-    parts, at = [torch.cat(cosine, 1), torch.cat(sine, 1)], torch.cat(place)
+    # The waves' device has the large products; what they are made of is on the CPU.
+    parts = [torch.cat(part, 1).to(waves[0].device) for part in (cosine, sine)]
+    at = torch.cat(place).to(waves[0].device)
     if max(len(parts[0]), waves[0].shape[1]) > MAX_TERMS:
         raise NormBoundError(f"A map or a symbol has more than {MAX_TERMS} terms")
-    gram = torch.zeros(len(at), len(at), dtype=torch.float64, device="cpu")
+    gram = parts[0].new_zeros(len(at), len(at))
     for left, right in product((0, 1), repeat=2):
         over_map = waves[left] @ waves[right].mT
         gram += (parts[left].mT @ parts[right]) * over_map[at[:, None], at]

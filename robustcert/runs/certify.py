@@ -21,7 +21,7 @@ from robustcert.certificate.claim import FORMAT, in_hexadecimal, is_certificate
 from robustcert.certificate.places import certificate_beside
 from robustcert.certificate.samples import has_radii
 from robustcert.certificate.space import metric_tensors, space_record
-from robustcert.certifiers import Claim, UnsoundArithmeticError, strict_arithmetic
+from robustcert.certifiers import Claim, UnsoundArithmeticError, bounds_on, strict_arithmetic
 from robustcert.certifiers.arithmetic import check_device
 from robustcert.certifiers.conformal import PredictionSets
 from robustcert.certifiers.monotone import direction_costs, monotone_directions
@@ -125,7 +125,7 @@ def certify(
             of :func:`default_output`, which is the default; there, a certificate of other settings
             is kept.
         batch_size: Samples certified at once.
-        device: Where to certify and to attack; bounds of operations are proved on the CPU.
+        device: Where to certify, to attack and to prove bounds of operations.
         allow_targets: Packages whose classes may be named, beside ours and torch.nn.
         attack: Options of :class:`Attack`.
         coverage: Of conformal prediction sets; that of training by default.
@@ -203,7 +203,7 @@ def _certify_by(
     """Certify by one certifier and write the folder; returns what is said of it, and metrics."""
     started = time.perf_counter()
     steps = _STEPS[subject.dataset.targets.task]
-    with _named(options.device):
+    with _named(options.device), bounds_on(options.device):
         with strict_arithmetic() as arithmetic:
             prepared = _prepare(subject, options, arithmetic, steps)
         # An error keeps all radii; a setting that was changed is one before the folder is complete.

@@ -8,7 +8,13 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric
 
-from robustcert.certifiers import Certifier, IntervalCertifier, quick_bounds, strict_arithmetic
+from robustcert.certifiers import (
+    Certifier,
+    IntervalCertifier,
+    bounds_on,
+    quick_bounds,
+    strict_arithmetic,
+)
 from robustcert.models.head import Head
 from robustcert.models.scores import output_scores
 from robustcert.network.network import PlainNetwork
@@ -139,7 +145,8 @@ class CertifiedRegressor(CertifiedModule):
             return
         begun = time.perf_counter()
         network = self.folded()
-        self._lipschitz = self.validation.lipschitz(network)
+        with bounds_on(self.device):
+            self._lipschitz = self.validation.lipschitz(network)
         self._network = network.to(self.device)
         self.bound_seconds = time.perf_counter() - begun
 

@@ -49,6 +49,7 @@ from robustcert.certifiers import (
     LocalLipschitzCertifier,
     QuadricCertifier,
     SmoothingCertifier,
+    bounds_on,
     quick_bounds,
     strict_arithmetic,
 )
@@ -176,7 +177,7 @@ class ValidationCertifier:
 
         Args:
             network: The folded network, on the CPU.
-            device: Where the samples are.
+            device: Where the samples are, and where bounds are computed if it has the arithmetic.
             rank: This process, from 0; it has the samples rank, rank + world_size, ...
             world_size: Number of processes.
 
@@ -191,7 +192,7 @@ class ValidationCertifier:
             constants = LipschitzCertifier()
         self.pairwise = None
         if constants is not None:
-            with strict_arithmetic(), quick_bounds():
+            with strict_arithmetic(), quick_bounds(), bounds_on(device):
                 if type(constants) is LipschitzCertifier and distributed.is_initialized():
                     share_bounds(network, rank, world_size, partial(_gather, world_size))
                 self.pairwise = constants.pairwise_bound(network).to(device)
