@@ -2,12 +2,12 @@
 
     ROBUSTCERT_DATA=data python -m benchmarks.accelerator
 
-Certifies networks on the device and on the CPU, and checks a folder that was certified on the
-device; trains `experiment=cifar10_small` for as many epochs as five minutes allow and certifies it
-there; times float64 passes, certificates and attacks, and training steps of published architectures
-over their unconstrained twins and beside the operations of published code. Writes the page
-docs/accelerator.md, anew after each row, and names what did not fit into the time. Exit status 1 if
-a certificate differs or is refused, or a part fails.
+Certifies networks on the device and on the CPU, checks a folder that was certified on the device,
+and proves bounds on both; trains `experiment=cifar10_small` for as many epochs as five minutes
+allow and certifies it there; times float64 passes, certificates and attacks, and training steps of
+published architectures over their unconstrained twins and beside the operations of published code.
+Writes the page docs/accelerator.md, anew after each row, and names what did not fit into the time.
+Exit status 1 if a certificate or a bound differs or is refused, or a part fails.
 """
 
 import argparse
@@ -27,6 +27,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from benchmarks.speed.accelerator_bounds import bound_rows
 from benchmarks.speed.accelerator_steps import MANIFOLD, STEPS, Sizes, step_rows, throughput_rows
 from benchmarks.speed.architecture_time import MAXMIN, chord
 from benchmarks.studies.claims import compose
@@ -193,12 +194,20 @@ def parts_of(device: torch.device, options: argparse.Namespace) -> list[Part]:
             partial(certificates, device, options.samples),
         ),
         Part(
+            "Bounds that the device proves beside those that the CPU proves",
+            [
+                "| what | CPU | device | over the CPU | relative difference |",
+                "| --- | --- | --- | --- | --- |",
+            ],
+            partial(bound_rows, device, sizes),
+        ),
+        Part(
             "A training and its certificate",
             [],
             partial(training, device, options.seconds, options.override),
         ),
         Part(
-            "Certification in float64, images a second; bounds on the CPU",
+            "Certification in float64 on the device, images a second",
             [
                 f"| network | bounds | forward | certificates | attacks, {STEPS} steps | memory |",
                 "| --- | --- | --- | --- | --- | --- |",

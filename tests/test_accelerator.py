@@ -57,8 +57,8 @@ def test_the_page_on_an_accelerator_says_what_was_measured(tmp_path: Path) -> No
     assert sum("bfloat16" in step for step in steps) == 7
     assert sum("compiled" in step for step in steps) == 3
     assert sum("published operations" in step for step in steps) == 2
-    # Bounds, and three rates in float64.
-    assert [len(row) for row in rows if row[1].endswith(" s")] == [6, 6]
+    # Bounds of six shapes and networks by both, and bounds with three rates in float64.
+    assert [len(row) for row in rows if row[1].endswith(" s")] == [5] * 6 + [6, 6]
     assert "failed" not in page.read_text()
     assert "Left out" not in page.read_text()
 

@@ -26,7 +26,7 @@ from robustcert.arithmetic.settings import (
     flushes_subnormals,
     variables,
 )
-from robustcert.norms.device import CPU, computed_on
+from robustcert.norms.device import CPU, Place, computed_on
 
 __all__ = [
     "UnsoundArithmeticError",
@@ -185,7 +185,7 @@ def check_device(device: torch.device) -> None:
 
 
 @contextmanager
-def bounds_on(device: torch.device) -> Iterator[None]:
+def bounds_on(device: torch.device) -> Iterator[Place]:
     """Within it, bounds of norms are computed in float64 on a device, with the CPU's proof.
 
     What the proof rests on is tested there before. On a device that lacks it nothing is proved: the
@@ -198,8 +198,8 @@ def bounds_on(device: torch.device) -> Iterator[None]:
         >>> 1 <= bound < 1 + 1e-9
         True
     """
-    with computed_on(device if _proves(device) else CPU):
-        yield
+    with computed_on(device if _proves(device) else CPU) as place:
+        yield place
 
 
 def _proves(device: torch.device) -> bool:

@@ -32,21 +32,27 @@ class Place:
     failed: bool = False
 
 
-_PLACE: ContextVar[Place] = ContextVar("place", default=Place(CPU))
+# Which never fails.
+_HOME = Place(CPU)
+_PLACE: ContextVar[Place] = ContextVar("place", default=_HOME)
 
 
 @contextmanager
-def computed_on(device: torch.device) -> Iterator[None]:
+def computed_on(device: torch.device) -> Iterator[Place]:
     """Within it, what grows with the cube of a matrix is computed on a device.
 
     Scalars, scaled weights and waves stay on the CPU. The device's float64 has to be that of Note
     [arithmetic] in ``norms/proof.py``, as :func:`robustcert.certifiers.bounds_on` tests. Bounds
     differ by what the order of sums makes of estimates, and are remembered for their operations
     like others.
+
+    Yields:
+        The device, and whether it failed.
     """
-    token = _PLACE.set(Place(device))
+    place = Place(device)
+    token = _PLACE.set(place)
     try:
-        yield
+        yield place
     finally:
         _PLACE.reset(token)
 

@@ -19,12 +19,14 @@ from robustcert.norms.scalars import TINY, UNIT, exact, gamma, root_up, round_up
 
 # Note [arithmetic] (what is assumed of float64)
 # ~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~
-# Let u = 2^-53 and gamma_k = k u / (1 - k u). The proofs assume of float64 on the CPU that every
-# entry of a matrix product, and every sum of squares, is a sum of k products evaluated in some
-# order, each operation rounded to nearest, fused or not. Its error is then at most gamma_k times
-# the sum of the products' magnitudes (Higham, Accuracy and Stability of Numerical Algorithms,
-# ch. 3 and 4). Every classical BLAS qualifies; Strassen, TF32, emulated float64 and products of
-# complex numbers by three real ones do not, so complex products are spelled out in real ones.
+# Let u = 2^-53 and gamma_k = k u / (1 - k u). The proofs assume of float64, on the CPU and on the
+# device that norms/device.py names, that every entry of a matrix product, and every sum of squares,
+# is a sum of k products evaluated in some order, each operation rounded to nearest, fused or not.
+# Its error is then at most gamma_k times the sum of the products' magnitudes (Higham, Accuracy and
+# Stability of Numerical Algorithms, ch. 3 and 4). Every classical BLAS qualifies; Strassen, TF32,
+# emulated float64 and products of complex numbers by three real ones do not, so complex products
+# are spelled out in real ones. Roots are rounded to nearest. Cosines, sines and what is rounded up
+# or exact are the CPU's wherever the products are; factors and estimates may be anybody's.
 #
 # Underflow: weights are scaled by a power of two until the largest lies in [1/2, 1). Those below
 # 2^-300 become zero, and the change is added to the bound; float32 weights span 2^277 and never

@@ -17,9 +17,9 @@ log = logging.getLogger(__name__)
 MAX_SHARE, MIN_SECONDS = 0.5, 5.0
 # Multiplications per entry of a product of matrices: its Gram matrix, a factor, and what is left.
 PER_PRODUCT = 6
-# Nominal numbers of operations in a second: of proofs, which run in float64 on the CPU, and of
-# training steps there and on an accelerator; and the least that a step takes. Measured times would
-# differ from run to run, and with them the epochs that are validated.
+# Nominal numbers of operations in a second: of proofs on the CPU, as none was timed elsewhere, and
+# of training steps there and on an accelerator; and the least that a step takes. Measured times
+# would differ from run to run, and with them the epochs that are validated.
 PROOF_RATE, CPU_RATE, ACCELERATOR_RATE = 2.5e10, 5e10, 5e13
 LEAST_STEP = 0.005
 

@@ -25,7 +25,7 @@ class OnDevice(Tensor):
     held: Tensor
 
     @staticmethod
-    def __new__(cls, held: Tensor) -> "OnDevice":
+    def __new__(cls: type["OnDevice"], held: Tensor) -> "OnDevice":
         held = held.resolve_conj().resolve_neg()
         made: OnDevice = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
             cls, held.shape, strides=held.stride(), dtype=held.dtype, device=STAND_IN
