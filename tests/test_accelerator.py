@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from helpers.miniatures import write_cifar10
 
 from benchmarks import accelerator
 from benchmarks.accelerator import Page, Part, WrongError, fill, main
-from benchmarks.speed import accelerator_steps
+from benchmarks.speed import accelerator_bounds, accelerator_steps
 from benchmarks.speed.accelerator_steps import Sizes
 from benchmarks.speed.architecture_time import Step
 from benchmarks.speed.published_arithmetic import (
@@ -19,8 +20,10 @@ from benchmarks.speed.published_arithmetic import (
     ReflectorTrunk,
     orthonormal_rows,
 )
+from robustcert.certifiers import UnsoundArithmeticError
 from robustcert.check.report import Report
 from robustcert.layers.cholesky import CholeskyOrthogonal
+from robustcert.norms.device import Place
 from robustcert.norms.estimates import conv_norm_lower
 
 CPU = torch.device("cpu")
@@ -164,6 +167,26 @@ def test_a_certificate_that_differs_on_the_device_is_noticed(
     monkeypatch.setattr(accelerator.LipschitzCertifier, "certify", drifting)
     with pytest.raises(WrongError, match="dense"):
         noticed(monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("bounds", "failed", "said"),
+    [((1.0, 1.0001), False, ""), ((1.0, 1.001), False, "one"), ((1.0, 1.0), True, "one, LiResNet")],
+)
+def test_bounds_of_a_device_that_are_others_or_the_cpus_are_noticed(
+    bounds: tuple[float, float], failed: bool, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextmanager
+    def place(device: torch.device) -> Iterator[Place]:
+        yield Place(device, failed)
+
+    monkeypatch.setattr(accelerator_bounds, "bounds_on", place)
+    found = iter(bounds)
+    monkeypatch.setattr(accelerator_bounds, "shapes", lambda _: {"one": lambda: next(found)})
+    monkeypatch.setattr(accelerator_bounds, "whole", lambda _: lambda: 1.0)
+    rows = accelerator_bounds.bound_rows(CPU, Sizes(16, 1, 2, 1, "eager"))
+    with pytest.raises(UnsoundArithmeticError, match=said) if said else nullcontext():
+        assert [row.startswith("| one") for row in rows] == [True, False]
 
 
 @pytest.mark.parametrize("left", ["untried", "uncovered", "mismatches"])

@@ -1,6 +1,8 @@
 """Devices that bounds are computed on: what they have to show, and who names them."""
 
 import logging
+from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from robustcert import layers
 from robustcert.activations import ReLU
 from robustcert.arithmetic import products
+from robustcert.certificate.samples import read_radii
 from robustcert.certifiers import UnsoundArithmeticError, arithmetic, bounds_on
 from robustcert.certifiers.arithmetic import check_bounds_arithmetic
 from robustcert.models import MLP, LayerFamily
@@ -19,7 +22,8 @@ from robustcert.network.bounds import operation_bound
 from robustcert.network.fold import fold_network
 from robustcert.network.network import PlainNetwork
 from robustcert.network.shared_bounds import leaves, share_bounds
-from robustcert.norms import dense_norm_bound
+from robustcert.norms import computed_on, dense_norm_bound
+from robustcert.runs import certify
 from robustcert.training.validation import ValidationCertifier
 
 CPU = torch.device("cpu")
@@ -109,3 +113,24 @@ def test_a_share_of_bounds_is_proved_on_the_device(monkeypatch: pytest.MonkeyPat
     fresh = folded(1).owned()
     expected = [operation_bound(*part) for part in leaves(fresh.backbone, fresh.input_shape)]
     assert known == pytest.approx(expected, rel=1e-13, abs=0)
+
+
+def test_certification_computes_bounds_on_its_device(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: dict[str, Any] = {"samples": 4, "attack": {"samples": 0}, "device": "cpu"}
+    certify.certify(str(tiny_run), output=str(tmp_path / "cpu"), **options)
+    asked = []
+
+    def elsewhere(device: torch.device) -> AbstractContextManager[object]:
+        asked.append(device)
+        return computed_on(STAND_IN)
+
+    monkeypatch.setattr(certify, "bounds_on", elsewhere)
+    with StandIn() as device:
+        certify.certify(str(tiny_run), output=str(tmp_path / "there"), **options)
+    assert asked == [CPU]
+    assert "linalg_cholesky_ex" in device.operations
+    home, there = (read_radii(tmp_path / name / "radii.csv") for name in ("cpu", "there"))
+    assert torch.equal(there.prediction, home.prediction)
+    torch.testing.assert_close(there.radius, home.radius, rtol=1e-12, atol=0)
