@@ -212,7 +212,8 @@ def _proves(device: torch.device) -> bool:
             check_bounds_arithmetic(device)
     # As check_device says, errors of every kind.
     except (RuntimeError, TypeError, AssertionError) as error:
-        _warn_once(f"bounds are proved on the CPU: {str(error).splitlines()[0]}")
+        reason = str(error).partition("\n")[0]
+        _warn_once(f"{device} proves no bounds, and the CPU does: {reason}")
         return False
     return True
 

@@ -77,7 +77,7 @@ def test_the_cpu_computes_for_a_device_without_the_arithmetic(
             with bounds_on(torch.device("meta")):
                 assert dense_norm_bound(weight) == dense_norm_bound(weight.clone())
     (line,) = caplog.messages
-    assert line.startswith("bounds are proved on the CPU: ")
+    assert line.startswith("meta proves no bounds, and the CPU does: ")
 
 
 def folded(seed: int) -> PlainNetwork:
