@@ -11,6 +11,7 @@ import pytest
 import torch
 from helpers.stand_in import STAND_IN, MixedError, OnDevice, StandIn
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from robustcert.errors import NormBoundError
 from robustcert.norms import (
@@ -18,6 +19,7 @@ from robustcert.norms import (
     computed_on,
     conv_norm_bound,
     dense_norm_bound,
+    norm_lower,
     quick_bounds,
     truncated,
 )
@@ -151,6 +153,32 @@ def test_the_cpu_proves_what_a_device_has_no_memory_for(
         assert "linalg_cholesky_ex" in device.operations
     (line,) = caplog.messages
     assert line == "meta failed in a bound; the CPU proves what it cannot: out of memory"
+
+
+class _Untrue(StandIn):
+    """A device whose factors and eigenvalues are wrong, but not its products."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = super().__torch_dispatch__(func, types, args, kwargs)
+        if any(name in str(func) for name in ("cholesky", "triangular", "eigh")):
+            return tree_map_only(OnDevice, lambda t: OnDevice(_untrue(t.held)), found)
+        return found
+
+
+def _untrue(found: Tensor) -> Tensor:
+    """Numbers, but not whether there is a factor."""
+    return found if found.dtype == torch.int32 else found * 0.99
+
+
+@pytest.mark.parametrize("columns", [1, 40, 300])
+def test_no_proof_rests_on_factors_and_estimates_of_the_device(columns: int) -> None:
+    weight = random(310, columns)
+    with _Untrue(), computed_on(STAND_IN):
+        found = dense_norm_bound(weight)
+    expected = dense_norm_bound(weight)
+    assert norm_lower(weight) <= found
+    # What they lack is paid for.
+    assert found > expected * 1.001
 
 
 def test_what_has_no_bound_is_not_tried_again(caplog: pytest.LogCaptureFixture) -> None:
