@@ -12,6 +12,7 @@ from robustcert.network.bounds import is_bounded, operation_bound
 from robustcert.network.network import PlainNetwork
 from robustcert.network.operation import Operation, Shape
 from robustcert.network.shared_bounds import cost, leaves
+from robustcert.norms.device import named_device
 
 # Maximum number of threads: each of them holds Gram matrices and factors of its own.
 MOST_THREADS = 8
@@ -31,7 +32,9 @@ def bound_together(network: PlainNetwork) -> None:
             nothing is done.
     """
     before = torch.get_num_threads()
-    if before == 1 or network.space.metric is not None:
+    # An accelerator has threads enough of its own.
+    elsewhere = named_device().type != "cpu"
+    if before == 1 or elsewhere or network.space.metric is not None:
         return
     found = {(part, shape) for part, shape in leaves(network.operations, network.input_shape)}
     parts = [p for p in found if cost(p) >= LEAST_COST and not is_bounded(*p)]

@@ -57,9 +57,14 @@ def computed_on(device: torch.device) -> Iterator[Place]:
         _PLACE.reset(token)
 
 
+def named_device() -> torch.device:
+    """The device that computes here."""
+    return _PLACE.get().device
+
+
 def placed(array: NDArray[Any]) -> Tensor:
     """An array on the device that computes; on the CPU it is the array's own memory."""
-    return torch.from_numpy(array).to(_PLACE.get().device)
+    return torch.from_numpy(array).to(named_device())
 
 
 def or_on_the_cpu(bound: Callable[P, T]) -> Callable[P, T]:
