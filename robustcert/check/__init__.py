@@ -6,6 +6,7 @@ runs with ``robustcert-check DIR``. What it does in turn, one module each:
 * ``isolation`` starts Python so that it imports nothing from the current folder, ``supervisor``
   bounds the time of the check and outlives it, ``command`` prints the verdict;
 * ``reader`` and ``folder`` read the folder as untrusted data, ``network`` its operations;
+* ``memory`` is what it takes, by the shapes, and ``available`` what there is;
 * ``effort`` is the time that it may take, by the formulas of ``cost``; ``expected`` tells it
   beforehand, and ``processes`` share the norms of large convolutions and exact samples;
 * ``norms`` proves the claimed norm of every operation, with the products of ``exact_products``;
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
     from robustcert.check.activations.kind import slopes_of
     from robustcert.check.activations.table import KINDS
     from robustcert.check.arithmetic import FLOAT64
-    from robustcert.check.expected import expected_time
+    from robustcert.check.available import Free, free_memory
+    from robustcert.check.expected import Expected, expected_time
     from robustcert.check.forward.batches import FLOAT_BYTES, batches, float_bytes
     from robustcert.check.forward.floating import evaluate
     from robustcert.check.intervals import (
@@ -81,6 +83,8 @@ __all__ = [
     "STATEMENTS",
     "UNITS",
     "VALUES",
+    "Expected",
+    "Free",
     "IntervalRow",
     "Means",
     "Operation",
@@ -94,6 +98,7 @@ __all__ = [
     "evaluate",
     "expected_time",
     "float_bytes",
+    "free_memory",
     "means",
     "parse_intervals",
     "parse_json",
@@ -116,7 +121,8 @@ _NAMES = {
     "activations.kind": ("slopes_of",),
     "activations.table": ("KINDS",),
     "arithmetic": ("FLOAT64",),
-    "expected": ("expected_time",),
+    "available": ("Free", "free_memory"),
+    "expected": ("Expected", "expected_time"),
     "forward.batches": ("FLOAT_BYTES", "batches", "float_bytes"),
     "forward.floating": ("evaluate",),
     "intervals": ("INTERVAL_FILES", "IntervalRow", "Means", "means", "parse_intervals"),

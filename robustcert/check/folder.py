@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from robustcert.check.arithmetic import Arithmetic
+from robustcert.check.memory import bytes_at_least
 from robustcert.check.network.digest import digest
 from robustcert.check.network.operation import Operation
 from robustcert.check.network.reading import read_network
@@ -20,6 +21,7 @@ from robustcert.check.reader import (
     parse_json,
     parse_safetensors,
     read_bytes,
+    require_memory,
     sha256,
     show,
 )
@@ -83,6 +85,7 @@ def read_operations(
     tensors = parse_safetensors(content[NETWORK], NETWORK)
     least = MIN_OUTPUTS[task_of(claim["claim"])]
     operations = read_network(claim["network"], tensors, least)
+    require_memory(bytes_at_least(operations), "the network's products")
     found = digest(operations[0].input_shape, operations)
     report.expect(claim["network"]["digest"] == found, f"network digest: it is {found}")
     if covers(operations) != (claim["claim"].get("proof") == "quadric"):

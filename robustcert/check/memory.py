@@ -1,9 +1,9 @@
-"""Upper bound on the memory of a check, known from the shapes of a network before it starts.
+"""Bounds on the memory of a check, known from the shapes of a network before it starts.
 
-It has three parts: ``FACTOR`` times the bytes of the folder, for the files and the tables made of
-them; ``FIXED`` bytes for the interpreter and its libraries, with one thread of linear algebra; and
-the workspace of the largest single step, whose arrays are freed before the next step begins. Where
-processes share a step, each of them has a workspace, and an interpreter.
+The upper one has three parts: ``FACTOR`` times the bytes of the folder, for the files and the
+tables made of them; ``FIXED`` bytes for the interpreter and its libraries, with one thread of
+linear algebra; and the workspace of the largest single step, whose arrays are freed before the next
+step begins. Where processes share a step, each of them has a workspace, and an interpreter.
 """
 
 import math
@@ -32,6 +32,8 @@ FIXED = 500 * 10**6
 SHARED = 250 * 10**6
 # Unit of the figures that are printed, in bytes.
 MEGABYTE = 10**6
+# Kinds whose weights are a factor of a product as they are.
+_PRODUCTS = ("dense", "convolution")
 # Bytes for each pair of classes: the claimed constant, its exact lower bound, their comparison.
 PAIR_BYTES = 512
 
@@ -83,6 +85,16 @@ def need(
     """
     workspace, step = max(_steps(operations, proof, metric, processes))
     return Need(folder, workspace, step)
+
+
+def bytes_at_least(operations: Sequence[Operation]) -> int:
+    """Bytes that a check takes in any case, once its files are read.
+
+    They are those of the weights of the largest product, in float64.
+    """
+    weights = (op.tensors["weight"] for op in walk(operations) if op.kind in _PRODUCTS)
+    # What is float64 in the file is not copied.
+    return max((8 * w.size for w in weights if w.itemsize < 8), default=0)
 
 
 def _steps(

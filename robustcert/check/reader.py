@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from robustcert.check.available import free_memory
+
 Array = NDArray[Any]
 
 # Files of every certificate folder.
@@ -25,10 +27,10 @@ FILES = ("certificate.json", "network.safetensors", "samples.safetensors", "radi
 MULTIPLIERS = "multipliers.safetensors"
 # File of the metric, in folders whose radii are not in the l2 distance of inputs.
 METRIC = "metric.safetensors"
-# Maximum number of bytes of each file.
+# Maximum number of bytes of each file. The memory that is free may be less, and then decides.
 MAX_FILE = {
     "certificate.json": 2**26,
-    "network.safetensors": 2**32,
+    "network.safetensors": 2**36,
     "samples.safetensors": 2**33,
     "radii.csv": 2**29,
     MULTIPLIERS: 2**28,
@@ -77,7 +79,11 @@ def fail(where: str, expected: str, got: object) -> UnreadableError:
 
 
 def read_bytes(folder: Path, name: str) -> bytes:
-    """Content of a regular file of the folder, which must be no link and of bounded size."""
+    """Content of a regular file of the folder, which must be no link and of bounded size.
+
+    It is read, not mapped into memory: what is proved has to be of the bytes that were hashed, and
+    whoever wrote the file may write to it again.
+    """
     path = folder / name
     # Opened without following a link and without waiting for a pipe.
     flags = (getattr(os, flag, 0) for flag in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"))
@@ -92,6 +98,7 @@ def read_bytes(folder: Path, name: str) -> bytes:
                 raise UnreadableError(f"{name}: not a regular file")
             if status.st_size > limit:
                 raise UnreadableError(f"{name}: {status.st_size} bytes, more than {limit}")
+            require_memory(status.st_size, f"reading {name}")
             # One byte more than there should be, so that a file that grows is noticed.
             content = file.read(status.st_size + 1)
     except OSError as error:
@@ -102,6 +109,17 @@ def read_bytes(folder: Path, name: str) -> bytes:
             "it is read; check a copy that nobody writes to"
         )
     return content
+
+
+def require_memory(need: int, what: str) -> None:
+    """Refuse what certainly takes more memory than is free, before the system ends the process.
+
+    Raises:
+        UnreadableError: it takes more.
+    """
+    lacking = free_memory().lacks(need)
+    if lacking is not None:
+        raise UnreadableError(f"{what}: {lacking}: check the folder where there is more")
 
 
 def sha256(content: bytes) -> str:
