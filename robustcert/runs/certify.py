@@ -21,8 +21,7 @@ from robustcert.certificate.claim import FORMAT, in_hexadecimal, is_certificate
 from robustcert.certificate.places import certificate_beside
 from robustcert.certificate.samples import has_radii
 from robustcert.certificate.space import metric_tensors, space_record
-from robustcert.certifiers import Claim, UnsoundArithmeticError, bounds_on, strict_arithmetic
-from robustcert.certifiers.arithmetic import check_device
+from robustcert.certifiers import Claim, bounds_on, strict_arithmetic
 from robustcert.certifiers.conformal import PredictionSets
 from robustcert.certifiers.monotone import direction_costs, monotone_directions
 from robustcert.config.build import Config, build_certifier, named_certifiers
@@ -33,6 +32,7 @@ from robustcert.network.agreement import compared_rows, require_agreement
 from robustcert.network.network import PlainNetwork
 from robustcert.runs import classification, regression
 from robustcert.runs.attack import Attack, RadiusAttack, build_attack, in_words
+from robustcert.runs.certifying_device import chosen_device, failures_named
 from robustcert.runs.conformal import check_coverage, with_sets
 from robustcert.runs.console import Row, print_side_by_side
 from robustcert.runs.earlier import keep_earlier
@@ -100,7 +100,7 @@ def certify(
     norm: Mapping[str, Any] | None = None,
     output: str | None = None,
     batch_size: int = 1024,
-    device: str = "cpu",
+    device: str | None = None,
     allow_targets: list[str] | None = None,
     attack: Mapping[str, Any] | None = None,
     coverage: float | None = None,
@@ -125,7 +125,8 @@ def certify(
             of :func:`default_output`, which is the default; there, a certificate of other settings
             is kept.
         batch_size: Samples certified at once.
-        device: Where to certify, to attack and to prove bounds of operations.
+        device: Where to certify, to attack and to prove bounds of operations. By default an
+            accelerator that is there, if its float64 is exact, and else the CPU.
         allow_targets: Packages whose classes may be named, beside ours and torch.nn.
         attack: Options of :class:`Attack`.
         coverage: Of conformal prediction sets; that of training by default.
@@ -138,7 +139,7 @@ def certify(
         certifier ``<split>/<name>/vra_<radius>``.
     """
     attacking = build_attack(attack or {})
-    place = checked_device(device)
+    place = chosen_device(device)
     options = _Options(split, samples, radii, batch_size, place, attacking, coverage)
     certifier = _chosen(certifier)
     # What was typed is refused before anything is read.
@@ -203,7 +204,7 @@ def _certify_by(
     """Certify by one certifier and write the folder; returns what is said of it, and metrics."""
     started = time.perf_counter()
     steps = _STEPS[subject.dataset.targets.task]
-    with _named(options.device), bounds_on(options.device):
+    with failures_named(options.device), bounds_on(options.device):
         with strict_arithmetic() as arithmetic:
             prepared = _prepare(subject, options, arithmetic, steps)
         # An error keeps all radii; a setting that was changed is one before the folder is complete.
@@ -221,26 +222,6 @@ def _certify_by(
             with strict_arithmetic(), stage("writing and drawing"):
                 found = steps.write(subject, options, prepared, result, attacked, seconds, partial)
     return steps.tell(found, prepared.claim, folder)
-
-
-# Failures of a device other than the CPU.
-_DEVICE_ERRORS = (
-    torch.OutOfMemoryError,
-    getattr(torch, "AcceleratorError", torch.OutOfMemoryError),
-)
-
-
-@contextmanager
-def _named(device: torch.device) -> Iterator[None]:
-    """What a device fails with, in one line that names it."""
-    try:
-        yield
-    except _DEVICE_ERRORS as error:
-        raise ConfigError(
-            f"device: {device} failed: {str(error).splitlines()[0]}. Batches that were certified "
-            "are kept, and the same command goes on after them; with less memory, set a smaller "
-            "batch_size; or set device=cpu"
-        ) from error
 
 
 def _prepare(
@@ -288,27 +269,6 @@ def default_output(checkpoint: Path, split: str, samples: int | None) -> Path:
     parts += [split] if split != "test" else []
     parts += [str(samples)] if samples is not None else []
     return Path("-".join(parts))
-
-
-def checked_device(name: str, key: str = "device") -> torch.device:
-    """The device of a name, whose float64 is that of IEEE 754.
-
-    Args:
-        name: As torch has it.
-        key: Setting that errors name.
-
-    Raises:
-        ConfigError: there is no such device here, or it has no such arithmetic.
-    """
-    try:
-        device = torch.device(name)
-        check_device(device)
-    except UnsoundArithmeticError as error:
-        raise ConfigError(f"{key}: {error}") from error
-    except (RuntimeError, AssertionError, TypeError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"{key}: no float64 arithmetic on {name!r} here: {reason}") from error
-    return device
 
 
 def _key(

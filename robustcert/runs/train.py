@@ -33,7 +33,8 @@ from robustcert.network.agreement import require_agreement
 from robustcert.network.fold import fold_network
 from robustcert.network.stated import own_modules
 from robustcert.runs.attack import build_attack
-from robustcert.runs.certify import certify, checked_device
+from robustcert.runs.certify import certify
+from robustcert.runs.certifying_device import checked_device, chosen_device
 from robustcert.runs.conformal import check_coverage
 from robustcert.runs.fresh import removed_unless
 from robustcert.runs.loggers import begin, build_loggers, end, log_result
@@ -181,8 +182,9 @@ def _check_settings(config: Config) -> None:
     for node in named_certifiers(config["certifier"]).values():
         build_certifier(node, config["allow_targets"])
     build_attack(config["attack"])
-    check_value(config.get("certify_device", "cpu"), str, "certify_device")
-    checked_device(config.get("certify_device", "cpu"), "certify_device")
+    check_value(config.get("certify_device"), str | None, "certify_device")
+    if config.get("certify_device") is not None:
+        checked_device(config["certify_device"], "certify_device")
     trainer = config["trainer"]
     for key in ("max_epochs", "max_steps"):
         if isinstance(trainer.get(key), int) and trainer[key] < 1:
@@ -353,7 +355,7 @@ def _finish(
     write_row(run_dir, results)
     if config["certify"]:
         with said_if_failed(run_dir, results):
-            certified = _certify(config, best.path)
+            certified = _certify(config, best.path, trainer.strategy.root_device)
         folder = run_dir / "certificate"
         claim = json.loads((folder / "certificate.json").read_text())
         results["seconds"] |= {"certify": claim["seconds"], "attack": claim["attack"]["took"]}
@@ -368,14 +370,15 @@ def _score(trainer: Trainer) -> float:
     return float("nan") if score is None else float(score)
 
 
-def _certify(config: Config, best: Path) -> dict[str, float]:
+def _certify(config: Config, best: Path, trained_on: torch.device) -> dict[str, float]:
+    place = chosen_device(config.get("certify_device"), trained_on, "certify_device")
     try:
         return certify(
             str(best),
             output=str(best.parents[1] / "certificate"),
             certifier=config["certifier"],
             attack=config["attack"],
-            device=config.get("certify_device", "cpu"),
+            device=str(place),
             allow_targets=config["allow_targets"],
         )
     except KeyboardInterrupt as error:

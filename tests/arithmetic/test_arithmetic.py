@@ -27,7 +27,7 @@ from robustcert.errors import ConfigError
 from robustcert.network.activation import Activation
 from robustcert.network.linear import Convolution, Dense, Flatten
 from robustcert.network.network import PlainNetwork, pairwise_bound
-from robustcert.runs.certify import checked_device
+from robustcert.runs.certifying_device import checked_device
 
 CPU = torch.device("cpu")
 F32, F64 = torch.float32, torch.float64
