@@ -77,15 +77,14 @@ def describe_bounds(network: PlainNetwork) -> list[dict[str, Any]]:
 def describe_operations(
     operations: Sequence[Operation], prefix: str, tensors: dict[str, Tensor]
 ) -> list[dict[str, Any]]:
-    """Operations as plain dictionaries; their constants go into ``tensors``."""
+    """Operations as plain dictionaries; their constants go into ``tensors``, uncopied."""
     described = []
     for i, operation in enumerate(operations):
         path = f"{prefix}{i}"
         names = {}
         for key, tensor in operation.tensors().items():
             names[key] = f"{path}.{key}"
-            # Copied: an operation may occur twice, and files hold no shared memory.
-            tensors[names[key]] = tensor.cpu().clone(memory_format=torch.contiguous_format)
+            tensors[names[key]] = tensor
         entry: dict[str, Any] = {
             "kind": operation.kind,
             "name": operation.name,
@@ -152,7 +151,12 @@ def write_claim(
     """
     tensors: dict[str, Tensor] = {}
     operations = describe_operations(network.operations, "", tensors)
-    save_file(tensors, folder / NETWORK)
+    # Copied: an operation may occur twice, and files hold no shared memory.
+    copies = {
+        name: tensor.cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in tensors.items()
+    }
+    save_file(copies, folder / NETWORK)
     names = [NETWORK, *split.files]
     if claim.multipliers is not None:
         save_file(dict(claim.multipliers), folder / MULTIPLIERS)

@@ -59,8 +59,13 @@ class Expected:
         """The least that a check takes after which the folder is verified."""
         return self.norms + self.rows
 
+    @property
+    def short(self) -> bool:
+        """Whether nobody needs to know it in advance."""
+        return self.total + MAX_EXACT * self.exact < MIN_TOLD and not self.outside
+
     def __str__(self) -> str:
-        if self.total + MAX_EXACT * self.exact < MIN_TOLD and not self.outside:
+        if self.short:
             return "a few seconds"
         least, most = (min(number, self.samples) for number in (MIN_EXACT, MAX_EXACT))
         left = max(0.0, WORKING_SHARE * SECONDS - self.norms - self.samples * self.sample)

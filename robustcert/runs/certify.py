@@ -17,6 +17,7 @@ import torch
 from robustcert import __version__
 from robustcert.atomic import resumable_folder
 from robustcert.attacks import Budget
+from robustcert.certificate.checking import check_beforehand
 from robustcert.certificate.claim import FORMAT, in_hexadecimal, is_certificate
 from robustcert.certificate.places import certificate_beside
 from robustcert.certificate.samples import has_radii
@@ -35,6 +36,7 @@ from robustcert.runs.attack import Attack, RadiusAttack, build_attack, in_words
 from robustcert.runs.certifying_device import chosen_device, failures_named
 from robustcert.runs.conformal import check_coverage, with_sets
 from robustcert.runs.console import Row, print_side_by_side
+from robustcert.runs.duration import tell_beforehand
 from robustcert.runs.earlier import keep_earlier
 from robustcert.runs.own_classes import naming_classes
 from robustcert.runs.subject import Subject, by_certifier, read_model, read_run
@@ -234,6 +236,7 @@ def _prepare(
         stored = subject.parts.stored(options.split)
     count = len(stored) if options.samples is None else min(options.samples, len(stored))
     stored = stored.take(slice(count))
+    _tell_beforehand(subject, count, options.device)
     # A stream is read in order, so that a damaged file keeps what is before it.
     streamed = isinstance(stored.inputs, Stream)
     rows = compared_rows(min(count, batch_size) if streamed else count)
@@ -257,6 +260,18 @@ def _prepare(
         "arithmetic": {**arithmetic, "device": str(options.device), "dtype": str(claim.dtype)},
     }
     return _Prepared(moved, stored, claim, record, _key(record, network, claim, stored, batch_size))
+
+
+def _tell_beforehand(subject: Subject, count: int, device: torch.device) -> None:
+    """Say what certification and its check will take, where that is much."""
+    with stage("counting operations"):
+        check = check_beforehand(subject.network, count)
+    if check is not None:
+        log.info("robustcert-check, of what is certified here: %s", check)
+    tell_beforehand(
+        *(subject.network, subject.path, count, subject.trained),
+        accelerated=device.type != "cpu",
+    )
 
 
 def default_output(checkpoint: Path, split: str, samples: int | None) -> Path:

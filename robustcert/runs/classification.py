@@ -19,6 +19,7 @@ from robustcert.metrics.gradient_ratio import gradient_ratio
 from robustcert.network.network import PlainNetwork
 from robustcert.runs.attack import attack_samples, verified_of_attacked
 from robustcert.runs.console import Row, print_global, print_table, verified
+from robustcert.runs.duration import foretold
 from robustcert.runs.fallback import decided_by
 from robustcert.runs.plane import draw_plane
 from robustcert.training.stage import stage
@@ -58,7 +59,7 @@ def certify(
     batches = subject.parts.in_order(options.split, options.batch_size, files.done, count)
     with stage(f"certifying {count} samples", count) as advance:
         advance(files.done)
-        for batch, _ in batches:
+        for batch, _ in foretold(batches, count - files.done, subject.trained):
             x = as_numbers(batch.to(options.device), prepared.network.space.kind)
             found = subject.certifier.certify(prepared.network, x)
             names = ("prediction", "radius", "margin", "error", "decided")

@@ -23,6 +23,7 @@ from robustcert.data import as_numbers
 from robustcert.network.network import PlainNetwork
 from robustcert.runs.attack import attacked_rows, in_words
 from robustcert.runs.console import print_directions, print_files, print_metric, print_sets
+from robustcert.runs.duration import foretold
 from robustcert.training.stage import stage
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def certify(
     kind = prepared.network.space.kind
     parts = [
         certifier.certify(prepared.network, as_numbers(batch.to(options.device), kind))
-        for batch, _ in batches
+        for batch, _ in foretold(batches, len(stored), subject.trained)
     ]
     found = CertifiedOutputs(stored.inputs[:], stored.labels, stored.indices, joined(parts))
     found.write(folder, subject.radii(options.radii))

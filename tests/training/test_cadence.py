@@ -14,9 +14,10 @@ from robustcert.activations import GroupSort
 from robustcert.layers import AOLConv2d, CholeskyLinear
 from robustcert.network.fold import fold_network
 from robustcert.network.network import PlainNetwork
-from robustcert.training import cadence
-from robustcert.training.cadence import epochs_between, proof_seconds, training_seconds
+from robustcert.training import cadence, nominal
+from robustcert.training.cadence import epochs_between
 from robustcert.training.checkpoint import read_checkpoint
+from robustcert.training.nominal import proof_seconds, radii_seconds, training_seconds
 
 SELDOM = ("trainer.check_val_every_n_epoch=2", "trainer.max_epochs=5", "optimizer.lr=0.02")
 
@@ -51,7 +52,15 @@ def test_work_grows_with_the_network() -> None:
     assert once == pytest.approx(training_seconds(network, 500, 2 * 10**6, accelerated=False))
     assert once > training_seconds(network, 1000, 10**6, accelerated=True)
     # A step takes its time, however small the network is.
-    assert training_seconds(network, 100, 1, accelerated=True) == 100 * cadence.LEAST_STEP
+    assert training_seconds(network, 100, 1, accelerated=True) == 100 * nominal.LEAST_STEP
+
+
+def test_radii_take_a_third_of_a_step_forwards_and_backwards() -> None:
+    network, batch = mlp(256), 10**6
+    step = training_seconds(network, 1, batch, accelerated=False)
+    share = nominal.CPU_RATE / nominal.PROOF_RATE / 3
+    assert radii_seconds(network, batch, accelerated=False) == pytest.approx(share * step)
+    assert radii_seconds(network, batch, accelerated=True) < share * step
 
 
 def validated_epochs(folder: Path) -> list[int]:
@@ -100,7 +109,7 @@ def test_dear_bounds_are_proved_in_the_last_epoch_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
-    monkeypatch.setattr(cadence, "PROOF_RATE", 1.0)
+    monkeypatch.setattr(nominal, "PROOF_RATE", 1.0)
     run(tmp_path, "certify=false", "trainer.max_epochs=3")
     assert "validating every 3 epochs: bounds take about" in caplog.text
     assert validated_epochs(tmp_path) == [3]
