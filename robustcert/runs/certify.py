@@ -19,6 +19,13 @@ from robustcert.atomic import resumable_folder
 from robustcert.attacks import Budget
 from robustcert.certificate.checking import check_beforehand
 from robustcert.certificate.claim import FORMAT, in_hexadecimal, is_certificate
+from robustcert.certificate.memory import (
+    MAX_BATCH,
+    certification_need,
+    default_batch,
+    free_on,
+    require_certification,
+)
 from robustcert.certificate.places import certificate_beside
 from robustcert.certificate.samples import has_radii
 from robustcert.certificate.space import metric_tensors, space_record
@@ -101,7 +108,7 @@ def certify(
     dataset: Mapping[str, Any] | None = None,
     norm: Mapping[str, Any] | None = None,
     output: str | None = None,
-    batch_size: int = 1024,
+    batch_size: int | None = None,
     device: str | None = None,
     allow_targets: list[str] | None = None,
     attack: Mapping[str, Any] | None = None,
@@ -126,7 +133,8 @@ def certify(
         output: Folder to write; what stands there is replaced. A name alone is a folder beside that
             of :func:`default_output`, which is the default; there, a certificate of other settings
             is kept.
-        batch_size: Samples certified at once.
+        batch_size: Samples certified at once; by default :data:`MAX_BATCH`, or fewer of a network
+            with large values.
         device: Where to certify, to attack and to prove bounds of operations. By default an
             accelerator that is there, if its float64 is exact, and else the CPU.
         allow_targets: Packages whose classes may be named, beside ours and torch.nn.
@@ -142,7 +150,8 @@ def certify(
     """
     attacking = build_attack(attack or {})
     place = chosen_device(device)
-    options = _Options(split, samples, radii, batch_size, place, attacking, coverage)
+    batch = MAX_BATCH if batch_size is None else batch_size
+    options = _Options(split, samples, radii, batch, place, attacking, coverage)
     certifier = _chosen(certifier)
     # What was typed is refused before anything is read.
     for node in named_certifiers(certifier).values():
@@ -154,6 +163,8 @@ def certify(
         read = read_model(network, preprocessing or {}, [*(radii or []), epsilon], *rest)
     else:
         read = read_run(str(checkpoint), *rest)
+    if batch_size is None:
+        options = replace(options, batch_size=default_batch(read.network))
     return _certify_by_each(by_certifier(read, certifier, allow_targets or []), options, output)
 
 
@@ -236,6 +247,8 @@ def _prepare(
         stored = subject.parts.stored(options.split)
     count = len(stored) if options.samples is None else min(options.samples, len(stored))
     stored = stored.take(slice(count))
+    need = certification_need(network, subject.certifier)
+    require_certification(need, min(batch_size, count), free_on(options.device))
     _tell_beforehand(subject, count, options.device)
     # A stream is read in order, so that a damaged file keeps what is before it.
     streamed = isinstance(stored.inputs, Stream)

@@ -41,6 +41,12 @@ from robustcert.runs.loggers import begin, build_loggers, end, log_result
 from robustcert.runs.results import new_row, processor, said_if_failed, write_row
 from robustcert.runs.threads import threads
 from robustcert.runs.trainer import build_trainer, compiler_of, expected_warnings, guard_launch
+from robustcert.runs.training_memory import (
+    is_accelerated,
+    refused_if_too_large,
+    require_training,
+    tensors_of,
+)
 from robustcert.training.callbacks import (
     Begun,
     BestCheckpoint,
@@ -119,7 +125,9 @@ def _train(
         dataset = build_dataset(config, allowed)
         config = standardised(config, dataset)
         data = build_data(config, dataset, allowed)
-        module = build_module(config, dataset, allowed)
+        tensors = tensors_of(config["optimizer"])
+        with refused_if_too_large(1 if is_accelerated(config["trainer"]) else tensors):
+            module = build_module(config, dataset, allowed)
         _check_unit(config["epsilon"], module)
         module.compiler = compiler_of(config["trainer"])
         measure, validated_by = _check_certifier(config, module)
@@ -128,6 +136,7 @@ def _train(
         loggers = build_loggers(config, run_dir, allowed)
         own = _callbacks(config, run_dir, module, recorded, measure)
         trainer = build_trainer(config, run_dir, allowed, loggers, [*own, *callbacks])
+    require_training(module.model, tensors, trainer.strategy.root_device)
     if before and 0 <= (trainer.max_epochs or -1) < before.epoch:
         raise ConfigError(
             f"trainer.max_epochs: {trainer.max_epochs}, but {before.epoch} epochs of this run are "
