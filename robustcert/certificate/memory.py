@@ -1,6 +1,9 @@
 """What a certification takes of memory at least, and how many samples it certifies at once."""
 
+import ctypes
+import gc
 import math
+from contextlib import suppress
 from typing import NamedTuple
 
 import torch
@@ -69,34 +72,53 @@ def certification_need(network: PlainNetwork, certifier: Certifier) -> Need:
     return Need(constants + value, 0)
 
 
-def require_certification(need: Need, batch: int, free: Free) -> None:
-    """Refuse a batch that certainly does not fit.
+def require_certification(need: Need, batch: int, device: torch.device) -> None:
+    """Refuse a batch that certainly does not fit into the memory of a device.
 
     Raises:
         ConfigError: it does not fit; the message names a batch that does, if there is one.
     """
-    fitting = (free.bytes - need.fixed) // need.each if need.each else 0
+    left = free_for(need.of(batch), device).bytes - need.fixed
+    fitting = left // need.each if need.each else 0
     remedy = (
         f"set batch_size={fitting} or less" if fitting > 0 else "certify it where there is more"
     )
-    require_memory(need.of(batch), free, f"certifying {batch} samples at once", remedy)
+    require_memory(need.of(batch), device, f"certifying {batch} samples at once", remedy)
 
 
-def require_memory(need: int, free: Free, what: str, remedy: str) -> None:
+def require_memory(need: int, device: torch.device, what: str, remedy: str) -> None:
     """Refuse what certainly takes more memory than is free, before it is tried.
 
     Raises:
         ConfigError: it takes more; the message has both numbers, and what to set.
     """
-    lacking = free.lacks(need)
+    lacking = free_for(need, device).lacks(need)
     if lacking is not None:
         raise ConfigError(f"{what}: {lacking}: {remedy}")
 
 
-def free_on(device: torch.device) -> Free:
-    """Memory that is free on a device; without limit on one that does not tell."""
+def free_for(need: int, device: torch.device) -> Free:
+    """Memory that is free on a device; if it does not suffice, after nothing is kept in vain."""
+    free = _free_on(device)
+    if free.lacks(need) is None:
+        return free
+    gc.collect()
+    if device.type == "cpu":
+        _give_back()
+    return _free_on(device)
+
+
+def _free_on(device: torch.device) -> Free:
     if device.type == "cpu":
         return free_memory()
     if device.type == "cuda":
-        return Free(torch.cuda.mem_get_info(device)[0], f"on {device}")
+        # What torch keeps for later tensors counts as used there.
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return Free(torch.cuda.mem_get_info(device)[0] + kept, f"on {device}")
     return Free(2**62, f"{device} does not tell")
+
+
+def _give_back() -> None:
+    """Have the C library give pages back that it keeps for later, where it can."""
+    with suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)

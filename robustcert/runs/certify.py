@@ -23,7 +23,6 @@ from robustcert.certificate.memory import (
     MAX_BATCH,
     certification_need,
     default_batch,
-    free_on,
     require_certification,
 )
 from robustcert.certificate.places import certificate_beside
@@ -248,7 +247,7 @@ def _prepare(
     count = len(stored) if options.samples is None else min(options.samples, len(stored))
     stored = stored.take(slice(count))
     need = certification_need(network, subject.certifier)
-    require_certification(need, min(batch_size, count), free_on(options.device))
+    require_certification(need, min(batch_size, count), options.device)
     _tell_beforehand(subject, count, options.device)
     # A stream is read in order, so that a damaged file keeps what is before it.
     streamed = isinstance(stored.inputs, Stream)

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.utils.weak import WeakIdKeyDictionary
 
-from robustcert.certificate.memory import free_on, require_memory
+from robustcert.certificate.memory import require_memory
 
 # Optimizers that keep two tensors as large as every parameter; nothing is known of others.
 _WITH_TWO_MOMENTS = ("Adam", "AdamW", "NAdam")
@@ -89,4 +89,4 @@ def require_training(model: nn.Module, tensors: int, device: torch.device) -> No
 
 def _require(need: int, device: torch.device) -> None:
     remedy = "choose a smaller model or capacity, or train it where there is more"
-    require_memory(need, free_on(device), "model, in training", remedy)
+    require_memory(need, device, "model, in training", remedy)

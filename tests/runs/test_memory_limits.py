@@ -1,6 +1,7 @@
 """What certainly does not fit into memory is refused before it is tried, and nothing else."""
 
 import gc
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -176,11 +177,13 @@ def test_a_batch_that_does_not_fit_is_refused_and_one_that_does_is_named(
     assert found
 
 
-def test_where_no_sample_fits_none_is_advised() -> None:
+def test_where_no_sample_fits_none_is_advised(monkeypatch: pytest.MonkeyPatch) -> None:
     need = certification_need(network(), LipschitzCertifier())
+    leave(monkeypatch, need.of(1) - 1)
     with pytest.raises(ConfigError, match="certify it where there is more"):
-        memory.require_certification(need, 1, Free(need.fixed, ""))
-    memory.require_certification(need, 1, Free(need.of(1), ""))
+        memory.require_certification(need, 1, CPU)
+    leave(monkeypatch, need.of(1))
+    memory.require_certification(need, 1, CPU)
     # Of other certifiers only one sample is sure to be evaluated at once.
     assert certification_need(network(), CROWNCertifier()).each == 0
 
@@ -193,6 +196,42 @@ def test_samples_at_once_follow_from_shapes(inputs: int) -> None:
     assert batch & (batch - 1) == 0
     assert batch == 1 or 8 * batch * inputs <= MAX_VALUE_BYTES
     assert batch == MAX_BATCH or 8 * 2 * batch * inputs > MAX_VALUE_BYTES
+
+
+def test_what_an_accelerator_keeps_for_later_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, size in (("memory_reserved", 700), ("memory_allocated", 400)):
+        monkeypatch.setattr(torch.cuda, name, lambda _device, size=size: size)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (100, 9000))
+    device = torch.device("cuda:0")
+    memory.require_memory(400, device, "it", "nothing")
+    with pytest.raises(ConfigError, match=r"are free \(on cuda:0\): nothing"):
+        memory.require_memory(401, device, "it", "nothing")
+
+
+KEEPING = """
+import re
+import torch
+from robustcert.certificate.memory import free_for
+
+def resident():
+    return 1024 * int(re.search(r"VmRSS:\\s+(\\d+) kB", open("/proc/self/status").read())[1])
+
+blocks = [torch.ones(2**22, dtype=torch.uint8) for _ in range(100)]
+del blocks
+before = resident()
+free_for(10**18, torch.device("cpu"))
+print(before - resident())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="another C library")
+def test_what_this_process_keeps_in_vain_is_given_back_before_anything_is_refused() -> None:
+    # Of its own accord the C library returns neither these blocks nor the heap that they are in.
+    keeping = {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**34)}
+    command, environment = [sys.executable, "-c", KEEPING], {**os.environ, **keeping}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert int(done.stdout) > 2**28
 
 
 # What is told is never above what is taken
