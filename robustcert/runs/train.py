@@ -34,7 +34,7 @@ from robustcert.network.fold import fold_network
 from robustcert.network.stated import own_modules
 from robustcert.runs.attack import build_attack
 from robustcert.runs.certify import certify
-from robustcert.runs.certifying_device import checked_device, chosen_device
+from robustcert.runs.certifying_device import checked_device, chosen_device, is_of_device
 from robustcert.runs.conformal import check_coverage
 from robustcert.runs.fresh import removed_unless
 from robustcert.runs.loggers import begin, build_loggers, end, log_result
@@ -324,6 +324,19 @@ def _fit(
         raise DivergedError(trainer.current_epoch, str(error).splitlines()[0]) from error
     except MisconfigurationException as error:
         raise ConfigError(f"trainer: {error}") from error
+    except RuntimeError as error:
+        device = trainer.strategy.root_device
+        if not is_of_device(error, device):
+            raise
+        raise ConfigError(
+            f"trainer: {device} failed: {str(error).splitlines()[0]}. A new run takes less memory "
+            f"with a smaller loader.batch_size or capacity; {_how_to_go_on(last)}"
+        ) from error
+
+
+def _how_to_go_on(last: Path) -> str:
+    """How a run that failed in an epoch goes on."""
+    return f"continue with resume={last}" if last.exists() else "there is no checkpoint yet"
 
 
 def _finish(

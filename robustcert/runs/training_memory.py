@@ -12,7 +12,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from robustcert.certificate.memory import require_memory
 
 # Optimizers that keep two tensors as large as every parameter; nothing is known of others.
-_WITH_TWO_MOMENTS = ("Adam", "AdamW", "NAdam")
+_WITH_TWO = ("Adam", "AdamW", "NAdam", "ScheduleFreeAdamW")
 # Bytes of parameters after which the memory that is free is looked at again.
 _STEP = 2**26
 
@@ -23,8 +23,11 @@ def tensors_of(optimizer: Mapping[str, Any]) -> int:
     Args:
         optimizer: The optimizer's node.
     """
+    inner = optimizer.get("optimizer")
+    if isinstance(inner, Mapping):  # of which the outer one averages the steps
+        return tensors_of(inner)
     name = str(optimizer.get("_target_")).rpartition(".")[2]
-    return 4 if name in _WITH_TWO_MOMENTS else 2
+    return 4 if name in _WITH_TWO else 2
 
 
 def is_accelerated(trainer: Mapping[str, Any]) -> bool:
@@ -50,6 +53,10 @@ def refused_if_too_large(tensors: int) -> Iterator[None]:
     known: WeakIdKeyDictionary = WeakIdKeyDictionary()
     unseen = 0
 
+    def look() -> None:
+        # Those parameters that there are already may have taken their memory.
+        _require((tensors - 1) * sum(known.values()), torch.device("cpu"))
+
     def count(_module: nn.Module, _name: str, parameter: nn.Parameter | None) -> None:
         nonlocal unseen
         if parameter is None or parameter.device.type != "cpu":
@@ -59,12 +66,12 @@ def refused_if_too_large(tensors: int) -> Iterator[None]:
         unseen += known[parameter]
         if unseen >= _STEP:
             unseen = 0
-            # Those that there are already may have taken their memory.
-            _require((tensors - 1) * sum(known.values()), torch.device("cpu"))
+            look()
 
     handle = register_module_parameter_registration_hook(count)
     try:
         yield
+        look()
     finally:
         handle.remove()
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.runs import compose, run
+from lightning.pytorch import Callback, Trainer
 
 from robustcert.certifiers import LipschitzCertifier, UnsoundArithmeticError
 from robustcert.errors import BrokenCertificate, ConfigError
@@ -170,3 +171,17 @@ def test_a_device_that_fails_during_attacks_keeps_every_radius(
     certify(checkpoint, output=str(output), **FEW)
     assert (output / "radii.csv").read_text() == radii
     assert not partial.exists()
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_a_device_that_fails_in_training_is_named_with_the_way_to_go_on(
+    before: bool, tmp_path: Path
+) -> None:
+    class Failing(Callback):
+        def on_train_batch_start(self, trainer: Trainer, *_arguments: Any) -> None:
+            if trainer.current_epoch == before:
+                torch.empty(2**50, dtype=torch.float64, device="cpu")
+
+    on = r"continue with resume=.*last\.ckpt$" if before else "there is no checkpoint yet$"
+    with pytest.raises(ConfigError, match=rf"^trainer: cpu failed: .*loader.batch_size.*; {on}"):
+        run(tmp_path / "run", callbacks=[Failing()])

@@ -65,6 +65,11 @@ def test_a_network_is_refused_before_the_rest_of_it_is_made(
     # Of the third one, gradients and moments do not fit.
     assert len(made) == 2
     nn.Linear(8, 8)
+    # The whole is looked at too, however small its parts are.
+    monkeypatch.setattr(training_memory, "_STEP", 2**40)
+    layers = (made.append(nn.Linear(8, 8)) for _ in range(3))
+    with pytest.raises(ConfigError, match=message), refused_if_too_large(tensors_of(ADAM)):
+        list(layers)
 
 
 def test_a_parameter_is_counted_once_however_often_it_is_registered(
