@@ -40,9 +40,10 @@ def tell_beforehand(
         path: File that it is from.
         samples: How many are certified.
         trained: Seconds of training.
-        accelerated: Whether forward passes run on an accelerator.
+        accelerated: Whether both run on an accelerator.
     """
-    bounds, allowed = proof_seconds(network), unremarkable(trained)
+    bounds = proof_seconds(network, accelerated=accelerated)
+    allowed = unremarkable(trained)
     radii = radii_seconds(network, samples, accelerated=accelerated)
     if bounds + radii <= allowed:
         return

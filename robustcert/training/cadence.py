@@ -53,12 +53,11 @@ class Cadence(Callback):
         """Choose, once the number of steps is known."""
         module: Any = pl_module
         network = module.folded()
-        proof = proof_seconds(network)
+        accelerated = not isinstance(trainer.accelerator, CPUAccelerator)
+        proof = proof_seconds(network, accelerated=accelerated)
         training = training_seconds(
-            network,
-            int(trainer.num_training_batches),
-            self.batch_size,
-            accelerated=not isinstance(trainer.accelerator, CPUAccelerator),
+            *(network, int(trainer.num_training_batches), self.batch_size),
+            accelerated=accelerated,
         )
         every = epochs_between(proof, training, trainer.max_epochs or -1)
         trainer.check_val_every_n_epoch = every

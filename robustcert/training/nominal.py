@@ -9,15 +9,16 @@ from robustcert.network.shared_bounds import leaves
 # Multiplications per entry of a product of matrices: its Gram matrix, a factor, and what is left.
 PER_PRODUCT = 6
 # Nominal numbers of operations in a second: of proofs and forward passes in float64 on the CPU, and
-# of training steps there; of both passes on an accelerator; and the least that a step takes.
+# of training steps there; of the same two on an accelerator; and the least that a step takes.
 # Measured times would differ from run to run, and with them the epochs that are validated.
 PROOF_RATE, CPU_RATE = 2.5e10, 5e10
 ACCELERATOR_FLOAT64_RATE, ACCELERATOR_RATE = 1e12, 5e13
 LEAST_STEP = 0.005
 
 
-def proof_seconds(network: PlainNetwork) -> float:
+def proof_seconds(network: PlainNetwork, *, accelerated: bool) -> float:
     """Nominal time of the bounds of all operations."""
+    rate = ACCELERATOR_FLOAT64_RATE if accelerated else PROOF_RATE
     work = 0.0
     for operation, shape in leaves(network.operations, network.input_shape):
         if isinstance(operation, Reflection):  # whose norm is known
@@ -26,7 +27,7 @@ def proof_seconds(network: PlainNetwork) -> float:
             if weight.dim() >= 2:
                 small, large = sorted(weight.shape[:2])
                 work += math.prod(shape[1:]) * small**2 * large
-    return PER_PRODUCT * work / PROOF_RATE
+    return PER_PRODUCT * work / rate
 
 
 def training_seconds(network: PlainNetwork, steps: int, batch: int, *, accelerated: bool) -> float:

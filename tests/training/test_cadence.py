@@ -45,8 +45,9 @@ def test_bounds_take_at_most_their_share(seed: int) -> None:
 
 def test_work_grows_with_the_network() -> None:
     # Three times the factorisations, twice the side.
-    small, large = (proof_seconds(mlp(width)) for width in (128, 256))
+    small, large = (proof_seconds(mlp(width), accelerated=False) for width in (128, 256))
     assert 4 < large / small <= 8
+    assert large > 10 * proof_seconds(mlp(256), accelerated=True)
     network = mlp(256)
     once = training_seconds(network, 1000, 10**6, accelerated=False)
     assert once == pytest.approx(training_seconds(network, 500, 2 * 10**6, accelerated=False))
