@@ -66,7 +66,9 @@ def _reflected(q: Tensor, count: int) -> Tensor:
     v.diagonal().fill_(1)
     inverse = product(v, v.mT).triu_(1)
     inverse.diagonal().copy_(1 / scales)
-    t = torch.linalg.solve_triangular(inverse, torch.eye(count).to(v), upper=True)
+    t = torch.linalg.solve_triangular(
+        inverse, torch.eye(count, dtype=v.dtype, device=v.device), upper=True
+    )
     # Signs make R's diagonal positive.
     products = torch.cat([(v[:, :count] * -signs).mT, product(q, v[:, count:].mT)])
     whole = product(product(products, t.mT).neg_(), v)
