@@ -2,14 +2,14 @@
 
     python -m benchmarks.speed.growth
 
-The bound of a residual 3x3 convolution, its proof by the checker, and what the checker takes for a
+Bounds of residual 3x3 convolutions, their proofs by the checker, and what the checker takes for a
 sample of a trunk of such convolutions, in float64 and in integers. The exponent is the slope of a
 straight line through the logarithms; small sizes are left out, where nothing is large. Random
 weights; the medians of some repeats, one thread.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from statistics import median
 from typing import Any
@@ -56,22 +56,28 @@ def seconds(work: Callable[[], Any]) -> float:
     return median(taken[1:] or taken)
 
 
+def all_of(function: Callable[..., Any], *arguments: Sequence[Any]) -> list[Any]:
+    """The function's results for all layers of a trunk."""
+    return list(map(function, *arguments))
+
+
 def row(name: str, sizes: tuple[int, ...], times: list[float]) -> None:
     """Print a line."""
     shown = ", ".join(f"{n}: {t:.3g} s" for n, t in zip(sizes, times, strict=True))
     print(f"{name}: {shown}; to the power {exponent(list(sizes), times):.2f}", flush=True)
 
 
-def bounds(name: str, cases: tuple[tuple[int, int], ...], sizes: tuple[int, ...]) -> None:
-    """The bound of a convolution and its proof by the checker, for channels and sides."""
+def bounds(name: str, cases: tuple[tuple[int, int, int], ...], sizes: tuple[int, ...]) -> None:
+    """Bounds of a trunk's convolutions and their proofs by the checker."""
     found, checked = [], []
-    for width, side in cases:
-        weight = kernel(width)
-        bound = norms.conv_norm_bound(weight, side, padding=1)
-        found.append(seconds(partial(norms.conv_norm_bound, weight, side, padding=1)))
-        operation = convolution(weight, side)
-        assert prove(operation, bound).method
-        checked.append(seconds(partial(prove, operation, bound)))
+    for width, side, depth in cases:
+        weights = [kernel(width) for _ in range(depth)]
+        bounded = partial(all_of, partial(norms.conv_norm_bound, input_size=side, padding=1))
+        claimed = bounded(weights)
+        operations = [convolution(weight, side) for weight in weights]
+        assert all(proof.method for proof in all_of(prove, operations, claimed))
+        found.append(seconds(partial(bounded, weights)))
+        checked.append(seconds(partial(all_of, prove, operations, claimed)))
     row(f"bound, {name}", sizes, found)
     row(f"its proof in the checker, {name}", sizes, checked)
 
@@ -94,8 +100,9 @@ def main() -> None:
     """Measure."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    bounds(f"channels on {SIDE}x{SIDE}", tuple((n, SIDE) for n in CHANNELS), CHANNELS)
-    bounds(f"side of {WIDTH} channels", tuple((WIDTH, n) for n in SIDES), SIDES)
+    bounds(f"channels on {SIDE}x{SIDE}", tuple((n, SIDE, 1) for n in CHANNELS), CHANNELS)
+    bounds(f"side of {WIDTH} channels", tuple((WIDTH, n, 1) for n in SIDES), SIDES)
+    bounds(f"depth of {WIDTH} channels", tuple((WIDTH, SIDE, n) for n in DEPTHS), DEPTHS)
     samples(f"channels on {SIDE}x{SIDE}", tuple((n, SIDE, 2) for n in CHANNELS), CHANNELS)
     samples(f"side of {WIDTH} channels", tuple((WIDTH, n, 2) for n in SIDES), SIDES)
     samples(f"depth of {WIDTH} channels", tuple((WIDTH, SIDE, n) for n in DEPTHS), DEPTHS)
