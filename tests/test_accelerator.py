@@ -1,17 +1,23 @@
 """The benchmark of accelerators, in small and on a CPU."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 from helpers.miniatures import write_cifar10
+from torch import nn
 
 from benchmarks import accelerator
 from benchmarks.accelerator import Page, Part, WrongError, fill, main
-from benchmarks.speed import accelerator_bounds, accelerator_steps
+from benchmarks.speed import (
+    accelerator_bounds,
+    accelerator_steps,
+    architecture_time,
+    published_size,
+)
 from benchmarks.speed.accelerator_steps import Sizes
 from benchmarks.speed.architecture_time import Step
 from benchmarks.speed.published_arithmetic import (
@@ -23,6 +29,7 @@ from benchmarks.speed.published_arithmetic import (
 from robustcert.certifiers import UnsoundArithmeticError
 from robustcert.check.report import Report
 from robustcert.layers.cholesky import CholeskyOrthogonal
+from robustcert.models import LayerFamily
 from robustcert.norms.device import Place
 from robustcert.norms.estimates import conv_norm_lower
 
@@ -241,3 +248,44 @@ def test_published_networks_have_their_published_number_of_parameters(reflects: 
     count = sum(p.numel() for p in model.parameters())
     # The papers: 83M and 69M.
     assert count / 1e6 == pytest.approx(69 if reflects else 83, abs=0.5)
+
+
+# A recipe's step over that of its twin
+
+
+@pytest.mark.parametrize("recipe", ["bronet_cifar10", "liresnet_plus_imagenet", "lipnext_cifar10"])
+def test_the_twin_of_a_recipe_is_its_network_without_constraints(
+    recipe: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    built: list[nn.Module] = []
+
+    def steps_of(
+        network: Callable[[LayerFamily], nn.Module], families: dict[str, LayerFamily], **sizes: int
+    ) -> dict[str, Step]:
+        built.extend(network(family) for family in (accelerator_steps.TWIN, *families.values()))
+        return architecture_time.steps_of(network, families, **sizes)
+
+    monkeypatch.setattr(published_size, "steps_of", steps_of)
+    sizes = ["model.width=16", "model.depth=2"]
+    if "lipnext" not in recipe:
+        sizes += ["model.neck_channels=16", "model.dense_width=16", "model.dense_depth=1"]
+    assert published_size.main([recipe, *sizes, "--training-step", "2"]) == 0
+    assert capsys.readouterr().out.startswith("step of 2: ")
+    twin, own = built
+    assert constraints(own)
+    assert not constraints(twin)
+    assert biases(twin) == biases(own)
+
+
+def constraints(model: nn.Module) -> list[nn.Module]:
+    """Layers with parameters; parametrized ones have a class of their own."""
+    return [
+        module
+        for module in model.modules()
+        if any(kind.__module__.startswith("robustcert.layers") for kind in type(module).__mro__)
+        and next(module.parameters(), None) is not None
+    ]
+
+
+def biases(model: nn.Module) -> list[torch.Size]:
+    return [p.shape for name, p in model.named_parameters() if name.endswith("bias")]
