@@ -22,6 +22,7 @@ from robustcert.layers import (
     CholeskyPatchConv2d,
     UnconstrainedConv2d,
     UnconstrainedLinear,
+    cholesky,
 )
 from robustcert.lipschitz import lipschitz_bound, lipschitz_estimate
 from robustcert.network.fold import fold
@@ -456,3 +457,17 @@ def test_a_convolution_on_patches_is_the_product_that_it_computes(size: tuple[in
     module = CholeskyPatchConv2d(3, 5, 4, stride=4, input_size=size).double()
     x = torch.randn(2, 3, *size, dtype=torch.float64)
     torch.testing.assert_close(module(x), F.conv2d(x, module.weight, module.bias, stride=4))
+
+
+@pytest.mark.parametrize("adjoint", [False, True])
+@pytest.mark.parametrize("rows", [7, 24, 25])
+def test_triangles_are_solved_with_by_blocks(
+    rows: int, adjoint: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cholesky, "UNBLOCKED", 10)
+    monkeypatch.setattr(cholesky, "SOLVED", 8)
+    torch.manual_seed(0)
+    triangle = torch.randn(rows, rows, dtype=torch.float64).tril() + 5 * torch.eye(rows)
+    x = torch.randn(rows, 11, dtype=torch.float64)
+    found = cholesky.solved(triangle, x, adjoint=adjoint)
+    assert torch.allclose((triangle.mT if adjoint else triangle) @ found, x, atol=1e-12)
