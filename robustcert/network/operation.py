@@ -24,7 +24,8 @@ def constant(tensor: Tensor) -> Tensor:
         raise UnsoundNetworkError(f"expected weights that are real numbers, got {tensor.dtype}")
     dtype = torch.float64 if tensor.dtype == torch.float64 else torch.float32
     frozen = tensor.detach().to("cpu", dtype, copy=True).contiguous()
-    if not torch.isfinite(frozen).all():
+    # The extremes of what contains NaN are NaN.
+    if frozen.numel() and not all(map(torch.isfinite, frozen.aminmax())):
         raise UnsoundNetworkError("a weight is NaN or infinite")
     return frozen
 

@@ -24,7 +24,7 @@ class Closeness:
 
 
 CLOSE = Closeness(64, (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0), True)
-QUICK = Closeness(40, (1e-4, 1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0), False)
+QUICK = Closeness(40, (3e-4, 3e-4, 3e-3, 3e-2, 0.3, 3.0, 30.0), False)
 
 _CLOSENESS: ContextVar[Closeness] = ContextVar("closeness", default=CLOSE)
 
@@ -39,7 +39,7 @@ def quick_bounds() -> Iterator[None]:
     """Within it, bounds of norms take less time, and may be larger.
 
     Of matrices of more than 256 rows and columns, and of convolutions with so many along one
-    dimension, by 1 in 20,000; of wide convolutions on short maps by some percent. They are bounds
+    dimension, by 1 in 6,000; of wide convolutions on short maps by some percent. They are bounds
     all the same, and remembered for their operations like others.
     """
     token = _CLOSENESS.set(QUICK)

@@ -72,7 +72,7 @@ Array = NDArray[np.float64]
 RAISE = 1e-9
 # Number of columns that are factorised and compared at once, of which a Gram matrix is formed at
 # once, and the least of both in a band.
-BLOCK, GRAM_BLOCK = 96, 256
+BLOCK, GRAM_BLOCK = 96, 192
 LEAST_BLOCK = 32
 
 
@@ -198,10 +198,15 @@ def hermitian_product(
         ]
         own = [part[..., : panel.stop - panel.start] for part in parts]
         # From the diagonal down: half of the product is enough.
-        _fill(symmetric, panel, torch.cat(parts, -2).mT @ torch.cat(own, -2), 1)
+        _fill(symmetric, panel, _joined(parts).mT @ _joined(own), 1)
         if skew is not None:
             _fill(skew, panel, parts[0].mT @ own[1] - (own[0].mT @ parts[1]).mT, -1)
     return symmetric, skew
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    # One part is not copied.
+    return parts[0] if len(parts) == 1 else torch.cat(parts, -2)
 
 
 def _fill(matrices: Tensor, panel: Panel, below: Tensor, sign: int) -> None:

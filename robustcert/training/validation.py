@@ -23,7 +23,7 @@ smoothing           lipschitz's, which are no bound of its      one product of n
 ==================  ==========================================  ================================
 
 Bounds are :func:`robustcert.norms.quick_bounds`: certification finds smaller ones of large layers,
-by 1 in 20,000, and of wide convolutions on short maps by some percent, in several times the time,
+by 1 in 6,000, and of wide convolutions on short maps by some percent, in several times the time,
 and claims larger radii. The device of the training computes them, if its float64 is exact.
 Margins over constants are those of float32 logits: their rounding, a matter of 1e-6, is left to
 certification. With ``certifier.arithmetic=float32`` that rounding is large, and radii are the

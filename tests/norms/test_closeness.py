@@ -43,7 +43,7 @@ def test_quick_bounds_of_convolutions_are_close(case: tuple[int, ...], seed: int
         quick = conv_norm_bound(weight, side, stride, padding)
     assert conv_norm_lower(weight, side, stride, padding) <= min(close, quick)
     # Both sides have what their estimates are raised by.
-    assert quick <= close * (1 + 1.1e-4)
+    assert quick <= close * (1 + 3.1e-4)
     assert close <= quick * (1 + 1e-6)
 
 
@@ -57,7 +57,7 @@ def test_quick_bounds_of_matrices_are_close(columns: int) -> None:
         quick = dense_norm_bound(weight)
     assert closeness() == CLOSE
     assert norm_lower(weight) <= min(close, quick)
-    assert quick <= close * (1 + 5.1e-5)
+    assert quick <= close * (1 + 1.6e-4)
 
 
 @pytest.mark.parametrize("kept", [0, 1])
