@@ -29,7 +29,6 @@ from torch.nn.utils import parametrizations
 from robustcert import activations, layers
 from robustcert.activations import ReLU
 from robustcert.lipschitz import lipschitz_estimate
-from robustcert.runs.memory import keep_freed_memory
 
 Make = Callable[[], nn.Module]
 ORTHOGONIUM, TORCHLIP = "orthogonium", "torchlip"
@@ -252,7 +251,6 @@ def main() -> None:
         "--compared", type=Path, metavar="FOLDER", help=f"a clone of {COMPARED} to compare with"
     )
     arguments = parser.parse_args()
-    keep_freed_memory()
     torch.manual_seed(0)
     dense = arguments.kind == "dense"
     n = arguments.features or (1024 if dense else 64)
