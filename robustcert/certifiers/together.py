@@ -1,5 +1,6 @@
 """Bounds of a network's operations, several at once by threads of their own."""
 
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -48,8 +49,12 @@ def bound_together(network: PlainNetwork) -> None:
         with ThreadPoolExecutor(number) as pool:
             # Each in a context of its own, which knows how close bounds are to be.
             works = [pool.submit(copy_context().run, _bound, rest) for _ in range(number)]
-        for work in works:
-            work.result()
+            try:
+                for work in works:
+                    work.result()
+            finally:
+                # Of what is interrupted, nothing is begun any more.
+                deque(rest, maxlen=0)
     finally:
         torch.set_num_threads(before)
 

@@ -106,3 +106,19 @@ def test_errors_are_those_of_one_thread(monkeypatch: pytest.MonkeyPatch) -> None
         assert "1e+300" in said[-1]
         assert torch.get_num_threads() == count
     assert said[0] == said[1]
+
+
+def test_an_interruption_waits_for_what_is_begun_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(together, "LEAST_COST", 0)
+    torch.set_num_threads(2)
+    begun: list[str] = []
+
+    def interrupted(operation: Any, input_shape: Any) -> float:
+        begun.append(operation.label)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(together, "operation_bound", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        together.bound_together(network())
+    assert len(begun) <= 2
+    assert torch.get_num_threads() == 2
