@@ -1,6 +1,7 @@
 """Bounds by several threads are those by one, bit for bit, in the same arithmetic."""
 
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -113,9 +114,12 @@ def test_an_interruption_waits_for_what_is_begun_alone(monkeypatch: pytest.Monke
     torch.set_num_threads(2)
     begun: list[str] = []
 
-    def interrupted(operation: Any, input_shape: Any) -> float:
+    def interrupted(operation: Any, _shape: Any) -> float:
         begun.append(operation.label)
-        raise KeyboardInterrupt
+        if len(begun) == 1:
+            raise KeyboardInterrupt
+        time.sleep(0.5)
+        return 1.0
 
     monkeypatch.setattr(together, "operation_bound", interrupted)
     with pytest.raises(KeyboardInterrupt):
