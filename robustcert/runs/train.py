@@ -315,11 +315,8 @@ def _fit(
             trainer.fit(module, data, ckpt_path=path, weights_only=True if before else None)
     except (KeyboardInterrupt, SystemExit) as error:
         # Lightning turns the first into the second, without a word on how to go on.
-        if not last.exists():
-            raise SystemExit(
-                "interrupted in the first epoch: there is no checkpoint yet"
-            ) from error
-        raise SystemExit(f"interrupted: continue with resume={last}") from error
+        when = "" if last.exists() else " in the first epoch"
+        raise SystemExit(f"interrupted{when}: {_how_to_go_on(last)}") from error
     except torch.linalg.LinAlgError as error:
         raise DivergedError(trainer.current_epoch, str(error).splitlines()[0]) from error
     except MisconfigurationException as error:
@@ -335,7 +332,7 @@ def _fit(
 
 
 def _how_to_go_on(last: Path) -> str:
-    """How a run that failed in an epoch goes on."""
+    """How a run that ended in an epoch goes on."""
     return f"continue with resume={last}" if last.exists() else "there is no checkpoint yet"
 
 
