@@ -305,7 +305,7 @@ def main() -> int:
     options = parser.parse_args()
     # Larger matrices are factorised by blocks and estimated otherwise: small ones shall be, too.
     proof.DIRECT_SIZE = eigenvalues.DIRECT_SIZE = min(DIRECT_SIZE, options.block)
-    proof.BLOCK = proof.GRAM_BLOCK = options.block
+    proof.BLOCK = options.block
     torch.set_num_threads(1)
     tally, start, case = Tally(), time.monotonic(), options.first
     while case < options.first + options.cases and time.monotonic() - start < options.seconds:

@@ -9,17 +9,20 @@ from torch import Tensor
 DIRECT_SIZE = 256
 # Number of Lanczos steps of an estimate that tells which matrix is the largest.
 ROUGH_STEPS = 8
+# Number of steps after which it is looked at what they have gained.
+GAIN_STEPS = 4
 
 
 def lanczos(
-    product: Callable[[Tensor], Tensor], start: Tensor, steps: int
+    product: Callable[[Tensor], Tensor], start: Tensor, steps: int, gain: float = 0.0
 ) -> tuple[Tensor, Tensor]:
     """Largest eigenvalue and its vector of Hermitian operators, an estimate from below.
 
     Args:
         product: Applies the operators to a batch (b, n) of vectors.
         start: Start vectors, (b, n), not zero.
-        steps: Dimension of the Krylov spaces.
+        steps: Largest dimension of the Krylov spaces.
+        gain: Stop where a few more steps raise no value by more than this, relative to it.
 
     Returns:
         Ritz values (b,) and unit Ritz vectors (b, n).
@@ -28,26 +31,44 @@ def lanczos(
     basis = start.new_zeros(start.shape[0], steps, start.shape[1])
     images = torch.zeros_like(basis)
     vector, epsilon = start, torch.finfo(start.dtype).eps
+    step, values = 0, start.new_zeros(len(start)).real
     for step in range(steps):
-        before = torch.linalg.vector_norm(vector, dim=-1, keepdim=True)
+        begun = _length(vector)
+        known = basis[:, :step]
         for _ in range(2):
-            overlap = basis[:, :step].conj() @ vector[..., None]
-            vector = vector - (basis[:, :step].mT @ overlap)[..., 0]
-        length = torch.linalg.vector_norm(vector, dim=-1, keepdim=True)
+            overlap = known.conj() @ vector[..., None]
+            vector = torch.baddbmm(vector[..., None], known.mT, overlap, alpha=-1)[..., 0]
+        length = _length(vector)
         # Nothing but rounding is left of a vector in an invariant space: go on with zero.
-        basis[:, step] = torch.where(length > 50 * epsilon * before, vector / length, 0.0)
+        scale = torch.where(length > 50 * epsilon * begun, 1 / length, 0.0)
+        basis[:, step] = vector * scale
         images[:, step] = vector = product(basis[:, step])
+        if gain and step % GAIN_STEPS == 0:
+            small = basis[:, : step + 1].conj() @ images[:, : step + 1].mT
+            before, values = values, torch.linalg.eigvalsh(small)[:, -1]
+            if (values - before <= gain * values).all():
+                break
+    basis, images = basis[:, : step + 1], images[:, : step + 1]
     values, vectors = torch.linalg.eigh(basis.conj() @ images.mT)
     return values[:, -1].clamp(min=0), (basis.mT @ vectors[..., -1:])[..., 0]
 
 
-def ritz_pairs(matrices: Tensor, steps: int, start: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def _length(vectors: Tensor) -> Tensor:
+    # Those of complex numbers are added up one by one, of real ones many at once.
+    parts = torch.view_as_real(vectors).flatten(1) if vectors.is_complex() else vectors
+    return torch.linalg.vector_norm(parts, dim=-1, keepdim=True)
+
+
+def ritz_pairs(
+    matrices: Tensor, steps: int, start: Tensor | None = None, gain: float = 0.0
+) -> tuple[Tensor, Tensor]:
     """Largest eigenvalues (b,) of Hermitian matrices (b, n, n), estimates from below, and vectors.
 
     Args:
         matrices: Shape (b, n, n).
-        steps: Number of Lanczos steps.
+        steps: Maximum number of Lanczos steps.
         start: A vector (n,) near those that are looked for, or None for a random one.
+        gain: As for :func:`lanczos`.
     """
     # Vectors in single precision cost half; an error of theirs counts by its square.
     peak = matrices.diagonal(dim1=-2, dim2=-1).real.amax()
@@ -63,6 +84,7 @@ def ritz_pairs(matrices: Tensor, steps: int, start: Tensor | None = None) -> tup
         lambda x: (narrow @ x[..., None])[..., 0],
         start.to(narrow).expand(len(matrices), -1),
         steps,
+        gain,
     )
     vector = ritz.to(matrices.dtype)
     image = (matrices @ vector[..., None])[..., 0]
@@ -70,15 +92,16 @@ def ritz_pairs(matrices: Tensor, steps: int, start: Tensor | None = None) -> tup
     return quotient.nan_to_num(0.0).clamp(min=0), vector
 
 
-def largest_eigenvalue(matrices: Tensor, steps: int, start: Tensor | None = None) -> float:
+def largest_eigenvalue(
+    matrices: Tensor, steps: int, start: Tensor | None = None, gain: float = 0.0
+) -> float:
     """Largest eigenvalue in a batch (b, n, n) of Hermitian matrices, an estimate from below.
 
     It is that of one matrix, which a rough estimate of all picks. Arguments as for
-    :func:`ritz_pairs`; a start near the vector halves the number of steps.
+    :func:`ritz_pairs`.
     """
     if len(matrices) > 1:
         matrices = matrices[ritz_pairs(matrices, ROUGH_STEPS)[0].argmax()][None]
     if matrices.shape[-1] <= DIRECT_SIZE:
         return float(torch.linalg.eigvalsh(matrices).max())
-    steps = steps if start is None else steps // 2
-    return float(ritz_pairs(matrices, steps, start)[0].max())
+    return float(ritz_pairs(matrices, steps, start, gain)[0].max())

@@ -3,6 +3,7 @@ r"""Norm bounds of convolutions on short maps: symbols along one dimension, the 
 import math
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 from itertools import product
 
 import numpy as np
@@ -11,13 +12,14 @@ from numpy.typing import NDArray
 
 from robustcert.norms.closeness import closeness
 from robustcert.norms.device import placed
-from robustcert.norms.eigenvalues import ROUGH_STEPS, largest_eigenvalue, ritz_pairs
+from robustcert.norms.eigenvalues import DIRECT_SIZE, ROUGH_STEPS, lanczos, ritz_pairs
 from robustcert.norms.proof import (
     Array,
     Gram,
     bound_by_gram,
     hermitian_product,
     settled,
+    squares,
 )
 from robustcert.norms.scalars import exact, root_up, sum_of_squares_up
 from robustcert.norms.symbols import Axis, Taps, blocks, norm_of_map, symbol_error, symbols
@@ -114,6 +116,12 @@ class Lines:
         """Number of its grid points."""
         return self.axes[self.place].points
 
+    @property
+    def width(self) -> int:
+        """Number of columns of a block."""
+        _, _, out, inner = self.taps[0][1].shape
+        return out if self.wide else inner * len(self.taps)
+
     def grams(self, frequencies: list[int]) -> list[Gram]:
         """Gram matrices of the blocks of all groups, those of real blocks apart: they cost less."""
         real = [f for f in frequencies if 2 * f % self.period == 0]
@@ -122,39 +130,87 @@ class Lines:
 
     def gram(self, frequencies: list[int]) -> Gram:
         """Gram matrices of the blocks of all groups at some frequencies."""
-        points = np.zeros((len(frequencies), 2), dtype=np.int64)
-        points[:, self.place] = frequencies
-        chunks = [(real, imag) for _, real, imag in symbols(self.taps, self.axes, points)]
-        real = self._beside([real for real, _ in chunks])
-        parts = [imag for _, imag in chunks if imag is not None]
-        imag = self._beside(parts) if any(part.any() for part in parts) else None
+        real, imag = self.rows(frequencies)
         products = hermitian_product(real, imag, np.ones(real.shape[1:], np.bool_), real.shape[-1])
         whole, other = (None if part is None else self._placed(part) for part in products)
         assert whole is not None
-        rows, size = real.shape[-2] * len(self.reads), whole.shape[-1]
+        rows, size = real.shape[-2] * len(self.reads), self.columns * self.width
         trace = float(whole.diagonal(dim1=-2, dim2=-1).sum(-1).max())
         energy = sum_of_squares_up(trace, (1 if imag is None else 2) * rows * size)
-        width = size // self.columns
-        return Gram(whole, other, rows, self._reach, energy, unit=width)
+        return Gram(whole, other, rows, self._reach, energy, unit=self.width)
 
-    def start(
-        self, point: NDArray[np.int64], vector: torch.Tensor, matrix: torch.Tensor
-    ) -> torch.Tensor | None:
-        """A vector near the largest of a block's Gram matrix, (1, n, n), if one is known.
+    def rows(self, frequencies: list[int]) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Blocks of all rows of the kernel, side by side, of all groups at some frequencies.
 
-        It is the wave of a symbol's, (m,), at a grid point (2,), that falls off at both ends.
+        Returns:
+            Real and, where there are any, imaginary parts, (frequencies groups, r, rows c).
         """
-        if len(vector) * self.columns != matrix.shape[-1]:
-            return None
+        points = np.zeros((len(frequencies), 2), dtype=np.int64)
+        points[:, self.place] = frequencies
+        chunks = [(real, imag) for _, real, imag in symbols(self.taps, self.axes, points)]
+        parts = [imag for _, imag in chunks if imag is not None]
+        imag = self._beside(parts) if any(part.any() for part in parts) else None
+        return self._beside([real for real, _ in chunks]), imag
+
+    def estimate(self, point: NDArray[np.int64], vector: torch.Tensor) -> float:
+        """Largest eigenvalue of the Gram matrices of blocks, from below, without forming them.
+
+        Args:
+            point: A grid point (2,) of both dimensions, whose blocks are meant.
+            vector: An eigenvector, (m,), of a symbol there.
+        """
+        real, imag = self.rows([int(self.names(point[None])[0])])
+        blocks = real if imag is None else torch.complex(real, imag)
+        start = self.start(point, vector)
+        if imag is None:
+            start = start.real
+        # As in ritz_pairs, vectors are in single precision and their quotients are not.
+        narrow = blocks.to(torch.float32 if imag is None else torch.complex64)
+        close = closeness()
+        _, ritz = lanczos(
+            lambda x: self._back(self._through(x, narrow), narrow),
+            start.to(narrow).expand(len(blocks), -1),
+            close.steps,
+            close.gain,
+        )
+        ritz = ritz.to(blocks.dtype)
+        ratio = squares(self._through(ritz, blocks)) / squares(ritz[..., None])
+        return float(ratio.nan_to_num(0.0).max())
+
+    def start(self, point: NDArray[np.int64], vector: torch.Tensor) -> torch.Tensor:
+        """A complex vector (n,) near the largest of a block: a symbol's, that falls off at the ends.
+
+        Of a map that is subsampled, a random one. Arguments as for :meth:`estimate`.
+        """
+        if len(vector) != self.width:
+            generator = torch.Generator().manual_seed(0)
+            size = self.columns * self.width
+            return torch.randn(size, generator=generator, dtype=torch.complex128, device="cpu")
         columns = torch.arange(self.columns, dtype=torch.float64, device="cpu")
         turn = 2 * math.pi * float(point[1 - self.place]) / self.kept.points
         end = torch.sin(math.pi * (columns + 1) / (self.columns + 1))
         # Matrices that are transposed are not conjugate.
         wave = torch.polar(end, (-turn if self.wide else turn) * columns).to(vector.device)
         whole = (wave[:, None] * vector).flatten()
-        if 2 * point[self.place] > self.period:
-            whole = whole.conj()
-        return whole if matrix.is_complex() else whole.real
+        return whole.conj() if 2 * point[self.place] > self.period else whole
+
+    def _through(self, x: torch.Tensor, blocks: torch.Tensor) -> torch.Tensor:
+        """Rows of blocks applied to vectors (b, n), shape (b, rows of blocks, r)."""
+        units = x.unflatten(1, (self.columns, -1))
+        # What is not read is zero.
+        units = torch.nn.functional.pad(units, (0, 0, 1, 0))
+        return units[:, self._read].flatten(2) @ blocks.mT
+
+    def _back(self, y: torch.Tensor, blocks: torch.Tensor) -> torch.Tensor:
+        """The adjoint of that."""
+        rows = self.reads.shape[1]
+        terms = (y @ blocks.conj()).unflatten(2, (rows, -1)).flatten(1, 2)
+        units = terms.new_zeros(len(y), self.columns + 1, terms.shape[2])
+        return units.index_add(1, self._read.flatten(), terms)[:, 1:].flatten(1)
+
+    @cached_property
+    def _read(self) -> torch.Tensor:
+        return placed(self.reads + 1)
 
     def _beside(self, chunks: list[Array]) -> torch.Tensor:
         """Blocks of all rows of the kernel side by side, of chunks (f groups rows, r, c)."""
@@ -167,8 +223,7 @@ class Lines:
 
     def _placed(self, products: torch.Tensor) -> torch.Tensor:
         """Sums over all rows of blocks of what every two of their blocks make."""
-        kernel_rows, columns = self.reads.shape[1], self.columns
-        width = products.shape[-1] // kernel_rows
+        kernel_rows, columns, width = self.reads.shape[1], self.columns, self.width
         own = products.unflatten(2, (kernel_rows, width)).unflatten(1, (kernel_rows, width))
         terms: dict[tuple[int, int], list[tuple[int, int]]] = {}
         for first, second in product(range(kernel_rows), repeat=2):
@@ -229,13 +284,11 @@ class Begun:
     Attributes:
         lines: The blocks.
         frequency: That of the largest symbol, whose block seems to be the largest.
-        gram: Its Gram matrices.
-        estimate: Estimate from below of their largest eigenvalue.
+        estimate: Estimate from below of the largest eigenvalue of its Gram matrices.
     """
 
     lines: Lines
     frequency: int
-    gram: Gram
     estimate: float
 
     @staticmethod
@@ -244,14 +297,15 @@ class Begun:
         some = max(both, key=lambda some: float(some.largest.max()))
         index = int(some.largest.argmax())
         first = int(lines.names(some.points)[index])
-        gram = lines.gram([first])
-        matrix = gram.tensor()
-        start = lines.start(some.points[index // lines.groups], some.vectors[index], matrix)
-        return Begun(lines, first, gram, largest_eigenvalue(matrix, closeness().steps, start))
+        point = some.points[index // lines.groups]
+        return Begun(lines, first, lines.estimate(point, some.vectors[index]))
 
     def bound(self, both: list[Estimated]) -> Fraction:
         """Bound of the squared norms of the blocks at all frequencies."""
-        bound = bound_by_gram(self.gram, estimate=self.estimate)
+        gram = self.lines.gram([self.frequency])
+        # Eigenvalues of small matrices are computed.
+        estimate = self.estimate if gram.real.shape[-1] > DIRECT_SIZE else None
+        bound = bound_by_gram(gram, estimate=estimate)
         for some in both:
             names = self.lines.names(some.points)
             rest = names != self.frequency

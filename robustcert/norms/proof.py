@@ -55,8 +55,8 @@ from robustcert.norms.scalars import TINY, UNIT, exact, gamma, root_up, round_up
 #    is one product of 2n terms too.
 #  * Where no row of A has entries in units of columns more than b units apart, G and S are exactly
 #    zero beyond b. The columns of a panel are taken to reach b units below its last, F is zero
-#    further down, and so is D, where each entry is a sum of zeros. `low` leaves out what does not
-#    reach a panel's rows. A unit is one column, or all channels of a position.
+#    further down, and so is D, where each entry is a sum of zeros. Products leave out columns of F
+#    that do not reach a row. A unit is one column, or all channels of a position.
 #  * F is a lower triangle, whose zeros only shorten sums. E is Hermitian: D is computed from its
 #    diagonal blocks down, and the entries above are bounded by their mirror images.
 # G_ii <= (1 + gamma) phi, so u G_ii is absorbed by one more unit in the index of gamma, and
@@ -70,10 +70,8 @@ Array = NDArray[np.float64]
 
 # What an eigenvalue is raised by that was computed rather than estimated, relative to it.
 RAISE = 1e-9
-# Number of columns that are factorised and compared at once, of which a Gram matrix is formed at
-# once, and the least of both in a band.
-BLOCK, GRAM_BLOCK = 96, 192
-LEAST_BLOCK = 32
+# Maximum and minimum number of columns of a Gram matrix that are formed, or factorised, at once.
+BLOCK, LEAST_BLOCK = 96, 32
 
 
 @dataclass(frozen=True)
@@ -138,33 +136,32 @@ class Panel:
     """Columns ``start`` to ``stop`` of a matrix that is zero outside a band.
 
     Attributes:
-        low: First column whose entries reach down to ``start``.
         start: First column, and first row on or below the diagonal.
         stop: Column after the last.
         end: Row after the last that these columns reach.
     """
 
-    low: int
     start: int
     stop: int
     end: int
 
 
-def panels(size: int, band: int, block: int, unit: int = 1) -> Iterator[Panel]:
+def panels(size: int, band: int, unit: int = 1) -> Iterator[Panel]:
     """All columns of a matrix that is zero where columns and rows are more than ``band`` units off.
 
-    A unit is that many neighbours. There are ``block`` columns in a panel, or less in a narrow
-    band; whole units if they fit in.
+    A unit is that many neighbours. There are ``BLOCK`` columns in a panel, less in a narrow band or
+    a small matrix; whole units if they fit in.
     """
     reach = band * unit
-    width = block if 2 * reach >= size else min(block, max(LEAST_BLOCK, (reach + unit) // 3))
+    # Of a matrix that is one panel, nothing above the diagonal would be left out.
+    some = size // 2 if 2 * reach >= size else (reach + unit) // 3
+    width = min(BLOCK, max(LEAST_BLOCK, some))
     if unit <= width:
         width = -(-width // unit) * unit
     for start in range(0, size, width):
         stop = min(start + width, size)
-        low = max(0, start // unit - band) * unit // width * width
         end = min(size, ((stop - 1) // unit + band + 1) * unit)
-        yield Panel(low, start, stop, end)
+        yield Panel(start, stop, end)
 
 
 def bandwidth(reads: NDArray[np.bool_]) -> int:
@@ -188,7 +185,7 @@ def hermitian_product(
     size = real.shape[-1]
     symmetric = real.new_zeros(len(real), size, size)
     skew = None if imag is None else torch.zeros_like(symmetric)
-    for panel in panels(size, band, GRAM_BLOCK):
+    for panel in panels(size, band):
         rows = np.flatnonzero(reads[:, panel.start : panel.stop].any(1))
         if not len(rows):
             continue
@@ -302,55 +299,84 @@ def factorise(gram: Gram, t: float, factor: Tensor | None = None) -> Residual:
     terms, size = len(gram.parts), gram.real.shape[-1]
     # (X + iY)(X' + iY')^H has the real part [X Y][X' Y']' and the imaginary part [Y -X][X' Y']':
     # what is to the left in both, panel by panel, of real parts alone [X]. What is above a panel's
-    # diagonal is not read.
+    # diagonal, or below what it reaches, is not read.
     factors = [gram.real.new_empty(len(gram.real), size, terms * size) for _ in gram.parts]
     energy = gram.real.new_zeros(len(gram.real))
     rest, found = energy.clone(), torch.ones_like(energy, dtype=torch.bool)
-    for panel in panels(size, gram.band if factor is None else size, BLOCK, gram.unit):
-        low, start, stop, end = panel.low, panel.start, panel.stop, panel.end
+    before: list[Panel] = []
+    for panel in panels(size, gram.band if factor is None else size, gram.unit):
+        start, stop, end = panel.start, panel.stop, panel.end
         width = stop - start
         left = [-part[:, start:end, start:stop] for part in gram.parts]
         left[0].diagonal(dim1=-2, dim2=-1)[:, :width] += t
-        if low < start:
-            before = slice(terms * low, terms * start)
-            _subtract_products(left, [part[:, start:end, before] for part in factors], width)
+        _subtract_products(left, factors, before, panel)
         if factor is None:
-            columns, failed = _cholesky_panel(whole(left))
+            values, failed = _cholesky_panel(whole(left))
             found &= failed == 0
             if not found.any():
                 break
         else:
-            columns = factor[:, start:, start:stop].tril()
-        split = torch.view_as_real(columns).unbind(-1) if columns.is_complex() else [columns]
-        own = [torch.nn.functional.hardshrink(part, TINY) for part in split]
-        for values in own:
-            energy += squares(values)
-        both = own if terms == 1 else _beside_and_turned(*own)
-        for part, values in zip(factors, both, strict=True):
-            part[:, start:end, terms * start : terms * stop] = values
-            part[:, end:, terms * start : terms * stop] = 0.0
-        _subtract_products(left, both, width)
-        for values in left:
+            values = factor[:, start:, start:stop].tril()
+        own = [part[:, start:end, terms * start : terms * stop] for part in factors]
+        _lay_out(own, values)
+        energy += squares(own[0])
+        _subtract_products(left, factors, [panel], panel)
+        for part in left:
             # Blocks below the diagonal stand for those above as well.
-            rest += squares(values[:, :width]) + 2 * squares(values[:, width:])
+            rest += squares(part[:, :width]) + 2 * squares(part[:, width:])
+        before = [known for known in _joined_panels([*before, panel]) if known.end > stop]
     return Residual(found, energy, rest, terms, size)
 
 
-def _beside_and_turned(real: Tensor, imag: Tensor) -> list[Tensor]:
-    return [torch.cat((real, imag), -1), torch.cat((imag, -real), -1)]
+def _lay_out(own: list[Tensor], values: Tensor) -> None:
+    """Columns of a factor as products read them: [X Y] and [Y -X], of real ones [X]."""
+    width = values.shape[-1]
+    if not values.is_complex():
+        own[0][...] = torch.nn.functional.hardshrink(values, TINY)
+        return
+    real, imag = (torch.nn.functional.hardshrink(part, TINY) for part in (values.real, values.imag))
+    own[0][..., :width], own[0][..., width:] = real, imag
+    own[1][..., :width] = imag
+    torch.neg(real, out=own[1][..., width:])
 
 
-def _subtract_products(values: list[Tensor], factors: list[Tensor], width: int) -> None:
-    """Subtract what rows of F make with the first of them, as parts of a complex product."""
-    right = factors[0][:, :width].mT
-    for part, rows in zip(values, factors, strict=True):
-        part -= rows @ right
+def _joined_panels(panels: list[Panel]) -> list[Panel]:
+    """Neighbours that reach equally far as one."""
+    *others, last = panels
+    if others and others[-1].end == last.end:
+        others[-1] = replace(others[-1], stop=last.stop)
+        return others
+    return panels
+
+
+def _subtract_products(
+    left: list[Tensor], factors: list[Tensor], columns: list[Panel], panel: Panel
+) -> None:
+    """Subtract what some columns of F make of the rows of a panel, as parts of a complex product.
+
+    Added up before: Note [residual] has one rounding for all of it.
+    """
+    for part, rows in zip(left, factors, strict=True):
+        total: Tensor | None = None
+        # The last reach furthest.
+        for known in reversed(columns):
+            own = slice(len(factors) * known.start, len(factors) * known.stop)
+            right = factors[0][:, panel.start : min(panel.stop, known.end), own].mT
+            product = rows[:, panel.start : known.end, own] @ right
+            if total is None:
+                total = product
+            else:
+                total[:, : product.shape[1], : product.shape[2]] += product
+        if total is not None:
+            part[:, : total.shape[1], : total.shape[2]] -= total
 
 
 def _cholesky_panel(panel: Tensor) -> tuple[Tensor, Tensor]:
     """Columns of a Cholesky factor from those of what is left to factorise; 0 where found."""
     width = panel.shape[-1]
     corner, failed = torch.linalg.cholesky_ex(panel[:, :width])
+    if width == panel.shape[1]:
+        return corner, failed
     below = torch.linalg.solve_triangular(corner.mH, panel[:, width:], upper=True, left=False)
     return torch.cat((corner, below), 1), failed
 
@@ -418,7 +444,8 @@ def bound_by_gram(gram: Gram, floor: float = 0.0, estimate: float | None = None)
     while len(gram.real) and failures < len(ladder):
         steps = min(close.steps << failures, 8 * close.steps)
         if estimate is None:
-            estimate = largest_eigenvalue(gram.tensor(), steps)
+            gain = 0.0 if failures else close.gain
+            estimate = largest_eigenvalue(gram.tensor(), steps, gain=gain)
         found, done = settled(gram, max(least, estimate * (1 + ladder[failures])))
         bound = max(bound, found)
         # Where some are settled, another matrix is larger than the one that was estimated.

@@ -74,8 +74,9 @@ def test_the_wave_of_a_symbol_is_near_the_vector_of_its_block(
     values, vectors = np.linalg.eigh(gram.tensor().numpy())
     for index in np.argsort(-values[:, -1])[:3]:
         matrix = lines.gram([int(lines.names(points)[index])]).tensor()
-        start = lines.start(points[index], torch.from_numpy(vectors[index, :, -1]), matrix)
-        assert start is not None
+        vector = torch.from_numpy(vectors[index, :, -1])
+        start = lines.start(points[index], vector)
+        start = start if matrix.is_complex() else start.real
         other = start.unflatten(0, (lines.columns, -1)).flip(0).flatten()
         right, wrong = (
             float((wave.conj() @ matrix[0] @ wave).real / wave.abs().square().sum())
@@ -84,3 +85,26 @@ def test_the_wave_of_a_symbol_is_near_the_vector_of_its_block(
         # Of a random vector it is a quarter; the wave that runs the other way may be the same.
         assert right > 0.85 * float(ritz_pairs(matrix, 64)[0])
         assert right > 1.2 * wrong or right == pytest.approx(wrong)
+        # Without the matrix, and never above its largest eigenvalue but for rounding.
+        largest = float(torch.linalg.eigvalsh(matrix).max())
+        assert largest * (1 - 1e-4) < lines.estimate(points[index], vector) < largest * (1 + 1e-12)
+
+
+@pytest.mark.parametrize("kept", [0, 1])
+def test_blocks_that_are_not_formed_are_those_that_are(kept: int) -> None:
+    generator = torch.Generator().manual_seed(kept)
+    for groups, out, inner, side, stride, padding in (
+        (2, 6, 5, 6, 1, 1),
+        (1, 4, 9, 5, 1, 0),
+        (3, 7, 2, 8, 2, 1),
+    ):
+        weight = torch.randn(groups, out, inner, 3, 3, generator=generator).double().numpy()
+        axis = Axis.of(3, side, stride, padding, 1, circular=False)
+        lines = Lines.of(weight, (axis, axis), kept)
+        for frequency in range(lines.period // 2 + 1):
+            real, imag = lines.rows([frequency])
+            rows = real if imag is None else torch.complex(real, imag)
+            gram = lines.gram([frequency]).tensor()
+            x = torch.randn(groups, gram.shape[-1], generator=generator, dtype=gram.dtype)
+            found = lines._back(lines._through(x, rows), rows)
+            torch.testing.assert_close(found, (gram @ x[..., None])[..., 0])

@@ -133,7 +133,6 @@ def test_dense_bound_accepts_numpy_and_parameters() -> None:
 @pytest.mark.parametrize("seed", range(30))
 def test_garbage_factors_are_sound(seed: int, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(proof, "BLOCK", block)
-    monkeypatch.setattr(proof, "GRAM_BLOCK", block)
     rng = np.random.default_rng(seed)
     m, n = rng.integers(1, 12, 2)
     weight = rng.standard_normal((1, m, n))
@@ -158,7 +157,6 @@ def test_bounds_do_not_depend_on_blocks(imaginary: bool, monkeypatch: pytest.Mon
     for block in (1, 4, 7, 13, 14, 256):
         for direct in (4, 256):  # Lanczos estimates, direct ones
             monkeypatch.setattr(proof, "BLOCK", block)
-            monkeypatch.setattr(proof, "GRAM_BLOCK", block)
             monkeypatch.setattr(proof, "DIRECT_SIZE", direct)
             bound = float(squared_norm_bound(real, imag))
             assert truth * (1 - 1e-13) <= bound <= truth * (1 + 1e-5)
@@ -185,7 +183,6 @@ def test_a_band_is_bounded_like_any_matrix(
     )
     for block in (1, 3, 8, 256):
         monkeypatch.setattr(proof, "BLOCK", block)
-        monkeypatch.setattr(proof, "GRAM_BLOCK", block)
         monkeypatch.setattr(proof, "LEAST_BLOCK", block)
         assert np.allclose(Gram.of(*arguments).tensor().numpy(), exact_gram, atol=1e-12)
         bound = float(squared_norm_bound(*arguments))
