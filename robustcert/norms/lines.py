@@ -178,7 +178,7 @@ class Lines:
         return float(ratio.nan_to_num(0.0).max())
 
     def start(self, point: NDArray[np.int64], vector: torch.Tensor) -> torch.Tensor:
-        """A complex vector (n,) near the largest of a block: a symbol's, that falls off at the ends.
+        """A complex vector (n,) near the largest of a block: a symbol's wave, cut off softly.
 
         Of a map that is subsampled, a random one. Arguments as for :meth:`estimate`.
         """
