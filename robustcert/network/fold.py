@@ -114,13 +114,15 @@ def child_modules(module: nn.Module) -> list[tuple[str, nn.Module]]:
 
 @contextmanager
 def _evaluating(module: nn.Module) -> Iterator[None]:
-    modes = {m: m.training for m in module.modules()}
-    module.eval()
+    training = [m for m in module.modules() if m.training]
+    # Within another fold there are none.
+    if training:
+        module.eval()
     try:
         yield
     finally:
-        for m, training in modes.items():
-            m.training = training
+        for m in training:
+            m.training = True
 
 
 def unknown(module: nn.Module, why: str) -> UnknownLipschitz:

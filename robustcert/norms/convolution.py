@@ -1,6 +1,7 @@
 r"""Norm bounds of convolutions: by symbols, along both dimensions or one, or as one matrix."""
 
 from fractions import Fraction
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -87,8 +88,8 @@ def norm_bound(
     vertical, horizontal = (Axis.of(*values, circular=circular) for values in arguments)
     axes = (vertical, horizontal)
     values = copy.values.reshape(groups, -1, *weight.shape[1:])
-    live = values[..., [tap[0] for tap in vertical.taps], :]
-    if not live[..., [tap[0] for tap in horizontal.taps]].any():
+    taps = product(vertical.taps, horizontal.taps)
+    if not any(values[..., row, column].any() for (row, *_), (column, *_) in taps):
         return copy.unscale(Fraction(0))
     whole = None if circular else operator_norm_bound(values, axes)
     mixed = None if circular or whole is not None else mixed_norm_bound(values, axes)

@@ -225,22 +225,27 @@ class Lines:
         """Sums over all rows of blocks of what every two of their blocks make."""
         kernel_rows, columns, width = self.reads.shape[1], self.columns, self.width
         own = products.unflatten(2, (kernel_rows, width)).unflatten(1, (kernel_rows, width))
+        whole = products.new_zeros(len(products), columns, width, columns, width)
+        # Away from the ends the same are added up everywhere.
+        for pairs, places in self._pairs.items():
+            (first, second), *others = pairs
+            block = sum((own[:, i, :, j] for i, j in others), own[:, first, :, second])
+            for left, right in places:
+                whole[:, left, :, right] = block
+        return whole.flatten(3).flatten(1, 2)
+
+    @cached_property
+    def _pairs(self) -> dict[tuple[tuple[int, int], ...], list[tuple[int, int]]]:
+        """By the pairs of a kernel's rows that meet, the blocks, row and column, where they do."""
         terms: dict[tuple[int, int], list[tuple[int, int]]] = {}
-        for first, second in product(range(kernel_rows), repeat=2):
+        for first, second in product(range(self.reads.shape[1]), repeat=2):
             both = self.reads[:, [first, second]]
             for left, right in both[(both >= 0).all(1)].tolist():
                 terms.setdefault((left, right), []).append((first, second))
-        whole = products.new_zeros(len(products), columns, width, columns, width)
-        # Away from the ends the same are added up everywhere.
-        sums: dict[tuple[tuple[int, int], ...], torch.Tensor] = {}
-        for (left, right), pairs in terms.items():
-            key = tuple(pairs)
-            if key not in sums:
-                sums[key] = sum(
-                    (own[:, i, :, j] for i, j in key[1:]), own[:, key[0][0], :, key[0][1]]
-                )
-            whole[:, left, :, right] = sums[key]
-        return whole.flatten(3).flatten(1, 2)
+        places: dict[tuple[tuple[int, int], ...], list[tuple[int, int]]] = {}
+        for place, pairs in terms.items():
+            places.setdefault(tuple(pairs), []).append(place)
+        return places
 
     @property
     def _reach(self) -> int:
