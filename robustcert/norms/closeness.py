@@ -12,6 +12,8 @@ class Closeness:
 
     Attributes:
         steps: Maximum number of Lanczos steps of a first estimate.
+        gain: It stops before where the last few steps raised it by no more than this, relative to
+            it.
         raises: What the square of an estimated norm is raised by, relative to it, until it has a
             proof. No other bound is looked for that would be less by no more than the first.
         by_map: Whether wide convolutions on short maps are bounded by the map, too, which takes
@@ -19,17 +21,13 @@ class Closeness:
     """
 
     steps: int
+    gain: float
     raises: tuple[float, ...]
     by_map: bool
 
-    @property
-    def gain(self) -> float:
-        """What a first estimate may still gain where it stops, relative to it."""
-        return self.raises[0] / 2
 
-
-CLOSE = Closeness(64, (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0), True)
-QUICK = Closeness(40, (3e-4, 3e-4, 3e-3, 3e-2, 0.3, 3.0, 30.0), False)
+CLOSE = Closeness(64, 0.0, (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0), True)
+QUICK = Closeness(40, 1.5e-4, (3e-4, 3e-4, 3e-3, 3e-2, 0.3, 3.0, 30.0), False)
 
 _CLOSENESS: ContextVar[Closeness] = ContextVar("closeness", default=CLOSE)
 

@@ -12,7 +12,7 @@ from robustcert.norms import (
     quick_bounds,
 )
 from robustcert.norms.closeness import CLOSE, QUICK, closeness
-from robustcert.norms.eigenvalues import ritz_pairs
+from robustcert.norms.eigenvalues import lanczos, ritz_pairs
 from robustcert.norms.lines import Lines
 from robustcert.norms.symbols import Axis, blocks
 from robustcert.norms.taps import symbol_grams
@@ -108,3 +108,24 @@ def test_blocks_that_are_not_formed_are_those_that_are(kept: int) -> None:
             x = torch.randn(groups, gram.shape[-1], generator=generator, dtype=gram.dtype)
             found = lines._back(lines._through(x, rows), rows)
             torch.testing.assert_close(found, (gram @ x[..., None])[..., 0])
+
+
+@pytest.mark.parametrize("gain", [0.0, 1e-4])
+def test_an_estimate_stops_where_steps_gain_nothing(gain: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    flat, steep = torch.linspace(0.9999, 1.0, 300), torch.linspace(0.0, 1.0, 300)
+    for spectrum, stops in ((flat, gain > 0), (steep, False)):
+        basis = torch.linalg.qr(torch.randn(300, 300, generator=generator)).Q
+        matrix = (basis * spectrum) @ basis.T
+        start = torch.randn(1, 300, generator=generator)
+        steps = 0
+
+        def product(x: torch.Tensor, matrix: torch.Tensor = matrix) -> torch.Tensor:
+            nonlocal steps
+            steps += 1
+            return x @ matrix
+
+        value, vector = lanczos(product, start, 12, gain)
+        assert (steps < 12) == stops
+        assert float(value) < 1 + 1e-5
+        assert float((product(vector) * vector).sum()) == pytest.approx(float(value), rel=1e-5)
