@@ -1,17 +1,23 @@
 """Dense layer orthogonalised by a Cholesky factor (Hu et al., arXiv 2310.02513)."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
+from torch.nn.utils import parametrize
 
-from robustcert.layers.constrained import ConstrainedLinear
-from robustcert.layers.product import product
+from robustcert.layers.constrained import ConstrainedConv2d, ConstrainedLinear
+from robustcert.layers.product import linear, product
 from robustcert.network.device import stays_on_device
+from robustcert.network.linear import Dense
 
 # Maximum number of rows of a triangle that is solved with as a whole, and of the blocks of others.
 UNBLOCKED, SOLVED = 512, 256
+# Rows of the blocks in which the gradient of a product is made.
+STRIP = 128
 
 
 class CholeskyOrthogonal(nn.Module):
@@ -49,8 +55,8 @@ class CholeskyOrthogonal(nn.Module):
         # Factors of half-precision products are worthless, so autocast stops here.
         with torch.autocast(weight.device.type, enabled=False):
             if weight.shape[-2] > weight.shape[-1]:
-                return _Orthogonalise.apply(weight.mT, self.ridge).mT
-            return _Orthogonalise.apply(weight, self.ridge)
+                return _Orthogonalise.apply(weight.mT, self.ridge, False).mT
+            return _Orthogonalise.apply(weight, self.ridge, False)
 
 
 class _Orthogonalise(torch.autograd.Function):
@@ -58,22 +64,79 @@ class _Orthogonalise(torch.autograd.Function):
 
     With W = L^-1 X and G the gradient at W, Phi(A) the lower triangle of A with half its diagonal:
     dW = L^-1 dX - Phi(L^-1 dS L^-T) W and dS = dX X^T + X dX^T, hence the gradient at X is
-    L^-T (G - (P + P^T) W) with P = Phi(G W^T). The ridge is treated as a constant.
+    L^-T (G - (P + P^T) W) with P = Phi(G W^T). The ridge is treated as a constant. Where W has one
+    use, :class:`_Times`, that gives G - (P + P^T) W for the gradient: ``is_projected``.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, ridge: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, ridge: float, is_projected: bool) -> Tensor:
         factor = regularised_factor(x, ridge)
         w = solved(factor, x, adjoint=False)
+        ctx.is_projected = is_projected
         ctx.save_for_backward(factor, w)
         return w
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         factor, w = ctx.saved_tensors
-        inner = _less(grad, _symmetrised_lower(grad, w), w)
-        return solved(factor, inner, adjoint=True), None
+        inner = grad if ctx.is_projected else _less(grad, _symmetrised_lower(grad, w), w)
+        return solved(factor, inner, adjoint=True), None, None
+
+
+class _Times(torch.autograd.Function):
+    """``x W^T``, or ``x W``, of a small batch with W of :class:`_Orthogonalise`.
+
+    A batch of b samples with the gradient g at their outputs y has G = g^T x, a matrix of rank b.
+    So has what the triangle P is taken from, G W^T = g^T y, and y is known. Of x W, G is x^T g and
+    G W^T is x^T times the gradient at x, known as well. The gradient at W, G - (P + P^T) W, thus
+    takes no product of W's cubed size.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, w: Tensor, is_turned: bool) -> Tensor:
+        y = linear(x, w.mT if is_turned else w)
+        ctx.is_turned = is_turned
+        ctx.save_for_backward(x, w, y)
+        # Not y itself, which whoever gets it may change.
+        return y.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:
+        x, w, y = ctx.saved_tensors
+        at_x, at_w = _Times.apply(grad, w, not ctx.is_turned), None
+        # An attack during training asks for the gradient at its inputs alone.
+        if torch._C._will_engine_execute_node(ctx.next_functions[1][0]):
+            a, b, c = (x, grad, at_x) if ctx.is_turned else (grad, x, y)
+            at_w = _low_rank_less(a, b, c, w)
+        return at_x, at_w, None
+
+
+def _low_rank_less(a: Tensor, b: Tensor, c: Tensor, w: Tensor) -> Tensor:
+    """``A^T B - (P + P^T) W`` with P the lower triangle of ``A^T C`` and half its diagonal.
+
+    In rows i of P + P^T what lies before the diagonal block is ``A_i^T C_j`` and what lies behind
+    it ``C_i^T A_j``, so that sums of ``C_j W_j`` and of ``A_j W_j`` over blocks j are enough.
+
+    Args:
+        a: Shape ``(batch, m)``, as ``c``.
+        b: Shape ``(batch, n)``.
+        c: See above.
+        w: Shape ``(m, n)``.
+    """
+    m = len(w)
+    blocks = [slice(start, min(start + STRIP, m)) for start in range(0, m, STRIP)]
+    # Sums from the last block on, for differences of two sums would cancel.
+    behind = [torch.zeros_like(b)]
+    for own in blocks[:0:-1]:
+        behind.append(behind[-1] + product(a[:, own], w[own]))
+    result = torch.empty_like(w)
+    for own in blocks:
+        corner = (a[:, own].mT @ c[:, own]).tril()
+        left = torch.cat([a[:, own], c[:, own], corner + corner.tril(-1).mT])
+        result[own] = product(left.mT, torch.cat([b, -behind.pop(), -w[own]]))
+        b = b - product(c[:, own], w[own])
+    return result
 
 
 def solved(factor: Tensor, x: Tensor, *, adjoint: bool) -> Tensor:
@@ -111,7 +174,7 @@ def regularised_factor(x: Tensor, ridge: float) -> Tensor:
         Shape ``(m, m)`` or ``(count, m, m)``, lower triangular.
     """
     m = x.shape[-2]
-    rho = ridge * x.square().sum((-2, -1)) / m
+    rho = ridge * torch.linalg.vector_norm(x, dim=(-2, -1)).square() / m
     factor = x.new_zeros(*x.shape[:-1], m)
     for start, stop in _blocks(x):
         # Columns start:stop of the product, from the diagonal down, less what is factored already.
@@ -167,7 +230,102 @@ def _blocks(x: Tensor) -> list[tuple[int, int]]:
     return [(start, min(start + size, m)) for start in range(0, m, size)]
 
 
-class CholeskyLinear(ConstrainedLinear):
+@dataclass(frozen=True)
+class Chain:
+    """What makes a layer's weight: steps from what is trained to a matrix, then Cholesky's rule."""
+
+    free: Tensor
+    before: list[nn.Module]
+    rule: CholeskyOrthogonal
+
+    def matrix(self) -> Tensor:
+        """The matrix that is orthogonalised."""
+        x = self.free
+        for step in self.before:
+            x = step(x)
+        return x
+
+
+def chain_of(layer: nn.Module) -> Chain | None:
+    """The chain of a layer whose weight, or kernel of patches, is made by one; else None."""
+    if not parametrize.is_parametrized(layer, "weight"):
+        return None
+    lists: Any = layer.parametrizations
+    steps = lists.weight
+    # More than one parametrization is no chain.
+    if len(steps) > 1:
+        return None
+    # A kernel of patches is a matrix, of which the rule is.
+    constraint = getattr(steps[0], "rule", steps[0])
+    *before, rule = constraint if isinstance(constraint, nn.Sequential) else [constraint]
+    return Chain(steps.original, before, rule) if isinstance(rule, CholeskyOrthogonal) else None
+
+
+def times(layer: ConstrainedLinear | ConstrainedConv2d, x: Tensor) -> Tensor:
+    """``x W^T + b`` with W the layer's weight as a matrix, by :class:`_Times` where that pays.
+
+    Args:
+        layer: A dense layer, or a convolution on patches, of any constraint.
+        x: Shape ``(batch, n)``.
+    """
+    chain = chain_of(layer) if _may_pay(x) else None
+    if chain is None or not _pays(layer, chain, x):
+        return linear(x, layer.weight.flatten(1), layer.bias)
+    matrix = chain.matrix()
+    is_tall = matrix.shape[0] > matrix.shape[1]
+    w = _Orthogonalise.apply(matrix.mT if is_tall else matrix, chain.rule.ridge, True)
+    y = _Times.apply(x, w, is_tall)
+    return y if layer.bias is None else y + layer.bias
+
+
+def _may_pay(x: Tensor) -> bool:
+    return (
+        torch.is_grad_enabled()
+        and not stays_on_device(x)
+        and type(x) in (Tensor, nn.Parameter)
+        and x.dim() == 2
+        and not torch.is_autocast_enabled("cpu")
+        and forward_ad.unpack_dual(x).tangent is None
+    )
+
+
+def _pays(layer: nn.Module, chain: Chain, x: Tensor) -> bool:
+    rule, free = chain.rule, chain.free
+    parts = layer.get_submodule("parametrizations").modules()
+    hooked = (part._forward_hooks or part._forward_pre_hooks for part in parts)
+    return (
+        layer.training
+        and rule.training
+        and rule.ready is None
+        # A subclass, a hook or a cache would be passed over.
+        and type(rule) is CholeskyOrthogonal
+        and not any(hooked)
+        and not parametrize._cache_enabled
+        and free.requires_grad
+        and free.dtype == x.dtype
+        # 4 batch + STRIP multiplications for each entry of W, not 1.5 m, but in products that are
+        # narrower and thus slower.
+        and 4 * len(x) + STRIP <= min(free.shape)
+    )
+
+
+class OrthogonalisedLinear(ConstrainedLinear):
+    """Dense layer with :class:`CholeskyOrthogonal` last in its parametrization."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(N, in_features)`` to ``(N, out_features)``."""
+        return times(self, x)
+
+    def lipschitz_estimate(self) -> float:
+        """1, the norm that the constraint stays under."""
+        return super().lipschitz_estimate()
+
+    def fold(self) -> Dense:
+        """The layer with its weight as a constant."""
+        return super().fold()
+
+
+class CholeskyLinear(OrthogonalisedLinear):
     """Dense layer with orthonormal rows or columns by :class:`CholeskyOrthogonal`.
 
     Args:

@@ -8,8 +8,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
 from robustcert.layers.centering import Centering
-from robustcert.layers.cholesky import CholeskyOrthogonal
-from robustcert.layers.constrained import ConstrainedLinear
+from robustcert.layers.cholesky import CholeskyOrthogonal, OrthogonalisedLinear
 from robustcert.layers.unconstrained import UnconstrainedConv2d, UnconstrainedLinear
 from robustcert.network.linear import Convolution
 from robustcert.network.operation import constant
@@ -172,7 +171,7 @@ class LiResConv2d(UnconstrainedConv2d):
         return replace(operation, bias=constant(-mean if self.bias is None else self.bias - mean))
 
 
-class CholeskyResidualLinear(ConstrainedLinear):
+class CholeskyResidualLinear(OrthogonalisedLinear):
     r"""Dense layer with the rows of :math:`I + \gamma W` orthonormalised by a Cholesky factor.
 
     Where input and output differ in size there is no identity.

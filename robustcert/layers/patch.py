@@ -4,9 +4,8 @@ import math
 
 from torch import Tensor, nn
 
-from robustcert.layers.cholesky import CholeskyOrthogonal
+from robustcert.layers.cholesky import CholeskyOrthogonal, times
 from robustcert.layers.constrained import ConstrainedConv2d
-from robustcert.layers.product import linear
 from robustcert.network.linear import Convolution
 from robustcert.norms.convolution import Pair, pair
 
@@ -101,7 +100,7 @@ class PatchConv2d(ConstrainedConv2d):
         height, width = x.shape[2] // high, x.shape[3] // wide
         blocks = x[:, :, : height * high, : width * wide].unflatten(2, (height, high))
         patches = blocks.unflatten(4, (width, wide)).permute(0, 2, 4, 1, 3, 5).flatten(3)
-        y = linear(patches.flatten(0, 2), self.weight.flatten(1), self.bias)
+        y = times(self, patches.flatten(0, 2))
         return y.view(len(x), height, width, -1).permute(0, 3, 1, 2).contiguous()
 
     def lipschitz_estimate(self) -> float:

@@ -6,9 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
-from torch.nn.utils import parametrize
 
-from robustcert.layers.cholesky import CholeskyOrthogonal
+from robustcert.layers.cholesky import CholeskyOrthogonal, chain_of
 from robustcert.layers.constrained import ConstrainedLinear
 from robustcert.network.overrides import constant_in_graphs
 
@@ -49,15 +48,10 @@ def _groups(model: nn.Module) -> list[Group]:
     for layer in model.modules():
         if not isinstance(layer, ConstrainedLinear):
             continue
-        if not parametrize.is_parametrized(layer, "weight"):
-            continue
-        lists: Any = layer.parametrizations
-        constraint, x = lists.weight[0], lists.weight.original
-        *before, rule = constraint if isinstance(constraint, nn.Sequential) else [constraint]
-        if isinstance(rule, CholeskyOrthogonal) and rule.training:
-            for step in before:
-                x = step(x)
-            found.setdefault((x.shape, rule.ridge), []).append((rule, x))
+        chain = chain_of(layer)
+        if chain is not None and chain.rule.training:
+            x = chain.matrix()
+            found.setdefault((x.shape, chain.rule.ridge), []).append((chain.rule, x))
     return [group for group in found.values() if len(group) > 1]
 
 
