@@ -6,9 +6,9 @@ import sys
 
 # Names of settings in glibc's malloc.h.
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
-# Number of free bytes that are kept, and of the largest piece that is taken from them: glibc's
-# maximum.
-KEPT, PIECE = 2**28, 2**25
+# Number of free bytes that are kept, for a training step of a large network frees as much as the
+# next one takes, and of the largest piece that is always taken from them: glibc's maxima.
+KEPT, PIECE = 2**31 - 1, 2**25
 # Where somebody else decides.
 VARIABLES = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
 
