@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from robustcert.layers.cholesky import cholesky_factor, regularised_factor
 from robustcert.layers.fft import FrequencyConstraint, FrequencyConv2d, Sizes, analyse
 from robustcert.layers.orthogonal_start import orthogonal_
-from robustcert.layers.product import product
+from robustcert.layers.product import product, products
 from robustcert.network.device import stays_on_device
 from robustcert.network.linear import Dense
 from robustcert.network.operation import Operation, constant
@@ -222,7 +222,7 @@ class _ReflectBlocks(torch.autograd.Function):
         if ctx.needs_input_grad[0] or ctx.needs_input_grad[1]:
             rows = torch.cat([x, -2 * grad], 1).mT
             (a, b), (c, d) = (torch.view_as_real(t.mT).unbind(-1) for t in (at_right, solved))
-            at_v = [rows @ torch.cat(t, 1) for t in ((a, b, c, d), (b, -a, d, -c))]
+            at_v = [products(rows, torch.cat(t, 1)) for t in ((a, b, c, d), (b, -a, d, -c))]
         return *at_v, at_gram, grad + _out_of(cosine, sine, at_right), None
 
 
@@ -259,7 +259,7 @@ def _twice(factor: Tensor, right: Tensor) -> Tensor:
 def _onto(cosine: Tensor, sine: Tensor, x: Tensor) -> Tensor:
     """``V* x``, complex, ``(F, n, N)``, of rows in parts."""
     count = x.shape[1] // 2
-    first, second = x @ cosine, x @ sine
+    first, second = products(x, cosine), products(x, sine)
     return torch.complex(
         first[:, :count] - second[:, count:], first[:, count:] + second[:, :count]
     ).mT
@@ -268,7 +268,7 @@ def _onto(cosine: Tensor, sine: Tensor, x: Tensor) -> Tensor:
 def _out_of(cosine: Tensor, sine: Tensor, z: Tensor) -> Tensor:
     """``V z`` in parts, ``(F, 2 N, m)``, of complex columns ``(F, n, N)``."""
     parts = torch.cat([z.mT.real, z.mT.imag], 1)
-    first, second = parts @ cosine.mT, parts @ sine.mT
+    first, second = products(parts, cosine.mT), products(parts, sine.mT)
     count = z.shape[2]
     return torch.cat(
         [first[:, :count] + second[:, count:], first[:, count:] - second[:, :count]], 1

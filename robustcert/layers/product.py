@@ -12,6 +12,8 @@ from torch.nn import functional as F
 # Multiplications from which a product is worth the copies into oneDNN's layout and back, and the
 # least side of a matrix that is no stack of a few vectors.
 MIN_MULTIPLICATIONS, MIN_SIDE = 2**23, 64
+# Multiplications from which each product of a stack, one after the other, is worth its call.
+MIN_IN_STACK = 2**21
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
@@ -55,7 +57,36 @@ def gram(x: Tensor) -> Tensor:
     return _Gram.apply(x) if _is_faster(x.mT, x) else x.mH @ x
 
 
+def products(a: Tensor, b: Tensor) -> Tensor:
+    """``a @ b`` of stacks, each matrix for itself where that is faster and nothing is recorded.
+
+    For functions that know their derivatives.
+
+    Args:
+        a: Shape ``(count, m, k)``.
+        b: Shape ``(count, k, n)``.
+
+    Example:
+        >>> products(torch.ones(2, 1, 3), torch.ones(2, 3, 1)).shape
+        torch.Size([2, 1, 1])
+    """
+    is_large = a[0].numel() * b.shape[-1] >= MIN_IN_STACK
+    if torch.is_grad_enabled() or not (is_large and _takes_onednn(a, b)):
+        return a @ b
+    return torch.stack([_by_onednn(*pair) for pair in zip(a, b, strict=True)])
+
+
 def _is_faster(a: Tensor, b: Tensor) -> bool:
+    return (
+        _takes_onednn(a, b)
+        and a.dim() == b.dim() == 2
+        and min(*a.shape, *b.shape) >= MIN_SIDE
+        and a.numel() * b.shape[1] >= MIN_MULTIPLICATIONS
+    )
+
+
+def _takes_onednn(a: Tensor, b: Tensor) -> bool:
+    """Whether factors are of a kind that oneDNN multiplies, and faster than MKL if large."""
     return (
         # A compiler, autocast and other kinds of tensors have products of their own.
         not torch.compiler.is_compiling()
@@ -63,15 +94,16 @@ def _is_faster(a: Tensor, b: Tensor) -> bool:
         and not torch.is_autocast_enabled("cpu")
         and all(
             type(x) in (Tensor, nn.Parameter)
-            and x.dim() == 2
             and x.dtype == torch.float32
             and x.device.type == "cpu"
-            and min(x.shape) >= MIN_SIDE
             for x in (a, b)
         )
-        and a.numel() * b.shape[1] >= MIN_MULTIPLICATIONS
         and torch._C._get_mkldnn_enabled()
     )
+
+
+def _by_onednn(a: Tensor, b: Tensor) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(_whole(a), _whole(b.mT), None, "none", [], "")
 
 
 def _like(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
@@ -99,7 +131,7 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def forward(a: Tensor, b: Tensor) -> Tensor:
-        return torch.ops.mkldnn._linear_pointwise(_whole(a), _whole(b.mT), None, "none", [], "")
+        return _by_onednn(a, b)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], _: Tensor) -> None:

@@ -10,7 +10,7 @@ from torch.func import grad, jacfwd, jacrev, vmap
 from torch.nn import functional as F
 
 from robustcert.layers import product as subject
-from robustcert.layers.product import gram, linear, product
+from robustcert.layers.product import gram, linear, product, products
 
 Binary = Callable[[Tensor, Tensor], Tensor]
 
@@ -23,6 +23,7 @@ def by_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(subject, "_mkl_is_narrow", lambda: True)
     monkeypatch.setattr(subject, "MIN_MULTIPLICATIONS", 0)
     monkeypatch.setattr(subject, "MIN_SIDE", 1)
+    monkeypatch.setattr(subject, "MIN_IN_STACK", 0)
 
 
 def uses_onednn(function: Callable[[], Any]) -> bool:
@@ -110,3 +111,18 @@ def test_no_product_leaves_torch_where_onednn_is_off() -> None:
         assert not uses_onednn(lambda: product(a, a))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert product(a, a).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("by_columns", [(False, False), (True, False), (False, True), (True, True)])
+def test_products_of_stacks_are_those_of_torch(by_columns: tuple[bool, bool]) -> None:
+    a, b = torch.randn(3, 7, 5), torch.randn(3, 5, 4)
+    a, b = (x.mT.contiguous().mT if c else x for x, c in zip((a, b), by_columns, strict=True))
+    with torch.no_grad():
+        assert uses_onednn(lambda: products(a, b))
+        torch.testing.assert_close(products(a, b), a @ b, rtol=1e-5, atol=1e-5)
+
+
+def test_products_of_stacks_that_are_recorded_have_their_derivatives() -> None:
+    a, b = torch.randn(3, 7, 5, requires_grad=True), torch.randn(3, 5, 4)
+    (slope,) = torch.autograd.grad(products(a, b).sum(), a)
+    torch.testing.assert_close(slope, b.sum(-1)[:, None].expand(3, 7, 5))
