@@ -30,6 +30,8 @@ from robustcert.objectives import EMMA
 from robustcert.runs.memory import keep_freed_memory
 
 Step = Callable[[], None]
+# Steps before those that are timed: a step takes new memory from the system until it is the third.
+WARM_UP = 2
 MAXMIN = partial(GroupSort, group_size=2)
 
 
@@ -128,14 +130,14 @@ def plain_conv(*sizes: int, input_size: tuple[int, int], **options: Any) -> nn.C
 
 
 def measure(steps: dict[str, Step], repeats: int) -> dict[str, list[tuple[float, float]]]:
-    """Wall and CPU seconds of every step, ``repeats`` rounds after one to warm up."""
+    """Wall and CPU seconds of every step, ``repeats`` rounds after some to warm up."""
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
-    for repeat in range(repeats + 1):
+    for repeat in range(repeats + WARM_UP):
         for name, step in steps.items():
             start = time.perf_counter(), time.process_time()
             step()
             took = time.perf_counter() - start[0], time.process_time() - start[1]
-            if repeat:
+            if repeat >= WARM_UP:
                 times[name].append(took)
     return times
 

@@ -45,8 +45,8 @@ IMAGES: dict[str, tuple[Shape, int]] = {
 }
 # Samples that are certified at once, and the radius of the attack.
 BATCH, RADIUS = 50, 36 / 255
-# Steps that are timed, after one to warm up.
-REPEATS = 3
+# Steps that are timed, after some to warm up.
+REPEATS = 5
 
 
 def timed(said: str, function: Callable[[], Found]) -> Found:

@@ -14,8 +14,9 @@ from robustcert.layers.product import linear, product
 from robustcert.network.device import stays_on_device
 from robustcert.network.linear import Dense
 
-# Maximum number of rows of a triangle that is solved with as a whole, and of the blocks of others.
-UNBLOCKED, SOLVED = 512, 256
+# Maximum number of rows of a triangle that is solved with as a whole, and of the blocks of others,
+# of which the inverses are taken.
+UNBLOCKED, SOLVED = 512, 128
 # Rows of the blocks in which the gradient of a product is made.
 STRIP = 128
 
@@ -159,7 +160,9 @@ def solved(factor: Tensor, x: Tensor, *, adjoint: bool) -> Tensor:
         known = slice(own.stop, m) if adjoint else slice(0, own.start)
         beside = factor[known, own].mT if adjoint else factor[own, known]
         rest = x[own] if known.start == known.stop else _less(x[own], beside, result[known])
-        result[own] = solved(factor[own, own], rest, adjoint=adjoint)
+        identity = torch.eye(len(rest), dtype=x.dtype, device=x.device)
+        inverse = torch.linalg.solve_triangular(factor[own, own], identity, upper=False)
+        result[own] = product(inverse.mT if adjoint else inverse, rest)
     return result
 
 
@@ -171,12 +174,12 @@ def regularised_factor(x: Tensor, ridge: float) -> Tensor:
         ridge: Above 0.
 
     Returns:
-        Shape ``(m, m)`` or ``(count, m, m)``, lower triangular.
+        Shape ``(m, m)`` or ``(count, m, m)``. What is above the diagonal means nothing.
     """
     m = x.shape[-2]
     # By rows, for a sum of all squares in one would be less accurate.
     rho = ridge * torch.linalg.vector_norm(x, dim=-1).square().sum(-1) / m
-    factor = x.new_zeros(*x.shape[:-1], m)
+    factor = x.new_empty(*x.shape[:-1], m)
     for start, stop in _blocks(x):
         # Columns start:stop of the product, from the diagonal down, less what is factored already.
         panel = product(x[..., start:, :], x[..., start:stop, :].mT)

@@ -41,11 +41,15 @@ class LinearResidual(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         """Add the identity to ``weight`` of shape ``(n, n)`` or ``(n, n, k, l)``, both odd."""
-        identity = torch.eye(len(weight), dtype=weight.dtype, device=weight.device)
+        residual = self.gamma * weight
+        tap = residual
         if weight.dim() == 4:
             down, right = (side // 2 for side in weight.shape[2:])
-            identity = F.pad(identity[..., None, None], (right, right, down, down))
-        return torch.add(identity, weight, alpha=self.gamma)
+            tap = residual[..., down, right]
+        # A constant has no gradient, and in place it takes no second matrix.
+        with torch.no_grad():
+            tap.diagonal().add_(1.0)
+        return residual
 
 
 class LiResLinear(UnconstrainedLinear):

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 # Multiplications from which a product is worth the copies into oneDNN's layout and back, and the
-# least side of a matrix that is no stack of a few vectors.
-MIN_MULTIPLICATIONS, MIN_SIDE = 2**23, 64
+# least side of a matrix that is no stack of a few vectors: with 8 rows it takes two thirds.
+MIN_MULTIPLICATIONS, MIN_SIDE = 2**23, 8
 # Multiplications from which each product of a stack, one after the other, is worth its call.
 MIN_IN_STACK = 2**21
 

@@ -5,17 +5,12 @@ import os
 import sys
 
 # Names of settings in glibc's malloc.h.
-TRIM_THRESHOLD, MMAP_MAX = -1, -4
-# Number of free bytes that are kept, for a training step of a large network frees as much as the
-# next one takes: glibc's maximum. And of pieces that go back to the system by themselves.
-KEPT, APART = 2**31 - 1, 0
+TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
+# Number of free bytes that are kept, as many as a training step of a large network frees and the
+# next one takes, and of the largest piece that is taken from them: glibc's maxima.
+KEPT, PIECE = 2**31 - 1, 2**25
 # Where somebody else decides.
-VARIABLES = (
-    "MALLOC_TRIM_THRESHOLD_",
-    "MALLOC_MMAP_THRESHOLD_",
-    "MALLOC_MMAP_MAX_",
-    "GLIBC_TUNABLES",
-)
+VARIABLES = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
 
 
 def keep_freed_memory() -> bool:
@@ -31,4 +26,6 @@ def keep_freed_memory() -> bool:
     if sys.platform != "linux" or any(name in os.environ for name in VARIABLES):
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    return mallopt is not None and bool(mallopt(TRIM_THRESHOLD, KEPT) and mallopt(MMAP_MAX, APART))
+    return mallopt is not None and bool(
+        mallopt(TRIM_THRESHOLD, KEPT) and mallopt(MMAP_THRESHOLD, PIECE)
+    )

@@ -8,17 +8,17 @@ import pytest
 
 from robustcert.runs.memory import VARIABLES
 
-# Pages that the system has to provide for ten times seven maps of 4 to 64 MiB.
+# Pages that the system has to provide for ten times seven maps of 4 to 28 MiB.
 COUNTED = """
 import resource, sys, torch
 from robustcert.runs.memory import keep_freed_memory
 kept = keep_freed_memory() if sys.argv[1] == "keep" else False
 for _ in range(10):
-    maps = [torch.ones(2**20 * size) for size in (1, 3, 7, 2, 16, 4, 6)]
+    maps = [torch.ones(2**20 * size) for size in (1, 3, 7, 2, 5, 4, 6)]
     del maps
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(10):
-    maps = [torch.ones(2**20 * size) for size in (1, 3, 7, 2, 16, 4, 6)]
+    maps = [torch.ones(2**20 * size) for size in (1, 3, 7, 2, 5, 4, 6)]
     del maps
 print(kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
@@ -42,7 +42,7 @@ def test_maps_are_made_of_the_memory_of_earlier_ones() -> None:
     kept, count = pages("keep")
     if not kept:
         pytest.skip("this C library has no mallopt")
-    # They have 39,936 pages each time, which are all new ones, most of the time, by default.
+    # They have 28,672 pages each time, which are all new ones, most of the time, by default.
     assert count < 3000
 
 
