@@ -1,5 +1,6 @@
 """Cholesky layers on batches small beside them have the gradients of their weight's definition."""
 
+import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
@@ -231,3 +232,22 @@ def test_other_batches_keep_their_product(precision: Any, made: list[int]) -> No
         assert torch.equal(y, reference(layer, x))
     y.sum().backward()
     assert not made
+
+
+@pytest.mark.parametrize("shape", [(100, 120), (600, 700)])
+def test_nothing_above_a_factors_diagonal_is_read(
+    shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    empty = Tensor.new_empty
+    monkeypatch.setattr(
+        Tensor, "new_empty", lambda self, *shape: empty(self, *shape).fill_(math.nan)
+    )
+    x = torch.randn(*shape, dtype=torch.float64)
+    factor = cholesky.regularised_factor(x, 1e-3)
+    lower = factor.tril()
+    rho = 1e-3 * x.square().sum() / len(x)
+    gram = x @ x.T + rho * torch.eye(len(x), dtype=torch.float64)
+    torch.testing.assert_close(lower @ lower.T, gram, rtol=1e-10, atol=1e-10)
+    for triangle, adjoint in ((lower, False), (lower.T, True)):
+        found = cholesky.solved(factor, x, adjoint=adjoint)
+        torch.testing.assert_close(triangle @ found, x, rtol=1e-10, atol=1e-10)
