@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from contextvars import copy_context
 
@@ -50,7 +50,8 @@ def bound_together(network: PlainNetwork) -> None:
             # Each in a context of its own, which knows how close bounds are to be.
             works = [pool.submit(copy_context().run, _bound, rest) for _ in range(number)]
             try:
-                for work in works:
+                # Whichever fails first.
+                for work in as_completed(works):
                     work.result()
             finally:
                 # Of what is interrupted, nothing is begun any more.

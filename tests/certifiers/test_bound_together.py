@@ -109,14 +109,18 @@ def test_errors_are_those_of_one_thread(monkeypatch: pytest.MonkeyPatch) -> None
     assert said[0] == said[1]
 
 
-def test_an_interruption_waits_for_what_is_begun_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("which", [1, 2])
+def test_an_interruption_waits_for_what_is_begun_alone(
+    which: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(together, "LEAST_COST", 0)
     torch.set_num_threads(2)
     begun: list[str] = []
 
     def interrupted(operation: Any, _shape: Any) -> float:
         begun.append(operation.label)
-        if len(begun) == 1:
+        # The other thread is at work.
+        if len(begun) == which:
             raise KeyboardInterrupt
         time.sleep(0.5)
         return 1.0
