@@ -59,15 +59,18 @@ def _length(vectors: Tensor) -> Tensor:
     return torch.linalg.vector_norm(parts, dim=-1, keepdim=True)
 
 
-def ritz_pairs(
-    matrices: Tensor, steps: int, start: Tensor | None = None, gain: float = 0.0
-) -> tuple[Tensor, Tensor]:
+def random_start(size: int) -> Tensor:
+    """A random vector (n,), always the same, where none near an eigenvector is known."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(size, generator=generator, dtype=torch.float64, device="cpu")
+
+
+def ritz_pairs(matrices: Tensor, steps: int, gain: float = 0.0) -> tuple[Tensor, Tensor]:
     """Largest eigenvalues (b,) of Hermitian matrices (b, n, n), estimates from below, and vectors.
 
     Args:
         matrices: Shape (b, n, n).
         steps: Maximum number of Lanczos steps.
-        start: A vector (n,) near those that are looked for, or None for a random one.
         gain: As for :func:`lanczos`.
     """
     # Vectors in single precision cost half; an error of theirs counts by its square.
@@ -75,14 +78,9 @@ def ritz_pairs(
     # Out of its range nothing would be left; a copy that is not needed takes time.
     narrow = matrices if 2.0**-60 < peak < 2.0**60 else matrices / torch.where(peak > 0, peak, 1.0)
     narrow = narrow.to(torch.complex64 if matrices.is_complex() else torch.float32)
-    if start is None:
-        generator = torch.Generator().manual_seed(0)
-        start = torch.randn(
-            matrices.shape[-1], generator=generator, dtype=torch.float64, device="cpu"
-        )
     _, ritz = lanczos(
         lambda x: (narrow @ x[..., None])[..., 0],
-        start.to(narrow).expand(len(matrices), -1),
+        random_start(matrices.shape[-1]).to(narrow).expand(len(matrices), -1),
         steps,
         gain,
     )
@@ -92,9 +90,7 @@ def ritz_pairs(
     return quotient.nan_to_num(0.0).clamp(min=0), vector
 
 
-def largest_eigenvalue(
-    matrices: Tensor, steps: int, start: Tensor | None = None, gain: float = 0.0
-) -> float:
+def largest_eigenvalue(matrices: Tensor, steps: int, gain: float = 0.0) -> float:
     """Largest eigenvalue in a batch (b, n, n) of Hermitian matrices, an estimate from below.
 
     It is that of one matrix, which a rough estimate of all picks. Arguments as for
@@ -104,4 +100,4 @@ def largest_eigenvalue(
         matrices = matrices[ritz_pairs(matrices, ROUGH_STEPS)[0].argmax()][None]
     if matrices.shape[-1] <= DIRECT_SIZE:
         return float(torch.linalg.eigvalsh(matrices).max())
-    return float(ritz_pairs(matrices, steps, start, gain)[0].max())
+    return float(ritz_pairs(matrices, steps, gain)[0].max())

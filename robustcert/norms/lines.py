@@ -12,7 +12,13 @@ from numpy.typing import NDArray
 
 from robustcert.norms.closeness import closeness
 from robustcert.norms.device import placed
-from robustcert.norms.eigenvalues import DIRECT_SIZE, ROUGH_STEPS, lanczos, ritz_pairs
+from robustcert.norms.eigenvalues import (
+    DIRECT_SIZE,
+    ROUGH_STEPS,
+    lanczos,
+    random_start,
+    ritz_pairs,
+)
 from robustcert.norms.proof import (
     Array,
     Gram,
@@ -183,9 +189,7 @@ class Lines:
         Of a map that is subsampled, a random one. Arguments as for :meth:`estimate`.
         """
         if len(vector) != self.width:
-            generator = torch.Generator().manual_seed(0)
-            size = self.columns * self.width
-            return torch.randn(size, generator=generator, dtype=torch.complex128, device="cpu")
+            return random_start(self.columns * self.width).to(torch.complex128)
         columns = torch.arange(self.columns, dtype=torch.float64, device="cpu")
         turn = 2 * math.pi * float(point[1 - self.place]) / self.kept.points
         end = torch.sin(math.pi * (columns + 1) / (self.columns + 1))
