@@ -1,6 +1,5 @@
 """Block reflector orthogonal layers (Lai et al., arXiv 2505.15174)."""
 
-import math
 from typing import Any
 
 import torch
@@ -8,20 +7,16 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from robustcert.layers.cholesky import cholesky_factor, regularised_factor
-from robustcert.layers.fft import FrequencyConstraint, FrequencyConv2d, Sizes, analyse
+from robustcert.layers.cholesky import regularised_factor
+from robustcert.layers.fft import FrequencyConstraint, FrequencyConv2d, Sizes
+from robustcert.layers.frequency_reflection import reflected
 from robustcert.layers.orthogonal_start import orthogonal_
-from robustcert.layers.product import product, products
+from robustcert.layers.product import product
 from robustcert.network.device import stays_on_device
 from robustcert.network.linear import Dense
 from robustcert.network.operation import Operation, constant
 from robustcert.network.reflection import Reflection
 from robustcert.norms.convolution import Pair
-
-# Entries of V's blocks that are in work at once: what a processor holds near by.
-PIECE = 2**21
-# Columns that LAPACK, which is slow next to a product, factors at once.
-PANEL = 32
 
 
 def block_reflector(v: Tensor, ridge: float = 0.0) -> Tensor:
@@ -139,142 +134,6 @@ class _SolveGram(torch.autograd.Function):
         return -at_v, at_right
 
 
-class _GramTaps(torch.autograd.Function):
-    r"""Taps of :math:`V^\top V`, shape ``(n, n, 2 h - 1, 2 w - 1)``, of taps ``(m, n, h, w)``.
-
-    :math:`G_k = \sum_a V_a^\top V_{a + k}`, read off one product of all taps with all: V's blocks
-    at all frequencies, of which there are many more, are not multiplied.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, v: Tensor) -> Tensor:
-        columns, *sides = v.shape[1:]
-        taps = v.permute(0, 2, 3, 1).flatten(1)
-        ctx.save_for_backward(v, taps)
-        every = product(taps.mT, taps).unflatten(1, (-1, columns)).unflatten(0, (-1, columns))
-        shape = (2 * sides[0] - 1, 2 * sides[1] - 1)
-        gram = v.new_zeros(math.prod(shape), columns, columns)
-        pairs = every.transpose(1, 2).flatten(0, 1)
-        gram.index_add_(0, _differences(sides[0], sides[1], v.device), pairs)
-        return gram.permute(1, 2, 0).unflatten(2, shape)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        v, taps = ctx.saved_tensors
-        columns, *sides = v.shape[1:]
-        count = math.prod(sides)
-        # A difference and its opposite have transposed taps.
-        grad = grad + grad.transpose(0, 1).flip(2, 3)
-        pairs = grad.flatten(2).permute(2, 0, 1)[_differences(sides[0], sides[1], v.device)]
-        every = pairs.view(count, count, columns, columns).transpose(1, 2)
-        at_taps = product(taps, every.reshape(count * columns, count * columns))
-        return at_taps.view(len(v), *sides, columns).permute(0, 3, 1, 2)
-
-
-def _differences(height: int, width: int, device: torch.device) -> Tensor:
-    """For all pairs of taps a and b, the place of b - a among all differences."""
-    rows, columns = (torch.arange(n, dtype=torch.int64, device=device) for n in (height, width))
-    down = rows[None, :] - rows[:, None] + height - 1
-    right = columns[None, :] - columns[:, None] + width - 1
-    places = down[:, None, :, None] * (2 * width - 1) + right[None, :, None, :]
-    return places.flatten()
-
-
-class _ReflectBlocks(torch.autograd.Function):
-    r"""Rows ``x - 2 V (V* V + rho I)^-1 V* x`` of blocks V, rho the multiple ``ridge`` of a mean.
-
-    ``cosine`` and ``sine``, both ``(F, m, n)``, are the parts of V's conjugates, ``gram`` is
-    :math:`V^* V`, whose mean diagonal is meant, and ``x`` and the result are ``(F, 2 N, m)``, real
-    parts before imaginary ones. Solved by a factor of a matrix that is larger by rounding, with one
-    step of refinement. Backward writes the gradient at V once, where autograd would add up four.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, cosine: Tensor, sine: Tensor, gram: Tensor, x: Tensor, ridge: float
-    ) -> Tensor:
-        mean = gram.diagonal(dim1=1, dim2=2).real.mean(1)[:, None]
-        if ridge:
-            gram = gram.clone()
-            gram.diagonal(dim1=1, dim2=2).add_(ridge * mean)
-        larger = gram.clone()
-        rounding = 4 * torch.finfo(gram.dtype).eps * gram.shape[1]
-        larger.diagonal(dim1=1, dim2=2).add_(rounding * mean)
-        factor = _factor(larger)
-        solved = _solve(gram, factor, _onto(cosine, sine, x))
-        ctx.save_for_backward(cosine, sine, gram, factor, x, solved)
-        ctx.ridge = ridge
-        return x - 2 * _out_of(cosine, sine, solved)
-
-    @staticmethod
-    @once_differentiable
-    def backward(
-        ctx: Any, grad: Tensor
-    ) -> tuple[Tensor | None, Tensor | None, Tensor, Tensor, None]:
-        cosine, sine, gram, factor, x, solved = ctx.saved_tensors
-        at_right = _solve(gram, factor, -2 * _onto(cosine, sine, grad))
-        at_gram = -at_right @ solved.mH
-        if ctx.ridge:
-            at_rho = (at_right.conj() * solved).real.sum((1, 2))[:, None]
-            at_gram.diagonal(dim1=1, dim2=2).sub_(ctx.ridge / gram.shape[1] * at_rho)
-        at_v: list[Tensor | None] = [None, None]
-        if ctx.needs_input_grad[0] or ctx.needs_input_grad[1]:
-            rows = torch.cat([x, -2 * grad], 1).mT
-            (a, b), (c, d) = (torch.view_as_real(t.mT).unbind(-1) for t in (at_right, solved))
-            at_v = [products(rows, torch.cat(t, 1)) for t in ((a, b, c, d), (b, -a, d, -c))]
-        return *at_v, at_gram, grad + _out_of(cosine, sine, at_right), None
-
-
-def _factor(gram: Tensor) -> Tensor:
-    """Cholesky factors of complex matrices, panel by panel: most of the work is products."""
-    if stays_on_device(gram):
-        return cholesky_factor(gram)
-    factor = torch.zeros_like(gram)
-    for start in range(0, gram.shape[1], PANEL):
-        stop = start + PANEL
-        panel, left = gram[:, start:, start:stop], factor[:, start:, :start]
-        if start:
-            panel = torch.baddbmm(panel, left, left[:, :PANEL].mH, alpha=-1)
-        corner = cholesky_factor(panel[:, :PANEL])
-        factor[:, start:stop, start:stop] = corner
-        below = panel[:, PANEL:]
-        factor[:, stop:, start:stop] = torch.linalg.solve_triangular(
-            corner.mH, below, upper=True, left=False
-        )
-    return factor
-
-
-def _solve(gram: Tensor, factor: Tensor, right: Tensor) -> Tensor:
-    solution = _twice(factor, right)
-    return solution + _twice(factor, right - gram @ solution)
-
-
-def _twice(factor: Tensor, right: Tensor) -> Tensor:
-    """What `cholesky_solve` gives, which copies the factor first."""
-    half = torch.linalg.solve_triangular(factor, right, upper=False)
-    return torch.linalg.solve_triangular(factor.mH, half, upper=True)
-
-
-def _onto(cosine: Tensor, sine: Tensor, x: Tensor) -> Tensor:
-    """``V* x``, complex, ``(F, n, N)``, of rows in parts."""
-    count = x.shape[1] // 2
-    first, second = products(x, cosine), products(x, sine)
-    return torch.complex(
-        first[:, :count] - second[:, count:], first[:, count:] + second[:, :count]
-    ).mT
-
-
-def _out_of(cosine: Tensor, sine: Tensor, z: Tensor) -> Tensor:
-    """``V z`` in parts, ``(F, 2 N, m)``, of complex columns ``(F, n, N)``."""
-    parts = torch.cat([z.mT.real, z.mT.imag], 1)
-    first, second = products(parts, cosine.mT), products(parts, sine.mT)
-    count = z.shape[2]
-    return torch.cat(
-        [first[:, :count] + second[:, count:], first[:, count:] - second[:, :count]], 1
-    )
-
-
 def rank(size: int) -> int:
     """Half of the dimensions are reflected, at least one."""
     return max(1, size // 2)
@@ -344,37 +203,9 @@ class ReflectorFrequencies(FrequencyConstraint):
         """
         if not (self.is_large or (self._is_own and stays_on_device(weight))):
             return super().map_spectrum(weight, real, imaginary)
-        taps = None
-        if math.prod(weight.shape[2:]) ** 2 < 4 * len(real):
-            taps = _GramTaps.apply(weight)
-        # Taps first, as they are transformed.
-        weight = weight.permute(2, 3, 0, 1).contiguous().permute(2, 3, 0, 1)
-        size = max(1, PIECE // math.prod(weight.shape[:2]))
-        starts = range(0, len(real), size)
-        pieces = [
-            self._reflect(weight, taps, slice(start, start + size), *parts)
-            for start, *parts in zip(starts, real.split(size), imaginary.split(size), strict=True)
-        ]
-        first, second = zip(*pieces, strict=True)
-        return torch.cat(first), torch.cat(second)
-
-    def _reflect(
-        self, weight: Tensor, taps: Tensor | None, some: slice, real: Tensor, imaginary: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Both parts of the output's transform at some frequencies."""
-        origin = weight.shape[2] // 2, weight.shape[3] // 2
-        cosine, sine = analyse(weight, self.map, origin, some)
-        if taps is None:
-            # Where V's taps are many, the product of its blocks is cheaper than theirs.
-            blocks = torch.complex(cosine, -sine)
-            gram = blocks.mH @ blocks
-        else:
-            origin = taps.shape[2] // 2, taps.shape[3] // 2
-            even, odd = analyse(taps, self.map, origin, some)
-            gram = torch.complex(even, -odd)
         # Rows or columns of the larger square are kept.
         x = F.pad(torch.cat([real, imaginary], 1), (0, len(weight) - real.shape[2]))
-        y = _ReflectBlocks.apply(cosine, sine, gram, x, self.ridge)
+        y = reflected(weight, x, self.map, self.ridge)
         first, second = y[:, :, : self.out_channels].chunk(2, 1)
         return first, second
 

@@ -166,22 +166,16 @@ def analyse(
     x: Tensor,
     period: tuple[int, int],
     origin: tuple[int, int] = (0, 0),
-    some: slice = slice(None),
 ) -> tuple[Tensor, Tensor]:
-    """Real and imaginary part ``(F, N, C)`` of the transform of ``(N, C, h, w)``, 0 elsewhere.
-
-    ``some`` of the frequencies are taken of a kernel, whose origin is within it.
-    """
+    """Real and imaginary part ``(F, N, C)`` of the transform of ``(N, C, h, w)``, 0 elsewhere."""
     count, channels, *size = x.shape
     if math.prod(size) > LARGE and origin == (0, 0):
         beyond = (0, period[1] - size[1], 0, period[0] - size[0])
         spectrum = torch.fft.rfft2(F.pad(x, beyond)).flatten(2).permute(2, 0, 1)
         return spectrum.real, spectrum.imag
     x = x.reshape(-1, math.prod(size)).mT
-    cosines, sines, _ = _waves(period, (size[0], size[1]), origin, x.dtype, x.device)
-    real, imaginary = (
-        product(waves[some], x).view(-1, count, channels) for waves in (cosines, sines)
-    )
+    cosines, sines, _ = waves_at(period, (size[0], size[1]), origin, x.dtype, x.device)
+    real, imaginary = (product(part, x).view(-1, count, channels) for part in (cosines, sines))
     return real, imaginary
 
 
@@ -192,7 +186,7 @@ def _synthesise(
     if math.prod(size) > LARGE:
         spectrum = torch.complex(real, imaginary).permute(1, 2, 0).unflatten(2, (period[0], -1))
         return torch.fft.irfft2(spectrum, s=period)[:, :, : size[0], : size[1]]
-    cosines, sines, counts = _waves(period, size, (0, 0), real.dtype, real.device)
+    cosines, sines, counts = waves_at(period, size, (0, 0), real.dtype, real.device)
     share = counts[:, None] / math.prod(period)
     y = product(real.flatten(1).mT, share * cosines)
     y += product(imaginary.flatten(1).mT, share * sines)
@@ -201,7 +195,7 @@ def _synthesise(
 
 # A compiled step has them for constants.
 @constant_in_graphs
-def _waves(
+def waves_at(
     period: tuple[int, int],
     size: tuple[int, int],
     origin: tuple[int, int],

@@ -16,7 +16,7 @@ from robustcert.check import UnreadableError, check
 from robustcert.errors import UnsoundNetworkError
 from robustcert.export.graph import Graph
 from robustcert.export.operations import add_operations
-from robustcert.layers import BROConv2d, bro, fft
+from robustcert.layers import BROConv2d, fft, frequency_reflection
 from robustcert.network import reflection
 from robustcert.network.activation import Activation
 from robustcert.network.linear import CircularConvolution, Dense, Flatten
@@ -67,7 +67,7 @@ def test_factors_train_as_the_square_does(
     x = torch.randn(samples, case[0], *case[5], dtype=torch.float64, requires_grad=True)
     seen, found = torch.randn_like(layer(x)), []
     # Several pieces, the last of which is smaller.
-    monkeypatch.setattr(bro, "PIECE", 5 * max(case[:2]) ** 2)
+    monkeypatch.setattr(frequency_reflection, "PIECE", 5 * max(case[:2]) ** 2)
     for largest in (0, 2**22):
         monkeypatch.setattr(fft, "MAX_KERNEL", largest)
         y = layer(x)
