@@ -76,6 +76,19 @@ def test_factors_train_as_the_square_does(
         torch.testing.assert_close(by_factors, by_square, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("ridge", [0.0, 0.1])
+def test_what_is_frozen_leaves_the_other_gradients_alone(ridge: float) -> None:
+    layer = layer_of((*CASES[0][:-1], ridge)).double()
+    x = torch.randn(2, 4, 6, 6, dtype=torch.float64, requires_grad=True)
+    weight, seen = layer.get_parameter("parametrizations.weight.original"), torch.randn(2, 4, 6, 6)
+    expected = torch.autograd.grad(layer(x), [x, weight], seen.double())
+    weight.requires_grad_(False)
+    (at_x,) = torch.autograd.grad(layer(x), x, seen.double())
+    weight.requires_grad_(True)
+    (at_weight,) = torch.autograd.grad(layer(x.detach()), weight, seen.double())
+    torch.testing.assert_close((at_x, at_weight), expected, rtol=0, atol=0)
+
+
 def dense(operation: Reflection, shape: tuple[int, ...]) -> Tensor:
     """The map as a matrix in float64, by Fourier transforms and pseudo-inverses."""
     kernel = torch.fft.fft2(operation.weight.double(), s=operation.map).conj().permute(2, 3, 0, 1)
