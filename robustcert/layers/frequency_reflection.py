@@ -18,8 +18,9 @@ from robustcert.layers.product import product, products
 from robustcert.network.device import stays_on_device
 
 # Entries of V's blocks, of either part, that are in work at once, what a processor holds near by,
-# and frequencies at least: a product with fewer waves takes longer.
-PIECE, FREQUENCIES = 2**18, 4
+# and frequencies at least: a product with fewer waves takes longer. On an accelerator fewer calls
+# count, and in a graph fewer nodes.
+PIECE, FREQUENCIES, DEVICE_PIECE = 2**18, 4, 2**21
 # Columns that LAPACK, which is slow next to a product, factors at once.
 PANEL = 32
 
@@ -109,7 +110,8 @@ class _Reflect(torch.autograd.Function):
 
 
 def _size(taps: Tensor) -> int:
-    return max(FREQUENCIES, PIECE // taps[0].numel())
+    piece = DEVICE_PIECE if stays_on_device(taps) else PIECE
+    return max(FREQUENCIES, piece // taps[0].numel())
 
 
 def _blocks(taps: Tensor, waves: Tensor) -> Iterator[Tensor]:
