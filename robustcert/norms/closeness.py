@@ -15,7 +15,9 @@ class Closeness:
         gain: It stops before where the last few steps raised it by no more than this, relative to
             it.
         raises: What the square of an estimated norm is raised by, relative to it, until it has a
-            proof. No other bound is looked for that would be less by no more than the first.
+            proof.
+        worth: By how much another bound of the square, relative to it, must be less for it to be
+            looked for.
         by_map: Whether wide convolutions on short maps are bounded by the map, too, which takes
             several times as long.
     """
@@ -23,11 +25,12 @@ class Closeness:
     steps: int
     gain: float
     raises: tuple[float, ...]
+    worth: float
     by_map: bool
 
 
-CLOSE = Closeness(64, 0.0, (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0), True)
-QUICK = Closeness(40, 1.5e-4, (3e-4, 3e-4, 3e-3, 3e-2, 0.3, 3.0, 30.0), False)
+CLOSE = Closeness(64, 0.0, (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0), 1e-6, True)
+QUICK = Closeness(40, 7e-5, (3e-4, 3e-4, 3e-3, 3e-2, 0.3, 3.0, 30.0), 2e-3, False)
 
 _CLOSENESS: ContextVar[Closeness] = ContextVar("closeness", default=CLOSE)
 
@@ -42,8 +45,9 @@ def quick_bounds() -> Iterator[None]:
     """Within it, bounds of norms take less time, and may be larger.
 
     Of matrices of more than 256 rows and columns, and of convolutions with so many along one
-    dimension, by 1 in 6,000; of wide convolutions on short maps by some percent. They are bounds
-    all the same, and remembered for their operations like others.
+    dimension, by 1 in 6,000, or 1 in 1,000 where the other dimension is left out; of wide
+    convolutions on short maps by some percent. They are bounds all the same, and remembered for
+    their operations like others.
     """
     token = _CLOSENESS.set(QUICK)
     try:

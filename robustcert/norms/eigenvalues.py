@@ -43,7 +43,7 @@ def lanczos(
         scale = torch.where(length > 50 * epsilon * begun, 1 / length, 0.0)
         basis[:, step] = vector * scale
         images[:, step] = vector = product(basis[:, step])
-        if gain and step % GAIN_STEPS == 0:
+        if gain and step and step % GAIN_STEPS == 0:
             small = basis[:, : step + 1].conj() @ images[:, : step + 1].mT
             before, values = values, torch.linalg.eigvalsh(small)[:, -1]
             if (values - before <= gain * values).all():
@@ -65,22 +65,28 @@ def random_start(size: int) -> Tensor:
     return torch.randn(size, generator=generator, dtype=torch.float64, device="cpu")
 
 
-def ritz_pairs(matrices: Tensor, steps: int, gain: float = 0.0) -> tuple[Tensor, Tensor]:
+def ritz_pairs(
+    matrices: Tensor, steps: int, gain: float = 0.0, start: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Largest eigenvalues (b,) of Hermitian matrices (b, n, n), estimates from below, and vectors.
 
     Args:
         matrices: Shape (b, n, n).
         steps: Maximum number of Lanczos steps.
         gain: As for :func:`lanczos`.
+        start: Start vectors, (b, n); random ones by default.
     """
     # Vectors in single precision cost half; an error of theirs counts by its square.
     peak = matrices.diagonal(dim1=-2, dim2=-1).real.amax()
     # Out of its range nothing would be left; a copy that is not needed takes time.
     narrow = matrices if 2.0**-60 < peak < 2.0**60 else matrices / torch.where(peak > 0, peak, 1.0)
     narrow = narrow.to(torch.complex64 if matrices.is_complex() else torch.float32)
+    if start is None:
+        start = random_start(matrices.shape[-1]).expand(len(matrices), -1)
     _, ritz = lanczos(
-        lambda x: (narrow @ x[..., None])[..., 0],
-        random_start(matrices.shape[-1]).to(narrow).expand(len(matrices), -1),
+        # Of a batch, rows times matrices take a fifth of the time of matrices times columns.
+        lambda x: (x[:, None] @ narrow.mT)[:, 0],
+        start.to(narrow),
         steps,
         gain,
     )
@@ -90,14 +96,17 @@ def ritz_pairs(matrices: Tensor, steps: int, gain: float = 0.0) -> tuple[Tensor,
     return quotient.nan_to_num(0.0).clamp(min=0), vector
 
 
-def largest_eigenvalue(matrices: Tensor, steps: int, gain: float = 0.0) -> float:
+def largest_eigenvalue(
+    matrices: Tensor, steps: int, gain: float = 0.0, start: Tensor | None = None
+) -> float:
     """Largest eigenvalue in a batch (b, n, n) of Hermitian matrices, an estimate from below.
 
     It is that of one matrix, which a rough estimate of all picks. Arguments as for
     :func:`ritz_pairs`.
     """
     if len(matrices) > 1:
-        matrices = matrices[ritz_pairs(matrices, ROUGH_STEPS)[0].argmax()][None]
+        largest = ritz_pairs(matrices, ROUGH_STEPS, start=start)[0].argmax()
+        matrices, start = matrices[largest][None], None if start is None else start[largest][None]
     if matrices.shape[-1] <= DIRECT_SIZE:
         return float(torch.linalg.eigvalsh(matrices).max())
-    return float(ritz_pairs(matrices, steps, gain)[0].max())
+    return float(ritz_pairs(matrices, steps, gain, start)[0].max())

@@ -3,7 +3,7 @@ r"""Norm bounds of convolutions on short maps: symbols along one dimension, the 
 import math
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import product
 
 import numpy as np
@@ -30,6 +30,7 @@ from robustcert.norms.proof import (
 from robustcert.norms.scalars import exact, root_up, sum_of_squares_up
 from robustcert.norms.symbols import Axis, Taps, blocks, norm_of_map, symbol_error, symbols
 from robustcert.norms.taps import gram_error, symbol_grams
+from robustcert.norms.waves import Waves
 
 # Note [one dimension] (why symbols along one are closer)
 # ~~~~~~~~~~~~~~~~~~~~
@@ -80,6 +81,7 @@ class Lines:
             row of blocks, shape (rows of blocks, rows of the kernel).
         columns: Number of columns of blocks.
         wide: Whether it is transposed: columns of blocks are then outputs, else inputs.
+        waves: What vectors of symbols along both dimensions are on the columns.
     """
 
     taps: Taps
@@ -89,6 +91,7 @@ class Lines:
     reads: NDArray[np.int64]
     columns: int
     wide: bool
+    waves: Waves
 
     @staticmethod
     def of(weight: Array, axes: tuple[Axis, Axis], kept: int) -> "Lines":
@@ -104,7 +107,8 @@ class Lines:
         reads = np.full((size, len(axis.taps)), -1)
         for row, (*_, outs, ins) in enumerate(axis.taps):
             reads[ins if wide else outs, row] = outs if wide else ins
-        return Lines(blocks(kernel, pair), pair, axis, groups, reads, columns, wide)
+        waves = Waves.of_outputs(out, columns) if wide else Waves.of_inputs(inner, axes, kept)
+        return Lines(blocks(kernel, pair), pair, axis, groups, reads, columns, wide, waves)
 
     def names(self, points: NDArray[np.int64]) -> NDArray[np.int64]:
         """Frequencies of the symbols of all groups at grid points (F, 2) of both dimensions."""
@@ -128,11 +132,26 @@ class Lines:
         _, _, out, inner = self.taps[0][1].shape
         return out if self.wide else inner * len(self.taps)
 
-    def grams(self, frequencies: list[int]) -> list[Gram]:
-        """Gram matrices of the blocks of all groups, those of real blocks apart: they cost less."""
+    def grams(self, frequencies: list[int], some: "Estimated") -> list[tuple[Gram, torch.Tensor]]:
+        """Gram matrices of the blocks of all groups, those of real blocks apart: they cost less.
+
+        Beside them, where estimates of their largest eigenvalues start: see :meth:`start`.
+        """
         real = [f for f in frequencies if 2 * f % self.period == 0]
         rest = [f for f in frequencies if 2 * f % self.period]
-        return [self.gram(some) for some in (real, rest) if some]
+        return [(self.gram(few), self.starts(few, some)) for few in (real, rest) if few]
+
+    def starts(self, frequencies: list[int], some: "Estimated") -> torch.Tensor:
+        """Vectors (frequencies groups, n) near the largest of the blocks of all groups."""
+        names = placed(self.names(some.points))
+        group = torch.arange(len(names), dtype=torch.int64, device=names.device) % self.groups
+        found = []
+        for frequency, own in product(frequencies, range(self.groups)):
+            among = torch.where((names == frequency) & (group == own), some.largest, -1.0)
+            index = int(among.argmax())
+            start = self.start(some.points[index // self.groups], some.vectors[index])
+            found.append(start.real if 2 * frequency % self.period == 0 else start)
+        return torch.stack(found)
 
     def gram(self, frequencies: list[int]) -> Gram:
         """Gram matrices of the blocks of all groups at some frequencies."""
@@ -158,44 +177,51 @@ class Lines:
         imag = self._beside(parts) if any(part.any() for part in parts) else None
         return self._beside([real for real, _ in chunks]), imag
 
-    def estimate(self, point: NDArray[np.int64], vector: torch.Tensor) -> float:
-        """Largest eigenvalue of the Gram matrices of blocks, from below, without forming them.
+    def begun(
+        self, point: NDArray[np.int64], vector: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Blocks of all rows of the kernel, as :meth:`rows`, and where estimates of them start.
 
         Args:
             point: A grid point (2,) of both dimensions, whose blocks are meant.
             vector: An eigenvector, (m,), of a symbol there.
+
+        Returns:
+            Real or complex, (groups, r, rows c), and (groups, n).
         """
         real, imag = self.rows([int(self.names(point[None])[0])])
-        blocks = real if imag is None else torch.complex(real, imag)
         start = self.start(point, vector)
         if imag is None:
-            start = start.real
+            return real, start.real.expand(len(real), -1)
+        return torch.complex(real, imag), start.expand(len(real), -1)
+
+    def quotients(self, blocks: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
+        """Largest eigenvalues (b,) of the Gram matrices of blocks, from below, without forming any.
+
+        Arguments as :meth:`begun` returns them.
+        """
         # As in ritz_pairs, vectors are in single precision and their quotients are not.
-        narrow = blocks.to(torch.float32 if imag is None else torch.complex64)
+        narrow = blocks.to(torch.complex64 if blocks.is_complex() else torch.float32)
         close = closeness()
         _, ritz = lanczos(
             lambda x: self._back(self._through(x, narrow), narrow),
-            start.to(narrow).expand(len(blocks), -1),
+            start.to(narrow),
             close.steps,
             close.gain,
         )
         ritz = ritz.to(blocks.dtype)
-        ratio = squares(self._through(ritz, blocks)) / squares(ritz[..., None])
-        return float(ratio.nan_to_num(0.0).max())
+        return (squares(self._through(ritz, blocks)) / squares(ritz[..., None])).nan_to_num(0.0)
 
     def start(self, point: NDArray[np.int64], vector: torch.Tensor) -> torch.Tensor:
         """A complex vector (n,) near the largest of a block: a symbol's wave, cut off softly.
 
-        Of a map that is subsampled, a random one. Arguments as for :meth:`estimate`.
+        A random one where symbols have other columns. Arguments as for :meth:`begun`.
         """
-        if len(vector) != self.width:
+        if len(vector) != self.waves.entries.max() + 1:
             return random_start(self.columns * self.width).to(torch.complex128)
-        columns = torch.arange(self.columns, dtype=torch.float64, device="cpu")
         turn = 2 * math.pi * float(point[1 - self.place]) / self.kept.points
-        end = torch.sin(math.pi * (columns + 1) / (self.columns + 1))
-        # Matrices that are transposed are not conjugate.
-        wave = torch.polar(end, (-turn if self.wide else turn) * columns).to(vector.device)
-        whole = (wave[:, None] * vector).flatten()
+        wave = torch.polar(placed(self.waves.sizes), placed(turn * self.waves.turns))
+        whole = (wave[:, None] * vector[placed(self.waves.entries)]).flatten()
         return whole.conj() if 2 * point[self.place] > self.period else whole
 
     def _through(self, x: torch.Tensor, blocks: torch.Tensor) -> torch.Tensor:
@@ -231,25 +257,12 @@ class Lines:
         own = products.unflatten(2, (kernel_rows, width)).unflatten(1, (kernel_rows, width))
         whole = products.new_zeros(len(products), columns, width, columns, width)
         # Away from the ends the same are added up everywhere.
-        for pairs, places in self._pairs.items():
+        for pairs, places in _meetings(tuple(map(tuple, self.reads.tolist()))):
             (first, second), *others = pairs
             block = sum((own[:, i, :, j] for i, j in others), own[:, first, :, second])
             for left, right in places:
                 whole[:, left, :, right] = block
         return whole.flatten(3).flatten(1, 2)
-
-    @cached_property
-    def _pairs(self) -> dict[tuple[tuple[int, int], ...], list[tuple[int, int]]]:
-        """By the pairs of a kernel's rows that meet, the blocks, row and column, where they do."""
-        terms: dict[tuple[int, int], list[tuple[int, int]]] = {}
-        for first, second in product(range(self.reads.shape[1]), repeat=2):
-            both = self.reads[:, [first, second]]
-            for left, right in both[(both >= 0).all(1)].tolist():
-                terms.setdefault((left, right), []).append((first, second))
-        places: dict[tuple[tuple[int, int], ...], list[tuple[int, int]]] = {}
-        for place, pairs in terms.items():
-            places.setdefault(tuple(pairs), []).append(place)
-        return places
 
     @property
     def _reach(self) -> int:
@@ -262,6 +275,27 @@ class Lines:
     def error(self) -> Fraction:
         """Bound of the rounding error of every block in norm."""
         return exact(root_up(Fraction(int((self.reads >= 0).sum())))) * symbol_error(self.taps)
+
+
+@lru_cache
+def _meetings(
+    reads: tuple[tuple[int, ...], ...],
+) -> list[tuple[tuple[tuple[int, int], ...], list[tuple[int, int]]]]:
+    """The pairs of a kernel's rows that meet in a block, and all blocks, row and column, of them.
+
+    Args:
+        reads: Those of :class:`Lines`, which every convolution of such a map and kernel has.
+    """
+    columns = np.array(reads)
+    terms: dict[tuple[int, int], list[tuple[int, int]]] = {}
+    for first, second in product(range(columns.shape[1]), repeat=2):
+        both = columns[:, [first, second]]
+        for left, right in both[(both >= 0).all(1)].tolist():
+            terms.setdefault((left, right), []).append((first, second))
+    places: dict[tuple[tuple[int, int], ...], list[tuple[int, int]]] = {}
+    for place, pairs in terms.items():
+        places.setdefault(tuple(pairs), []).append(place)
+    return list(places.items())
 
 
 @dataclass(frozen=True)
@@ -301,13 +335,22 @@ class Begun:
     estimate: float
 
     @staticmethod
-    def of(lines: Lines, both: list[Estimated]) -> "Begun":
-        """Begin with the largest symbol."""
+    def of(several: list[Lines], both: list[Estimated]) -> "list[Begun]":
+        """Begin with the largest symbol, along each dimension."""
         some = max(both, key=lambda some: float(some.largest.max()))
         index = int(some.largest.argmax())
-        first = int(lines.names(some.points)[index])
-        point = some.points[index // lines.groups]
-        return Begun(lines, first, lines.estimate(point, some.vectors[index]))
+        point = some.points[index // several[0].groups]
+        blocks, starts = zip(
+            *(one.begun(point, some.vectors[index]) for one in several), strict=True
+        )
+        if _are_alike(several, blocks):
+            # At once, for most of the time of a step is that of calls.
+            found = several[0].quotients(torch.cat(blocks), torch.cat(starts)).chunk(len(several))
+        else:
+            found = tuple(map(Lines.quotients, several, blocks, starts))
+        names = [int(one.names(some.points)[index]) for one in several]
+        estimates = [float(quotients.max()) for quotients in found]
+        return list(map(Begun, several, names, estimates))
 
     def bound(self, both: list[Estimated]) -> Fraction:
         """Bound of the squared norms of the blocks at all frequencies."""
@@ -320,9 +363,22 @@ class Begun:
             rest = names != self.frequency
             found, done = settled(some.gram[placed(rest)], float(bound))
             bound = max(bound, found)
-            for gram in self.lines.grams(sorted(set(names[rest][~done.cpu().numpy()].tolist()))):
-                bound = max(bound, bound_by_gram(gram, float(bound)))
+            left = sorted(set(names[rest][~done.cpu().numpy()].tolist()))
+            for gram, start in self.lines.grams(left, some):
+                bound = max(bound, bound_by_gram(gram, float(bound), start=start))
         return bound
+
+
+def _are_alike(several: list[Lines], blocks: tuple[torch.Tensor, ...]) -> bool:
+    """Whether blocks of several lines are of one kind, and read alike."""
+    first, *others = several
+    return all(
+        block.shape == blocks[0].shape
+        and block.dtype == blocks[0].dtype
+        and one.columns == first.columns
+        and np.array_equal(one.reads, first.reads)
+        for one, block in zip(others, blocks[1:], strict=True)
+    )
 
 
 def mixed_norm_bound(weight: Array, axes: tuple[Axis, Axis]) -> Fraction | None:
@@ -332,11 +388,11 @@ def mixed_norm_bound(weight: Array, axes: tuple[Axis, Axis]) -> Fraction | None:
         return None
     taps = blocks(weight, axes)
     both = [Estimated.of(points, gram) for points, gram in symbol_grams(taps, axes)]
-    begun = [Begun.of(Lines.of(weight, axes, k), both) for k in kept]
+    begun = Begun.of([Lines.of(weight, axes, k) for k in kept], both)
     least: Fraction | None = None
     for one in sorted(begun, key=lambda one: one.estimate):
         # An estimate from below tells that nothing is to be won along the other dimension.
-        if least is None or one.estimate * (1 + closeness().raises[0]) < least:
+        if least is None or one.estimate * (1 + closeness().worth) < least:
             along = one.bound(both)
             least = along if least is None else min(least, along)
     assert least is not None

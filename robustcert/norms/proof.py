@@ -70,8 +70,9 @@ Array = NDArray[np.float64]
 
 # What an eigenvalue is raised by that was computed rather than estimated, relative to it.
 RAISE = 1e-9
-# Maximum and minimum number of columns of a Gram matrix that are formed, or factorised, at once.
-BLOCK, LEAST_BLOCK = 96, 32
+# Maximum and minimum number of columns of a Gram matrix that are formed, or factorised, at once;
+# of many matrices at once, whose time is that of products and not of calls, the minimum is less.
+BLOCK, LEAST_BLOCK, LEAST_OF_MANY, MANY = 96, 32, 24, 16
 
 
 @dataclass(frozen=True)
@@ -146,16 +147,17 @@ class Panel:
     end: int
 
 
-def panels(size: int, band: int, unit: int = 1) -> Iterator[Panel]:
+def panels(size: int, band: int, unit: int = 1, count: int = 1) -> Iterator[Panel]:
     """All columns of a matrix that is zero where columns and rows are more than ``band`` units off.
 
     A unit is that many neighbours. There are ``BLOCK`` columns in a panel, less in a narrow band or
-    a small matrix; whole units if they fit in.
+    a small matrix, still less where ``count`` matrices are many; whole units if they fit in.
     """
     reach = band * unit
     # Of a matrix that is one panel, nothing above the diagonal would be left out.
-    some = size // 2 if 2 * reach >= size else (reach + unit) // 3
-    width = min(BLOCK, max(LEAST_BLOCK, some))
+    parts, least = (4, LEAST_OF_MANY) if count >= MANY else (2, LEAST_BLOCK)
+    some = size // parts if 2 * reach >= size else (reach + unit) // 3
+    width = min(BLOCK, max(least, some))
     if unit <= width:
         width = -(-width // unit) * unit
     for start in range(0, size, width):
@@ -304,7 +306,8 @@ def factorise(gram: Gram, t: float, factor: Tensor | None = None) -> Residual:
     energy = gram.real.new_zeros(len(gram.real))
     rest, found = energy.clone(), torch.ones_like(energy, dtype=torch.bool)
     before: list[Panel] = []
-    for panel in panels(size, gram.band if factor is None else size, gram.unit):
+    band = gram.band if factor is None else size
+    for panel in panels(size, band, gram.unit, len(energy)):
         start, stop, end = panel.start, panel.stop, panel.end
         width = stop - start
         left = [-part[:, start:end, start:stop] for part in gram.parts]
@@ -427,8 +430,17 @@ def squared_norm_bound(real: Array, imag: Array | None = None, floor: float = 0.
     return bound_by_gram(Gram.of(real, imag), floor)
 
 
-def bound_by_gram(gram: Gram, floor: float = 0.0, estimate: float | None = None) -> Fraction:
-    """The same from Gram matrices, with an estimate of their largest eigenvalue if one is known."""
+def bound_by_gram(
+    gram: Gram, floor: float = 0.0, estimate: float | None = None, start: Tensor | None = None
+) -> Fraction:
+    """The same from Gram matrices.
+
+    Args:
+        gram: Gram matrices (b, n, n).
+        floor: As for :func:`squared_norm_bound`.
+        estimate: One of their largest eigenvalue, if it is known.
+        start: Vectors (b, n) near their largest, if they are known, to begin estimates with.
+    """
     size = gram.real.shape[-1]
     # A direct eigenvalue is good to rounding, a Lanczos estimate is not.
     close = closeness()
@@ -439,18 +451,18 @@ def bound_by_gram(gram: Gram, floor: float = 0.0, estimate: float | None = None)
     if floor > 0:
         # What is below the floor needs no estimate.
         bound, done = settled(gram, floor)
-        gram = gram[~done]
+        gram, start = gram[~done], None if start is None else start[~done]
     failures = 0
     while len(gram.real) and failures < len(ladder):
         steps = min(close.steps << failures, 8 * close.steps)
         if estimate is None:
             gain = 0.0 if failures else close.gain
-            estimate = largest_eigenvalue(gram.tensor(), steps, gain=gain)
+            estimate = largest_eigenvalue(gram.tensor(), steps, gain, start)
         found, done = settled(gram, max(least, estimate * (1 + ladder[failures])))
         bound = max(bound, found)
         # Where some are settled, another matrix is larger than the one that was estimated.
         failures += not done.any()
-        gram, estimate = gram[~done], None
+        gram, estimate, start = gram[~done], None, None
     if len(gram.real):
         raise NormBoundError(f"No Cholesky factor found for a matrix of {gram.rows} x {size}")
     return bound

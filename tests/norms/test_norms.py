@@ -184,6 +184,9 @@ def test_a_band_is_bounded_like_any_matrix(
     for block in (1, 3, 8, 256):
         monkeypatch.setattr(proof, "BLOCK", block)
         monkeypatch.setattr(proof, "LEAST_BLOCK", block)
+        # Three matrices count as many where blocks are of three columns.
+        monkeypatch.setattr(proof, "LEAST_OF_MANY", block)
+        monkeypatch.setattr(proof, "MANY", block)
         assert np.allclose(Gram.of(*arguments).tensor().numpy(), exact_gram, atol=1e-12)
         bound = float(squared_norm_bound(*arguments))
         assert truth * (1 - 1e-13) <= bound <= truth * (1 + 1e-5)
