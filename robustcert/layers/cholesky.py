@@ -14,9 +14,9 @@ from robustcert.layers.product import linear, product
 from robustcert.network.device import stays_on_device
 from robustcert.network.linear import Dense
 
-# Maximum number of rows of a triangle that is solved with as a whole, and of the blocks of others,
-# of which the inverses are taken.
-UNBLOCKED, SOLVED = 512, 128
+# Maximum number of entries of what a triangle is solved with as a whole for, and of rows of the
+# blocks of other triangles, of which the inverses are taken.
+UNBLOCKED, SOLVED = 2**18, 128
 # Rows of the blocks in which the gradient of a product is made.
 STRIP = 128
 
@@ -149,7 +149,7 @@ def solved(factor: Tensor, x: Tensor, *, adjoint: bool) -> Tensor:
         adjoint: Whether the triangle is transposed.
     """
     m = x.shape[-2]
-    if m <= UNBLOCKED or x.dim() > 2 or stays_on_device(x):
+    if x.numel() <= UNBLOCKED or x.dim() > 2 or stays_on_device(x):
         # X^T L^-T, transposed: a solve from the right reads row-major matrices as they lie in
         # memory, which takes a third of the time.
         turned = factor if adjoint else factor.mT
