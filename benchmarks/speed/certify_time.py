@@ -1,10 +1,13 @@
 """Certification over prediction: a test set, validation, and the bounds of two large networks.
 
     ROBUSTCERT_DATA=data python -m benchmarks.speed.certify_time --parts test validation epoch
+    python -m benchmarks.speed.certify_time --parts epoch --checkpoint RUN/checkpoints/last.ckpt
 
 Ratios of work done in turn in one process, so that a busy machine slows both sides alike; medians
 over repeats, in CPU seconds and in seconds on the clock. The bounds of a network are computed anew
 in every repeat of ``test`` and ``epoch``; ``validation`` leaves out what is computed once an epoch.
+With a checkpoint of ``experiment=cifar10_small``, ``epoch`` has its weights, else those of the
+start.
 """
 
 import argparse
@@ -34,6 +37,7 @@ from robustcert.network.fold import fold_network
 from robustcert.network.network import PlainNetwork
 from robustcert.objectives import EMMA
 from robustcert.runs.memory import keep_freed_memory
+from robustcert.training.checkpoint import read_checkpoint
 from robustcert.training.module import CertifiedClassifier
 
 Work = Callable[[], object]
@@ -181,9 +185,12 @@ def small(width: int, side: int) -> torch.nn.Module:
     return model
 
 
-def epoch(repeats: int) -> None:
+def epoch(repeats: int, checkpoint: Path | None = None) -> None:
     """An epoch's validation, bounds included, of the network of ``cifar10_small``."""
-    module = validated(small(64, 8), (3, 32, 32))
+    model = small(64, 8)
+    if checkpoint is not None:
+        model.load_state_dict(read_checkpoint(checkpoint).model_state)
+    module = validated(model, (3, 32, 32))
     batches = [(torch.rand(n, 3, 32, 32), torch.randint(10, (n,))) for n in (1024, 1024, 452)]
     plain, verified = validations(module, batches).values()
 
@@ -262,7 +269,11 @@ def vgg(repeats: int) -> None:
     compare({"conv_norm_bound of all layers": bound}, repeats)
 
 
-PARTS = {"test": test_split, "validation": validation, "epoch": epoch}
+PARTS: dict[str, Callable[[int], None]] = {
+    "test": test_split,
+    "validation": validation,
+    "epoch": epoch,
+}
 PARTS |= {"trunks": trunks, "mlp": mlp, "vgg": vgg}
 
 
@@ -271,12 +282,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--checkpoint", type=Path, help="weights of cifar10_small, for epoch")
     arguments = parser.parse_args()
     keep_freed_memory()
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
     for part in arguments.parts:
         print(f"\n{PARTS[part].__doc__}")
-        PARTS[part](arguments.repeats)
+        if part == "epoch":
+            epoch(arguments.repeats, arguments.checkpoint)
+        else:
+            PARTS[part](arguments.repeats)
 
 
 if __name__ == "__main__":
