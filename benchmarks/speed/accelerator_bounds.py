@@ -23,9 +23,8 @@ from robustcert.network.fold import fold_network
 from robustcert.norms import conv_norm_bound, dense_norm_bound
 
 CPU = torch.device("cpu")
-# Largest relative difference of two bounds: what they are raised by, or what another one that is
-# left out may be less by.
-CLOSE = 2e-3
+# Largest relative difference of two bounds: what one of them may have to be raised by.
+CLOSE = 2e-4
 
 
 def shapes(width: int) -> dict[str, Callable[[], float]]:
