@@ -14,8 +14,8 @@ from robustcert.layers.product import linear, product
 from robustcert.network.device import stays_on_device
 from robustcert.network.linear import Dense
 
-# Maximum number of entries of what a triangle is solved with as a whole for, and of rows of the
-# blocks of other triangles, of which the inverses are taken.
+# Maximum number of entries of a right-hand side that is solved for with the whole triangle; for
+# larger ones the triangle is taken in blocks of at most so many rows, which are inverted.
 UNBLOCKED, SOLVED = 2**18, 128
 # Rows of the blocks in which the gradient of a product is made.
 STRIP = 128

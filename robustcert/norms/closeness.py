@@ -16,8 +16,8 @@ class Closeness:
             it.
         raises: What the square of an estimated norm is raised by, relative to it, until it has a
             proof.
-        worth: By how much another bound of the square, relative to it, must be less for it to be
-            looked for.
+        worth: Another bound of the square is looked for only where it promises to be less by more
+            than this, relative to it.
         by_map: Whether wide convolutions on short maps are bounded by the map, too, which takes
             several times as long.
     """

@@ -177,7 +177,7 @@ class Lines:
         imag = self._beside(parts) if any(part.any() for part in parts) else None
         return self._beside([real for real, _ in chunks]), imag
 
-    def begun(
+    def blocks_and_start(
         self, point: NDArray[np.int64], vector: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Blocks of all rows of the kernel, as :meth:`rows`, and where estimates of them start.
@@ -198,7 +198,7 @@ class Lines:
     def quotients(self, blocks: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
         """Largest eigenvalues (b,) of the Gram matrices of blocks, from below, without forming any.
 
-        Arguments as :meth:`begun` returns them.
+        Arguments as :meth:`blocks_and_start` returns them.
         """
         # As in ritz_pairs, vectors are in single precision and their quotients are not.
         narrow = blocks.to(torch.complex64 if blocks.is_complex() else torch.float32)
@@ -215,7 +215,7 @@ class Lines:
     def start(self, point: NDArray[np.int64], vector: torch.Tensor) -> torch.Tensor:
         """A complex vector (n,) near the largest of a block: a symbol's wave, cut off softly.
 
-        A random one where symbols have other columns. Arguments as for :meth:`begun`.
+        A random one where symbols have other columns. Arguments as for :meth:`blocks_and_start`.
         """
         if len(vector) != self.waves.entries.max() + 1:
             return random_start(self.columns * self.width).to(torch.complex128)
@@ -280,8 +280,8 @@ class Lines:
 @lru_cache
 def _meetings(
     reads: tuple[tuple[int, ...], ...],
-) -> list[tuple[tuple[tuple[int, int], ...], list[tuple[int, int]]]]:
-    """The pairs of a kernel's rows that meet in a block, and all blocks, row and column, of them.
+) -> tuple[tuple[tuple[tuple[int, int], ...], tuple[tuple[int, int], ...]], ...]:
+    """Pairs of a kernel's rows that meet in a block, with all blocks, row and column, of each.
 
     Args:
         reads: Those of :class:`Lines`, which every convolution of such a map and kernel has.
@@ -295,7 +295,8 @@ def _meetings(
     places: dict[tuple[tuple[int, int], ...], list[tuple[int, int]]] = {}
     for place, pairs in terms.items():
         places.setdefault(tuple(pairs), []).append(place)
-    return list(places.items())
+    # What is remembered, and proved with, nobody may change.
+    return tuple((pairs, tuple(blocks)) for pairs, blocks in places.items())
 
 
 @dataclass(frozen=True)
@@ -335,16 +336,16 @@ class Begun:
     estimate: float
 
     @staticmethod
-    def of(several: list[Lines], both: list[Estimated]) -> "list[Begun]":
+    def along(several: list[Lines], both: list[Estimated]) -> "list[Begun]":
         """Begin with the largest symbol, along each dimension."""
         some = max(both, key=lambda some: float(some.largest.max()))
         index = int(some.largest.argmax())
         point = some.points[index // several[0].groups]
         blocks, starts = zip(
-            *(one.begun(point, some.vectors[index]) for one in several), strict=True
+            *(one.blocks_and_start(point, some.vectors[index]) for one in several), strict=True
         )
         if _are_alike(several, blocks):
-            # At once, for most of the time of a step is that of calls.
+            # At once: calls take most of the time of a step.
             found = several[0].quotients(torch.cat(blocks), torch.cat(starts)).chunk(len(several))
         else:
             found = tuple(map(Lines.quotients, several, blocks, starts))
@@ -388,7 +389,7 @@ def mixed_norm_bound(weight: Array, axes: tuple[Axis, Axis]) -> Fraction | None:
         return None
     taps = blocks(weight, axes)
     both = [Estimated.of(points, gram) for points, gram in symbol_grams(taps, axes)]
-    begun = Begun.of([Lines.of(weight, axes, k) for k in kept], both)
+    begun = Begun.along([Lines.of(weight, axes, k) for k in kept], both)
     least: Fraction | None = None
     for one in sorted(begun, key=lambda one: one.estimate):
         # An estimate from below tells that nothing is to be won along the other dimension.

@@ -1,4 +1,4 @@
-"""Vectors of symbols along both dimensions, as columns along one have them: starts of estimates."""
+"""Waves: starts of estimates along one dimension, from vectors of symbols along both."""
 
 import math
 from dataclasses import dataclass
@@ -13,12 +13,14 @@ from robustcert.norms.symbols import Axis
 
 @dataclass(frozen=True)
 class Waves:
-    """What a vector of a symbol along both dimensions is on columns along one: a wave, cut off.
+    """How an eigenvector of a symbol becomes a vector on the columns of a block: a wave, cut off.
 
     Attributes:
-        sizes: That of the wave, (columns,), small towards both ends.
-        turns: Its frequencies at a column, as multiples of that of the symbol.
-        entries: Those of the vector that a column has, (columns, width).
+        sizes: Size of the wave at each column, (columns,), small towards both ends of the map and
+            zero where nothing is read.
+        turns: Position of each column in steps of the stride, (columns,): how many times the wave
+            turns by the angle of the symbol's frequency.
+        entries: Entries of the symbol's vector that each column takes, (columns, width).
     """
 
     sizes: Array
@@ -27,13 +29,17 @@ class Waves:
 
     @staticmethod
     def of_outputs(out: int, columns: int) -> "Waves":
-        """Columns that are outputs; their matrices are transposed but not conjugate."""
+        """Columns that are outputs: transposed, but not conjugated, so the wave turns back."""
         places = np.arange(columns)
         return Waves(_window(places), -places, np.tile(np.arange(out), (columns, 1)))
 
     @staticmethod
     def of_inputs(inner: int, axes: tuple[Axis, Axis], kept: int) -> "Waves":
-        """Columns that are inputs of ``inner`` channels, a share of residues each."""
+        """Columns that are inputs of ``inner`` channels.
+
+        With a stride, a column has the entries of its own residue along ``kept``, of all along the
+        other dimension.
+        """
         axis, other = axes[kept], axes[1 - kept]
         both = product(*([tap[2] for tap in some.taps] for some in axes))
         order = {pair: place for place, pair in enumerate(dict.fromkeys(both))}

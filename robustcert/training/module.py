@@ -173,7 +173,7 @@ class CertifiedModule(LightningModule):
             DivergedError: a weight is NaN or infinite.
         """
         for name, parameter in self.model.named_parameters():
-            # NaN is the least and the largest of what it is in; isfinite takes ten times as long.
+            # A NaN makes both extremes NaN, and isfinite takes ten times as long.
             if parameter.numel() and not all(map(math.isfinite, torch.aminmax(parameter.detach()))):
                 raise DivergedError(self.current_epoch, f"{name} is NaN or infinite")
         # A reduced precision is for training steps: it never reaches a verified number.
